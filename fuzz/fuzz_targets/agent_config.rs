@@ -38,7 +38,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
 
 /// Returns the example of the documentation, as it is and with everything that is commented out.
 fn seeds() -> Vec<Vec<u8>> {
-    let guide = include_str!("../../docs/operating.md");
+    let guide = include_str!("../../docs/use/agent.md");
     let example =
         guide.split_once("```toml\n").and_then(|(_, rest)| rest.split_once("```")).expect("it has one").0;
     let example = example.replace("public_key = \"…\"", &format!("public_key = \"{}=\"", "A".repeat(43)));

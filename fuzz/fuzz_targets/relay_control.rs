@@ -3,6 +3,6 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(init: mobile_fuzz::seeds(home_relay::fuzzing::line_seeds), |data: &[u8]| {
-    home_relay::fuzzing::line(data);
+fuzz_target!(init: mobile_fuzz::seeds(home_relay::fuzzing::admin_message_seeds), |data: &[u8]| {
+    home_relay::fuzzing::admin_message(data);
 });

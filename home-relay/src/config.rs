@@ -1,4 +1,4 @@
-//! relay.toml: what the operator decides. Only `[listen] address`, the key and a pool are required.
+//! The configuration file, relay.toml. Only `[listen] address`, the key and a pool are required.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::pool::Pools;
 use crate::reach::Reach;
 
-/// `HOME_RELAY_LISTEN_ADDRESS` is `[listen] address`, and so on.
+/// The prefix of environment variables: `HOME_RELAY_LISTEN_ADDRESS` sets `[listen] address`, and so
+/// on.
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 
-/// `[tunnel] device` where the file does not say.
+/// The default of `[tunnel] device`.
 pub(crate) const DEFAULT_DEVICE: &str = "home0";
 
-/// The whole file.
+/// The whole configuration file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -45,25 +46,25 @@ pub(crate) struct Config {
     pub(crate) state: State,
 }
 
-/// `[listen]`
+/// The section `[listen]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
-    /// Where clients connect.
+    /// The address and port on which the relay accepts clients.
     pub(crate) address: SocketAddr,
-    /// `host:port` by which they find it, for invitations; the address when absent.
+    /// The `host:port` that invitations name; the address if absent.
     pub(crate) endpoint: Option<String>,
-    /// Whether the kernel tracks the connections to this address.
+    /// Whether the kernel tracks connections to this address.
     #[serde(default)]
     pub(crate) track: Tracking,
 }
 
-/// `[listen] track`
+/// The setting `[listen] track`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Tracking {
-    /// Tracks connections if another firewall filters this host's own packets: its rules may match
-    /// on connection state.
+    /// Tracks connections if another firewall filters this host's own packets, because its rules
+    /// may match on connection state.
     #[default]
     Auto,
     /// Always tracks connections.
@@ -73,7 +74,7 @@ pub(crate) enum Tracking {
 }
 
 impl Listen {
-    /// What an invitation names, if it can be known: a wildcard is nobody's address.
+    /// Returns the endpoint for invitations, if it is known: a wildcard address is not usable.
     pub(crate) fn endpoint(&self) -> Option<String> {
         let address =
             Some(self.address).filter(|address| !address.ip().is_unspecified() && address.port() != 0);
@@ -81,15 +82,15 @@ impl Listen {
     }
 }
 
-/// `[identity]`
+/// The section `[identity]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// The relay's private key; relative to the config file.
+    /// The file of the relay's private key, relative to the configuration file.
     pub(crate) private_key_file: PathBuf,
 }
 
-/// `[pool]`
+/// The section `[pool]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
@@ -97,26 +98,26 @@ pub(crate) struct Pool {
     pub(crate) ipv6: Option<Ipv6Net>,
 }
 
-/// `[tunnel]`
+/// The section `[tunnel]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
-    /// The home virtual device's name.
+    /// The name of the home virtual device.
     pub(crate) device: String,
-    /// The MTU inside the tunnel, pushed to clients.
+    /// The MTU inside the tunnel in bytes, pushed to clients.
     pub(crate) mtu: u16,
-    /// What clients may ask for.
+    /// The compression that clients may ask for.
     pub(crate) compression: Compression,
-    /// In what size the kernel hands packets over.
+    /// Whether the device uses segmentation offload.
     pub(crate) offload: Offloading,
-    /// Which of a client's packets goes next.
+    /// The order of a client's packets.
     pub(crate) queue: Queueing,
 }
 
 impl Default for Tunnel {
     fn default() -> Self {
-        // A byte stream has no path MTU of its own, so the inner one is what fits the usual Ethernet
-        // on the far side of the relay, without fragments.
+        // A byte stream has no path MTU of its own, so the inner MTU is what fits the usual
+        // Ethernet on the far side of the relay without fragments.
         Self {
             device: DEFAULT_DEVICE.into(),
             mtu: 1500,
@@ -127,25 +128,25 @@ impl Default for Tunnel {
     }
 }
 
-/// `[nat]`
+/// The section `[nat]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nat {
-    /// Hide the pools behind the relay's own addresses.
+    /// Whether the pools are masqueraded behind this host's addresses.
     pub(crate) masquerade: bool,
-    /// Only out of this interface; any but the device when absent.
+    /// The only interface to masquerade on; any but the device if absent.
     pub(crate) interface: Option<String>,
-    /// What of that is done for IPv6.
+    /// Whether IPv6 is masqueraded too.
     pub(crate) ipv6: Ipv6Nat,
-    /// Policy for packets between other devices of this host.
+    /// The policy for packets between other devices of this host.
     pub(crate) transit: Transit,
 }
 
-/// `[nat] transit`
+/// The setting `[nat] transit`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transit {
-    /// Drops packets if this relay turned forwarding on: before that, the host was no router.
+    /// Drops packets if this relay turned forwarding on: the host was no router before that.
     #[default]
     Auto,
     /// Leaves packets to the host's own rules.
@@ -154,15 +155,15 @@ pub(crate) enum Transit {
     Drop,
 }
 
-/// `[nat] ipv6`
+/// The setting `[nat] ipv6`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Ipv6Nat {
-    /// As `[nat] masquerade` says.
+    /// Follows `[nat] masquerade`.
     #[default]
     Masquerade,
-    /// Not: the pool is a prefix that the network before this host routes to it, and clients are reached at their own
-    /// addresses.
+    /// Never masquerades IPv6: the upstream network routes the pool to this host, and clients are
+    /// reached at their own addresses.
     Routed,
 }
 
@@ -172,15 +173,15 @@ impl Default for Nat {
     }
 }
 
-/// `[clients]`
+/// The section `[clients]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Clients {
-    /// They reach the world and this host, not each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Destinations that clients may reach; all of them when absent, as before this key existed.
+    /// The destinations that clients may reach; all of them if absent.
     pub(crate) reach: Option<Reach>,
-    /// Senders that reach clients unasked.
+    /// The senders that may reach clients first.
     pub(crate) inbound: Inbound,
 }
 
@@ -191,13 +192,13 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// Returns the reach of clients without a setting of their own.
+    /// Returns the reach of clients without a reach of their own.
     pub(crate) fn reach(&self) -> Reach {
         self.reach.clone().unwrap_or(Reach::All)
     }
 }
 
-/// `[clients] inbound`
+/// The setting `[clients] inbound`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Inbound {
@@ -209,37 +210,38 @@ pub(crate) enum Inbound {
     Forwards,
 }
 
-/// `[dns]`
+/// The section `[dns]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Dns {
-    /// Resolvers pushed to clients.
+    /// The resolvers pushed to clients.
     pub(crate) servers: Vec<IpAddr>,
 }
 
-/// `[limits]`; times are whole seconds.
+/// The section `[limits]`; times are in whole seconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
-    /// Connections that have not finished their handshake, all together; a quarter of them is kept for sources from
-    /// which a client was authenticated lately.
+    /// The largest number of half-open connections in total; a quarter of them is reserved for
+    /// sources from which a client was authenticated within a day (known sources).
     pub(crate) half_open: usize,
-    /// The same of one source: an IPv4 address, an IPv6 /64. Ten times as many where a client was lately, as below; never
-    /// more than an eighth of all.
+    /// The largest number of half-open connections of one source (an IPv4 address or an IPv6 /64),
+    /// ten times as many for a known source, and never more than an eighth of the total.
     pub(crate) half_open_per_source: usize,
-    /// Handshakes a second, of all sources together from which no client was authenticated lately.
+    /// Handshakes per second of all unknown sources together.
     pub(crate) handshake_rate: u32,
-    /// Handshakes a second of one source; ten seconds' worth of them at once.
+    /// Handshakes per second of one source, with a burst of ten seconds' worth.
     pub(crate) handshake_rate_per_source: u32,
-    /// How long a connection may take from accept to HELLO.
+    /// The time in which a connection must get from accept to HELLO, in seconds.
     pub(crate) handshake_timeout: u64,
-    /// How long a session without any path is kept.
+    /// How long a session without any path is kept, in seconds.
     pub(crate) session_idle: u64,
-    /// Bytes of packets waiting for one client before the session takes them.
+    /// The capacity of one client's packet queue, in bytes.
     pub(crate) queue_bytes: usize,
     /// Tracked connections of one client; 0 disables the limit.
     pub(crate) connections_per_client: u32,
-    /// New connections a second of one client, ten seconds' worth at once; 0 disables the limit.
+    /// New connections per second of one client, with a burst of ten seconds' worth; 0 disables the
+    /// limit.
     pub(crate) connection_rate_per_client: u32,
 }
 
@@ -250,25 +252,28 @@ impl Default for Limits {
             // KiB before its ClientHello is complete, and 24 KiB before its handshake is
             // ([`mobile_io::tls::accept`]). The worst case is 38 MiB.
             half_open: 1024,
-            // A slow sender holds one for `handshake_timeout`; it takes a dozen of sources to be noticed.
+            // A slow sender holds a connection for `handshake_timeout`; a dozen such sources are
+            // needed before it is noticed.
             half_open_per_source: 64,
-            // At 0.3 ms each, an eighth of a processor; a thousand clients are back two seconds after a restart.
+            // At 0.3 ms each, an eighth of a processor; a thousand clients reconnect in two seconds
+            // after a restart.
             handshake_rate: 500,
-            // With a burst of a hundred: clients behind one NAT whose relay was restarted. One client makes one or two
-            // when it moves.
+            // The burst of a hundred suits the clients behind one NAT when the relay restarts. One
+            // client makes one or two handshakes when it moves.
             handshake_rate_per_source: 10,
             // Five round trips on the worst satellite link, with retransmissions.
             handshake_timeout: 10,
-            // A laptop closed in the evening and opened the next day goes on.
+            // The session of a laptop that is closed in the evening survives until the next day.
             session_idle: 24 * 3600,
-            // A hand-over between two tasks: 16 of the kernel's largest packets absorb a burst.
+            // The queue only hands packets over between two tasks: 16 of the kernel's largest
+            // packets absorb a burst.
             queue_bytes: 1 << 20,
             // 1.6 % of the kernel's usual 262,144: one client cannot fill the table; sixty at their
             // limit do. Browsers and mail keep a few hundred connections open, peer-to-peer
             // programs one or two thousand.
             connections_per_client: 4096,
-            // A web page opens a hundred connections at once, names included, and a burst of ten
-            // seconds' worth covers a restored browser session. The kernel keeps ended TCP
+            // A web page opens a hundred connections at once, DNS queries included, and a burst of
+            // ten seconds' worth covers a restored browser session. The kernel keeps ended TCP
             // connections for 120 s without counting them: 24,000 at this rate.
             connection_rate_per_client: 200,
         }
@@ -276,24 +281,24 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// From accept to HELLO.
+    /// Returns the time limit from accept to HELLO.
     pub(crate) fn handshake_timeout(&self) -> Duration {
         Duration::from_secs(self.handshake_timeout)
     }
 
-    /// Without any path.
+    /// Returns how long a session without any path is kept.
     pub(crate) fn session_idle(&self) -> Duration {
         Duration::from_secs(self.session_idle)
     }
 }
 
-/// `[admin]`
+/// The section `[admin]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {
-    /// Where the running relay takes commands.
+    /// The socket on which the running relay takes commands.
     pub(crate) socket: PathBuf,
-    /// Members may use it as well as root.
+    /// The group whose members may use the socket, as well as root.
     pub(crate) group: Option<String>,
 }
 
@@ -303,21 +308,21 @@ impl Default for Admin {
     }
 }
 
-/// `[metrics]`
+/// The section `[metrics]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
-    /// Prometheus over HTTP; off when absent.
+    /// The address of the Prometheus HTTP server; off if absent.
     pub(crate) listen: Option<SocketAddr>,
-    /// Names under which it may be asked for, beside IP addresses and `localhost`.
+    /// The host names accepted in requests, beside IP addresses and `localhost`.
     pub(crate) hosts: Vec<String>,
 }
 
-/// `[state]`
+/// The section `[state]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
-    /// Clients and leases.
+    /// The directory of the database of clients and leases.
     pub(crate) dir: PathBuf,
 }
 
@@ -333,16 +338,16 @@ impl Config {
         mobile_io::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
     }
 
-    /// Checks what was read, and finds the key that lies beside it.
+    /// Checks the parsed configuration and resolves the path of the key.
     pub(crate) fn complete(mut self, path: &Path) -> anyhow::Result<Self> {
         let base = path.parent().unwrap_or(Path::new(""));
-        // init writes the key beside the file, so both can be moved together.
+        // `init` writes the key beside the file, so that both can be moved together.
         self.identity.private_key_file = base.join(&self.identity.private_key_file);
-        self.check().with_context(|| format!("{} cannot be used", path.display()))?;
+        self.check().with_context(|| format!("the configuration {} is invalid", path.display()))?;
         Ok(self)
     }
 
-    /// The pools, checked.
+    /// Returns the checked address pools.
     pub(crate) fn pools(&self) -> anyhow::Result<Pools> {
         Ok(Pools::new(self.pool.ipv4, self.pool.ipv6)?)
     }
@@ -360,7 +365,7 @@ impl Config {
             check_interface("[nat] interface", interface)?;
             ensure!(
                 *interface != self.tunnel.device,
-                "[nat] interface is the tunnel device itself: name the interface that leads to the Internet"
+                "[nat] interface is the tunnel device: name the interface that leads to the Internet"
             );
         }
         // RFC 8200, 5: IPv6 needs 1280.
@@ -398,24 +403,24 @@ impl Config {
     }
 }
 
-/// The largest number of connections: more than any kernel tracks, and ten times as many still fit
+/// The largest limit of connections: more than any kernel tracks, and ten times as many still fit
 /// the 32 bits of a rule.
 const MAX_CONNECTIONS: u32 = 100_000_000;
 
-/// Ten years in seconds; as a count, more than any machine of ours holds.
+/// The largest limit: ten years in seconds, and more than any host has of anything counted.
 const MAX_LIMIT: usize = 315_360_000;
 
 fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
     for host in hosts {
         ensure!(
             is_host_name(host),
-            "[metrics] hosts has {host:?}, which is no host name: write for example \"relay.example.org\", without port"
+            "[metrics] hosts has {host:?}, which is no host name: write for example \"relay.example.org\", without a port"
         );
     }
     Ok(())
 }
 
-/// The name goes into a ruleset in quotes and into paths below /proc/sys.
+/// Checks an interface name, which goes into a ruleset in quotes and into paths below /proc/sys.
 pub(crate) fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
     // IFNAMSIZ is 16 with the final NUL.
     let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '\\' | '*' | '%' | ':');
@@ -444,7 +449,7 @@ mod tests {
                             [pool]\nipv4 = \"10.1.0.0/24\"\n";
 
     #[test]
-    fn address_key_and_pool_are_enough() {
+    fn address_key_and_pool_are_the_only_required_settings() {
         let config = load(SMALLEST).unwrap();
         assert_eq!(config.tunnel.device, "home0");
         assert_eq!(config.tunnel.mtu, 1500);
@@ -456,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_cannot_work_are_named() {
+    fn invalid_values_are_named() {
         for (section, key) in [
             ("[tunnel]\nmtu = 576\n", "[tunnel] mtu"),
             ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
@@ -472,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_by_name() {
+    fn an_unknown_configuration_key_is_refused_by_name() {
         let error = format!("{:#}", load(&format!("{SMALLEST}[nat]\nmasqerade = true\n")).unwrap_err());
         assert!(error.contains("masqerade") && error.contains("masquerade"), "{error}");
     }

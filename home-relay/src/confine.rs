@@ -1,4 +1,5 @@
-//! What the relay keeps once it serves; docs/security.md, "Privileges", says what for.
+//! The privileges that a serving relay keeps; docs/understand/security.md, "Privileges", gives the
+//! reasons.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +7,9 @@ use mobile_io::confine::{Capabilities, Confinement, FileAccess};
 
 use crate::config::Config;
 
-/// To reload its configuration, which is why it needs its folder, and to run nft, which is why it needs programs.
-const READ: &[&str] = &[
+/// Directories that stay readable: the relay rereads its configuration at a reload, and runs nft,
+/// which needs programs and libraries.
+const READABLE: &[&str] = &[
     "/bin",
     "/dev",
     "/etc",
@@ -22,20 +24,22 @@ const READ: &[&str] = &[
     "/usr",
 ];
 
-/// NAT and forwarding may change with the configuration; null is where nft's input comes from.
-const WRITE: &[&str] = &["/dev/null", "/proc/sys/net"];
+/// Files and directories that stay writable: forwarding is a sysctl, and `/dev/null` is nft's
+/// standard input.
+const WRITABLE: &[&str] = &["/dev/null", "/proc/sys/net"];
 
-/// For a relay with the configuration `config`, read from `path`.
+/// Returns the confinement of a relay with the configuration `config`, read from `path`.
 pub(crate) fn confinement(path: &Path, config: &Config) -> Confinement {
     let folder = |file: &Path| file.parent().map(Path::to_owned);
-    let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
+    let mut read: Vec<PathBuf> = READABLE.iter().map(PathBuf::from).collect();
     read.extend(folder(path));
     read.extend(folder(&config.identity.private_key_file));
-    let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();
+    let mut write: Vec<PathBuf> = WRITABLE.iter().map(PathBuf::from).collect();
     write.push(config.state.dir.clone());
     write.extend(folder(&config.admin.socket));
     Confinement {
-        // The second where it runs as root: its folders may be another user's.
+        // DAC_OVERRIDE matters where the relay runs as root: its directories may belong to another
+        // user.
         capabilities: Capabilities::NET_ADMIN | Capabilities::DAC_OVERRIDE,
         syscalls: &[],
         unix_streams: false,

@@ -1,5 +1,5 @@
-//! The record of the names of a relay's kernel objects. `home-relay cleanup` uses it when the
-//! configuration is broken or has changed since the relay started.
+//! Records the names of a relay's kernel objects, for `home-relay cleanup` to use when the
+//! configuration is invalid or has changed since the relay started.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,18 +10,18 @@ use serde::{Deserialize, Serialize};
 use crate::cli::args::DEFAULT_PATH;
 use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 
-/// The directory of the records: beside the default admin socket, on a file system that a reboot
-/// empties, as it does the kernel.
+/// The directory of the state files: the default admin socket's directory, on a file system that a
+/// reboot empties, as it does the kernel.
 const DIR: &str = "/run/home-relay";
 
-/// The names of one relay's kernel objects: the device, which also names the nftables table, the
-/// relay's admin socket, and what else `cleanup` undoes.
+/// The names of one relay's kernel objects (the device, which also names the nftables table), its
+/// admin socket, and what else `cleanup` undoes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     pub(crate) device: String,
     pub(crate) socket: PathBuf,
-    /// The state directory that says which forwarding the relay turned on; `None` leaves forwarding
-    /// on.
+    /// The state directory that says which forwarding the relay turned on, or `None` to leave
+    /// forwarding on.
     #[serde(default)]
     pub(crate) forwarding: Option<PathBuf>,
 }
@@ -32,39 +32,41 @@ impl Footprint {
         Self {
             device: tunnel.device.clone(),
             socket: admin.socket.clone(),
-            // With `transit = "accept"` others' packets were forwarded, and somebody may rely on
-            // that by now.
+            // With `transit = "accept"`, packets of other hosts were forwarded, and somebody may
+            // have come to rely on that.
             forwarding: (nat.transit != Transit::Accept).then(|| state.dir.clone()),
         }
     }
 }
 
-/// Returns the record of the relay that this file configures.
-pub(crate) fn record(config: &Path) -> io::Result<StateFile> {
+/// Returns the state file of the relay with this configuration file.
+pub(crate) fn state_file(config: &Path) -> io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config)
 }
 
-/// Returns what may be in the kernel: first the names that hold now, then others on record.
+/// Returns the names of what may be in the kernel: first the names of the configuration, then
+/// others on record.
 ///
-/// A broken configuration is a warning: what the relay recorded is enough, and the default names
-/// are for the default file.
-pub(crate) fn known(path: &Path, record: &StateFile) -> anyhow::Result<Vec<Footprint>> {
-    let mut recorded: Vec<Footprint> = record.read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cleaning up without what the relay recorded");
+/// An invalid configuration is only a warning if the relay left a record. Without a record, the
+/// default names stand in for the default configuration file.
+pub(crate) fn for_cleanup(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
+    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");
         Vec::new()
     });
-    // The relay's user may write to the directory, and root acts on its content, so check each
-    // name.
+    // Check each name: the relay's user may write to the directory, and root acts on its content.
     recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
     let mut names = Vec::new();
     match Config::load(path) {
         Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state)),
         Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
-            return Err(error.context("cannot clean up: no relay left a record of what it made"));
+            return Err(error.context(
+                "cannot clean up: the configuration is invalid, and no relay recorded what it made",
+            ));
         }
         Err(error) => {
             let error = format!("{error:#}");
-            tracing::warn!(error, "broken configuration: cleaning up what the relay recorded");
+            tracing::warn!(error, "invalid configuration: cleaning up what the relay recorded");
             if recorded.is_empty() {
                 names.push(Footprint::of(
                     &Tunnel::default(),
@@ -88,17 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_file_leaves_what_is_on_record() {
+    fn an_invalid_configuration_leaves_the_recorded_names_to_clean_up() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("relay.toml");
         std::fs::write(&file, "[rooting]\n").unwrap();
-        let record = StateFile::new(dir.path(), &file).unwrap();
-        let error = known(&file, &record).unwrap_err();
+        let state_file = StateFile::new(dir.path(), &file).unwrap();
+        let error = for_cleanup(&file, &state_file).unwrap_err();
         assert!(format!("{error:#}").contains("rooting"), "{error:#}");
         for device in ["home7", "no/name"] {
-            record.add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None }).unwrap();
+            state_file
+                .add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None })
+                .unwrap();
         }
-        let names = known(&file, &record).unwrap();
+        let names = for_cleanup(&file, &state_file).unwrap();
         assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into(), forwarding: None }]);
     }
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets call: the parsers as the program uses them, with what must hold for any input. Built with
-//! `--cfg fuzzing` only.
+//! Entry points of the fuzz targets: the parsers as the program uses them, with the properties that
+//! must hold for any input. Built with `--cfg fuzzing` only.
 
 use std::path::Path;
 
@@ -9,16 +9,17 @@ use mobile_io::invitation::TokenHash;
 use mobile_io::keys::{KEY_LEN, PublicKey};
 use mobile_proto::enroll::{TOKEN_LEN, Token};
 
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::cli::init;
 use crate::config::{Config, ENV_PREFIX};
-use crate::pool::{Lease, Pools, Taken};
-use crate::store::{Entry, Forward, Newcomer, Protocol, WantedReach};
+use crate::pool::{Lease, Pools, TakenAddresses};
+use crate::store::{Forward, ListedClient, NewClient, Protocol, WantedReach};
 
-/// `relay.toml` and the environment. What is accepted can be used; what is refused names its place.
+/// Parses `relay.toml` and the environment. An accepted configuration must be usable, and a refusal
+/// must name the file or the variable.
 ///
 /// # Panics
-/// When that does not hold.
+/// Panics when a property does not hold.
 pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     let path = Path::new("/etc/home-relay/relay.toml");
     let read = mobile_io::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
@@ -32,10 +33,10 @@ pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
                 !own.is_empty()
                     && own.iter().all(|net| pools.is_own(net.addr()) && pools.contains(net.addr()))
             );
-            let mut taken = Taken::default();
+            let mut taken = TakenAddresses::default();
             let first = pools.lease(Lease::default(), &mut taken).expect("a pool has an address to give");
             pools.check(first).expect("and one that is fit");
-            // The smallest pool has one only.
+            // The smallest pool has one client address only.
             if let Ok(second) = pools.lease(Lease::default(), &mut taken) {
                 assert_ne!(second, first);
             }
@@ -47,42 +48,44 @@ pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     }
 }
 
-/// A line on the admin socket, as a request and as an answer: what can be read is written and read again.
+/// Parses a line of the admin socket, as a request and as a reply. A parsed message must survive
+/// being written and parsed again.
 ///
 /// # Panics
-/// When it is not the same.
-pub fn line(bytes: &[u8]) {
+/// Panics when the second parse differs.
+pub fn admin_message(bytes: &[u8]) {
     if let Ok(request) = control::parse::<Request>(bytes) {
-        let again = control::parse::<Request>(&json(&request)).expect("a request of ours");
-        assert_eq!(json(&request), json(&again));
-        lease(&match request {
+        let reparsed = control::parse::<Request>(&json(&request)).expect("a request of ours");
+        assert_eq!(json(&request), json(&reparsed));
+        check_leases(&match request {
             Request::Authorize { clients } => clients.iter().map(|client| client.wanted).collect(),
             Request::Invite { wanted, .. } => vec![wanted],
             _ => Vec::new(),
         });
     }
-    if let Ok(answer) = control::parse::<Answer>(bytes) {
-        let again = control::parse::<Answer>(&json(&answer)).expect("an answer of ours");
-        assert_eq!(json(&answer), json(&again));
+    if let Ok(reply) = control::parse::<AdminReply>(bytes) {
+        let reparsed = control::parse::<AdminReply>(&json(&reply)).expect("an answer of ours");
+        assert_eq!(json(&reply), json(&reparsed));
     }
 }
 
-/// Whatever was asked for: what is given is fit, and nobody else's.
-fn lease(wanted: &[Lease]) {
+/// Leases addresses for any wishes; each lease must fit the pool and be unique.
+fn check_leases(wanted: &[Lease]) {
     let net = Ipv4Net::new_assert([100, 64, 0, 0].into(), 28);
     let pools = Pools::new(Some(net), None).expect("a pool of ours");
-    let (mut taken, mut given) = (Taken::default(), Vec::new());
+    let (mut taken, mut assigned) = (TakenAddresses::default(), Vec::new());
     for &wanted in wanted {
-        // A lease that is refused is an error, as is one more than the pool has.
+        // An unsuitable address or an exhausted pool is an error, not a panic.
         if let Ok(lease) = pools.check(wanted).and_then(|()| pools.lease(wanted, &mut taken)) {
             pools.check(lease).expect("it is fit");
-            assert!(!given.contains(&lease.ipv4), "{lease} is given twice");
-            given.push(lease.ipv4);
+            assert!(!assigned.contains(&lease.ipv4), "{lease} is given twice");
+            assigned.push(lease.ipv4);
         }
     }
 }
 
-/// What `home-relay init` writes, as it is and with everything that is commented out.
+/// Returns the configuration that `home-relay init` writes, as it is and with all defaults
+/// uncommented.
 #[must_use]
 pub fn config_seeds() -> Vec<Vec<u8>> {
     let text = init::example();
@@ -92,7 +95,7 @@ pub fn config_seeds() -> Vec<Vec<u8>> {
     [text.clone(), all.clone(), text + variables, all + variables].map(String::into_bytes).to_vec()
 }
 
-/// `# key = value` is `key = value`; other comments stay.
+/// Turns `# key = value` into `key = value` and leaves other comments alone.
 fn uncommented(line: &str) -> &str {
     let is_key = |word: &str| word.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit());
     match line.strip_prefix("# ") {
@@ -101,15 +104,15 @@ fn uncommented(line: &str) -> &str {
     }
 }
 
-/// Every request, and the answers that hold more than text.
+/// Returns every request, and the replies that hold more than text.
 #[must_use]
-pub fn line_seeds() -> Vec<Vec<u8>> {
+pub fn admin_message_seeds() -> Vec<Vec<u8>> {
     let name = || "laptop".to_owned();
     let public_key = PublicKey::from_bytes([7; KEY_LEN]);
     let wanted = Lease { ipv4: Some([100, 64, 0, 9].into()), ipv6: None };
     let token = TokenHash::of(&Token::from_bytes([0xab; TOKEN_LEN]));
     let forward = Forward { protocol: Protocol::Tcp, port: 2222, client: name(), to: 22 };
-    let entry = Entry {
+    let entry = ListedClient {
         name: name(),
         public_key: Some(public_key),
         lease: wanted,
@@ -118,10 +121,10 @@ pub fn line_seeds() -> Vec<Vec<u8>> {
         reach: None,
     };
     let reach = WantedReach::Own("internet,192.168.1.0/24".parse().expect("a reach of ours"));
-    let newcomer = Newcomer { name: name(), public_key, wanted, reach };
+    let new_client = NewClient { name: name(), public_key, wanted, reach };
     let requests = [
         Request::Authorize {
-            clients: vec![newcomer.clone(), Newcomer { wanted: Lease::default(), ..newcomer }],
+            clients: vec![new_client.clone(), NewClient { wanted: Lease::default(), ..new_client }],
         },
         Request::Invite { name: name(), token, lifetime: 86_400, wanted: Lease::default() },
         Request::Revoke { name: name() },
@@ -132,13 +135,13 @@ pub fn line_seeds() -> Vec<Vec<u8>> {
         Request::Unforward { protocol: Protocol::Udp, port: 53 },
         Request::Forwards,
     ];
-    let answers = [
-        Answer::Invited { relay: public_key, entry: entry.clone() },
-        Answer::Clients(vec![entry]),
-        Answer::Forwards(vec![forward]),
-        Answer::Error("no".into()),
+    let replies = [
+        AdminReply::Invited { relay: public_key, entry: entry.clone() },
+        AdminReply::Clients(vec![entry]),
+        AdminReply::Forwards(vec![forward]),
+        AdminReply::Error("no".into()),
     ];
-    requests.iter().map(json).chain(answers.iter().map(json)).collect()
+    requests.iter().map(json).chain(replies.iter().map(json)).collect()
 }
 
 fn json(message: &impl serde::Serialize) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! home-relay: see the library.
+//! The `home-relay` program; the library has the implementation.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -1,4 +1,8 @@
-//! What the relay counts, for Prometheus: prefix `homerelay_`, base units, never a label per client.
+//! The Prometheus metrics of the relay: prefix `homerelay_`, base units, and never a label per
+//! client.
+//!
+//! `declared` has the name, labels and help of every metric. [`Metrics`] holds the counters and
+//! gauges that the rest of the relay updates.
 
 pub(crate) mod declared;
 
@@ -7,40 +11,40 @@ use std::sync::{Mutex, PoisonError};
 use mobile_io::metrics::Metric;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
-/// Why a packet was not forwarded.
+/// The reason why a packet was not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Drop {
-    /// No IP packet, or its lengths contradict each other.
+pub(crate) enum DropReason {
+    /// The packet is no IP packet, or its length fields contradict each other.
     Malformed,
-    /// From a client, with a source address that is not the client's.
+    /// A client sent the packet with a source address that it does not hold.
     Source,
-    /// From a client, to another client.
+    /// A client sent the packet to another client while clients are isolated.
     Isolation,
-    /// From a client, to an address no router forwards to.
+    /// A client sent the packet to an address that no router forwards to.
     Destination,
-    /// To an address of ours whose client has no session.
+    /// The destination is a persistent address whose client has no session.
     NoSession,
-    /// To a client that takes packets more slowly than they come.
+    /// The client takes packets more slowly than they arrive, and its queue is full.
     QueueFull,
-    /// The device did not take it.
+    /// The home virtual device did not accept the packet.
     Device,
-    /// From a client: a packet that would be cut into more segments than a client may cause.
+    /// A client sent a packet that would be cut into more segments than allowed.
     Segments,
-    /// From a client to a destination outside `[clients] reach`.
+    /// A client sent the packet to a destination outside its reach.
     Reach,
-    /// From a client that already has its maximum of tracked connections and begins another.
+    /// The packet begins a connection of a client that has its maximum of tracked connections.
     Connections,
-    /// From a client that begins connections faster than its limit.
+    /// The packet begins a connection of a client that exceeds its rate of new connections.
     ConnectionRate,
-    /// To or from a client: the packet belongs to no known connection and begins none.
+    /// The packet, to or from a client, belongs to no tracked connection and begins none.
     Invalid,
-    /// To a client that did not ask for the packet.
+    /// The packet is for a client that did not ask for it.
     Unsolicited,
-    /// Between other devices of a host that did not forward before the relay turned forwarding on.
+    /// The packet passed between other devices of a host that the relay turned into a router.
     Transit,
 }
 
-impl Drop {
+impl DropReason {
     const ALL: [Self; 14] = [
         Self::Malformed,
         Self::Source,
@@ -78,36 +82,36 @@ impl Drop {
     }
 }
 
-/// How a connection's handshake ended.
+/// The result of a connection's handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Handshake {
-    /// A path of a new session.
+pub(crate) enum HandshakeResult {
+    /// The connection became the first path of a new session.
     Opened,
-    /// A path of a session that was there.
+    /// The connection became a path of an existing session.
     Resumed,
-    /// The client's key is not (or no longer) authorised.
+    /// The client's key is not, or no longer, authorised.
     Unauthorized,
-    /// TLS failed otherwise.
+    /// TLS failed for another reason.
     Tls,
     /// The client sent more bytes than a handshake takes.
     Oversized,
-    /// Not a HELLO of ours.
+    /// The client sent something other than a valid HELLO.
     Hello,
-    /// Too slow.
+    /// The handshake exceeded its time limit.
     Timeout,
-    /// Closed at once: too many handshakes under way.
+    /// Closed before TLS: too many half-open connections.
     Busy,
-    /// Closed at once: too many of this source under way.
+    /// Closed before TLS: too many half-open connections of this source.
     SourceBusy,
-    /// Closed at once: too many of this source lately.
+    /// Closed before TLS: this source exceeds its rate.
     SourceRate,
-    /// Closed at once: too many of all unknown sources lately.
+    /// Closed before TLS: the unknown sources together exceed their rate.
     Rate,
-    /// No path, but an attempt to enrol; [`Enrolment`] says what came of it.
+    /// The connection was an enrolment, with a result of its own in [`EnrolmentResult`].
     Enrolment,
 }
 
-impl Handshake {
+impl HandshakeResult {
     pub(crate) const ALL: [Self; 12] = [
         Self::Opened,
         Self::Resumed,
@@ -141,30 +145,30 @@ impl Handshake {
     }
 }
 
-/// What came of an attempt to enrol.
+/// The result of an enrolment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Enrolment {
-    /// The key is a client now.
+pub(crate) enum EnrolmentResult {
+    /// The key is a client.
     Enrolled,
     /// No invitation has the token.
     Unknown,
-    /// The invitation's time was over.
+    /// The invitation has expired.
     Expired,
-    /// The token had been redeemed, by another key.
+    /// Another key has redeemed the token.
     Used,
-    /// The key was a client under another name.
+    /// The key is already a client under another name.
     KeyTaken,
-    /// No address was left.
+    /// No address was left in the pool.
     NoAddress,
     /// The store failed.
     Failed,
-    /// Not a question of ours, or none.
+    /// The request was malformed or missing.
     Malformed,
-    /// Closed at once: too many attempts under way.
+    /// Closed at once: too many concurrent enrolments.
     Busy,
 }
 
-impl Enrolment {
+impl EnrolmentResult {
     pub(crate) const ALL: [Self; 9] = [
         Self::Enrolled,
         Self::Unknown,
@@ -192,7 +196,7 @@ impl Enrolment {
     }
 }
 
-/// Packets and bytes of one direction.
+/// The packet and byte counters of one direction.
 #[derive(Debug, Clone)]
 pub(crate) struct Traffic {
     packets: IntCounter,
@@ -207,7 +211,7 @@ impl Traffic {
     }
 }
 
-/// Bytes of packets that travel compressed, in one direction.
+/// The byte counters of compressed packets in one direction.
 #[derive(Debug, Clone)]
 pub(crate) struct Compressed {
     plain: IntCounter,
@@ -215,61 +219,61 @@ pub(crate) struct Compressed {
 }
 
 impl Compressed {
-    /// Counts bytes, and what they have become.
+    /// Counts bytes before and after compression.
     pub(crate) fn count(&self, plain: u64, compressed: u64) {
         self.plain.inc_by(plain);
         self.compressed.inc_by(compressed);
     }
 }
 
-/// Every metric of the relay.
+/// All metrics of the relay.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    drops: [IntCounter; Drop::ALL.len()],
-    handshakes: [IntCounter; Handshake::ALL.len()],
-    enrolments: [IntCounter; Enrolment::ALL.len()],
+    drops: [IntCounter; DropReason::ALL.len()],
+    handshakes: [IntCounter; HandshakeResult::ALL.len()],
+    enrolments: [IntCounter; EnrolmentResult::ALL.len()],
     source_violations: IntCounter,
-    /// Times a client or an invitation got no address because none was left.
+    /// Requests for an address that found the pool exhausted.
     pub(crate) pool_exhausted: IntCounter,
-    /// Authorised clients.
+    /// The number of authorised clients.
     pub(crate) clients: IntGauge,
-    /// Sessions, with or without a path.
+    /// The number of sessions, with or without a path.
     pub(crate) sessions: IntGauge,
-    /// Connections of clients.
+    /// The number of open paths of all sessions.
     pub(crate) paths: IntGauge,
-    /// Connections in their handshake.
+    /// The number of connections in their handshake.
     pub(crate) half_open: IntGauge,
-    /// Client to world.
+    /// Packets from clients to the Internet.
     pub(crate) from_clients: Traffic,
-    /// World to client.
+    /// Packets from the Internet to clients.
     pub(crate) to_clients: Traffic,
-    /// Client to world.
+    /// Compressed packets from clients.
     pub(crate) compressed_from_clients: Compressed,
-    /// World to client.
+    /// Compressed packets to clients.
     pub(crate) compressed_to_clients: Compressed,
-    /// Active path changes.
+    /// Changes of a session's active path.
     pub(crate) handovers: IntCounter,
-    /// Records sent again after a handover.
+    /// Records retransmitted to clients after a handover.
     pub(crate) replayed: IntCounter,
-    /// Records clients sent again that had arrived.
+    /// Records that clients retransmitted although they had arrived.
     pub(crate) duplicates: IntCounter,
-    /// Records given up by either side's bounds.
+    /// Records given up because they exceeded the bounds of either end.
     pub(crate) lost: IntCounter,
-    /// Configurations read anew, and those refused.
+    /// Successful reloads of the configuration.
     pub(crate) reloads: IntCounter,
-    /// The same.
+    /// Failed reloads of the configuration.
     pub(crate) reloads_refused: IntCounter,
-    /// Parts of the kernel's state that were put back.
+    /// Parts of the kernel's state that the relay restored.
     pub(crate) restored: IntCounter,
-    /// Why clients' packets do not go through now, if they do not.
+    /// The reason why clients' packets do not pass, if they do not.
     broken: Mutex<Option<String>>,
-    /// Packets dropped by sessions, over their bounds of bytes and age, or held already.
+    /// Packets that sessions dropped: beyond their bounds of bytes or age, or already queued.
     pub(crate) session_drops: IntCounter,
 }
 
 impl Metrics {
-    /// Makes and registers them all.
+    /// Creates and registers all metrics.
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let counters = |metric: Metric| -> prometheus::Result<IntCounterVec> {
@@ -304,9 +308,9 @@ impl Metrics {
             reloads: reloads.with_label_values(&["done"]),
             reloads_refused: reloads.with_label_values(&["refused"]),
             session_drops: drops.with_label_values(&["session_bounds"]),
-            drops: Drop::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
-            handshakes: Handshake::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
-            enrolments: Enrolment::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
+            drops: DropReason::ALL.map(|reason| drops.with_label_values(&[reason.label()])),
+            handshakes: HandshakeResult::ALL.map(|result| handshakes.with_label_values(&[result.label()])),
+            enrolments: EnrolmentResult::ALL.map(|result| enrolments.with_label_values(&[result.label()])),
             restored: counter(declared::NETWORK_RESTORED)?,
             broken: Mutex::default(),
             pool_exhausted: counter(declared::POOL_EXHAUSTED)?,
@@ -327,54 +331,55 @@ impl Metrics {
         })
     }
 
-    /// Packets were not forwarded.
-    pub(crate) fn dropped(&self, reason: Drop, packets: u64) {
+    /// Counts packets that were not forwarded.
+    pub(crate) fn dropped(&self, reason: DropReason, packets: u64) {
         self.drops[reason as usize].inc_by(packets);
-        if reason == Drop::Source {
+        if reason == DropReason::Source {
             self.source_violations.inc_by(packets);
         }
     }
 
-    /// A handshake ended.
-    pub(crate) fn handshake(&self, result: Handshake) {
+    /// Counts the end of a handshake.
+    pub(crate) fn handshake(&self, result: HandshakeResult) {
         self.handshakes[result as usize].inc();
     }
 
-    /// An attempt to enrol ended.
-    pub(crate) fn enrolment(&self, result: Enrolment) {
+    /// Counts the end of an enrolment.
+    pub(crate) fn enrolment(&self, result: EnrolmentResult) {
         self.enrolments[result as usize].inc();
     }
 
-    /// How often an attempt to enrol ended so.
+    /// Returns how many enrolments ended with this result.
     #[cfg(test)]
-    pub(crate) fn enrolments(&self, result: Enrolment) -> u64 {
+    pub(crate) fn enrolments(&self, result: EnrolmentResult) -> u64 {
         self.enrolments[result as usize].get()
     }
 
-    /// From now on something is in the way of clients' packets, or nothing any more. Gives what was before.
-    pub(crate) fn set_broken(&self, why: Option<String>) -> Option<String> {
+    /// Sets the reason why clients' packets do not pass, or `None` if they do; returns the previous
+    /// value.
+    pub(crate) fn set_fault(&self, why: Option<String>) -> Option<String> {
         std::mem::replace(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner), why)
     }
 
-    /// Whether something is in the way, and what.
-    pub(crate) fn healthy(&self) -> Result<(), String> {
+    /// Returns the reason why clients' packets do not pass as an error, for `/healthz`.
+    pub(crate) fn health(&self) -> Result<(), String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
-    /// The text Prometheus reads.
+    /// Returns all metrics in Prometheus' text format.
     pub(crate) fn text(&self) -> String {
         mobile_io::metrics::encode(&self.registry)
     }
 
-    /// How often a reason was counted.
+    /// Returns how many packets were dropped for this reason.
     #[cfg(test)]
-    pub(crate) fn drops(&self, reason: Drop) -> u64 {
+    pub(crate) fn drops(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize].get()
     }
 
-    /// How often a handshake ended so.
+    /// Returns how many handshakes ended with this result.
     #[cfg(test)]
-    pub(crate) fn handshakes(&self, result: Handshake) -> u64 {
+    pub(crate) fn handshakes(&self, result: HandshakeResult) -> u64 {
         self.handshakes[result as usize].get()
     }
 }
@@ -386,28 +391,28 @@ mod tests {
     #[test]
     fn every_reason_and_result_is_counted_under_its_own_label() {
         let metrics = Metrics::new().unwrap();
-        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
             (0..=index).for_each(|_| metrics.dropped(reason, 1));
         }
-        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+        for (index, result) in HandshakeResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, index);
             (0..=index).for_each(|_| metrics.handshake(result));
         }
-        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+        for (index, result) in EnrolmentResult::ALL.into_iter().enumerate() {
             assert_eq!(result as usize, index);
             (0..=index).for_each(|_| metrics.enrolment(result));
         }
         let text = metrics.text();
-        for (index, result) in Enrolment::ALL.into_iter().enumerate() {
+        for (index, result) in EnrolmentResult::ALL.into_iter().enumerate() {
             let line = format!("homerelay_enrolments_total{{result=\"{}\"}} {}", result.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }
-        for (index, reason) in Drop::ALL.into_iter().enumerate() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
             let line = format!("homerelay_drops_total{{reason=\"{}\"}} {}", reason.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }
-        for (index, result) in Handshake::ALL.into_iter().enumerate() {
+        for (index, result) in HandshakeResult::ALL.into_iter().enumerate() {
             let line = format!("homerelay_handshakes_total{{result=\"{}\"}} {}", result.label(), index + 1);
             assert!(text.contains(&line), "{line} in {text}");
         }

@@ -1,8 +1,8 @@
-//! Which persistent address a client gets: pure arithmetic on the two pools.
+//! Assigns persistent addresses to clients: pure arithmetic on the two pools.
 //!
 //! The first usable address of a pool is the home virtual device's own. A client gets the lowest
-//! address that nobody has held, and when there is none, the one that was freed longest ago: the
-//! world may still send to a former holder.
+//! address that no client has held or, if there is none, the address that was freed longest ago,
+//! because Internet hosts may still send to a former holder.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The addresses one client holds, one of each family the relay serves.
+/// The addresses that one client holds, one of each family that the relay serves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     /// The persistent IPv4 address.
@@ -22,12 +22,12 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Both addresses, IPv4 first.
+    /// Returns the addresses, IPv4 first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6))
     }
 
-    /// Returns the pool's addresses that are not in `other`.
+    /// Returns the addresses of this lease that are not in `other`.
     pub(crate) fn without(&self, other: Self) -> Vec<IpAddr> {
         self.addresses().filter(|address| !other.addresses().any(|kept| kept == *address)).collect()
     }
@@ -40,25 +40,25 @@ impl fmt::Display for Lease {
     }
 }
 
-/// Why no address could be given, or a pool cannot be one.
+/// An error of a pool or of an assignment.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum PoolError {
-    /// Every address is held by a client.
+    /// Every address of the pool is held by a client.
     #[error(
         "the {family} pool {pool} is exhausted: all its {capacity} client addresses are leased; revoke a \
          client, or widen [pool] {key} (existing clients keep their addresses)"
     )]
     Exhausted {
-        /// "IPv4" or "IPv6".
+        /// The address family: "IPv4" or "IPv6".
         family: &'static str,
         /// The pool as configured.
         pool: IpNet,
-        /// How many clients it can hold.
+        /// The number of clients that the pool can hold.
         capacity: u128,
-        /// The config key that holds it.
+        /// The configuration key of the pool.
         key: &'static str,
     },
-    /// No room for the relay and a client.
+    /// The pool has no room for the relay and a client.
     #[error(
         "the pool {pool} is too small: it must hold the relay and at least one client (/30, /126 or wider)"
     )]
@@ -66,7 +66,7 @@ pub(crate) enum PoolError {
         /// The pool as configured.
         pool: IpNet,
     },
-    /// Addresses that can never be a host's.
+    /// The pool's addresses can never be a host's.
     #[error(
         "the pool {pool} is not made of unicast addresses: use a private range such as 10.x, 100.64/10 or fd00::/8"
     )]
@@ -74,28 +74,28 @@ pub(crate) enum PoolError {
         /// The pool as configured.
         pool: IpNet,
     },
-    /// An address that was asked for is in no pool.
+    /// A requested address is in no pool.
     #[error("{address} is in no pool: choose one of {pools}, or widen [pool]")]
     Outside {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
-        /// The pools, in words.
+        /// The configured pools, joined by "or".
         pools: String,
     },
-    /// An address that was asked for can be no client's.
+    /// A requested address can be no client's.
     #[error(
-        "{address} cannot be a client's: a pool's first address is the relay's own, and its network and broadcast addresses are nobody's"
+        "{address} cannot be a client's: it is the relay's own (the first of the pool), or the network or broadcast address"
     )]
     Reserved {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
     },
-    /// Neither family.
+    /// No pool of either family is configured.
     #[error("no pool: set [pool] ipv4, ipv6 or both, for the persistent addresses of clients")]
     Missing,
 }
 
-/// The pools of both families; at least one is there.
+/// The pools of both families, of which at least one exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pools {
     ipv4: Option<Ipv4Net>,
@@ -103,7 +103,7 @@ pub(crate) struct Pools {
 }
 
 impl Pools {
-    /// Checks and keeps the pools; host bits are cleared.
+    /// Checks the pools and clears their host bits.
     pub(crate) fn new(ipv4: Option<Ipv4Net>, ipv6: Option<Ipv6Net>) -> Result<Self, PoolError> {
         if ipv4.is_none() && ipv6.is_none() {
             return Err(PoolError::Missing);
@@ -133,39 +133,39 @@ impl Pools {
         Ok(pools)
     }
 
-    /// The IPv4 pool.
+    /// Returns the IPv4 pool, if there is one.
     pub(crate) fn ipv4(&self) -> Option<Ipv4Net> {
         self.ipv4
     }
 
-    /// The IPv6 pool.
+    /// Returns the IPv6 pool, if there is one.
     pub(crate) fn ipv6(&self) -> Option<Ipv6Net> {
         self.ipv6
     }
 
-    /// The same pools without IPv6, for a host that has none.
+    /// Returns the pools without IPv6, for a host that has none.
     pub(crate) fn without_ipv6(self) -> Result<Self, PoolError> {
         Self::new(self.ipv4, None)
     }
 
-    /// The pools there are, IPv4 first.
+    /// Returns the existing pools, IPv4 first.
     pub(crate) fn networks(&self) -> impl Iterator<Item = IpNet> + use<> {
         self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
     }
 
-    /// The home virtual device's addresses, each with its pool's prefix length.
+    /// Returns the home virtual device's addresses, each with the prefix length of its pool.
     pub(crate) fn own_addresses(&self) -> Vec<IpNet> {
         let ipv4 = self.ipv4.map(|net| IpNet::new_assert(own_ipv4(net).into(), net.prefix_len()));
         let ipv6 = self.ipv6.map(|net| IpNet::new_assert(own_ipv6(net).into(), net.prefix_len()));
         ipv4.into_iter().chain(ipv6).collect()
     }
 
-    /// Is this address in one of the pools?
+    /// Returns whether the address is in one of the pools.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.networks().any(|net| net.contains(&address))
     }
 
-    /// Is this address the home virtual device's own?
+    /// Returns whether the address is the home virtual device's own.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self.ipv4.is_some_and(|net| own_ipv4(net) == address),
@@ -173,7 +173,7 @@ impl Pools {
         }
     }
 
-    /// Can these be a client's addresses?
+    /// Checks that the addresses can be a client's.
     pub(crate) fn check(&self, wanted: Lease) -> Result<(), PoolError> {
         for address in wanted.addresses() {
             if !self.contains(address) {
@@ -191,22 +191,22 @@ impl Pools {
         Ok(())
     }
 
-    /// Keeps those addresses of `held` that are still in the pools, and fills the gaps with free
-    /// ones. `taken` are the addresses of other clients; this client's are added to it.
-    pub(crate) fn lease(&self, held: Lease, taken: &mut Taken) -> Result<Lease, PoolError> {
+    /// Assigns a lease: the addresses of `held` that the pools still contain, and free ones
+    /// otherwise. `taken` has the addresses of other clients, and this client's are added to it.
+    pub(crate) fn lease(&self, held: Lease, taken: &mut TakenAddresses) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
             (Some(net), Some(address)) if usable_ipv4(net, address) && !taken.ipv4.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(taken.free_ipv4(net)?),
+            (Some(net), _) => Some(taken.next_free_ipv4(net)?),
         };
         let ipv6 = match (self.ipv6, held.ipv6) {
             (None, _) => None,
             (Some(net), Some(address)) if usable_ipv6(net, address) && !taken.ipv6.contains(&address) => {
                 Some(address)
             }
-            (Some(net), _) => Some(taken.free_ipv6(net)?),
+            (Some(net), _) => Some(taken.next_free_ipv6(net)?),
         };
         let lease = Lease { ipv4, ipv6 };
         taken.insert(lease);
@@ -214,56 +214,59 @@ impl Pools {
     }
 }
 
-/// The addresses that are held, of one pair of pools. Thousands of clients are given theirs in one go: a search for a
-/// free one begins where the last ended.
+/// The taken and the formerly held addresses of a pair of pools.
+///
+/// A search for a free address begins where the last one ended, because thousands of clients may be
+/// authorised in one transaction.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct TakenAddresses {
     ipv4: HashSet<Ipv4Addr>,
     ipv6: HashSet<Ipv6Addr>,
-    /// Free addresses that somebody has held, each with the time when it became free.
+    /// Free addresses that a client has held, each with the time at which it became free.
     freed: HashMap<IpAddr, u64>,
-    /// Every address below this one is taken or was held before.
-    from_ipv4: u32,
-    from_ipv6: u128,
+    /// The address below which every address is taken or was held before.
+    search_from_ipv4: u32,
+    search_from_ipv6: u128,
 }
 
-impl Taken {
-    /// They are somebody's.
+impl TakenAddresses {
+    /// Marks the addresses of a lease as taken.
     pub(crate) fn insert(&mut self, lease: Lease) {
         self.ipv4.extend(lease.ipv4);
         self.ipv6.extend(lease.ipv6);
     }
 
-    /// Records that an address was held, and is free since `since`; it is given to others last.
-    pub(crate) fn free(&mut self, address: IpAddr, since: u64) {
+    /// Records that an address was held until `since`; such an address is assigned to others last.
+    pub(crate) fn insert_freed(&mut self, address: IpAddr, since: u64) {
         self.freed.insert(address, since);
     }
 
-    /// Returns the address that has been free longest, among the formerly held ones that fit.
+    /// Returns the formerly held address that has been free longest, among those that `fits`
+    /// accepts.
     fn longest_free(&self, fits: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         let fitting = self.freed.iter().filter(|(address, _)| fits(**address));
         fitting.min_by_key(|(address, since)| (**since, **address)).map(|(address, _)| *address)
     }
 
-    /// Its holder is about to be given others, or the same again.
+    /// Marks the addresses of a lease as free, before its holder gets another lease.
     pub(crate) fn remove(&mut self, lease: Lease) {
         if let Some(address) = lease.ipv4.filter(|address| self.ipv4.remove(address)) {
-            self.from_ipv4 = self.from_ipv4.min(address.to_bits());
+            self.search_from_ipv4 = self.search_from_ipv4.min(address.to_bits());
         }
         if let Some(address) = lease.ipv6.filter(|address| self.ipv6.remove(address)) {
-            self.from_ipv6 = self.from_ipv6.min(address.to_bits());
+            self.search_from_ipv6 = self.search_from_ipv6.min(address.to_bits());
         }
     }
 
-    fn free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
+    fn next_free_ipv4(&mut self, net: Ipv4Net) -> Result<Ipv4Addr, PoolError> {
         // Look at as many candidates as there are taken and formerly held addresses, plus one: that
         // one must be free.
         let first = own_ipv4(net).to_bits() + 1;
-        let unused = (first.max(self.from_ipv4)..net.broadcast().to_bits())
+        let unused = (first.max(self.search_from_ipv4)..net.broadcast().to_bits())
             .map(Ipv4Addr::from_bits)
             .find(|address| !self.ipv4.contains(address) && !self.freed.contains_key(&IpAddr::V4(*address)));
         if let Some(unused) = unused {
-            self.from_ipv4 = unused.to_bits();
+            self.search_from_ipv4 = unused.to_bits();
             return Ok(unused);
         }
         let fits = |address| match address {
@@ -281,13 +284,13 @@ impl Taken {
         Ok(found)
     }
 
-    fn free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
+    fn next_free_ipv6(&mut self, net: Ipv6Net) -> Result<Ipv6Addr, PoolError> {
         let first = own_ipv6(net).to_bits() + 1;
-        let unused = (first.max(self.from_ipv6)..=net.broadcast().to_bits())
+        let unused = (first.max(self.search_from_ipv6)..=net.broadcast().to_bits())
             .map(Ipv6Addr::from_bits)
             .find(|address| !self.ipv6.contains(address) && !self.freed.contains_key(&IpAddr::V6(*address)));
         if let Some(unused) = unused {
-            self.from_ipv6 = unused.to_bits();
+            self.search_from_ipv6 = unused.to_bits();
             return Ok(unused);
         }
         let fits = |address| match address {
@@ -306,7 +309,7 @@ impl Taken {
     }
 }
 
-impl FromIterator<Lease> for Taken {
+impl FromIterator<Lease> for TakenAddresses {
     fn from_iter<T: IntoIterator<Item = Lease>>(leases: T) -> Self {
         let mut taken = Self::default();
         leases.into_iter().for_each(|lease| taken.insert(lease));
@@ -340,67 +343,68 @@ mod tests {
     }
 
     #[test]
-    fn the_relay_has_the_first_address_and_the_first_client_the_second() {
+    fn the_relay_has_the_first_address_of_a_pool_and_the_first_client_the_second() {
         let pools = pools("10.9.8.77/24", "fd12::/64");
         let own: Vec<String> = pools.own_addresses().iter().map(ToString::to_string).collect();
         assert_eq!(own, ["10.9.8.1/24", "fd12::1/64"]);
-        let lease = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        let lease = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.9.8.2".parse().unwrap()));
         assert_eq!(lease.ipv6, Some("fd12::2".parse().unwrap()));
     }
 
     #[test]
-    fn the_lowest_address_that_nobody_has_held_is_the_next_and_then_the_one_that_is_free_longest() {
+    fn unused_addresses_are_assigned_first_and_then_the_one_free_longest() {
         let pools = pools("10.9.8.0/24", "fd12::/64");
-        let first = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
-        let second = pools.lease(Lease::default(), &mut Taken::from_iter([first])).unwrap();
+        let first = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
+        let second = pools.lease(Lease::default(), &mut TakenAddresses::from_iter([first])).unwrap();
         assert_eq!(second.ipv4, Some("10.9.8.3".parse().unwrap()));
-        assert_eq!(pools.lease(Lease::default(), &mut Taken::from_iter([second])).unwrap(), first);
+        assert_eq!(pools.lease(Lease::default(), &mut TakenAddresses::from_iter([second])).unwrap(), first);
 
         let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
-        let mut taken = Taken::default();
+        let mut taken = TakenAddresses::default();
         // Of .2 to .6, .3 is held, and .4 and .2 were held before.
         taken.insert(Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None });
-        taken.free("10.9.8.4".parse().unwrap(), 70);
-        taken.free("10.9.8.2".parse().unwrap(), 80);
-        taken.free("10.9.8.3".parse().unwrap(), 10);
-        let mut given = Vec::new();
+        taken.insert_freed("10.9.8.4".parse().unwrap(), 70);
+        taken.insert_freed("10.9.8.2".parse().unwrap(), 80);
+        taken.insert_freed("10.9.8.3".parse().unwrap(), 10);
+        let mut assigned = Vec::new();
         while let Ok(lease) = small.lease(Lease::default(), &mut taken) {
-            given.push(lease.to_string());
+            assigned.push(lease.to_string());
         }
-        assert_eq!(given, ["10.9.8.5", "10.9.8.6", "10.9.8.4", "10.9.8.2"]);
+        assert_eq!(assigned, ["10.9.8.5", "10.9.8.6", "10.9.8.4", "10.9.8.2"]);
     }
 
     #[test]
-    fn exhaustion_names_the_pool_and_the_way_out() {
+    fn an_exhausted_pool_is_named_with_the_next_step() {
         let pools = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
-        let only = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
+        let only = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
         assert_eq!(only.ipv4, Some("10.0.0.2".parse().unwrap()));
-        let error = pools.lease(Lease::default(), &mut Taken::from_iter([only])).unwrap_err().to_string();
+        let error =
+            pools.lease(Lease::default(), &mut TakenAddresses::from_iter([only])).unwrap_err().to_string();
         assert!(error.contains("10.0.0.0/30") && error.contains("all its 1 client"), "{error}");
         assert!(error.contains("[pool] ipv4"), "{error}");
     }
 
     #[test]
-    fn a_lease_is_kept_while_it_fits_and_replaced_when_the_pool_moved() {
+    fn a_lease_is_kept_while_the_pool_contains_it_and_replaced_otherwise() {
         let before = pools("10.9.8.0/24", "fd12::/64");
-        let held = before.lease(Lease::default(), &mut Taken::default()).unwrap();
-        assert_eq!(before.lease(held, &mut Taken::default()).unwrap(), held);
+        let held = before.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
+        assert_eq!(before.lease(held, &mut TakenAddresses::default()).unwrap(), held);
         let wider = pools("10.9.0.0/16", "fd12::/64");
-        assert_eq!(wider.lease(held, &mut Taken::default()).unwrap(), held);
+        assert_eq!(wider.lease(held, &mut TakenAddresses::default()).unwrap(), held);
         let moved = pools("10.7.0.0/24", "fd12::/64");
-        let lease = moved.lease(held, &mut Taken::default()).unwrap();
+        let lease = moved.lease(held, &mut TakenAddresses::default()).unwrap();
         assert_eq!(lease.ipv4, Some("10.7.0.2".parse().unwrap()));
         assert_eq!(lease.ipv6, held.ipv6);
     }
 
     #[test]
-    fn a_lease_on_the_relays_own_or_the_broadcast_address_is_not_kept() {
+    fn a_lease_of_the_relays_own_or_the_broadcast_address_is_replaced() {
         let pools = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
         for taken in ["10.9.8.0", "10.9.8.1", "10.9.8.7"] {
             let held = Lease { ipv4: Some(taken.parse().unwrap()), ipv6: None };
             assert_eq!(
-                pools.lease(held, &mut Taken::default()).unwrap().ipv4,
+                pools.lease(held, &mut TakenAddresses::default()).unwrap().ipv4,
                 Some("10.9.8.2".parse().unwrap())
             );
         }

@@ -1,6 +1,6 @@
-//! The reach of clients behind the relay: the setting, and the ranges of addresses it stands for.
-//! The source filter and the nftables rules are both generated from these ranges, so that each
-//! stops what the other misses.
+//! The reach of clients: the setting, and the address ranges it stands for. The source filter and
+//! the nftables rules are both generated from these ranges, so that each stops what the other
+//! misses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,16 +10,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// `[clients] reach`, or a client's own.
+/// The destinations that clients may reach: `[clients] reach`, or a client's own reach.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// Every destination that the relay's host reaches.
+    /// Allows every destination that the relay's host reaches.
     All,
     /// Allows the listed destinations only; an empty list allows none.
     Only(Vec<Destination>),
 }
 
-/// A part of what clients may reach.
+/// One entry of a reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Destination {
     /// Every public address that is not in [`NOT_INTERNET`] and not in a network of this host.
@@ -54,12 +54,12 @@ const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// IPv6 unicast that is routed between networks (RFC 4291, 2.4). Unique local addresses (with
-/// Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
+/// The IPv6 unicast addresses that are routed between networks (RFC 4291, 2.4). Unique local
+/// addresses (with Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// 6to4: embeds an IPv4 address, which may be private.
+/// The 6to4 prefix, whose addresses embed an IPv4 address that may be private.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
-/// NAT64 (RFC 6052): the IPv4 address in the last four bytes decides.
+/// The NAT64 prefix (RFC 6052): the IPv4 address in the last four bytes decides.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 impl Reach {
@@ -80,13 +80,13 @@ impl Reach {
         })
     }
 
-    /// Returns the ranges that the reach allows; `None` if no address is refused.
+    /// Returns the ranges that the reach allows, or `None` if it allows every address.
     pub(crate) fn ranges(&self) -> Option<Ranges> {
         self.ranges_without(&[])
     }
 
-    /// Returns the ranges that the reach allows behind a host with these networks and addresses of
-    /// its own, which "internet" excludes; listed networks include them.
+    /// Returns the ranges that the reach allows on a host with these networks and addresses of its
+    /// own, which "internet" excludes and listed networks include.
     pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;
@@ -105,7 +105,7 @@ impl Reach {
     }
 }
 
-/// Ranges of addresses, first to last, sorted and disjoint.
+/// Sorted and disjoint address ranges, each with its first and last address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Ranges {
     ipv4: Vec<(u32, u32)>,
@@ -144,8 +144,8 @@ impl Ranges {
     /// Removes a network.
     pub(crate) fn remove(&mut self, network: IpNet) {
         match network {
-            IpNet::V4(net) => take_out(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),
-            IpNet::V6(net) => take_out(&mut self.ipv6, bounds6(net), |at| at - 1, |at| at + 1),
+            IpNet::V4(net) => subtract(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),
+            IpNet::V6(net) => subtract(&mut self.ipv6, bounds6(net), |at| at - 1, |at| at + 1),
         }
     }
 
@@ -169,14 +169,14 @@ fn is_within<T: Ord + Copy>(ranges: &[(T, T)], address: T) -> bool {
     after.checked_sub(1).and_then(|index| ranges.get(index)).is_some_and(|(_, to)| address <= *to)
 }
 
-fn take_out<T: Ord + Copy>(
+fn subtract<T: Ord + Copy>(
     ranges: &mut Vec<(T, T)>,
     (first, last): (T, T),
     before: impl Fn(T) -> T,
     after: impl Fn(T) -> T,
 ) {
     let rest = |&(from, to): &(T, T)| {
-        // What is left on either side is not empty, so there is an address before or after.
+        // The remainder on either side is not empty, so there is an address before or after.
         let lower = (from < first).then(|| (from, to.min(before(first))));
         let upper = (to > last).then(|| (from.max(after(last)), to));
         [lower, upper].into_iter().flatten()
@@ -184,7 +184,7 @@ fn take_out<T: Ord + Copy>(
     *ranges = ranges.iter().flat_map(rest).collect();
 }
 
-/// Sorts the ranges and joins those that touch.
+/// Sorts the ranges and joins adjacent and overlapping ones.
 fn merge<T: Ord + Copy>(ranges: &mut Vec<(T, T)>, after: impl Fn(T) -> Option<T>) {
     ranges.sort_unstable();
     let mut joined: Vec<(T, T)> = Vec::with_capacity(ranges.len());
@@ -279,7 +279,7 @@ impl<'de> Deserialize<'de> for Reach {
     }
 }
 
-/// Accepts the same text as on the command line, and in TOML a list of texts too.
+/// The serde visitor: accepts the text of the command line, and in TOML a list of texts too.
 struct ReachVisitor;
 
 impl<'de> Visitor<'de> for ReachVisitor {
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_internet_is_no_private_network_and_no_metadata_service() {
+    fn the_internet_excludes_private_networks_and_metadata_services() {
         let internet = reach("internet");
         for address in [
             "1.1.1.1",
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_reached_alone_and_beside_the_internet() {
+    fn listed_networks_are_reached_with_and_without_the_internet() {
         let lan = reach("192.168.1.0/24, fd12::/16, 192.168.2.0/24,192.168.7.7");
         assert!(allows(&lan, "192.168.1.255") && allows(&lan, "192.168.2.1") && allows(&lan, "fd12:9::1"));
         assert!(allows(&lan, "192.168.7.7"));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_taken_out_of_the_range_it_is_in() {
+    fn removing_an_address_splits_the_range_that_contains_it() {
         let mut ranges = reach("10.0.0.0/30,10.0.1.1").ranges().unwrap();
         for address in ["10.0.0.0", "10.0.0.2", "10.0.1.1", "10.9.9.9", "fd00::1"] {
             ranges.remove(IpNet::from(address.parse::<IpAddr>().unwrap()));
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_text_for_a_reach_and_errors_name_the_part() {
+    fn a_reach_has_one_canonical_text_and_errors_explain_the_format() {
         for (text, canonical) in [
             ("all", "all"),
             (" none ", "none"),

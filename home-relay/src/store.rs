@@ -1,7 +1,8 @@
-//! Who may connect, who is invited, and which addresses they hold, on disk: one redb database in the state directory.
+//! The database of clients, invitations, their addresses, and port forwards: one redb file in the
+//! state directory.
 //!
 //! A change is durable when the call returns, and a crash at any instant leaves the old or the new
-//! state. Only one process has the database open: the running relay, else a command.
+//! state. Only one process has the database open: the running relay, or otherwise a command.
 
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,59 +25,60 @@ mod forwards;
 mod invitations;
 mod schema;
 
-/// Commands hold the database for milliseconds: one that finds it busy waits rather than fails.
-const BUSY_PATIENCE: Duration = Duration::from_secs(2);
-/// A name appears in logs, tables and file names; a DNS label's length is enough for any machine.
+/// How long a command waits for the database; other commands hold it for milliseconds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest name, in bytes: names appear in logs, tables and file names, and a DNS label's
+/// length is enough for any machine.
 const MAX_NAME: usize = 63;
 
-/// One client: a name for people, a key for the handshake, the addresses it keeps.
+/// An authorised client: its name for people, its key for the handshake, and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Client {
-    /// The operator's name for it.
+    /// The operator's name for the client.
     pub(crate) name: String,
-    /// Its identity.
+    /// The client's public key.
     pub(crate) public_key: PublicKey,
-    /// The persistent addresses.
+    /// The persistent addresses of the client.
     #[serde(flatten)]
     pub(crate) lease: Lease,
-    /// When it was authorised, in seconds since 1970.
+    /// The time of the authorisation, in seconds since 1970.
     pub(crate) created: u64,
-    /// Reach of this client; `None` follows `[clients] reach`.
+    /// The client's own reach; `None` follows `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: Option<Reach>,
 }
 
-/// Who is to be a client.
+/// A request to authorise a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Newcomer {
-    /// The operator's name for it.
+pub(crate) struct NewClient {
+    /// The operator's name for the client.
     pub(crate) name: String,
-    /// Its identity.
+    /// The client's public key.
     pub(crate) public_key: PublicKey,
-    /// The addresses it is to have; free ones where none is named.
+    /// The addresses that the client is to have; free ones where none is named.
     #[serde(default)]
     pub(crate) wanted: Lease,
-    /// Change of the reach of this client.
+    /// The change of the client's reach.
     #[serde(default)]
     pub(crate) reach: WantedReach,
 }
 
-/// Change of the reach of a client.
+/// A change of a client's reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum WantedReach {
-    /// Keep the present reach.
+    /// Keeps the present reach.
     #[default]
     Unchanged,
-    /// Follow `[clients] reach`, without a reach of the client's own.
+    /// Follows `[clients] reach`, without a reach of the client's own.
     Default,
-    /// Use this reach as the client's own.
+    /// Uses this reach as the client's own.
     Own(Reach),
 }
 
 impl WantedReach {
     /// Returns the new reach of a client that had `before`.
-    fn over(&self, before: Option<Reach>) -> Option<Reach> {
+    fn apply_to(&self, before: Option<Reach>) -> Option<Reach> {
         match self {
             Self::Unchanged => before,
             Self::Default => None,
@@ -85,69 +87,70 @@ impl WantedReach {
     }
 }
 
-/// A name that somebody may claim by a token, with the addresses that wait for it.
+/// A stored invitation: a name that the holder of a token may claim, with the addresses set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Invited {
-    /// The operator's name for it.
+pub(crate) struct StoredInvitation {
+    /// The operator's name for the future client.
     pub(crate) name: String,
-    /// The token's hash; the token itself is known to the invitation alone.
+    /// The hash of the token; only the invitation itself has the token.
     pub(crate) token: TokenHash,
-    /// The addresses it will have.
+    /// The addresses set aside for the client.
     #[serde(flatten)]
     pub(crate) lease: Lease,
-    /// When it was made, in seconds since 1970.
+    /// The time of the invitation, in seconds since 1970.
     pub(crate) created: u64,
-    /// When it ends.
+    /// The time at which the invitation expires, in seconds since 1970.
     pub(crate) expires: u64,
-    /// The key that redeemed it: kept, to tell a used token from an unknown one, and the same key again from another.
+    /// The key that redeemed the invitation. It distinguishes a used token from an unknown one, and
+    /// a repeated request of the same key from another key's.
     pub(crate) used_by: Option<PublicKey>,
 }
 
-/// What is known under a name: a client, or an invitation for one. As `clients --json` prints it.
+/// A client or an invitation, as `clients --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    /// The operator's name for it.
+pub(crate) struct ListedClient {
+    /// The operator's name for the client.
     pub(crate) name: String,
-    /// The client's identity; none while it is only invited.
+    /// The client's public key; `None` for an invitation.
     pub(crate) public_key: Option<PublicKey>,
-    /// The persistent addresses.
+    /// The persistent addresses held or set aside.
     #[serde(flatten)]
     pub(crate) lease: Lease,
-    /// When it was authorised or invited, in seconds since 1970.
+    /// The time of the authorisation or invitation, in seconds since 1970.
     pub(crate) created: u64,
-    /// When the invitation ends, in seconds since 1970; none for a client.
+    /// The time at which the invitation expires, in seconds since 1970; `None` for a client.
     pub(crate) expires: Option<u64>,
-    /// Reach of this client; `None` follows `[clients] reach`.
+    /// The client's own reach; `None` follows `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: Option<Reach>,
 }
 
-impl From<Client> for Entry {
+impl From<Client> for ListedClient {
     fn from(client: Client) -> Self {
         let Client { name, public_key, lease, created, reach } = client;
         Self { name, public_key: Some(public_key), lease, created, expires: None, reach }
     }
 }
 
-impl From<Invited> for Entry {
-    fn from(invited: Invited) -> Self {
-        let Invited { name, lease, created, expires, .. } = invited;
+impl From<StoredInvitation> for ListedClient {
+    fn from(invited: StoredInvitation) -> Self {
+        let StoredInvitation { name, lease, created, expires, .. } = invited;
         Self { name, public_key: None, lease, created, expires: Some(expires), reach: None }
     }
 }
 
-/// What can go wrong with the store.
+/// An error of the store.
 #[derive(Debug, Error)]
 pub(crate) enum StoreError {
-    /// Cannot be opened or created.
+    /// The database cannot be opened or created.
     #[error("cannot open the client store {}: {cause}; check [state] dir and its permissions", path.display())]
     Open {
         /// The database file.
         path: PathBuf,
-        /// What the system or redb said.
+        /// The error of the system or of redb.
         cause: String,
     },
-    /// Another process has it.
+    /// Another process has the database open.
     #[error(
         "the client store {} is in use by another home-relay that does not answer on the admin socket: \
          stop it, or use the same --config",
@@ -160,87 +163,87 @@ pub(crate) enum StoreError {
     /// A read or a write failed.
     #[error("the client store failed: {0}; nothing was changed")]
     Database(String),
-    /// An entry is not what we wrote.
+    /// A row of the database cannot be parsed.
     #[error(
         "the client store's entry {name:?} cannot be read: {cause}; restore the state directory from a backup"
     )]
     Entry {
-        /// The entry's name.
+        /// The key of the row.
         name: String,
-        /// Why.
+        /// The parser's error.
         cause: String,
     },
-    /// A name we refuse.
+    /// The name is not allowed.
     #[error(
         "{0:?} cannot be a client name: use 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-', not starting with '-'"
     )]
     BadName(String),
-    /// The name has another key.
+    /// The name belongs to a client with another key.
     #[error(
         "client {name:?} is already authorised with the key {key}: revoke it first, or choose another name"
     )]
     NameTaken {
-        /// The name.
+        /// The client's name.
         name: String,
-        /// The key it has.
+        /// The client's present key.
         key: PublicKey,
     },
-    /// The key has another name.
+    /// The key belongs to a client with another name.
     #[error("this key is already authorised as client {name:?}: one identity has one name and one address")]
     KeyTaken {
-        /// The name it has.
+        /// The name of the client that has the key.
         name: String,
     },
-    /// No such client.
+    /// No client has this name.
     #[error("there is no client named {0:?}; `home-relay clients` lists them")]
     Unknown(String),
-    /// An invitation for a client that is there.
+    /// The invited name is already a client's.
     #[error("{0:?} is a client already: revoke it first, or choose another name")]
-    Present(String),
-    /// An address that was asked for is another's.
+    AlreadyClient(String),
+    /// A requested address is held by another client.
     #[error("{address} is the persistent address of {name:?}: choose another, or revoke {name:?} first")]
     AddressTaken {
-        /// The address.
+        /// The requested address.
         address: IpAddr,
-        /// Who holds it.
+        /// The name of the address's holder.
         name: String,
     },
     /// No invitation has this token.
-    #[error("no invitation has this token: it was withdrawn or replaced, or never was")]
+    #[error("no invitation has this token: it was withdrawn or replaced, or never existed")]
     TokenUnknown,
-    /// The invitation's time is over, or the clock was set back to before it was made.
-    #[error("the invitation for {0:?} has expired; `home-relay invite {0}` makes another")]
+    /// The invitation has expired, or the clock was set back to before the invitation was made.
+    #[error("the invitation for {0:?} has expired; `home-relay invite {0}` creates another one")]
     TokenExpired(String),
-    /// The token was redeemed before.
-    #[error("the invitation for {0:?} was used already; `home-relay invite` makes another")]
+    /// The token was already redeemed.
+    #[error("the invitation for {0:?} is already used; `home-relay invite` creates another one")]
     TokenUsed(String),
-    /// Written by a later version.
+    /// The database was written by a later version.
     #[error(
-        "the client store has format {found}, and this version knows up to {known}: use the newer home-relay"
+        "the client store has format {found}, but this version supports at most {known}: use the newer home-relay"
     )]
-    Newer {
-        /// The file's format.
+    NewerFormat {
+        /// The format of the file.
         found: u64,
-        /// The newest known here.
+        /// The newest format that this version knows.
         known: u64,
     },
-    /// The port leads to a client already.
-    #[error("{0}: delete that forward first, `home-relay forward del`, or choose another port")]
+    /// The port is already forwarded to a client.
+    #[error("{0}: delete that forward first with `home-relay forward del`, or choose another port")]
     PortTaken(Forward),
-    /// No such forward.
-    #[error("{protocol} port {port} leads to no client; `home-relay forward list` shows those that do")]
+    /// The port is not forwarded.
+    #[error("{protocol} port {port} leads to no client; `home-relay forward list` shows the forwarded ports")]
     NotForwarded {
-        /// The protocol.
+        /// The protocol of the port.
         protocol: Protocol,
-        /// The port.
+        /// The port number.
         port: u16,
     },
-    /// No address for it.
+    /// No address could be assigned.
     #[error(transparent)]
     Pool(#[from] PoolError),
 }
 
-/// The open database.
+/// The open database of the relay.
 #[derive(Debug)]
 pub(crate) struct Store {
     database: Database,
@@ -257,11 +260,11 @@ impl Store {
         if !path.try_exists().map_err(|error| failed(&error))? {
             schema::create(dir, &path).map_err(|cause| failed(&cause))?;
         }
-        let patience = Instant::now() + BUSY_PATIENCE;
+        let deadline = Instant::now() + BUSY_TIMEOUT;
         loop {
             match schema::builder().open(&path) {
                 Ok(database) => return Self::new(database),
-                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < patience => {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Busy { path }),
@@ -270,14 +273,14 @@ impl Store {
         }
     }
 
-    /// On an open database, of this or an earlier format.
+    /// Upgrades an open database to the present format if needed.
     fn new(database: Database) -> Result<Self, StoreError> {
         schema::upgrade(&database)?;
         Ok(Self { database })
     }
 }
 
-/// Seconds since 1970, by the machine's clock.
+/// Returns the seconds since 1970 by the system clock.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,4 +1,4 @@
-//! The program itself, in a network namespace of its own. Needs root, as the relay does.
+//! Tests the program in a network namespace of its own. Needs root, as the relay does.
 
 mod common;
 
@@ -8,12 +8,12 @@ const KEY_A: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_B: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
 #[test]
-fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
+fn a_relay_survives_a_kill_and_cleanup_removes_everything() {
     let bench = Bench::new();
     bench.init("10.9.8.0/24", "fd12:9:8::/64");
     bench.append("[metrics]\nlisten = \"127.0.0.1:9478\"\n");
 
-    // Without a running relay the commands work on the store.
+    // Without a running relay, commands work on the store.
     assert_eq!(text(&bench.ok(&["authorize", "laptop", KEY_A])), "10.9.8.2\nfd12:9:8::2\n");
     assert!(bench.fails(&["sessions"]).contains("no relay is running"));
 
@@ -30,7 +30,7 @@ fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
     }
     assert_eq!(bench.inside(&["sysctl", "-n", "net.ipv4.conf.home0.rp_filter"]).trim(), "2");
 
-    // With one, they are asked of it.
+    // With a running relay, commands ask the relay.
     assert_eq!(text(&bench.ok(&["authorize", "phone", KEY_B])), "10.9.8.3\nfd12:9:8::3\n");
     assert!(bench.fails(&["authorize", "other", KEY_B]).contains("already authorised as client \"phone\""));
     assert!(bench.fails(&["revoke", "nobody"]).contains("no client named \"nobody\""));
@@ -48,7 +48,7 @@ fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
     assert!(bench.fails(&["cleanup"]).contains("the relay is running"));
     assert!(bench.serve_fails(&[]).contains("already running"));
 
-    // Killed: the device and the rules wait for the next start, which adopts them.
+    // After SIGKILL the device and the rules stay for the next start, which adopts them.
     relay.kill();
     assert!(bench.inside(&["ip", "-o", "address", "show", "home0"]).contains("10.9.8.1/24"));
     assert_eq!(text(&bench.ok(&["clients"])).lines().count(), 3);
@@ -61,7 +61,7 @@ fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
     );
     assert_eq!(bench.inside(&["ip", "-o", "-4", "address", "show", "home0"]).lines().count(), 1);
 
-    // Stopped: exit status 0, and everything is still there until cleanup.
+    // After SIGTERM the exit status is 0, and everything stays until cleanup.
     assert_eq!(relay.terminate(), Some(0));
     assert!(!bench.socket().exists());
     assert!(bench.inside(&["ip", "link"]).contains("home0"));
@@ -71,7 +71,7 @@ fn a_relay_lives_is_killed_comes_back_and_leaves_nothing() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_and_leaves_nothing() {
+fn a_failed_start_reports_the_cause_and_leaves_nothing_behind() {
     let bench = Bench::new();
     bench.init("10.9.8.0/24", "fd12:9:8::/64");
 
@@ -86,7 +86,7 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     assert!(error.contains("/dev/net/tun"), "{error}");
     bench.assert_nothing_left();
 
-    // The device and its addresses are made before nft is run, so this start has something to undo.
+    // The device and its addresses are made before nft runs, so this start has something to undo.
     let error = bench.serve_fails(&["env", "PATH=/nonexistent"]);
     assert!(error.contains("nft is not installed") && error.contains("masquerade"), "{error}");
     bench.assert_nothing_left();
@@ -126,13 +126,13 @@ fn a_host_without_ipv6_serves_ipv4() {
     let mut relay = bench.serve();
     let addresses = bench.inside(&["ip", "-o", "address", "show", "home0"]);
     assert!(addresses.contains("10.9.8.1/24") && !addresses.contains("inet6"), "{addresses}");
-    // The lease is whole all the same, for the day IPv6 is there.
+    // The lease has both families, for the day when the host has IPv6.
     assert_eq!(text(&bench.ok(&["authorize", "laptop", KEY_A])), "10.9.8.2\nfd12:9:8::2\n");
     assert_eq!(relay.terminate(), Some(0));
 }
 
 #[test]
-fn init_prints_the_key_alone_and_overwrites_nothing() {
+fn init_prints_only_the_key_and_overwrites_nothing() {
     let bench = Bench::new();
     let key = bench.init("10.9.8.0/24", "fd12:9:8::/64");
     assert_eq!((key.len(), key.trim().len()), (45, 44), "{key:?}");

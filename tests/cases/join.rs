@@ -38,7 +38,7 @@ fn a_laptop_joins_by_an_invitation_alone_and_nobody_joins_by_it_again() -> Outco
     assert_eq!(invitation.lines().count(), 1, "{invitation}");
     let pending = bed.relay.client("tablet")?;
     assert!(pending["public_key"].is_null() && pending["expires"].as_u64() > pending["created"].as_u64());
-    assert!(bed.relay.cli(&["clients"])?.ok()?.contains("(invited, for "));
+    assert!(bed.relay.cli(&["clients"])?.ok()?.contains("(invited, expires in "));
 
     let elsewhere = bed.lab.visited[1].clone();
     let mut tablet = Agent::enroll_in(&bed.lab, &elsewhere, "tablet", &bed.relay, &invitation)?;
@@ -182,7 +182,7 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
     })?;
     bed.expect_warning("exhausted");
     // The address that the laptop left is given to others last.
-    bed.expect_warning("no unused address is left in [pool]");
+    bed.expect_warning("[pool] has no unused address left");
     bed.expect_warning("[pool] changed");
     bed.expect_warning("relay");
     bed.finish()

@@ -44,7 +44,7 @@ fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
     until("the warning", || entries("warning").is_ok_and(|found| !found.is_empty()))?;
     let loud = entries("warning")?;
     // It may have several lines, each an entry of its own.
-    ensure!(loud[0].1.contains("was not read anew"), "{loud:?}");
+    ensure!(loud[0].1.contains("cannot reload the configuration"), "{loud:?}");
     ensure!(loud.iter().all(|(priority, _)| priority == "4"), "{loud:?}");
     let quiet = entries("info..info")?;
     ensure!(!quiet.is_empty() && quiet.iter().all(|(priority, _)| priority == "6"), "{quiet:?}");

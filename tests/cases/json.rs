@@ -1,4 +1,4 @@
-//! docs/json.md is what the programs print: these fields, of these types, and no others.
+//! docs/use/json.md is what the programs print: these fields, of these types, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{Outcome, server};
 
-const DOCUMENT: &str = include_str!("../../docs/json.md");
+const DOCUMENT: &str = include_str!("../../docs/use/json.md");
 
 /// The fields of each verb, with their types.
 type Fields = BTreeMap<&'static str, &'static str>;
@@ -138,6 +138,6 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     for (verb, printed) in &printed {
         printed.compare(verb, &documented[verb])?;
     }
-    bed.expect_warning("not before a restart");
+    bed.expect_warning("need a restart");
     bed.finish()
 }

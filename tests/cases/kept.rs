@@ -68,13 +68,13 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
         }
         mobile_connects(&bed)?;
     }
-    assert_eq!(bed.relay.log().matches("put back: nftables table inet home_relay").count(), 5);
+    assert_eq!(bed.relay.log().matches("another program changed: nftables table inet home_relay").count(), 5);
     // Others' tables are theirs.
     relay.run(&["nft", "add table inet theirs"])?;
     relay.run(&["nft", "delete table inet theirs"])?;
     assert_eq!(bed.relay.counter(RESTORED)?, 5);
     drop(talks);
-    bed.expect_warning("put back");
+    bed.expect_warning("kernel state");
     bed.finish()
 }
 
@@ -121,7 +121,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome 
         mobile_connects(&bed)?;
     }
     drop(talks);
-    bed.expect_warning("put back");
+    bed.expect_warning("kernel state");
     bed.finish()
 }
 
@@ -157,14 +157,14 @@ fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() ->
     bed.relay.cli(&["reload"])?.ok()?;
     assert_eq!(rules()?, before);
     until("the relay to be well", || healthz(&bed).is_ok_and(|page| page == "ok 200"))?;
-    assert_eq!(bed.relay.log().matches("cannot be put back, and is tried again").count(), 1, "said once");
+    assert_eq!(bed.relay.log().matches("cannot restore kernel state, retrying").count(), 1, "said once");
 
     // And by signal; whoever of the two is first, the rules are back.
     relay.run(&["nft", "flush", "ruleset"])?;
     bed.relay.signal(Signal::SIGHUP)?;
     until("the rules to be back", || rules().is_ok_and(|now| now == before))?;
     mobile_connects(&bed)?;
-    bed.expect_warning("put back");
+    bed.expect_warning("kernel state");
     bed.expect_warning("the old one stays in force");
     bed.finish()
 }
@@ -174,7 +174,9 @@ fn without_its_device_the_relay_ends_with_the_reason_and_the_next_goes_on() -> O
     let mut bed = Testbed::new()?;
     let mut talks = talks(&bed)?;
     bed.lab.relay.run(&["ip", "link", "del", "home0"])?;
-    until("the relay to end", || bed.relay.log().contains("device home0 is gone: somebody removed it"))?;
+    until("the relay to end", || {
+        bed.relay.log().contains("device home0 is gone: another program removed it")
+    })?;
     // As systemd does with `Restart=always`.
     let _it_has_ended = bed.relay.kill();
     bed.relay.start()?;

@@ -2,7 +2,7 @@
 //! documented is what happens.
 //!
 //! A lab for each state, in which six processes have a socket of every kind and family each; all devices of the host are
-//! watched, and each packet carries the number of its socket. The tables in docs/security.md are what this measures:
+//! watched, and each packet carries the number of its socket. The tables in docs/understand/security.md are what this measures:
 //! `MATRIX=write cargo xtask test e2e matrix` writes them anew. On the older kernels of `cargo xtask test vm` it measures
 //! which sockets are not kept from leaving beside the tunnel, in some of the states: that list is there too.
 

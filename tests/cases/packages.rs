@@ -52,7 +52,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 
     let mut invitation = String::new();
     let mut session = None;
-    for Step { machine, commands } in guide::steps("getting-started.md")? {
+    for Step { machine, commands } in guide::steps("use/getting-started.md")? {
         let commands = format!("cd /lab\n{}", commands.replace("INVITATION", &format!("'{invitation}'")));
         match machine.as_str() {
             "relay" => {

@@ -53,7 +53,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_ends_no_session() -> Ou
     assert_eq!(done, serde_json::json!({"changed": [], "kept": ["[tunnel] mtu"]}));
     assert_eq!(talk.ask("still")?, "still");
     drop(talk);
-    bed.expect_warning("not before a restart");
+    bed.expect_warning("need a restart");
     bed.finish()
 }
 

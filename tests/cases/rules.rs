@@ -77,11 +77,11 @@ fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome 
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     assert_eq!(forwards(&bed)?.trim(), "[]");
     assert!(rules(&bed)?.contains("dport 2001"));
-    until("the relay to be unwell", || bed.relay.log().contains("cannot be put back, and is tried again"))?;
+    until("the relay to be unwell", || bed.relay.log().contains("cannot restore kernel state, retrying"))?;
     nft.allow("install")?;
     until("the rules to follow", || rules(&bed).is_ok_and(|now| !now.contains("dport 2001")))?;
-    bed.expect_warning("former addresses, trying again");
-    bed.expect_warning("cannot be put back, and is tried again");
+    bed.expect_warning("former addresses of clients, retrying");
+    bed.expect_warning("cannot restore kernel state, retrying");
     bed.finish()
 }
 
@@ -141,6 +141,6 @@ fn a_reload_that_fails_half_way_leaves_the_former_rules_in_force() -> Outcome {
     assert_eq!(done, "[limits] half_open\n[nat] interface\n", "nothing of it was in force");
     assert!(rules(&bed)?.contains("oifname \"wan0\" masquerade"));
     bed.expect_warning("the old one stays in force");
-    bed.expect_warning("cannot be put back, and is tried again");
+    bed.expect_warning("cannot restore kernel state, retrying");
     bed.finish()
 }

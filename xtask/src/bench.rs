@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Measures development builds, quickly made: to try a measurement out, not for figures.
     #[arg(long, global = true)]
     unoptimised: bool,
-    /// Writes the medians of what is measured into docs/plots, as pictures.
+    /// Writes the medians of what is measured into docs/measure/plots, as pictures.
     #[arg(long, global = true)]
     plot: bool,
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! The relay's end of the admin socket.
+//! The relay's end of the admin socket: accepts connections and answers requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use mobile_io::control::{Connection, ControlError, Listener, UserConnectionLimit};
 use tracing::{debug, info, warn};
 
-use super::{Answer, Request};
+use super::{AdminReply, Request};
 use crate::server::Relay;
-use crate::store::Newcomer;
+use crate::store::NewClient;
 
-/// The most connections that one user has open at a time: a person needs one, a script a few. Root
-/// has a count of its own, so members of the socket's group cannot lock root out.
+/// The largest number of open connections of one user: a person needs one, a script a few. Root is
+/// counted separately, so members of the socket's group cannot lock root out.
 const MAX_PER_USER: usize = 32;
 
 /// Answers commands until the task is dropped.
@@ -21,23 +21,23 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
         let mut connection = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
-                warn!("the admin socket cannot accept: {error}");
-                tokio::time::sleep(crate::server::ACCEPT_RETRY).await;
+                warn!("cannot accept a connection on the admin socket: {error}");
+                tokio::time::sleep(crate::server::ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };
         let uid = connection.peer.uid;
         let Some(slot) = slots.take(uid) else {
-            debug!(uid, "admin connection refused: this user has too many open");
+            debug!(uid, "admin connection refused: too many open connections of this user");
             let busy = format!("user {uid} has {MAX_PER_USER} connections to this socket: close some first");
-            // A new socket's send buffer is empty, so this does not block.
-            let _ = connection.send(&Answer::Error(busy)).await;
+            // The send buffer of a new socket is empty, so this does not block.
+            let _ = connection.send(&AdminReply::Error(busy)).await;
             continue;
         };
         let relay = Arc::clone(&relay);
         tokio::spawn(async move {
             if let Err(error) = serve(connection, &relay).await {
-                debug!("admin connection: {error}");
+                debug!("admin connection failed: {error}");
             }
             drop(slot);
         });
@@ -46,58 +46,62 @@ pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
 
 async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlError> {
     loop {
-        let answer = match connection.recv::<Request>().await {
+        let reply = match connection.recv::<Request>().await {
             Ok(Some(request)) => {
-                // The socket's mode let this user in: root, or a member of the configured group.
+                // The socket's mode admits only root and members of the configured group.
                 let (uid, pid) = (connection.peer.uid, connection.peer.pid);
                 match &request {
                     Request::Authorize { clients } => {
-                        for Newcomer { name, public_key, wanted, reach } in clients {
-                            info!(uid, pid, name, %public_key, %wanted, ?reach, "authorize");
+                        for NewClient { name, public_key, wanted, reach } in clients {
+                            info!(uid, pid, name, %public_key, %wanted, ?reach, "admin request: authorize");
                         }
                     }
                     Request::Invite { name, lifetime, wanted, .. } => {
-                        info!(uid, pid, name, lifetime, %wanted, "invite");
+                        info!(uid, pid, name, lifetime, %wanted, "admin request: invite");
                     }
-                    Request::Revoke { name } => info!(uid, pid, name, "revoke"),
-                    Request::Reload => info!(uid, pid, "reload"),
-                    Request::Forward(forward) => info!(uid, pid, "forward: {forward}"),
-                    Request::Unforward { protocol, port } => info!(uid, pid, %protocol, port, "forward del"),
-                    Request::Clients | Request::Sessions | Request::Forwards | Request::Look => {
-                        debug!(uid, pid, ?request, "admin");
+                    Request::Revoke { name } => info!(uid, pid, name, "admin request: revoke"),
+                    Request::Reload => info!(uid, pid, "admin request: reload"),
+                    Request::Forward(forward) => info!(uid, pid, "admin request: forward add: {forward}"),
+                    Request::Unforward { protocol, port } => {
+                        info!(uid, pid, %protocol, port, "admin request: forward del")
+                    }
+                    Request::Clients | Request::Sessions | Request::Forwards | Request::Reconcile => {
+                        debug!(uid, pid, ?request, "admin request");
                     }
                 }
-                answer(request, relay).await
+                handle_request(request, relay).await
             }
             Ok(None) => return Ok(()),
-            Err(error @ ControlError::BadMessage(_)) => Answer::Error(error.to_string()),
+            Err(error @ ControlError::BadMessage(_)) => AdminReply::Error(error.to_string()),
             Err(error) => return Err(error),
         };
-        connection.send(&answer).await?;
+        connection.send(&reply).await?;
     }
 }
 
-async fn answer(request: Request, relay: &Relay) -> Answer {
+async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
     let result = match request {
-        Request::Authorize { clients } => relay.authorize(clients).await.map(Answer::Authorized),
+        Request::Authorize { clients } => relay.authorize(clients).await.map(AdminReply::Authorized),
         Request::Invite { name, token, lifetime, wanted } => {
             let entry = relay.invite(name, token, Duration::from_secs(lifetime), wanted).await;
-            entry.map(|entry| Answer::Invited { relay: relay.public_key(), entry })
+            entry.map(|entry| AdminReply::Invited { relay: relay.public_key(), entry })
         }
-        Request::Revoke { name } => relay.revoke(name).await.map(Answer::Revoked),
-        Request::Clients => relay.clients().await.map(Answer::Clients),
-        Request::Sessions => return Answer::Sessions(relay.registry().sessions().await),
-        Request::Reload => return told(relay.reload().await, Answer::Reloaded),
-        Request::Look => return told(relay.look().await.map_err(anyhow::Error::new), Answer::Looked),
-        Request::Forward(forward) => return told(relay.forward(forward).await, Answer::Forward),
+        Request::Revoke { name } => relay.revoke(name).await.map(AdminReply::Revoked),
+        Request::Clients => relay.clients().await.map(AdminReply::Clients),
+        Request::Sessions => return AdminReply::Sessions(relay.registry().sessions().await),
+        Request::Reload => return to_reply(relay.reload().await, AdminReply::Reloaded),
+        Request::Reconcile => {
+            return to_reply(relay.reconcile_all().await.map_err(anyhow::Error::new), AdminReply::Reconciled);
+        }
+        Request::Forward(forward) => return to_reply(relay.forward(forward).await, AdminReply::Forward),
         Request::Unforward { protocol, port } => {
-            return told(relay.unforward(protocol, port).await, Answer::Forward);
+            return to_reply(relay.unforward(protocol, port).await, AdminReply::Forward);
         }
-        Request::Forwards => return told(relay.forwards().await, Answer::Forwards),
+        Request::Forwards => return to_reply(relay.forwards().await, AdminReply::Forwards),
     };
-    result.unwrap_or_else(|error| Answer::Error(error.to_string()))
+    result.unwrap_or_else(|error| AdminReply::Error(error.to_string()))
 }
 
-fn told<T>(result: anyhow::Result<T>, answer: impl FnOnce(T) -> Answer) -> Answer {
-    result.map_or_else(|error| Answer::Error(format!("{error:#}")), answer)
+fn to_reply<T>(result: anyhow::Result<T>, reply: impl FnOnce(T) -> AdminReply) -> AdminReply {
+    result.map_or_else(|error| AdminReply::Error(format!("{error:#}")), reply)
 }

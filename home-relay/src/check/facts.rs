@@ -1,4 +1,5 @@
-//! What is: read from files and the kernel. What only root may see is `None` for others.
+//! Gathers the facts for `check` from files and the kernel. Facts that only root may read are
+//! `None` for other users.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -10,82 +11,85 @@ use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_io::netlink::Netlink;
 use mobile_io::{isolation, sysctl};
 
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
 
-/// Everything that is looked at.
+/// All facts about this host and the configuration.
 #[derive(Debug)]
 pub(super) struct Facts {
-    /// Whether root looks.
+    /// Whether `check` runs as root.
     pub(super) root: bool,
-    /// The configuration's file, or what is wrong with it.
+    /// The path of the configuration file, or its error.
     pub(super) config: Result<PathBuf, String>,
-    /// What was looked at in the light of it.
-    pub(super) rest: Option<Rest>,
-    /// Whether a TUN can be opened.
+    /// The facts that depend on a valid configuration.
+    pub(super) configured: Option<ConfiguredFacts>,
+    /// Whether a TUN device can be opened; `None` if not root.
     pub(super) tun: Option<Result<(), String>>,
 }
 
-/// What depends on the configuration.
+/// The facts that depend on the configuration.
 #[derive(Debug)]
-pub(super) struct Rest {
-    /// This relay's public key; `None`: a key that this user may not read, as it should be.
+pub(super) struct ConfiguredFacts {
+    /// The relay's public key; `None` if this user may not read the private key, as it should be.
     pub(super) key: Result<Option<PublicKey>, String>,
-    /// `[listen] address`.
+    /// The setting `[listen] address`.
     pub(super) listen: SocketAddr,
-    /// Who has it.
-    pub(super) port: Port,
-    /// Whether a relay of this configuration is running.
+    /// The state of the listening port.
+    pub(super) port: PortState,
+    /// Whether a relay with this configuration is running.
     pub(super) running: Result<bool, String>,
-    /// What the running relay found changed by others, and has put back, or could not; `None`: none is running.
+    /// The names of what the running relay just restored, or why it could not; `None` if no relay
+    /// is running.
     pub(super) network: Option<Result<Vec<String>, String>>,
-    /// For each family with a pool: whether this host forwards; `None`: it does not have the family.
+    /// The address families with a pool, each with whether the host forwards it; `None` if the host
+    /// does not have the family.
     pub(super) forwarding: Vec<(&'static str, Option<bool>)>,
-    /// Whether our rules could be put into the kernel; `None`: not wanted, or not looked at.
+    /// Whether the kernel accepts the relay's rules; `None` if none are needed or this user may not
+    /// try.
     pub(super) nft: Option<Result<(), String>>,
-    /// Chains of others that forward nothing unless a rule of theirs allows it.
+    /// Chains of other programs that drop forwarded packets by default.
     pub(super) dropping: Vec<String>,
     /// Whether `[clients] reach` is set.
     pub(super) has_reach: bool,
-    /// `[tunnel] device`.
+    /// The setting `[tunnel] device`.
     pub(super) device: String,
-    /// `[nat] interface`, and whether there is one.
+    /// The setting `[nat] interface`, and whether the interface exists.
     pub(super) interface: Option<(String, bool)>,
-    /// The pools.
+    /// The configured address pools.
     pub(super) pools: Vec<IpNet>,
-    /// The networks of other devices.
+    /// The networks of other devices, each with the device's name.
     pub(super) local: Result<Vec<(String, IpNet)>, String>,
 }
 
-/// Who has the port.
+/// The state of the listening port.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Port {
-    /// Nobody.
+pub(super) enum PortState {
+    /// No program listens on the port.
     Free,
-    /// Somebody.
+    /// A program listens on the port.
     InUse,
-    /// This user may not know.
+    /// This user may not find out.
     Unknown,
-    /// It cannot be listened on.
+    /// The address cannot be listened on.
     Bad(String),
 }
 
-/// Looks.
+/// Gathers all facts for the configuration at `path`.
 pub(super) async fn gather(path: &Path) -> Facts {
-    // Who may make devices is root; the relay asks for no less.
+    // Creating devices takes root, as for the relay.
     let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
-    let (config, rest) = match Config::load(path) {
-        Ok(config) => (Ok(path.to_owned()), Some(rest(&config, root).await)),
+    let (config, configured) = match Config::load(path) {
+        Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
         Err(error) => (Err(format!("{error:#}")), None),
     };
-    Facts { root, config, rest, tun: root.then(isolation::try_tun) }
+    Facts { root, config, configured, tun: root.then(isolation::try_tun) }
 }
 
-async fn rest(config: &Config, root: bool) -> Rest {
-    // Before anything else: what it puts back is seen as it is then.
+async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
+    // Reconcile first, so that the other facts describe the restored state.
     let (running, network) = match ControlClient::connect(&config.admin.socket) {
-        Ok(relay) => (Ok(true), Some(look(relay))),
+        Ok(relay) => (Ok(true), Some(reconcile(relay))),
         Err(ControlError::NotRunning { .. }) => (Ok(false), None),
         Err(error) => (Err(error.to_string()), None),
     };
@@ -101,7 +105,7 @@ async fn rest(config: &Config, root: bool) -> Rest {
             ("IPv6", if crate::network::has_ipv6() { setting("net/ipv6/conf/all/forwarding") } else { None })
         }
     });
-    Rest {
+    ConfiguredFacts {
         key: key(&config.identity.private_key_file, root),
         listen: config.listen.address,
         port: port(config.listen.address),
@@ -110,8 +114,8 @@ async fn rest(config: &Config, root: bool) -> Rest {
         forwarding: forwarding.collect(),
         nft: ruleset
             .ok()
-            .filter(|ruleset| root && ruleset.is_needed())
-            .map(|ruleset| ruleset.try_out().map_err(|error| format!("{error:#}"))),
+            .filter(|ruleset| root && ruleset.is_required())
+            .map(|ruleset| ruleset.check_rules().map_err(|error| format!("{error:#}"))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
@@ -120,20 +124,21 @@ async fn rest(config: &Config, root: bool) -> Rest {
         has_reach: config.clients.reach.is_some(),
         device: config.tunnel.device.clone(),
         interface: config.nat.interface.clone().map(|name| {
-            let there = links.contains(&name);
-            (name, there)
+            let exists = links.contains(&name);
+            (name, exists)
         }),
         pools,
         local,
     }
 }
 
-/// Only the relay knows what it made, and of which configuration.
-fn look(mut relay: ControlClient) -> Result<Vec<String>, String> {
-    match relay.call(&Request::Look) {
-        Ok(Answer::Looked(restored)) => Ok(restored),
-        Ok(Answer::Error(error)) => Err(error),
-        Ok(_) => Err("the running relay is of another version: restart it after an upgrade".to_owned()),
+/// Asks the running relay to reconcile: only the relay knows what it made, and from which
+/// configuration.
+fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, String> {
+    match relay.call(&Request::Reconcile) {
+        Ok(AdminReply::Reconciled(restored)) => Ok(restored),
+        Ok(AdminReply::Error(error)) => Err(error),
+        Ok(_) => Err("the running relay is another version: restart it after an upgrade".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -146,12 +151,12 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
     }
 }
 
-fn port(address: SocketAddr) -> Port {
+fn port(address: SocketAddr) -> PortState {
     match TcpListener::bind(address) {
-        Ok(_) => Port::Free,
-        Err(error) if error.kind() == ErrorKind::AddrInUse => Port::InUse,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Port::Unknown,
-        Err(error) => Port::Bad(error.to_string()),
+        Ok(_) => PortState::Free,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => PortState::InUse,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => PortState::Unknown,
+        Err(error) => PortState::Bad(error.to_string()),
     }
 }
 
@@ -159,7 +164,7 @@ fn setting(name: &str) -> Option<bool> {
     Some(sysctl::read(name).ok()? == "1")
 }
 
-/// The names of all devices, and the networks of those that are not ours.
+/// Returns the names of all devices, and the networks of the devices that are not the relay's.
 async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let snapshot = netlink.snapshot().await.map_err(|error| error.to_string())?;
@@ -170,7 +175,7 @@ async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), String>
     Ok((snapshot.links.iter().map(|link| link.name.clone()).collect(), networks))
 }
 
-/// The chains, of all tables but ours, that drop what they forward unless a rule says otherwise.
+/// Returns the forward chains of other tables whose policy is to drop.
 fn dropping(json: &serde_json::Value) -> Vec<String> {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains
@@ -190,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forward_chains_that_drop_are_found_among_all() {
+    fn forward_chains_that_drop_by_default_are_found() {
         let chain = |table: &str, name: &str, hook: &str, policy: &str| {
             serde_json::json!({"chain": {"family": "ip", "table": table, "name": name, "handle": 1, "type": "filter",
                 "hook": hook, "prio": 0, "policy": policy}})
@@ -208,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_somebody_has_is_told_from_a_free_one() {
+    fn a_port_in_use_is_distinguished_from_a_free_one() {
         let holder = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = holder.local_addr().unwrap();
-        assert_eq!(port(address), Port::InUse);
+        assert_eq!(port(address), PortState::InUse);
         drop(holder);
-        assert_eq!(port(address), Port::Free);
-        // An address of nobody here.
-        assert!(matches!(port("192.0.2.77:4433".parse().unwrap()), Port::Bad(_)));
+        assert_eq!(port(address), PortState::Free);
+        // An address (TEST-NET-1) that this host does not have.
+        assert!(matches!(port("192.0.2.77:4433".parse().unwrap()), PortState::Bad(_)));
     }
 }

@@ -1,111 +1,120 @@
-//! What the facts mean, and what to do: pure.
+//! Judges the facts: turns each into a finding with its next step. Pure.
 
 use ipnet::IpNet;
 use mobile_io::check::Finding;
 
-use super::facts::{Facts, Port, Rest};
+use super::facts::{ConfiguredFacts, Facts, PortState};
 
-/// All findings.
+/// Returns all findings about the host.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !facts.root {
-        let seen = "an ordinary user may not look at the TUN device and nftables";
-        findings.push(Finding::warn("rights", seen, "run `home-relay check` as root"));
+        let text = "the TUN device and nftables were not checked: this takes root";
+        findings.push(Finding::warn("rights", text, "run `home-relay check` as root"));
     }
     findings.push(match &facts.config {
         Ok(path) => Finding::ok("config", path.display().to_string()),
         Err(error) => Finding::fail("config", error, "correct the file, or write one with `home-relay init`"),
     });
-    findings.extend(facts.tun.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("TUN", "a device with whole packets (IFF_VNET_HDR) can be opened"),
-        Err(error) => Finding::fail("TUN", error, "`modprobe tun`; in a container, pass it /dev/net/tun"),
+    findings.extend(facts.tun.as_ref().map(|attempt| match attempt {
+        Ok(()) => Finding::ok("TUN", "a TUN device with segmentation offload (IFF_VNET_HDR) can be opened"),
+        Err(error) => {
+            Finding::fail("TUN", error, "run `modprobe tun`; give a container access to /dev/net/tun")
+        }
     }));
-    if let Some(rest) = &facts.rest {
-        findings.push(match &rest.key {
+    if let Some(configured) = &facts.configured {
+        findings.push(match &configured.key {
             Ok(Some(public)) => Finding::ok("key", format!("{public}, readable by its owner only")),
-            Ok(None) => Finding::ok("key", "not readable by this user, and so not read"),
-            Err(error) => Finding::fail("key", error, "the relay does not start without its key"),
+            Ok(None) => Finding::ok("key", "not checked: this user may not read it"),
+            Err(error) => {
+                let next_step = "restore the key or its permissions: the relay does not start without it";
+                Finding::fail("key", error, next_step)
+            }
         });
-        findings.push(port(rest));
-        findings.extend(rest.network.as_ref().map(network));
-        findings.extend(rest.forwarding.iter().map(|(family, on)| forwarding(rest, family, *on)));
-        findings.extend(masquerading(rest));
-        findings.extend(overlaps(rest));
-        findings.push(if rest.has_reach {
-            Finding::ok("reach", "[clients] reach says what clients reach")
+        findings.push(port(configured));
+        findings.extend(configured.network.as_ref().map(network));
+        findings.extend(configured.forwarding.iter().map(|(family, on)| forwarding(configured, family, *on)));
+        findings.extend(masquerading(configured));
+        findings.extend(overlaps(configured));
+        findings.push(if configured.has_reach {
+            Finding::ok("reach", "[clients] reach is set")
         } else {
-            let seen =
-                "clients reach private networks, metadata services and whatever else this host reaches";
-            let next = "set [clients] reach = \"internet\", or a list; \"all\" if that is what you mean";
-            Finding::warn("reach", seen, next)
+            let text =
+                "[clients] reach is not set: clients reach everything that this host reaches, including \
+                 private networks and cloud metadata services";
+            let next_step = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if \
+                             this is intended";
+            Finding::warn("reach", text, next_step)
         });
-        findings.extend(rest.dropping.iter().map(|chain| dropping(rest, chain)));
+        findings.extend(configured.dropping.iter().map(|chain| dropping(configured, chain)));
     }
     findings
 }
 
-fn port(rest: &Rest) -> Finding {
-    let listen = rest.listen;
-    match (&rest.running, &rest.port) {
+fn port(configured: &ConfiguredFacts) -> Finding {
+    let listen = configured.listen;
+    match (&configured.running, &configured.port) {
         (Err(error), _) => Finding::warn("port", error, "run `home-relay check` as root"),
-        (Ok(true), Port::InUse | Port::Unknown) => {
+        (Ok(true), PortState::InUse | PortState::Unknown) => {
             Finding::ok("port", format!("{listen} is served by the running relay"))
         }
         (Ok(true), _) => Finding::fail(
             "port",
-            format!("a relay is running, and nobody listens on {listen}"),
-            "restart the relay: its configuration was changed",
+            format!("a relay is running, but no program listens on {listen}"),
+            "restart the relay to apply its changed configuration",
         ),
-        (Ok(false), Port::Free) => {
+        (Ok(false), PortState::Free) => {
             Finding::ok("port", format!("{listen} is free; `home-relay serve` listens there"))
         }
-        (Ok(false), Port::InUse) => Finding::fail(
+        (Ok(false), PortState::InUse) => Finding::fail(
             "port",
             format!("another program listens on {listen}"),
-            "stop it, or choose another port in [listen] address and in [relay] endpoint of every client",
+            "stop that program, or choose another port in [listen] address and in [relay] endpoint of every client",
         ),
-        (Ok(false), Port::Unknown) => {
-            Finding::ok("port", format!("{listen}: only root may listen there, and so look"))
+        (Ok(false), PortState::Unknown) => {
+            Finding::ok("port", format!("{listen} was not checked: only root may listen there"))
         }
-        (Ok(false), Port::Bad(error)) => Finding::fail(
+        (Ok(false), PortState::Bad(error)) => Finding::fail(
             "port",
-            format!("nobody can listen on {listen} here: {error}"),
-            "name an address of this host in [listen] address, or [::] for all",
+            format!("cannot listen on {listen}: {error}"),
+            "set [listen] address to an address of this host, or to [::] for all",
         ),
     }
 }
 
-/// What the running relay says of its device, addresses, forwarding and rules.
-fn network(looked: &Result<Vec<String>, String>) -> Finding {
-    match looked {
-        Ok(restored) if restored.is_empty() => Finding::ok(
-            "network",
-            "device, addresses, forwarding and rules are as the running relay made them",
-        ),
+/// Judges what the running relay says about its device, addresses, forwarding and rules.
+fn network(reconciled: &Result<Vec<String>, String>) -> Finding {
+    match reconciled {
+        Ok(restored) if restored.is_empty() => {
+            Finding::ok("network", "device, addresses, forwarding and rules are as configured")
+        }
         Ok(restored) => Finding::warn(
             "network",
             format!(
-                "somebody removed or changed, and the relay has put back just now: {}",
+                "another program changed kernel state, which the relay has just restored: {}",
                 restored.join(", ")
             ),
-            "see who does it: a firewall that begins with `flush ruleset`, a network manager, sysctl.d",
+            "find the program: a firewall whose script runs `flush ruleset`, a network manager, sysctl.d",
         ),
         Err(error) => Finding::fail(
             "network",
-            format!("the running relay cannot put back what somebody removed or changed: {error}"),
-            "mend that, then `home-relay reload`; or restart the relay",
+            format!("the running relay cannot restore kernel state that another program changed: {error}"),
+            "correct the cause, then run `home-relay reload`, or restart the relay",
         ),
     }
 }
 
-fn forwarding(rest: &Rest, family: &str, on: Option<bool>) -> Finding {
+fn forwarding(configured: &ConfiguredFacts, family: &str, on: Option<bool>) -> Finding {
     match on {
-        None => Finding::ok("forwarding", format!("{family} is disabled on this host: clients go without")),
-        Some(true) => Finding::ok("forwarding", format!("{family} packets are forwarded")),
-        Some(false) if rest.running == Ok(true) => Finding::fail(
+        None => Finding::ok(
             "forwarding",
-            format!("{family} forwarding is off, though the relay turned it on"),
-            "see who turns it off (a firewall, sysctl.d), and restart the relay",
+            format!("{family} is disabled on this host: clients get no {family} addresses"),
+        ),
+        Some(true) => Finding::ok("forwarding", format!("{family} packets are forwarded")),
+        Some(false) if configured.running == Ok(true) => Finding::fail(
+            "forwarding",
+            format!("{family} forwarding is off, although the relay turned it on"),
+            "find the program that turns it off (a firewall, sysctl.d), and restart the relay",
         ),
         Some(false) => {
             Finding::ok("forwarding", format!("{family} forwarding is off; `home-relay serve` turns it on"))
@@ -113,54 +122,56 @@ fn forwarding(rest: &Rest, family: &str, on: Option<bool>) -> Finding {
     }
 }
 
-fn masquerading(rest: &Rest) -> Vec<Finding> {
+fn masquerading(configured: &ConfiguredFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Some((name, false)) = &rest.interface {
+    if let Some((name, false)) = &configured.interface {
         findings.push(Finding::warn(
             "nat",
-            format!("[nat] interface is {name}, and there is none: clients' packets leave with their own addresses"),
-            "name the interface that leads to the Internet, or remove the line",
+            format!("[nat] interface {name} does not exist: clients' packets leave with their own addresses"),
+            "set [nat] interface to the interface that leads to the Internet, or remove the line",
         ));
     }
-    findings.extend(rest.nft.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("nftables", "the kernel takes our rules"),
+    findings.extend(configured.nft.as_ref().map(|attempt| match attempt {
+        Ok(()) => Finding::ok("nftables", "the kernel accepts the relay's rules"),
         Err(error) => Finding::fail(
             "nftables",
             error,
-            "install nftables and a kernel with NAT; or, where the pools are routed here, [nat] masquerade = false",
+            "install nftables and a kernel with NAT; if the pools are routed to this host, set [nat] masquerade = \
+             false instead",
         ),
     }));
     findings
 }
 
-fn overlaps(rest: &Rest) -> Vec<Finding> {
-    let local = match &rest.local {
+fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
+    let local = match &configured.local {
         Ok(local) => local,
         Err(error) => return vec![Finding::fail("pool", error, "run `home-relay check` as root")],
     };
-    let meets = |pool: &IpNet, net: &IpNet| pool.contains(net) || net.contains(pool);
-    let pool = |pool: &IpNet| match local.iter().find(|(_, net)| meets(pool, net)) {
+    let overlap = |pool: &IpNet, net: &IpNet| pool.contains(net) || net.contains(pool);
+    let pool = |pool: &IpNet| match local.iter().find(|(_, net)| overlap(pool, net)) {
         Some((device, net)) => Finding::fail(
             "pool",
-            format!("{pool} overlaps with {net} on {device}: one of them cannot be reached from here"),
-            "choose another [pool]; clients get new addresses then",
+            format!("{pool} overlaps with {net} on {device}: one of them cannot be reached from this host"),
+            "choose another [pool]; clients then get new addresses",
         ),
-        None => Finding::ok("pool", format!("{pool} is no network of this host")),
+        None => Finding::ok("pool", format!("{pool} does not overlap with a network of this host")),
     };
-    rest.pools.iter().map(pool).collect()
+    configured.pools.iter().map(pool).collect()
 }
 
-/// Its rules may let our packets pass all the same: that is not looked at.
-fn dropping(rest: &Rest, chain: &str) -> Finding {
-    let device = &rest.device;
+/// Judges a chain that drops by default. Whether its rules let the relay's packets pass is not
+/// checked.
+fn dropping(configured: &ConfiguredFacts, chain: &str) -> Finding {
+    let device = &configured.device;
     Finding::warn(
         "firewall",
         format!(
-            "the chain `{chain}` of another firewall drops what it forwards unless a rule of it says otherwise"
+            "the chain `{chain}` of another firewall drops forwarded packets unless one of its rules accepts them"
         ),
         format!(
-            "unless it lets {device} pass: `nft insert rule {chain} iifname {device} accept` and `nft insert rule \
-             {chain} oifname {device} accept`, or what that firewall's own tool says for it"
+            "unless its rules already accept {device}, run `nft insert rule {chain} iifname {device} accept` and \
+             `nft insert rule {chain} oifname {device} accept`, or the equivalent of that firewall's own tool"
         ),
     )
 }
@@ -174,11 +185,11 @@ mod tests {
 
     use super::*;
 
-    fn well() -> Rest {
-        Rest {
+    fn healthy_host() -> ConfiguredFacts {
+        ConfiguredFacts {
             key: Ok(Some(PublicKey::from_bytes([7; 32]))),
             listen: "[::]:443".parse().unwrap(),
-            port: Port::Free,
+            port: PortState::Free,
             running: Ok(false),
             network: None,
             forwarding: vec![("IPv4", Some(false)), ("IPv6", None)],
@@ -192,8 +203,13 @@ mod tests {
         }
     }
 
-    fn facts(rest: Rest) -> Facts {
-        Facts { root: true, config: Ok(PathBuf::from("relay.toml")), rest: Some(rest), tun: Some(Ok(())) }
+    fn facts(configured: ConfiguredFacts) -> Facts {
+        Facts {
+            root: true,
+            config: Ok(PathBuf::from("relay.toml")),
+            configured: Some(configured),
+            tun: Some(Ok(())),
+        }
     }
 
     fn faults(facts: &Facts) -> Vec<(Level, String)> {
@@ -208,49 +224,67 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_is_well_has_no_fault() {
-        assert_eq!(faults(&facts(well())), []);
-        let running = Rest {
+    fn a_healthy_host_has_no_faults() {
+        assert_eq!(faults(&facts(healthy_host())), []);
+        let running = ConfiguredFacts {
             running: Ok(true),
-            port: Port::InUse,
+            port: PortState::InUse,
             network: Some(Ok(Vec::new())),
             forwarding: vec![("IPv4", Some(true))],
-            ..well()
+            ..healthy_host()
         };
         assert_eq!(faults(&facts(running)), []);
     }
 
     #[test]
-    fn every_fault_has_its_line_and_its_cure() {
+    fn every_fault_has_a_finding_with_a_next_step() {
         fn error<T>() -> Result<T, String> {
             Err("no such thing".into())
         }
         let (fail, warn) = (Level::Fail, Level::Warn);
-        let overlapping =
-            |net: &str| Rest { local: Ok(vec![("lan0".into(), net.parse().unwrap())]), ..well() };
-        for (rest, level, topic) in [
-            (Rest { key: error(), ..well() }, fail, "key"),
-            (Rest { port: Port::InUse, ..well() }, fail, "port"),
-            (Rest { port: Port::Bad("no such address".into()), ..well() }, fail, "port"),
-            (Rest { running: Ok(true), forwarding: Vec::new(), ..well() }, fail, "port"),
-            (Rest { running: error(), forwarding: Vec::new(), ..well() }, warn, "port"),
-            (Rest { running: Ok(true), port: Port::InUse, ..well() }, fail, "forwarding"),
-            (Rest { nft: Some(error()), ..well() }, fail, "nftables"),
-            (Rest { network: Some(error()), ..well() }, fail, "network"),
-            (Rest { network: Some(Ok(vec!["nftables table".into()])), ..well() }, warn, "network"),
-            (Rest { interface: Some(("eth9".into(), false)), ..well() }, warn, "nat"),
-            (Rest { dropping: vec!["ip filter FORWARD".into()], ..well() }, warn, "firewall"),
-            (Rest { has_reach: false, ..well() }, warn, "reach"),
+        let overlapping = |net: &str| ConfiguredFacts {
+            local: Ok(vec![("lan0".into(), net.parse().unwrap())]),
+            ..healthy_host()
+        };
+        for (configured, level, topic) in [
+            (ConfiguredFacts { key: error(), ..healthy_host() }, fail, "key"),
+            (ConfiguredFacts { port: PortState::InUse, ..healthy_host() }, fail, "port"),
+            (
+                ConfiguredFacts { port: PortState::Bad("no such address".into()), ..healthy_host() },
+                fail,
+                "port",
+            ),
+            (ConfiguredFacts { running: Ok(true), forwarding: Vec::new(), ..healthy_host() }, fail, "port"),
+            (ConfiguredFacts { running: error(), forwarding: Vec::new(), ..healthy_host() }, warn, "port"),
+            (
+                ConfiguredFacts { running: Ok(true), port: PortState::InUse, ..healthy_host() },
+                fail,
+                "forwarding",
+            ),
+            (ConfiguredFacts { nft: Some(error()), ..healthy_host() }, fail, "nftables"),
+            (ConfiguredFacts { network: Some(error()), ..healthy_host() }, fail, "network"),
+            (
+                ConfiguredFacts { network: Some(Ok(vec!["nftables table".into()])), ..healthy_host() },
+                warn,
+                "network",
+            ),
+            (ConfiguredFacts { interface: Some(("eth9".into(), false)), ..healthy_host() }, warn, "nat"),
+            (
+                ConfiguredFacts { dropping: vec!["ip filter FORWARD".into()], ..healthy_host() },
+                warn,
+                "firewall",
+            ),
+            (ConfiguredFacts { has_reach: false, ..healthy_host() }, warn, "reach"),
             (overlapping("100.64.0.0/10"), fail, "pool"),
             (overlapping("100.64.17.0/24"), fail, "pool"),
-            (Rest { local: error(), ..well() }, fail, "pool"),
+            (ConfiguredFacts { local: error(), ..healthy_host() }, fail, "pool"),
         ] {
-            let text = format!("{rest:?}");
-            assert_eq!(faults(&facts(rest)), [(level, topic.to_owned())], "{text}");
+            let text = format!("{configured:?}");
+            assert_eq!(faults(&facts(configured)), [(level, topic.to_owned())], "{text}");
         }
-        let broken = Facts { config: error(), rest: None, ..facts(well()) };
+        let broken = Facts { config: error(), configured: None, ..facts(healthy_host()) };
         assert_eq!(faults(&broken), [(fail, "config".to_owned())]);
-        let user = Facts { root: false, tun: None, ..facts(Rest { nft: None, ..well() }) };
+        let user = Facts { root: false, tun: None, ..facts(ConfiguredFacts { nft: None, ..healthy_host() }) };
         assert_eq!(faults(&user), [(warn, "rights".to_owned())]);
     }
 }

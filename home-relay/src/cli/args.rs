@@ -1,5 +1,5 @@
-//! What may be typed. Nothing but clap and what is typed here: `cargo xtask gen` makes man pages and completions of this
-//! very file.
+//! The definition of the command line. Depends on nothing but clap and the types of arguments,
+//! because `cargo xtask gen` includes this file to write man pages and completions.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZero;
@@ -12,17 +12,17 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_io::invitation::is_endpoint;
 use mobile_io::keys::PublicKey;
 
-/// Where a packaged relay has its configuration.
+/// The configuration file of a packaged relay.
 pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";
 
-/// The home virtual device: keeps the persistent addresses of mobile hosts on this machine.
+/// Home relay: gives mobile hosts persistent addresses and forwards their packets.
 #[derive(Debug, Parser)]
 #[command(name = "home-relay", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// The configuration file.
+    /// Read the configuration from this file.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub(crate) config: PathBuf,
-    /// How much to log to stderr: error, warn, info, debug or trace (default info, or $HOME_RELAY_LOG).
+    /// Set the log level: error, warn, info, debug or trace (default: $HOME_RELAY_LOG, else info).
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(crate) log: Option<String>,
     #[command(subcommand)]
@@ -31,105 +31,108 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Write a configuration and a key; print the relay's public key.
+    /// Write a configuration and a private key; print the public key.
     Init(Init),
-    /// Serve clients, in the foreground.
+    /// Serve clients in the foreground.
     Serve,
-    /// Let a client in, or change its addresses; print the persistent addresses it has.
+    /// Authorise a client, or change its addresses; print its persistent addresses.
     Authorize(Authorize),
-    /// Print an invitation: one line, for `mobile enroll` on the laptop. It lets in one client, once.
+    /// Print an invitation: one line for `mobile enroll` on the laptop, valid for one client, once.
     Invite(Invite),
-    /// Shut a client out, at once; or withdraw the invitation of that name.
+    /// Revoke a client and end its session at once, or withdraw an invitation.
     Revoke {
-        /// The name it was authorised or invited with.
+        /// The name of the client or invitation.
         name: String,
     },
-    /// List the clients, who is invited, and their persistent addresses.
-    Clients(Format),
-    /// List the live sessions and their paths.
-    Sessions(Format),
-    /// Lead a port of this host to a client.
+    /// List clients and pending invitations with their persistent addresses.
+    Clients(OutputFormat),
+    /// List running sessions and their paths.
+    Sessions(OutputFormat),
+    /// Forward ports of this host to clients.
     #[command(subcommand)]
     Forward(ForwardVerb),
-    /// Have the running relay read its configuration anew; print what changed, and what only a restart changes.
-    Reload(Format),
-    /// Look whether this machine can serve: key, port, forwarding, nftables, other firewalls. Exit 1 if not.
-    Check(Format),
-    /// Remove every kernel object of ours: the device and the nftables table.
+    /// Make the running relay reload its configuration; print the changed keys, and on stderr those
+    /// that need a restart.
+    Reload(OutputFormat),
+    /// Check whether this host can serve: key, port, forwarding, nftables, other firewalls. Exits
+    /// with 1 if it cannot.
+    Check(OutputFormat),
+    /// Remove the relay's kernel objects: the device and the nftables table.
     Cleanup {
-        /// Leave everything while systemd shuts the machine down, or enters rescue mode. For
+        /// Remove nothing while systemd shuts the machine down or enters rescue mode; for
         /// `home-relay-cleanup.service`.
         #[arg(long)]
         unless_shutdown: bool,
     },
 }
 
-/// What `init` writes.
+/// The options of `init`.
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Where clients will connect.
+    /// Listen on this address and port.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:443")]
     pub(crate) listen: SocketAddr,
-    /// The pool of persistent IPv4 addresses; a random /20 of 100.64.0.0/10 by default.
+    /// Use this pool of persistent IPv4 addresses (default: a random /20 of 100.64.0.0/10).
     #[arg(long, value_name = "CIDR")]
     pub(crate) ipv4: Option<Ipv4Net>,
-    /// The pool of persistent IPv6 addresses; a random unique local /64 by default.
+    /// Use this pool of persistent IPv6 addresses (default: a random unique local /64).
     #[arg(long, value_name = "CIDR")]
     pub(crate) ipv6: Option<Ipv6Net>,
 }
 
-/// Who is let in.
+/// The arguments of `authorize`.
 #[derive(Debug, Args)]
 pub(crate) struct Authorize {
-    /// What to call it.
+    /// The name of the client.
     #[arg(required_unless_present = "from")]
     pub(crate) name: Option<String>,
-    /// Its public key, as `mobile keygen` prints it.
+    /// The public key of the client, as `mobile keygen` prints it.
     #[arg(required_unless_present = "from")]
     pub(crate) public_key: Option<PublicKey>,
     #[command(flatten)]
     pub(crate) addresses: Addresses,
-    /// Let it reach "internet", "all", "none", or networks with commas between them; "default":
-    /// what `[clients] reach` says.
+    /// Set the destinations that the client may reach: "internet", "all", "none", networks
+    /// separated by commas, or "default" to follow `[clients] reach`.
     #[arg(long, value_name = "REACH")]
     pub(crate) reach: Option<String>,
-    /// Let in everybody in this file, NAME PUBLIC_KEY a line (`-`: stdin); print the names with the addresses.
+    /// Authorise all clients in this file, one NAME PUBLIC_KEY per line (`-`: stdin); print each
+    /// name with its addresses.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "public_key", "ipv4", "ipv6", "reach"])]
     pub(crate) from: Option<PathBuf>,
 }
 
-/// Addresses of the operator's choice.
+/// Persistent addresses that the operator chooses.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Addresses {
-    /// The persistent IPv4 address; what it has, or a free one, by default.
+    /// Assign this persistent IPv4 address (default: the present one, else a free one).
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The persistent IPv6 address; what it has, or a free one, by default.
+    /// Assign this persistent IPv6 address (default: the present one, else a free one).
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) ipv6: Option<Ipv6Addr>,
 }
 
-/// Who is invited, and to where.
+/// The arguments of `invite`.
 #[derive(Debug, Args)]
 pub(crate) struct Invite {
-    /// What to call the client.
+    /// The name of the client.
     pub(crate) name: String,
-    /// Show it as a QR code too, on stderr.
+    /// Also print the invitation as a QR code on stderr.
     #[arg(long)]
     pub(crate) qr: bool,
-    /// How long it holds: 30m, 24h, 7d.
+    /// Let the invitation expire after this time, such as 30m, 24h or 7d.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub(crate) expires: Duration,
-    /// Where the client will find this relay; by default what `[listen]` says.
+    /// Put this relay endpoint into the invitation (default: `[listen] endpoint`, else `address`).
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]
     pub(crate) addresses: Addresses,
 }
 
-/// A number of seconds, minutes, hours or days; a year at most.
+/// Parses a number of seconds, minutes, hours or days, from 1 s to 365 days.
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "a duration from 1s to 365d was expected, such as 30m, 24h or 7d".to_owned();
+    let wrong = || "expected a duration from 1s to 365d, such as 30m, 24h or 7d".to_owned();
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let unit = match unit {
         "s" => 1,
@@ -146,34 +149,34 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn endpoint(text: &str) -> Result<String, String> {
     match is_endpoint(text) {
         true => Ok(text.to_owned()),
-        false => Err("HOST:PORT was expected, such as relay.example.org:443 or [2001:db8::1]:443".to_owned()),
+        false => Err("expected HOST:PORT, such as relay.example.org:443 or [2001:db8::1]:443".to_owned()),
     }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ForwardVerb {
-    /// Lead it there from now on, also after a restart.
+    /// Forward a port to a client, at once and after restarts.
     Add {
-        /// Which kind of port.
+        /// The protocol of the port.
         protocol: Protocol,
         /// The port of this host.
         port: NonZero<u16>,
-        /// The client and its port.
+        /// The client's name and port.
         #[arg(value_name = "CLIENT:PORT")]
-        to: Target,
+        to: ForwardTarget,
     },
-    /// No longer; connections that are open go on.
+    /// Stop forwarding a port; open connections continue.
     Del {
-        /// Which kind of port.
+        /// The protocol of the port.
         protocol: Protocol,
         /// The port of this host.
         port: NonZero<u16>,
     },
-    /// List them.
-    List(Format),
+    /// List the forwarded ports.
+    List(OutputFormat),
 }
 
-/// What has ports.
+/// The protocol of a forwarded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Protocol {
     /// TCP.
@@ -182,16 +185,16 @@ pub(crate) enum Protocol {
     Udp,
 }
 
-/// `laptop:22`
+/// The destination of a port forward, such as `laptop:22`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
+pub(crate) struct ForwardTarget {
     /// The client's name.
     pub(crate) client: String,
-    /// Its port.
+    /// The client's port.
     pub(crate) port: NonZero<u16>,
 }
 
-impl FromStr for Target {
+impl FromStr for ForwardTarget {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -202,8 +205,8 @@ impl FromStr for Target {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Format {
-    /// Print JSON, for programs.
+pub(crate) struct OutputFormat {
+    /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -213,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_numbers_with_a_unit_and_bounded() {
+    fn durations_need_a_unit_and_are_bounded() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 24 * 3600)));
         for bad in [

@@ -1,4 +1,4 @@
-//! `authorize`: lets in one client, or everybody in a file.
+//! The `authorize` command: authorises one client, or all clients in a file.
 
 use std::io::Read as _;
 use std::net::IpAddr;
@@ -7,14 +7,15 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow, bail, ensure};
 
 use super::args::{Addresses, Authorize};
-use super::clients::{UNEXPECTED, ask, connect};
-use crate::admin::{Answer, Request};
+use super::clients::{UNEXPECTED_REPLY, call, connect};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
-use crate::network::forget_connections;
+use crate::network::delete_connections;
 use crate::pool::Lease;
-use crate::store::{self, Client, Newcomer, Store, WantedReach};
+use crate::store::{self, Client, NewClient, Store, WantedReach};
 
-/// Clients in one request to a running relay, which takes 64 KiB: the longest name and a key take 150 bytes.
+/// The number of clients in one request to a running relay, which accepts 64 KiB: the longest name
+/// and a key take 150 bytes.
 const BATCH: usize = 400;
 
 impl From<Addresses> for Lease {
@@ -23,7 +24,7 @@ impl From<Addresses> for Lease {
     }
 }
 
-/// Prints the addresses of one client, one a line; of many, one client a line.
+/// Prints the addresses of one client, one per line; of many clients, one client per line.
 pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     let Authorize { name, public_key, addresses, reach, from } = who;
     let reach = match reach.as_deref() {
@@ -36,7 +37,7 @@ pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
             println!("{} {}", client.name, client.lease);
         }),
         (Some(name), Some(public_key), None) => {
-            let one = Newcomer { name, public_key, wanted: addresses.into(), reach };
+            let one = NewClient { name, public_key, wanted: addresses.into(), reach };
             authorize(config, &[one], |client| {
                 client.lease.addresses().for_each(|address| println!("{address}"));
             })
@@ -45,39 +46,41 @@ pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     }
 }
 
-/// A running relay is asked for some at a time, each time all or none; on the store it is all or none.
-fn authorize(config: &Config, newcomers: &[Newcomer], tell: impl Fn(&Client)) -> anyhow::Result<()> {
+/// Authorises the clients: on the store all of them or none, on a running relay in batches that are
+/// each all or none.
+fn authorize(config: &Config, new_clients: &[NewClient], print: impl Fn(&Client)) -> anyhow::Result<()> {
     let pools = config.pools()?;
     let Some(mut relay) = connect(config)? else {
         let store = Store::open(&config.state.dir)?;
         let before = store.clients()?;
-        let clients = store.authorize_all(newcomers, &pools, store::now())?;
-        clients.iter().for_each(tell);
-        let had = |client: &Client| before.iter().find(|known| known.name == client.name).map(|it| it.lease);
-        let left: Vec<IpAddr> =
-            clients.iter().filter_map(|it| Some(had(it)?.without(it.lease))).flatten().collect();
-        forget_connections(&left);
+        let clients = store.authorize_all(new_clients, &pools, store::now())?;
+        clients.iter().for_each(print);
+        let previous_lease =
+            |client: &Client| before.iter().find(|known| known.name == client.name).map(|it| it.lease);
+        let freed: Vec<IpAddr> =
+            clients.iter().filter_map(|it| Some(previous_lease(it)?.without(it.lease))).flatten().collect();
+        delete_connections(&freed);
         return Ok(());
     };
-    for (before, batch) in newcomers.chunks(BATCH).enumerate() {
+    for (before, batch) in new_clients.chunks(BATCH).enumerate() {
         let request = Request::Authorize { clients: batch.to_vec() };
-        let answer = ask(&mut relay, &request);
-        let answer = match before {
-            0 => answer?,
-            _ => answer.with_context(|| {
+        let reply = call(&mut relay, &request);
+        let reply = match before {
+            0 => reply?,
+            _ => reply.with_context(|| {
                 format!(
-                    "the first {} were let in, the others not: the same command again goes on",
+                    "authorised the first {} clients but not the others: run the same command again to continue",
                     before * BATCH
                 )
             })?,
         };
-        let Answer::Authorized(clients) = answer else { bail!(UNEXPECTED) };
-        clients.iter().for_each(&tell);
+        let AdminReply::Authorized(clients) = reply else { bail!(UNEXPECTED_REPLY) };
+        clients.iter().for_each(&print);
     }
     Ok(())
 }
 
-fn read(file: &Path) -> anyhow::Result<Vec<Newcomer>> {
+fn read(file: &Path) -> anyhow::Result<Vec<NewClient>> {
     let shown = file.display();
     let text = if file == Path::new("-") {
         let mut text = String::new();
@@ -86,30 +89,28 @@ fn read(file: &Path) -> anyhow::Result<Vec<Newcomer>> {
         std::fs::read_to_string(file)
     };
     parse(&text.with_context(|| format!("cannot read {shown}"))?)
-        .with_context(|| format!("nobody of {shown} was let in"))
+        .with_context(|| format!("no client in {shown} was authorised"))
 }
 
-/// One client a line; empty lines and those that begin with # are for people.
-fn parse(text: &str) -> anyhow::Result<Vec<Newcomer>> {
-    let mut newcomers = Vec::new();
+/// Parses one client per line; empty lines and lines that begin with # are skipped.
+fn parse(text: &str) -> anyhow::Result<Vec<NewClient>> {
+    let mut new_clients = Vec::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim)) {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [name, key] = words[..] else {
-            bail!("line {number}: NAME PUBLIC_KEY was expected, not {line:?}")
-        };
+        let [name, key] = words[..] else { bail!("line {number}: expected NAME PUBLIC_KEY, not {line:?}") };
         let public_key = key.parse().with_context(|| format!("line {number}: the key of {name}"))?;
-        newcomers.push(Newcomer {
+        new_clients.push(NewClient {
             name: name.to_owned(),
             public_key,
             wanted: Lease::default(),
             reach: WantedReach::default(),
         });
     }
-    ensure!(!newcomers.is_empty(), "it names no client: write NAME PUBLIC_KEY lines");
-    Ok(newcomers)
+    ensure!(!new_clients.is_empty(), "the file names no client: write one NAME PUBLIC_KEY per line");
+    Ok(new_clients)
 }
 
 #[cfg(test)]
@@ -117,10 +118,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_a_client_a_comment_or_an_error_with_its_number() {
+    fn each_line_is_a_client_or_a_comment_or_an_error_with_its_number() {
         let key = mobile_io::keys::PublicKey::from_bytes([7; 32]);
         let text = format!("# the office\n\nfirst {key}\n  second\t{key}  \n");
-        let names: Vec<String> = parse(&text).unwrap().into_iter().map(|newcomer| newcomer.name).collect();
+        let names: Vec<String> =
+            parse(&text).unwrap().into_iter().map(|new_client| new_client.name).collect();
         assert_eq!(names, ["first", "second"]);
         for (bad, said) in [
             ("one", "line 1"),

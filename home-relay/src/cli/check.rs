@@ -1,11 +1,11 @@
-//! `check`: is this machine able to serve.
+//! The `check` command: reports whether this host can serve.
 
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use mobile_io::check::Level;
 
-/// With a running relay or without, as root or, less deep, as any user.
+/// Prints the findings; works with or without a running relay, and in less depth without root.
 pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let report = runtime.context("cannot start the runtime")?.block_on(crate::check::check(config));
@@ -18,5 +18,5 @@ pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let failed = report.findings.iter().filter(|finding| finding.level == Level::Fail).count();
-    bail!("not able to serve: {failed} of {} findings are FAIL", report.findings.len())
+    bail!("this host cannot serve: {failed} of {} findings are FAIL", report.findings.len())
 }

@@ -1,4 +1,5 @@
-//! `cleanup`: removes every kernel object of ours. Tries everything and reports every failure.
+//! The `cleanup` command: removes the relay's kernel objects. It tries everything and reports every
+//! failure.
 
 use std::path::Path;
 
@@ -12,23 +13,25 @@ use crate::footprint::{self, Footprint};
 use crate::network::{self, nft};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
-/// other relay's; running it again is harmless. Turns forwarding off again if the relay turned it
-/// on: nobody else can have come to rely on it, since others' packets were dropped. With `transit =
-/// "accept"` they were not, and forwarding stays on.
+/// other relay's; running it again is harmless.
 ///
-/// `unless_shutdown` removes nothing while the machine shuts down.
+/// Turns forwarding off again if the relay turned it on: no other host can have come to rely on it,
+/// since transit packets were dropped. With `transit = "accept"` they were not, and forwarding
+/// stays on.
+///
+/// With `unless_shutdown`, removes nothing while the machine shuts down.
 pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     if unless_shutdown && shutdown::is_under_way().context(
-        "nothing removed, because systemd does not say whether the machine shuts down: run `home-relay cleanup`",
+        "nothing removed, because systemd does not tell whether the machine is shutting down: run `home-relay cleanup`",
     )? {
-        eprintln!("the machine shuts down: nothing removed");
+        eprintln!("the machine is shutting down: nothing removed");
         return Ok(());
     }
-    let record = footprint::record(path).context("cannot find what the relay recorded")?;
-    let names = footprint::known(path, &record)?;
+    let record = footprint::state_file(path).context("cannot open the relay's state file")?;
+    let names = footprint::for_cleanup(path, &record)?;
     for footprint in &names {
         if connect_to(&footprint.socket)?.is_some() {
-            bail!("the relay is running: stop it before `cleanup`, which takes its device away");
+            bail!("the relay is running: stop it before `cleanup`, which removes its device");
         }
     }
     remove(&names, &record)
@@ -37,13 +40,14 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
 fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for Footprint { device, forwarding, .. } in names {
-        // Opening a TUN takes a runtime to register it with.
+        // Opening a TUN device takes a tokio runtime to register it with.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
         let removed = mobile_io::tun::remove(device);
         drop(guard);
         if let Err(error @ TunError::Busy(_)) = removed {
-            // The relay runs although its socket does not answer, so its rules are in use too.
+            // The relay is running although its socket does not answer, so its rules are in use
+            // too.
             return Err(error).context("nothing removed: stop the relay first");
         }
         let removed = removed.with_context(|| format!("cannot remove {device}"));
@@ -61,7 +65,9 @@ fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
         }
         match forwarding {
             Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
-                Ok(settings) => settings.iter().for_each(|setting| eprintln!("set {setting} from 1 to 0")),
+                Ok(settings) => {
+                    settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0"))
+                }
                 Err(error) => failures.push(format!("{error:#}")),
             },
             _ => {}

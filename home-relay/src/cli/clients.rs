@@ -1,5 +1,6 @@
-//! The verbs about clients and sessions: asked of the running relay if there is one, else done on its
-//! store. A store has one opener, so whether the admin socket answers decides.
+//! The commands about clients and sessions. They ask the running relay if there is one, and
+//! otherwise work on its store. A store has one opener, so whether the admin socket answers
+//! decides.
 
 use std::path::Path;
 
@@ -7,22 +8,22 @@ use anyhow::bail;
 use mobile_io::control::{Client as ControlClient, ControlError};
 
 use super::table::print_table;
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
-use crate::network::forget_connections;
-use crate::store::{self, Entry, Store};
+use crate::network::delete_connections;
+use crate::store::{self, ListedClient, Store};
 
-/// Shuts a client out, or withdraws an invitation.
+/// Revokes a client, or withdraws an invitation.
 pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Revoke { name })?,
+    let reply = match connect(config)? {
+        Some(mut relay) => call(&mut relay, &Request::Revoke { name })?,
         None => {
             let entry = Store::open(&config.state.dir)?.revoke(&name, store::now())?;
-            forget_connections(&entry.lease.addresses().collect::<Vec<_>>());
-            Answer::Revoked(entry)
+            delete_connections(&entry.lease.addresses().collect::<Vec<_>>());
+            AdminReply::Revoked(entry)
         }
     };
-    let Answer::Revoked(Entry { name, public_key, .. }) = answer else { bail!(UNEXPECTED) };
+    let AdminReply::Revoked(ListedClient { name, public_key, .. }) = reply else { bail!(UNEXPECTED_REPLY) };
     match public_key {
         Some(key) => eprintln!("revoked {name} ({key})"),
         None => eprintln!("withdrew the invitation for {name}"),
@@ -30,22 +31,25 @@ pub(crate) fn revoke(config: &Config, name: String) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lists the clients, and who is invited.
+/// Lists all clients and all redeemable invitations.
 pub(crate) fn clients(config: &Config, json: bool) -> anyhow::Result<()> {
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Clients)?,
-        None => Answer::Clients(Store::open(&config.state.dir)?.entries(store::now())?),
+    let reply = match connect(config)? {
+        Some(mut relay) => call(&mut relay, &Request::Clients)?,
+        None => AdminReply::Clients(Store::open(&config.state.dir)?.entries(store::now())?),
     };
-    let Answer::Clients(clients) = answer else { bail!(UNEXPECTED) };
+    let AdminReply::Clients(clients) = reply else { bail!(UNEXPECTED_REPLY) };
     if json {
         println!("{}", serde_json::to_string_pretty(&clients)?);
         return Ok(());
     }
     let now = store::now();
-    let rows = clients.iter().map(|entry: &Entry| {
+    let rows = clients.iter().map(|entry: &ListedClient| {
         let key = match (&entry.public_key, entry.expires) {
             (Some(key), _) => key.to_string(),
-            (None, expires) => format!("(invited, for {})", span(expires.unwrap_or(now).saturating_sub(now))),
+            (None, expires) => format!(
+                "(invited, expires in {})",
+                format_duration(expires.unwrap_or(now).saturating_sub(now))
+            ),
         };
         let reach = entry.reach.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
         vec![entry.name.clone(), entry.lease.to_string(), reach, key]
@@ -54,10 +58,12 @@ pub(crate) fn clients(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lists the live sessions; without a running relay there are none to list.
+/// Lists the running sessions; fails if no relay is running.
 pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
     let Some(mut relay) = connect(config)? else { bail!(not_running(config)) };
-    let Answer::Sessions(sessions) = ask(&mut relay, &Request::Sessions)? else { bail!(UNEXPECTED) };
+    let AdminReply::Sessions(sessions) = call(&mut relay, &Request::Sessions)? else {
+        bail!(UNEXPECTED_REPLY)
+    };
     if json {
         println!("{}", serde_json::to_string_pretty(&sessions)?);
         return Ok(());
@@ -73,7 +79,7 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
         vec![
             session.client.clone(),
             addresses.join(" "),
-            if paths.is_empty() { "(out of reach)".to_owned() } else { paths.join(" ") },
+            if paths.is_empty() { "(no path)".to_owned() } else { paths.join(" ") },
             format!("{} s", session.age_seconds),
         ]
     });
@@ -81,8 +87,8 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A time to come, in its largest unit.
-fn span(seconds: u64) -> String {
+/// Formats a remaining time in a suitable unit.
+fn format_duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),
@@ -91,22 +97,22 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// A newer or older relay is running than this command.
-pub(super) const UNEXPECTED: &str =
-    "the running relay gave another answer than this command knows: restart it after an upgrade";
+/// The error when the running relay is of another version than this command.
+pub(super) const UNEXPECTED_REPLY: &str =
+    "unexpected reply of the running relay, which may be another version: restart it after an upgrade";
 
-/// What to say where only a running relay can answer.
+/// Returns the error of commands that need a running relay.
 pub(super) fn not_running(config: &Config) -> String {
     let socket = config.admin.socket.display();
-    format!("no relay is running: nobody answers on {socket}; start it with `home-relay serve`")
+    format!("no relay is running: no answer on {socket}; start it with `home-relay serve`")
 }
 
-/// The running relay, if any. Not being allowed to talk to it is an error, not an absence.
+/// Connects to the running relay, if there is one. Missing permission is an error, not an absence.
 pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> {
     connect_to(&config.admin.socket)
 }
 
-/// Returns a connection to the relay that runs with this admin socket, if one does.
+/// Connects to the relay that runs with this admin socket, if there is one.
 pub(super) fn connect_to(socket: &Path) -> anyhow::Result<Option<ControlClient>> {
     match ControlClient::connect(socket) {
         Ok(client) => Ok(Some(client)),
@@ -115,9 +121,9 @@ pub(super) fn connect_to(socket: &Path) -> anyhow::Result<Option<ControlClient>>
     }
 }
 
-pub(super) fn ask(relay: &mut ControlClient, request: &Request) -> anyhow::Result<Answer> {
+pub(super) fn call(relay: &mut ControlClient, request: &Request) -> anyhow::Result<AdminReply> {
     match relay.call(request)? {
-        Answer::Error(error) => bail!(error),
-        answer => Ok(answer),
+        AdminReply::Error(error) => bail!(error),
+        reply => Ok(reply),
     }
 }

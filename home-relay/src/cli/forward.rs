@@ -1,16 +1,17 @@
-//! `forward`: ports of this host that lead to a client, on the running relay if there is one, else in its store.
+//! The `forward` command: manages port forwards, on the running relay if there is one, otherwise in
+//! its store.
 
 use anyhow::bail;
 
-use super::args::{ForwardVerb, Protocol as Word};
-use super::clients::{UNEXPECTED, ask, connect};
+use super::args::{ForwardVerb, Protocol as ProtocolArgument};
+use super::clients::{UNEXPECTED_REPLY, call, connect};
 use super::table::print_table;
-use crate::admin::{Answer, Request};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::ports;
 use crate::store::{Forward, Protocol, Store};
 
-/// Adds, deletes or lists.
+/// Adds, deletes or lists port forwards.
 pub(crate) fn run(config: &Config, verb: ForwardVerb) -> anyhow::Result<()> {
     match verb {
         ForwardVerb::Add { protocol, port, to } => add(
@@ -23,36 +24,36 @@ pub(crate) fn run(config: &Config, verb: ForwardVerb) -> anyhow::Result<()> {
 }
 
 fn add(config: &Config, forward: Forward) -> anyhow::Result<()> {
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Forward(forward))?,
+    let reply = match connect(config)? {
+        Some(mut relay) => call(&mut relay, &Request::Forward(forward))?,
         None => {
             let store = Store::open(&config.state.dir)?;
             ports::check_free(config, forward.protocol, forward.port)?;
             store.forward(&forward)?;
-            Answer::Forward(forward)
+            AdminReply::Forward(forward)
         }
     };
-    let Answer::Forward(forward) = answer else { bail!(UNEXPECTED) };
+    let AdminReply::Forward(forward) = reply else { bail!(UNEXPECTED_REPLY) };
     eprintln!("{forward}");
     Ok(())
 }
 
 fn del(config: &Config, protocol: Protocol, port: u16) -> anyhow::Result<()> {
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Unforward { protocol, port })?,
-        None => Answer::Forward(Store::open(&config.state.dir)?.unforward(protocol, port)?),
+    let reply = match connect(config)? {
+        Some(mut relay) => call(&mut relay, &Request::Unforward { protocol, port })?,
+        None => AdminReply::Forward(Store::open(&config.state.dir)?.unforward(protocol, port)?),
     };
-    let Answer::Forward(forward) = answer else { bail!(UNEXPECTED) };
-    eprintln!("no longer: {forward}");
+    let AdminReply::Forward(forward) = reply else { bail!(UNEXPECTED_REPLY) };
+    eprintln!("deleted: {forward}");
     Ok(())
 }
 
 fn list(config: &Config, json: bool) -> anyhow::Result<()> {
-    let answer = match connect(config)? {
-        Some(mut relay) => ask(&mut relay, &Request::Forwards)?,
-        None => Answer::Forwards(Store::open(&config.state.dir)?.forwards()?),
+    let reply = match connect(config)? {
+        Some(mut relay) => call(&mut relay, &Request::Forwards)?,
+        None => AdminReply::Forwards(Store::open(&config.state.dir)?.forwards()?),
     };
-    let Answer::Forwards(forwards) = answer else { bail!(UNEXPECTED) };
+    let AdminReply::Forwards(forwards) = reply else { bail!(UNEXPECTED_REPLY) };
     if json {
         println!("{}", serde_json::to_string_pretty(&forwards)?);
         return Ok(());
@@ -65,11 +66,11 @@ fn list(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl From<Word> for Protocol {
-    fn from(word: Word) -> Self {
-        match word {
-            Word::Tcp => Self::Tcp,
-            Word::Udp => Self::Udp,
+impl From<ProtocolArgument> for Protocol {
+    fn from(argument: ProtocolArgument) -> Self {
+        match argument {
+            ProtocolArgument::Tcp => Self::Tcp,
+            ProtocolArgument::Udp => Self::Udp,
         }
     }
 }

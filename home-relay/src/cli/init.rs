@@ -1,4 +1,4 @@
-//! `init`: a configuration that says why each value is what it is, and a key beside it.
+//! The `init` command: writes a commented configuration, and a key beside it.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -12,10 +12,10 @@ use mobile_io::ownership;
 use super::Init;
 use crate::pool::Pools;
 
-/// Writes both files and prints the public key; on any failure neither is left.
+/// Writes both files and prints the public key; on any failure neither file is left.
 pub(crate) fn run(config: &Path, options: &Init) -> anyhow::Result<()> {
     let (ipv4, ipv6) = match (options.ipv4, options.ipv6) {
-        // Whoever names one family alone wants that one alone.
+        // Naming one family only means that the other one is not wanted.
         (None, None) => (Some(random_ipv4()), Some(random_ipv6())),
         chosen => chosen,
     };
@@ -56,19 +56,19 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
     written
 }
 
-/// A /20 holds 4093 clients, and there are 1024 of them in 100.64.0.0/10.
+/// Returns a random /20 of 100.64.0.0/10: there are 1024 of them, and each holds 4093 clients.
 fn random_ipv4() -> Ipv4Net {
     loop {
         let block = rand::random_range(0..1024_u32);
         let network = Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() | (block << 12));
-        // 100.100.0.0/16 has well-known services of two providers (resolver and metadata addresses).
+        // Avoid 100.100.0.0/16, where two cloud providers have resolver and metadata services.
         if network.octets()[1] != 100 {
             return Ipv4Net::new_assert(network, 20);
         }
     }
 }
 
-/// RFC 4193, 3.2: fd, 40 random bits; then subnet 0.
+/// Returns a random unique local /64 (RFC 4193, 3.2): fd, 40 random bits, subnet 0.
 fn random_ipv6() -> Ipv6Net {
     let global_id: u64 = rand::random_range(0..1 << 40);
     Ipv6Net::new_assert(Ipv6Addr::from_bits((0xfd << 120) | (u128::from(global_id) << 80)), 64)
@@ -83,108 +83,127 @@ fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
     let ipv4 = pool("ipv4", pools.ipv4().map(|net| net.to_string()));
     let ipv6 = pool("ipv6", pools.ipv6().map(|net| net.to_string()));
     format!(
-        r#"# home-relay's configuration. What is commented out shows the default.
-# Unknown keys are refused. `[listen] address` can also be set as HOME_RELAY_LISTEN_ADDRESS, and so on.
+        r#"# The configuration of home-relay. Lines that are commented out show the default values.
+# Unknown keys are errors. An environment variable overrides a key: HOME_RELAY_LISTEN_ADDRESS stands
+# for `[listen] address`, and so on.
 
 [listen]
-# Where clients connect. 443 passes where only HTTPS does; [::] serves IPv4 and IPv6.
+# The address that clients connect to. Port 443 passes networks that allow only HTTPS; [::] accepts
+# IPv4 and IPv6.
 address = "{listen}"
-# By which name and port clients find it, for `home-relay invite`; needed there unless the address is one of this host's.
+# The name and port that `home-relay invite` tells clients. Required there if `address` is a
+# wildcard.
 # endpoint = "relay.example.org:443"
-# Whether the kernel tracks connections to this address: "auto" does only where another firewall of this host filters
-# what comes in or goes out, since its rules may ask for the state of a connection. "on", "off".
+# Whether the kernel tracks connections to this address. "auto" tracks them only if another firewall
+# on this host filters incoming or outgoing packets, because its rules may match on connection
+# state; "on" and "off" force it.
 # track = "auto"
 
 [identity]
-# Made by `home-relay init`, relative to this file. Clients know the relay by its public key.
+# The private key written by `home-relay init`; the path is relative to this file. Clients identify
+# the relay by the public key.
 private_key_file = "{key_name}"
 
 [pool]
-# The persistent addresses of clients; the first of each pool is this relay's own, on the tunnel device.
-# By default `init` picks them at random: part of the shared address space 100.64.0.0/10 (RFC 6598), which home,
-# office and hotel networks do not hand out to laptops as they do 192.168/16, 172.16/12 and 10/8, and a unique
-# local prefix (RFC 4193). So they hardly ever collide with the network a client visits, nor with another relay.
-# A client keeps its address for as long as it is authorised; changing a pool moves those outside of it.
+# The persistent addresses of clients; the first address of each pool is the relay's own, on the
+# tunnel device. `init` picks random pools: a part of the shared address space 100.64.0.0/10 (RFC
+# 6598), which home, office and hotel networks do not assign to laptops as they do 192.168/16,
+# 172.16/12 and 10/8, and a unique local prefix (RFC 4193). They hardly ever collide with a visited
+# network or with another relay. A client keeps its addresses for as long as it is authorised; after
+# a change of a pool, clients outside of it get new addresses.
 {ipv4}
 {ipv6}
 
 [tunnel]
-# The home virtual device.
+# The name of the home virtual device.
 # device = "home0"
-# What the clients' packets may measure; 1500 fits Ethernet behind the relay without fragments.
+# The MTU of the tunnel, in bytes, from 1280 to 9000. 1500 fits Ethernet behind the relay without
+# fragmentation.
 # mtu = 1500
-# What clients may ask for: "zstd" compresses what gets smaller by it, which tells listeners something of what it is.
+# Compression that clients may ask for. "zstd" compresses packets that get smaller by it; the size
+# of the traffic then reveals something about its content.
 # compression = "off"
-# "off": the kernel hands packets over as on a wire, not up to 64 KiB at once: slower, and what tcpdump shows is what was sent.
+# Segmentation offload between the kernel and the relay. "off" passes packets of at most the MTU
+# instead of up to 64 KiB: slower, but tcpdump on the device then shows the packets as they were
+# sent.
 # offload = "auto"
-# "fifo": a client's packets go in the order they came, so that whatever it does waits behind its own downloads.
+# The order of a client's packets. "fair" lets flows take turns; "fifo" keeps the order of arrival,
+# so that interactive traffic waits behind the client's own downloads.
 # queue = "fair"
 
 [nat]
-# Hide clients behind this host's addresses. Turn it off where the pools are routed to this host.
+# Masquerade clients behind this host's addresses. Set it to false if the pools are routed to this
+# host.
 # masquerade = true
-# Only out of this interface, where not every way out should be masqueraded.
+# Masquerade on this interface only; on all but the tunnel device if absent.
 # interface = "eth0"
-# "routed": not for IPv6, where [pool] ipv6 is a prefix that is routed to this host.
+# Set "routed" to exempt IPv6 where [pool] ipv6 is a prefix that is routed to this host.
 # ipv6 = "masquerade"
-# What is forwarded between other devices of this host: "auto" drops it if this relay turned forwarding on. "accept", "drop".
+# Packets between other devices of this host: "auto" drops them if this relay turned forwarding on;
+# "accept" and "drop" force it.
 # transit = "auto"
 
 [clients]
-# Clients do not reach each other. `false` makes them one network.
+# Keep clients from reaching each other; false makes them one network.
 # isolate = true
-# What clients reach: "internet" is public addresses, none of this host's own and no cloud's metadata service. "all" is
-# whatever this host reaches, and so it is without this line. Or a list: ["internet", "192.168.1.0/24"].
-# `home-relay authorize --reach` says something else for one client.
+# The destinations that clients may reach. "internet": public addresses, without this host's own
+# addresses and cloud metadata services. "all", the default without this line: everything that this
+# host reaches. "none", or a list: ["internet", "192.168.1.0/24"]. `home-relay authorize --reach`
+# sets it for one client.
 reach = "internet"
-# Who reaches clients unasked: "forwards" is nobody but through a port of `home-relay forward`. "routed", and so it is
-# without this line: everybody too at pools that are not masqueraded.
+# Who may connect to clients. "forwards": only through ports of `home-relay forward`. "routed", the
+# default without this line: also everybody, at the addresses of pools that are not masqueraded.
 inbound = "forwards"
 
 [dns]
-# Resolvers for mobile processes, which ask the first of each family in place of the visited network's. Any that this host reaches.
+# The resolvers for mobile processes, which use the first of each family instead of the visited
+# network's. Any resolver that this host reaches will do.
 # servers = ["9.9.9.9", "2620:fe::fe"]
 
 [limits]
-# Connections still in their handshake, all together, and of one source (an IPv4 address, an IPv6 /64): an eighth of
-# all at most.
+# Maximum number of half-open connections (in their handshake): in total, and per source (an IPv4
+# address or an IPv6 /64), which is never more than an eighth of the total.
 # half_open = 1024
 # half_open_per_source = 64
-# Handshakes a second: of all sources together, and of one (ten seconds' worth at once). Sources from which a client
-# was authenticated within a day are exempt from the former, and have ten times as much of what is per source.
+# Maximum number of handshakes per second: in total, and per source, with a burst of ten seconds'
+# worth per source. Sources from which a client was authenticated within a day are exempt from the
+# total, and have ten times the limits per source.
 # handshake_rate = 500
 # handshake_rate_per_source = 10
-# Seconds from connection to the end of the handshake.
+# The time limit of a handshake, in seconds.
 # handshake_timeout = 10
-# Seconds a session is kept while its client is out of reach (24 h).
+# How long a session without a path is kept, in seconds (24 h).
 # session_idle = 86400
-# Bytes of packets waiting for one client before its session takes them (1 MiB).
+# The capacity of a client's packet queue, in bytes (1 MiB).
 # queue_bytes = 1048576
-# Connections of one client that the kernel tracks, and new ones a second (ten seconds' worth at once): all clients share
-# the kernel's table of usually 262,144 with this host. 0: no limit.
+# Maximum number of tracked connections per client, and of new ones per second, with a burst of
+# ten seconds' worth. All clients and this host share the kernel's connection table, usually of
+# 262,144 entries. 0: no limit.
 # connections_per_client = 4096
 # connection_rate_per_client = 200
 
 [admin]
-# Where a running relay takes `authorize`, `revoke`, `clients` and `sessions`: root, and this group if one is named.
+# The socket on which the running relay takes commands from root, and from this group if one is
+# named.
 # socket = "/run/home-relay/admin.sock"
 # group = "home-relay"
 
 [metrics]
-# Prometheus at http://ADDRESS/metrics, and /healthz. Off unless set.
+# Serve Prometheus metrics at http://ADDRESS/metrics, and /healthz. Off unless set.
 # listen = "127.0.0.1:9478"
-# Names under which it may be asked for; IP addresses and localhost are always answered. A web page cannot read it by
-# letting a name of its own point here.
+# Host names under which metrics may be requested; IP addresses and localhost are always allowed.
+# Other names are refused, so that a web page cannot read the metrics through DNS rebinding.
 # hosts = ["relay.example.org"]
 
 [state]
-# Clients and their addresses, managed by the commands. Back it up with this file and the key.
+# The directory of the clients and their addresses, managed by the commands. Back it up together
+# with this file and the key.
 # dir = "/var/lib/home-relay"
 "#
     )
 }
 
-/// What `init` writes for fixed pools.
+/// Returns the configuration that `init` writes for fixed pools.
 #[cfg(fuzzing)]
 pub(crate) fn example() -> String {
     let (ipv4, ipv6) = (
@@ -209,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_init_writes_serve_can_load() {
+    fn serve_loads_the_configuration_that_init_writes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("etc/relay.toml");
         run(&path, &options(None, None)).unwrap();
@@ -222,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn commented_defaults_are_the_real_ones() {
+    fn commented_defaults_match_the_real_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         run(&path, &options(None, None)).unwrap();
@@ -244,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn one_family_chosen_is_one_family_written() {
+    fn choosing_one_family_writes_only_that_family() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         run(&path, &options(Some("10.1.2.0/24"), None)).unwrap();
@@ -253,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_overwritten_and_nothing_is_left_of_a_failure() {
+    fn init_overwrites_nothing_and_leaves_nothing_behind_on_failure() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
         std::fs::write(&path, "mine").unwrap();
@@ -269,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn random_pools_are_where_they_should_be() {
+    fn random_pools_are_in_the_intended_ranges() {
         for _ in 0..2000 {
             let net = random_ipv4();
             assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&net), "{net}");

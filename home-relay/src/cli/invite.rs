@@ -1,4 +1,4 @@
-//! `invite`: one line that a laptop joins with.
+//! The `invite` command: prints one line with which a laptop joins.
 
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
@@ -6,42 +6,46 @@ use mobile_io::invitation::{Invitation, TokenHash, new_token};
 use mobile_io::keys::PrivateKey;
 
 use super::args::Invite;
-use super::clients::{UNEXPECTED, ask, connect};
-use crate::admin::{Answer, Request};
+use super::clients::{UNEXPECTED_REPLY, call, connect};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::store::{self, Store};
 
-/// Prints the invitation, alone, on stdout. The token is made here, and only its hash goes to the relay and the disk.
+/// Prints only the invitation on stdout. The token is generated here, and only its hash goes to the
+/// relay and the disk.
 pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
     let Invite { name, qr, expires, endpoint, addresses } = options;
     let Some(endpoint) = endpoint.or_else(|| config.listen.endpoint()) else {
         bail!(
-            "where clients find this relay is not known, since it listens on {}: give --endpoint HOST:PORT, \
+            "the address for clients is unknown, because the relay listens on {}: give --endpoint HOST:PORT, \
              or set [listen] endpoint",
             config.listen.address
         );
     };
     let token = new_token()?;
     let (hash, wanted) = (TokenHash::of(&token), addresses.into());
-    let answer = match connect(config)? {
+    let reply = match connect(config)? {
         Some(mut relay) => {
             let lifetime = expires.as_secs();
-            ask(&mut relay, &Request::Invite { name, token: hash, lifetime, wanted })?
+            call(&mut relay, &Request::Invite { name, token: hash, lifetime, wanted })?
         }
         None => {
             let relay = PrivateKey::load(&config.identity.private_key_file)?.public();
             let (store, pools) = (Store::open(&config.state.dir)?, config.pools()?);
             let invited = store.invite(&name, hash, expires, wanted, &pools, store::now())?;
-            Answer::Invited { relay, entry: invited.into() }
+            AdminReply::Invited { relay, entry: invited.into() }
         }
     };
-    let Answer::Invited { relay, entry } = answer else { bail!(UNEXPECTED) };
+    let AdminReply::Invited { relay, entry } = reply else { bail!(UNEXPECTED_REPLY) };
     let invitation = Invitation { endpoint, relay, token }.to_string();
     if qr {
         let code = QRBuilder::new(invitation.as_str()).ecl(ECL::L).build();
         eprintln!("{}", code.context("the invitation does not fit a QR code")?.to_str());
     }
     println!("{invitation}");
-    eprintln!("{} will have {}; on the laptop: mobile enroll INVITATION", entry.name, entry.lease);
+    eprintln!(
+        "{} will get the addresses {}; run on the laptop: mobile enroll INVITATION",
+        entry.name, entry.lease
+    );
     Ok(())
 }

@@ -1,15 +1,15 @@
-//! `reload`: the running relay reads its configuration anew.
+//! The `reload` command: makes the running relay reload its configuration.
 
 use anyhow::{Context as _, bail};
 
-use super::clients::{UNEXPECTED, ask, connect, not_running};
-use crate::admin::{Answer, Request};
+use super::clients::{UNEXPECTED_REPLY, call, connect, not_running};
+use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 
-/// Asks for it and prints, one key a line, what changed; what did not is for stderr.
+/// Prints the changed keys, one per line, and on stderr the keys that need a restart.
 pub(crate) fn run(config: &Config, json: bool) -> anyhow::Result<()> {
     let Some(mut relay) = connect(config)? else { bail!(not_running(config)) };
-    let Answer::Reloaded(reloaded) = ask(&mut relay, &Request::Reload)? else { bail!(UNEXPECTED) };
+    let AdminReply::Reloaded(reloaded) = call(&mut relay, &Request::Reload)? else { bail!(UNEXPECTED_REPLY) };
     if json {
         println!("{}", serde_json::to_string_pretty(&reloaded).context("cannot encode the answer")?);
         return Ok(());

@@ -1,6 +1,6 @@
-//! Plain columns for people; programs use `--json`.
+//! Prints aligned columns for people; programs use `--json`.
 
-/// Prints a heading and rows, each column as wide as its widest cell.
+/// Prints a heading and rows, with each column as wide as its widest cell.
 pub(super) fn print_table(heading: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     print!("{}", format_table(heading, rows));
 }

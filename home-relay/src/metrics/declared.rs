@@ -1,59 +1,69 @@
-//! Every metric of the relay. Nothing but declarations here: `cargo xtask gen` makes docs/metrics.md of this very file.
+//! The declarations of the relay's metrics, and nothing else: `cargo xtask gen` includes this file
+//! to write docs/use/metrics.md.
 
 mobile_io::declare_metrics! {
     BUILD_INFO: Gauge "homerelay_build_info" ["version"]
-        "Always 1; the label says what is running.";
+        "Always 1; the label is the running version.";
     CLIENTS: Gauge "homerelay_clients" []
         "Authorised clients.";
     SESSIONS: Gauge "homerelay_sessions" []
-        "Sessions, also of clients out of reach.";
+        "Sessions, including those of clients that have no path at the moment.";
     PATHS: Gauge "homerelay_paths" []
-        "Open connections of clients.";
+        "Open paths of all sessions; each is one TCP connection of a client.";
     HALF_OPEN: Gauge "homerelay_half_open_connections" []
         "Connections in their handshake.";
     HANDSHAKES: Counter "homerelay_handshakes_total" ["result"]
-        "Connections of clients, by how they began. `opened`: a new session; `resumed`: one that was there; `enrolment`: an \
-         invitation was to be redeemed; `unauthorized`: the key is none of a client; `tls`: TLS failed otherwise; \
-         `oversized`: more bytes came than a handshake takes; `hello`: what \
-         came then was not our protocol; `timeout`: too slow; `busy`, `source_busy`, `source_rate` and `rate`: closed before TLS, for \
-         `[limits]` `half_open`, `half_open_per_source`, `handshake_rate_per_source` and `handshake_rate`.";
+        "Connections from clients, by the result of their handshake. `opened`: began a new session; \
+         `resumed`: joined an existing session; `enrolment`: asked to redeem an invitation; \
+         `unauthorized`: the key is not authorised; `tls`: TLS failed for another reason; \
+         `oversized`: sent more bytes than a handshake takes; `hello`: sent no valid HELLO; \
+         `timeout`: exceeded `[limits]` `handshake_timeout`; `busy`, `source_busy`, `source_rate` and \
+         `rate`: closed before TLS because of `[limits]` `half_open`, `half_open_per_source`, \
+         `handshake_rate_per_source` and `handshake_rate`.";
     RELOADS: Counter "homerelay_reloads_total" ["outcome"]
-        "Configurations read anew. `done`; `refused`: the file could not be used, and the old configuration stays.";
+        "Reloads of the configuration. `done`: the file is in force; `refused`: the file could not be \
+         used, and the old configuration stays in force.";
     NETWORK_RESTORED: Counter "homerelay_network_restored_total" []
-        "Rules, addresses, routes and settings that others removed or changed, and the relay put back; the table of rules is \
-         one.";
+        "Addresses, routes, settings and nftables rules that another program changed and the relay \
+         restored; the whole table of rules counts as one.";
     ENROLMENTS: Counter "homerelay_enrolments_total" ["result"]
-        "Attempts to redeem an invitation: `enrolled`, or why not: `unknown`, `expired`, `used`, `key_taken`, `no_address`, \
-         `failed`, `malformed`, `busy`.";
+        "Attempts to redeem an invitation, by result. `enrolled`: the key is a client; `unknown`: no \
+         invitation has the token; `expired`: the invitation has expired; `used`: another key has \
+         redeemed the token; `key_taken`: the key is a client under another name; `no_address`: the \
+         pool is exhausted; `failed`: the store failed; `malformed`: the request was invalid; `busy`: \
+         too many concurrent attempts.";
     POOL_EXHAUSTED: Counter "homerelay_pool_exhausted_total" []
-        "Times a client or an invitation got no address because none was left.";
+        "Requests for an address, by clients or invitations, that found no free one in the pool.";
     HANDOVERS: Counter "homerelay_handovers_total" []
-        "Times a session moved to another path.";
+        "Changes of a session's active path.";
     REPLAYED_RECORDS: Counter "homerelay_replayed_records_total" []
-        "Records sent to clients again on another path.";
+        "Records retransmitted to clients on another path.";
     DUPLICATE_RECORDS: Counter "homerelay_duplicate_records_total" []
-        "Records of clients that had arrived before.";
+        "Records that clients retransmitted although they had arrived.";
     LOST_RECORDS: Counter "homerelay_lost_records_total" []
-        "Records given up because an outage exceeded the bounds.";
+        "Records given up because an outage exceeded the session's bounds of memory and time.";
     PACKETS: Counter "homerelay_packets_total" ["direction"]
         "Packets forwarded.";
     BYTES: Counter "homerelay_bytes_total" ["direction"]
         "Bytes of packets forwarded.";
     COMPRESSIBLE_BYTES: Counter "homerelay_compressible_bytes_total" ["direction"]
-        "Bytes of packets that travelled compressed, as they are.";
+        "Bytes of the packets sent compressed, before compression.";
     COMPRESSED_BYTES: Counter "homerelay_compressed_bytes_total" ["direction"]
-        "Bytes of packets that travelled compressed, as what they travelled.";
+        "Bytes of the packets sent compressed, after compression.";
     DROPS: Counter "homerelay_drops_total" ["reason"]
-        "Packets not forwarded. `malformed`: no IP packet; `source`: from a client, not with its address; `isolation`: from a client to \
-         another; `destination`: to an address no router forwards to; `reach`: from a client to where `[clients] reach` does not lead; \
-         `connections` and `connection_rate`: the first of a connection beyond `[limits]` `connections_per_client` or \
-         `connection_rate_per_client`; `invalid`: of no known connection and beginning none; `unsolicited`: to a client that did not \
-         ask for it; `transit`: between other devices of a host that the relay made a router; `no_session`: to a client that has none; `queue_full`: to one \
-         that takes them more slowly than they come; `device`: the TUN did not take it; `segments`: from a client, to be cut into more, or \
-          more small, segments than a client may have cut; `session_bounds`: by the session's bounds in \
-         memory and time. It includes those of flows that send faster than the client's path takes it, \
-         and TCP data that was sent again in an outage and is held already, no loss. What the kernel's rules drop is added \
-         every 5 s.";
+        "Packets not forwarded. From a client: `source`: the source address is not the client's; \
+         `isolation`: to another client; `destination`: to an address that no router forwards to; \
+         `reach`: to a destination outside the client's reach; `connections` and `connection_rate`: the \
+         first packet of a connection beyond `[limits]` `connections_per_client` or \
+         `connection_rate_per_client`; `segments`: would be cut into more, or more small, segments than \
+         allowed; `device`: the TUN device did not accept it. To a client: `unsolicited`: the client \
+         did not ask for it; `no_session`: the client has no session; `queue_full`: the client takes \
+         packets more slowly than they arrive; `session_bounds`: beyond the session's bounds of memory \
+         and time, which includes packets of flows that send faster than the client's path, and TCP \
+         data retransmitted in an outage although it is already queued, which is no loss. \
+         `malformed`: not a valid IP packet; `invalid`: belongs to no known connection and begins none; \
+         `transit`: between other devices of a host that the relay turned into a router. Packets that \
+         the nftables rules drop are added every 5 s.";
     SOURCE_VIOLATIONS: Counter "homerelay_source_violations_total" []
-        "Packets from a client with a source address that is not the client's.";
+        "Packets from clients whose source address is not the client's.";
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::nft;
 
-/// Returns whether another firewall filters what comes to this host or leaves it. That firewall's
-/// rules for the relay's port may match on connection state, which does not exist for untracked
-/// connections. A ruleset that cannot be read counts as a firewall, because tracking always works.
+/// Returns whether another firewall filters packets to or from this host. That firewall's rules for
+/// the relay's port may match on connection state, which does not exist for untracked connections.
+/// A ruleset that cannot be read counts as a firewall, because tracking always works.
 pub(super) fn filters_this_host() -> bool {
     let by_nftables = nft::list_chains().map_or(true, |json| filtering(&json));
     by_nftables || ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(has_filter)
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_others_filters_of_this_hosts_own_packets_count() {
+    fn only_input_and_output_filters_of_other_tables_count_as_a_firewall() {
         let chain = |table: &str, kind: &str, hook: &str| serde_json::json!({"nftables": [{"metainfo": {}}, {"chain": {"table": table, "type": kind, "hook": hook}}]});
         assert!(filtering(&chain("filter", "filter", "input")) && filtering(&chain("x", "filter", "output")));
         assert!(

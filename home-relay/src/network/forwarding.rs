@@ -1,8 +1,8 @@
-//! Turns forwarding on and off, and remembers it.
+//! Turns forwarding on and off, and records which forwarding the relay turned on.
 //!
-//! A host that does not forward yet is an ordinary host, and was never meant to forward packets of
-//! others. The relay remembers that it turned forwarding on, so that it can drop such packets, and
-//! so that `cleanup` can turn forwarding off again.
+//! A host that did not forward before the relay started was never meant to forward packets of
+//! others. The record lets the relay drop such packets, and lets `cleanup` turn forwarding off
+//! again.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,23 +12,23 @@ use anyhow::{Context as _, anyhow};
 use mobile_io::{ownership, sysctl};
 use tracing::{info, warn};
 
-use super::made::Made;
+use super::undo_log::UndoLog;
 use crate::pool::Pools;
 
-/// The sysctl of each family.
+/// The forwarding sysctl of each family.
 const SWITCHES: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
-/// The file in the state directory that says which sysctls the relay turned on.
+/// The file in the state directory that names the sysctls that the relay turned on.
 const FILE: &str = "forwarding";
 
 /// The sysctls that this relay, or an earlier run of it, turned on since the host booted.
-pub(super) struct Memory {
+pub(super) struct EnabledForwarding {
     path: PathBuf,
     turned_on: [bool; 2],
 }
 
-impl Memory {
+impl EnabledForwarding {
     /// Reads the file in a state directory. A file from before the last boot, or from another
-    /// network namespace, is void: whoever turned forwarding on since then, it was not this relay.
+    /// network namespace, is void: forwarding was then turned on by another program.
     pub(super) fn load(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -39,7 +39,7 @@ impl Memory {
     }
 
     /// Returns which sysctls are the relay's doing once [`enable`] has run: those it turned on
-    /// before, and those that are off now. Saves them before anything is turned on.
+    /// earlier, and those that are off at the moment. Saves them before anything is turned on.
     pub(super) fn update(&mut self, pools: &Pools) -> [bool; 2] {
         let wanted = [pools.ipv4().is_some(), pools.ipv6().is_some()];
         let mut turned_on = self.turned_on;
@@ -52,13 +52,15 @@ impl Memory {
             let text: Vec<String> = host().into_iter().chain(named.map(str::to_owned)).collect();
             if let Err(error) = write(&self.path, &(text.join("\n") + "\n")) {
                 let path = self.path.display();
-                warn!("cannot write {path}: {error}; a restarted relay forwards between other devices too");
+                warn!(
+                    "cannot write {path}: {error}; after a restart the relay will forward between other devices too"
+                );
             }
         }
         turned_on
     }
 
-    /// Turns off what the relay turned on and forgets it. Returns the names of the sysctls.
+    /// Turns off what the relay turned on, removes the file, and returns the names of the sysctls.
     pub(super) fn undo(self) -> anyhow::Result<Vec<&'static str>> {
         let mut undone = Vec::new();
         for (switch, _) in SWITCHES.into_iter().zip(self.turned_on).filter(|(_, on)| *on) {
@@ -94,45 +96,46 @@ fn host() -> Option<String> {
     Some(format!("{} {namespace}", boot.trim()))
 }
 
-/// Turns on what the pools need, for the host and for the device.
-pub(super) fn enable(pools: &Pools, device: &str, made: &mut Made) -> anyhow::Result<()> {
+/// Turns on the forwarding that the pools need, for the host and for the device.
+pub(super) fn enable(pools: &Pools, device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     if pools.ipv4().is_some() {
-        set("net/ipv4/ip_forward", "1", made)?;
-        set(&format!("net/ipv4/conf/{device}/forwarding"), "1", made)?;
+        set("net/ipv4/ip_forward", "1", undo_log)?;
+        set(&format!("net/ipv4/conf/{device}/forwarding"), "1", undo_log)?;
     }
     if pools.ipv6().is_some() {
         if sysctl::read("net/ipv6/conf/all/forwarding")? != "1" {
-            keep_router_advertisements(device, made)?;
-            set("net/ipv6/conf/all/forwarding", "1", made)?;
+            keep_router_advertisements(device, undo_log)?;
+            set("net/ipv6/conf/all/forwarding", "1", undo_log)?;
         }
-        set(&format!("net/ipv6/conf/{device}/forwarding"), "1", made)?;
+        set(&format!("net/ipv6/conf/{device}/forwarding"), "1", undo_log)?;
     }
     Ok(())
 }
 
-/// A host that forwards IPv6 stops listening to router advertisements (`accept_ra` = 1), and a server
-/// configured by them would lose its own default route. 2 says: listen although forwarding.
-fn keep_router_advertisements(device: &str, made: &mut Made) -> anyhow::Result<()> {
+/// Sets `accept_ra` from 1 to 2 on other devices. A host that forwards IPv6 ignores router
+/// advertisements at 1, and a server configured by them would lose its default route; 2 accepts
+/// them while forwarding.
+fn keep_router_advertisements(device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     let conf = "/proc/sys/net/ipv6/conf";
     for entry in std::fs::read_dir(conf).with_context(|| format!("cannot read {conf}"))? {
         let name = entry?.file_name();
         let Some(name) = name.to_str().filter(|name| *name != device && *name != "all") else { continue };
         let setting = format!("net/ipv6/conf/{name}/accept_ra");
-        // An interface may go away at any time.
+        // An interface may disappear at any time.
         if sysctl::read(&setting).is_ok_and(|value| value == "1") {
-            set(&setting, "2", made)?;
+            set(&setting, "2", undo_log)?;
         }
     }
     Ok(())
 }
 
-fn set(name: &str, value: &str, made: &mut Made) -> anyhow::Result<()> {
-    let before = made.set(name, value).map_err(|error| {
+fn set(name: &str, value: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
+    let before = undo_log.set_sysctl(name, value).map_err(|error| {
         let dotted = name.replace('/', ".");
         anyhow!(error).context(format!("this host must forward packets: run `sysctl -w {dotted}={value}`"))
     })?;
     if let Some(before) = before {
-        info!("set {name} from {before} to {value}");
+        info!("set sysctl {name} from {before} to {value}");
     }
     Ok(())
 }

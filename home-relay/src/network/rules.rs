@@ -1,5 +1,5 @@
-//! The nftables rules that bound what passes: how many connections a client has, what it reaches,
-//! who reaches it, and which of this host's other traffic is forwarded.
+//! The nftables rules that bound the traffic: how many connections a client has, which destinations
+//! it reaches, who reaches it, and which transit traffic of this host is forwarded.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,28 +8,28 @@ use ipnet::IpNet;
 
 use super::nft::Ruleset;
 use crate::config::{Tracking, Transit};
-use crate::metrics::Drop;
+use crate::metrics::DropReason;
 use crate::reach::Reach;
 
-/// The device group of every relay's device on a host, so that packets which one relay forwards are
-/// no transit traffic to another.
+/// The device group of the devices of all relays on a host, so that packets which one relay
+/// forwards are not transit traffic to another.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
-/// The named counters, each with its reason for a drop.
-pub(crate) const COUNTERS: [(&str, Drop); 7] = [
-    ("invalid", Drop::Invalid),
-    ("destination", Drop::Destination),
-    ("reach", Drop::Reach),
-    ("connections", Drop::Connections),
-    ("connection_rate", Drop::ConnectionRate),
-    ("unsolicited", Drop::Unsolicited),
-    ("transit", Drop::Transit),
+/// The named counters, each with the drop reason that it counts.
+pub(crate) const COUNTERS: [(&str, DropReason); 7] = [
+    ("invalid", DropReason::Invalid),
+    ("destination", DropReason::Destination),
+    ("reach", DropReason::Reach),
+    ("connections", DropReason::Connections),
+    ("connection_rate", DropReason::ConnectionRate),
+    ("unsolicited", DropReason::Unsolicited),
+    ("transit", DropReason::Transit),
 ];
 
-/// The sets that the packet path fills; their elements differ from one listing to the next.
+/// The sets that the packet path fills, whose elements differ from one listing to the next.
 const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
 
-/// The size of a set of clients: as many addresses as there may be clients.
+/// The size of a set of client addresses: as many addresses as there may be clients.
 const SET_SIZE: u32 = 1 << 20;
 
 /// Writes a chain at a hook of the kernel.
@@ -38,7 +38,7 @@ pub(super) fn base_chain(text: &mut String, name: &str, hook: &str, rules: &[Str
 }
 
 fn chain(text: &mut String, name: &str, rules: &[String]) {
-    // Writing to a String does not fail.
+    // Writing to a String cannot fail.
     let _ = writeln!(text, "    chain {name} {{");
     for rule in rules {
         let _ = writeln!(text, "        {rule}");
@@ -72,14 +72,14 @@ fn family(address: IpAddr) -> (&'static str, u8) {
     if address.is_ipv4() { ("ip", 4) } else { ("ip6", 6) }
 }
 
-fn dropped(rule: &str, reason: Drop) -> String {
+fn drop_rule(rule: &str, reason: DropReason) -> String {
     let counter = COUNTERS.iter().find(|(_, counted)| *counted == reason).map_or("", |(name, _)| *name);
     format!("{rule} counter name \"{counter}\" drop").trim_start().to_owned()
 }
 
 impl Ruleset {
     /// Writes the counters, the sets, and the chains before routing.
-    pub(super) fn filter(&self, text: &mut String) {
+    pub(super) fn write_filter(&self, text: &mut String) {
         for (name, _) in COUNTERS {
             let _ = writeln!(text, "    counter {name} {{ }}");
         }
@@ -90,29 +90,29 @@ impl Ruleset {
                  set rate{number} {{ typeof {of}; size {SET_SIZE}; flags dynamic, timeout; timeout 1m; }}\n"
             );
         }
-        if let Some((to, from)) = self.untracked() {
+        if let Some((to, from)) = self.notrack_rules() {
             base_chain(text, "untracked_in", "filter hook prerouting priority raw", &[to]);
             base_chain(text, "untracked_out", "filter hook output priority raw", &[from]);
         }
-        chain(text, "limits", &self.limiting());
-        let policies = self.policies();
-        for (number, (reach, _)) in policies.iter().enumerate() {
-            chain(text, &format!("reach{number}"), &self.reaching(reach));
+        chain(text, "limits", &self.limit_rules());
+        let groups = self.reach_groups();
+        for (number, (reach, _)) in groups.iter().enumerate() {
+            chain(text, &format!("reach{number}"), &self.reach_rules(reach));
         }
         base_chain(
             text,
             "from_clients",
-            // After connection tracking and before destination NAT, and so before the entry is
+            // After connection tracking, before destination NAT, and so before the entry is
             // confirmed.
             "filter hook prerouting priority mangle",
-            &self.beginning(&policies),
+            &self.from_clients_rules(&groups),
         );
     }
 
-    /// Writes the rules that exempt connections to the relay's port from tracking. Strangers'
-    /// connections then cannot fill the table that clients' NAT entries live in, and a full table
-    /// keeps no client from connecting.
-    fn untracked(&self) -> Option<(String, String)> {
+    /// Returns the rules that exempt connections to the relay's port from tracking, if they should
+    /// be. Strangers' connections then cannot fill the table that clients' NAT entries live in, and
+    /// a full table keeps no client from connecting.
+    fn notrack_rules(&self) -> Option<(String, String)> {
         match self.track {
             Tracking::On => return None,
             Tracking::Auto if self.host.has_firewall => return None,
@@ -126,7 +126,7 @@ impl Ruleset {
                 (format!("{ip} daddr {one} "), format!("{ip} saddr {one} "))
             }
         };
-        // Not for packets from clients: another table's rules may translate those.
+        // Packets from clients stay tracked: another table's rules may translate them.
         Some((
             format!("iifname != \"{device}\" {to}fib daddr type local tcp dport {port} notrack"),
             format!("oifname != \"{device}\" {from}tcp sport {port} notrack"),
@@ -134,46 +134,46 @@ impl Ruleset {
     }
 
     /// Returns the rules that limit new connections of a client.
-    fn limiting(&self) -> Vec<String> {
+    fn limit_rules(&self) -> Vec<String> {
         let mut rules = Vec::new();
         for (number, of) in [(4, "ip saddr"), (6, "ip6 saddr")] {
             let rate = self.connection_rate;
             if rate > 0 {
                 let burst = u64::from(rate) * 10;
-                rules.push(dropped(
+                rules.push(drop_rule(
                     &format!(
                         "update @rate{number} {{ {of} limit rate over {rate}/second burst {burst} packets }}"
                     ),
-                    Drop::ConnectionRate,
+                    DropReason::ConnectionRate,
                 ));
             }
             if self.connections > 0 {
-                rules.push(dropped(
+                rules.push(drop_rule(
                     &format!("add @connections{number} {{ {of} ct count over {} }}", self.connections),
-                    Drop::Connections,
+                    DropReason::Connections,
                 ));
             }
         }
         rules
     }
 
-    /// Returns the different reaches, each with the addresses of the clients that have it as their
-    /// own. The first is the common reach.
-    fn policies(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
-        let mut policies = vec![(&self.reach, Vec::new())];
+    /// Returns the distinct reaches, each with the addresses of the clients that have it as their
+    /// own. The first one is the common reach.
+    fn reach_groups(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
+        let mut groups = vec![(&self.reach, Vec::new())];
         for (address, reach) in &self.reach_of {
             // A client's reach that equals the common one needs no entry.
-            match policies.iter_mut().find(|(known, _)| *known == reach) {
+            match groups.iter_mut().find(|(known, _)| *known == reach) {
                 Some((known, _)) if **known == self.reach => {}
                 Some((_, of)) => of.push(*address),
-                None => policies.push((reach, vec![*address])),
+                None => groups.push((reach, vec![*address])),
             }
         }
-        policies
+        groups
     }
 
     /// Returns the rules for new connections under one reach.
-    fn reaching(&self, reach: &Reach) -> Vec<String> {
+    fn reach_rules(&self, reach: &Reach) -> Vec<String> {
         let Some(ranges) = reach.ranges() else { return vec!["goto limits".to_owned()] };
         let mut rules = Vec::new();
         let mut allow = |networks: Vec<String>, ip: &str| {
@@ -182,14 +182,14 @@ impl Ruleset {
             }
         };
         if reach.has_internet() {
-            // Networks that are listed by name come first, with this host's own addresses in them.
+            // Listed networks come first, including this host's own addresses in them.
             let (four, six): (Vec<IpNet>, Vec<IpNet>) =
                 reach.networks().partition(|net| matches!(net, IpNet::V4(_)));
             for (networks, ip) in [(four, "ip"), (six, "ip6")] {
                 let networks = IpNet::aggregate(&networks);
                 allow(networks.iter().map(ToString::to_string).collect(), ip);
             }
-            rules.push(dropped("fib daddr type { local, anycast }", Drop::Reach));
+            rules.push(drop_rule("fib daddr type { local, anycast }", DropReason::Reach));
         }
         let mut allow = |ranges: Vec<(IpAddr, IpAddr)>, ip: &str| {
             let ranges: Vec<String> = ranges
@@ -202,26 +202,26 @@ impl Ruleset {
         };
         allow(ranges.ipv4().collect(), "ip");
         allow(ranges.ipv6().collect(), "ip6");
-        rules.push(dropped("", Drop::Reach));
+        rules.push(drop_rule("", DropReason::Reach));
         rules
     }
 
     /// Returns the rules for packets that clients send.
-    fn beginning(&self, policies: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
+    fn from_clients_rules(&self, groups: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),
-            // Replies of clients are among these.
+            // These include the replies of clients.
             "ct state established,related accept".to_owned(),
-            dropped("ct state invalid", Drop::Invalid),
+            drop_rule("ct state invalid", DropReason::Invalid),
             // Later packets of a connection without answers, such as a stream of datagrams. Only
             // its first packet is unconfirmed, and that one was checked.
             "ct status confirmed accept".to_owned(),
             // RFC 2644: a router does not forward directed broadcasts, but this host's own programs
             // would receive them.
-            dropped("fib daddr type { broadcast, multicast }", Drop::Destination),
+            drop_rule("fib daddr type { broadcast, multicast }", DropReason::Destination),
         ];
-        if policies.iter().all(|(reach, _)| **reach == Reach::All) {
+        if groups.iter().all(|(reach, _)| **reach == Reach::All) {
             rules.push("goto limits".to_owned());
             return rules;
         }
@@ -239,7 +239,7 @@ impl Ruleset {
             let (ip, _) = family(*own);
             rules.push(format!("{ip} daddr {pool} {ip} daddr != {own} goto limits"));
         }
-        for (number, (_, clients)) in policies.iter().enumerate().skip(1) {
+        for (number, (_, clients)) in groups.iter().enumerate().skip(1) {
             for (version, ip) in [(4, "ip"), (6, "ip6")] {
                 let of: Vec<String> = clients
                     .iter()
@@ -256,18 +256,18 @@ impl Ruleset {
     }
 
     /// Returns the rules of the forward hook.
-    pub(super) fn forwarding(&self) -> Vec<String> {
+    pub(super) fn forward_rules(&self) -> Vec<String> {
         let device = &self.device;
         let mut rules = Vec::new();
         if self.isolate {
             rules.push(format!("iifname \"{device}\" oifname \"{device}\" drop"));
         }
         // Clamp the MSS of both SYNs to the smaller MTU of the two directions (`rt mtu` looks at
-        // both): the way out may have a smaller MTU than the tunnel (PPPoE), and a filter beyond
-        // may drop the ICMP errors that would say so.
-        for way in ["iifname", "oifname"] {
+        // both): the outgoing interface may have a smaller MTU than the tunnel (PPPoE), and a
+        // filter beyond may drop the ICMP errors that would report it.
+        for direction in ["iifname", "oifname"] {
             rules.push(format!(
-                "{way} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
+                "{direction} \"{device}\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
             ));
         }
         let to_clients = |rule: &str| format!("oifname \"{device}\" {rule}");
@@ -277,20 +277,20 @@ impl Ruleset {
             let (ip, _) = family(pool.addr());
             rules.push(to_clients(&format!("{ip} daddr {pool} accept")));
         }
-        rules.push(dropped(&to_clients("ct state invalid"), Drop::Invalid));
-        // A `home-relay forward`, or DNAT rules of the operator.
+        rules.push(drop_rule(&to_clients("ct state invalid"), DropReason::Invalid));
+        // Packets of a `home-relay forward`, or of the operator's own DNAT rules.
         rules.push(to_clients("ct status dnat accept"));
-        rules.push(dropped(&format!("oifname \"{device}\""), Drop::Unsolicited));
-        for (family, made_router) in ["ipv4", "ipv6"].into_iter().zip(self.host.made_router) {
+        rules.push(drop_rule(&format!("oifname \"{device}\""), DropReason::Unsolicited));
+        for (family, enabled_forwarding) in ["ipv4", "ipv6"].into_iter().zip(self.host.enabled_forwarding) {
             let is_dropped = match self.transit {
-                Transit::Auto => made_router,
+                Transit::Auto => enabled_forwarding,
                 Transit::Accept => false,
                 Transit::Drop => true,
             };
             if is_dropped {
                 let transit =
                     format!("meta nfproto {family} iifgroup != {DEVICE_GROUP} oifgroup != {DEVICE_GROUP}");
-                rules.push(dropped(&transit, Drop::Transit));
+                rules.push(drop_rule(&transit, DropReason::Transit));
             }
         }
         rules

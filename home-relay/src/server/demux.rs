@@ -1,6 +1,9 @@
-//! From the home virtual device to the clients: a task waits for packets and gives each to the queue of the client that
-//! holds the destination address. A session that is at work reads the device itself: a bulk transfer's packets go straight
-//! into its buffer, with neither a copy in a queue nor another task in between.
+//! Delivers packets from the home virtual device to the clients.
+//!
+//! A task reads the device and puts each packet into the queue of the client that holds the
+//! destination address. A session that is running also reads the device itself: the packets of a
+//! bulk transfer go straight into its buffer, without a copy in a queue and without a switch to
+//! another task.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -17,82 +20,85 @@ use mobile_proto::{MAX_PACKET, Offload, Packet};
 use tracing::debug;
 
 use super::queue::PacketQueue;
-use super::session::Sink;
-use crate::metrics::{Drop, Metrics};
+use super::session::PacketSink;
+use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
 
-/// Which queue a persistent address belongs to, for clients that have a session.
+/// The packet queues of clients with a session, by persistent address.
 #[derive(Debug, Default)]
-pub(crate) struct Routes {
+pub(crate) struct Demux {
     queues: RwLock<HashMap<IpAddr, Arc<PacketQueue>>>,
-    /// Held by whoever reads the device, until the packet is where it belongs: with two readers on two threads, packets
-    /// would overtake each other.
-    turn: Mutex<()>,
+    /// Held while reading the device until the packet is delivered: two concurrent readers would
+    /// reorder packets.
+    read_lock: Mutex<()>,
 }
 
-impl Routes {
-    /// The client has a session from now on.
+impl Demux {
+    /// Starts delivering packets for `lease` to `queue`.
     pub(crate) fn add(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
-        let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
-        routes.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        queues.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
-    /// Stops delivering packets for `lease` to `queue`. An address that another client's queue has
-    /// by now stays with that client.
+    /// Stops delivering packets for `lease` to `queue`. An address that another client holds in the
+    /// meantime keeps its new queue.
     pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
-        let mut routes = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         for address in lease.addresses() {
-            if routes.get(&address).is_some_and(|holder| Arc::ptr_eq(holder, queue)) {
-                routes.remove(&address);
+            if queues.get(&address).is_some_and(|holder| Arc::ptr_eq(holder, queue)) {
+                queues.remove(&address);
             }
         }
     }
 
-    /// Gives a packet from the world to its client.
-    pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), Drop> {
+    /// Puts a packet into the queue of the client that holds its destination address.
+    pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), DropReason> {
         let packet = packet.into();
-        let header = IpHeader::parse(packet.bytes).map_err(|_| Drop::Malformed)?;
-        // The kernel's own multicast (MLD) concerns no client, and is no loss.
+        let header = IpHeader::parse(packet.bytes).map_err(|_| DropReason::Malformed)?;
+        // The kernel's own multicast (MLD) concerns no client; dropping it is no loss.
         if header.dst.is_multicast() {
             return Ok(());
         }
-        let routes = self.queues.read().unwrap_or_else(PoisonError::into_inner);
-        let queue = routes.get(&header.dst).ok_or(Drop::NoSession)?;
-        if queue.push(packet) { Ok(()) } else { Err(Drop::QueueFull) }
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+        let queue = queues.get(&header.dst).ok_or(DropReason::NoSession)?;
+        if queue.push(packet) { Ok(()) } else { Err(DropReason::QueueFull) }
     }
 }
 
-/// Packets of others that a session passes on before it goes on with its own work.
-const OTHERS: usize = 16;
+/// The number of other clients' packets that a session delivers before it goes on with its own
+/// work.
+const MAX_OTHER_PACKETS: usize = 16;
 
-impl Routes {
-    /// The next packet for the client of `queue`: what waits there, then what waits in the device. When there is none,
-    /// the queue's next packet wakes the task.
-    pub(crate) fn poll_take(
+impl Demux {
+    /// Returns the next packet for the client of `queue`: first from the queue, then from the
+    /// device. If there is none, the task is woken by the queue's next packet.
+    pub(crate) fn poll_packet(
         &self,
         cx: &mut Context<'_>,
         queue: &PacketQueue,
-        device: &dyn Sink,
+        device: &dyn PacketSink,
         metrics: &Metrics,
         buffer: &mut [u8],
     ) -> Poll<(usize, Offload)> {
-        // Before the queue is asked: what another reader has taken from the device is in it by then.
-        let turn = match self.turn.try_lock() {
-            Ok(turn) => Some(turn),
+        // Lock before looking at the queue: packets that another reader took from the device are
+        // then already in the queue.
+        let read_lock = match self.read_lock.try_lock() {
+            Ok(read_lock) => Some(read_lock),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
         if let Poll::Ready(packet) = queue.poll_pop(cx, buffer) {
             return Poll::Ready(packet);
         }
-        if turn.is_none() {
+        if read_lock.is_none() {
             return Poll::Pending;
         }
-        for _ in 0..OTHERS {
-            // An error is for the task that waits for the device. It also has the packets beyond the bound.
+        for _ in 0..MAX_OTHER_PACKETS {
+            // The task that waits for the device handles errors, and reads the packets beyond the
+            // bound.
             let Ok((length, offload)) = device.try_recv(buffer) else { break };
             let packet = Packet { bytes: &buffer[..length], offload };
-            if self.is_for(queue, packet) {
+            if self.is_addressed_to(queue, packet) {
                 return Poll::Ready((length, offload));
             }
             if let Err(reason) = self.dispatch(packet) {
@@ -102,18 +108,18 @@ impl Routes {
         Poll::Pending
     }
 
-    fn is_for(&self, queue: &PacketQueue, packet: Packet<'_>) -> bool {
+    fn is_addressed_to(&self, queue: &PacketQueue, packet: Packet<'_>) -> bool {
         IpHeader::parse(packet.bytes).is_ok_and(|header| {
-            let routes = self.queues.read().unwrap_or_else(PoisonError::into_inner);
-            routes.get(&header.dst).is_some_and(|own| std::ptr::eq(Arc::as_ptr(own), queue))
+            let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
+            queues.get(&header.dst).is_some_and(|own| std::ptr::eq(Arc::as_ptr(own), queue))
         })
     }
 
-    /// The device's next packet, dispatched; whether it had to be waited for.
-    async fn read_one(&self, tun: &Tun, metrics: &Metrics, buffer: &mut [u8]) -> io::Result<bool> {
+    /// Reads and delivers the device's next packet; returns whether the read had to wait.
+    async fn deliver_next(&self, tun: &Tun, metrics: &Metrics, buffer: &mut [u8]) -> io::Result<bool> {
         let mut waited = false;
         let read = poll_fn(|cx| {
-            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _read_lock = self.read_lock.lock().unwrap_or_else(PoisonError::into_inner);
             let read = tun.poll_recv(cx, buffer);
             waited |= read.is_pending();
             read.map_ok(|(length, offload)| {
@@ -127,33 +133,34 @@ impl Routes {
     }
 }
 
-/// After an error of the device: long enough not to spin, short enough not to be noticed.
-const RETRY: Duration = Duration::from_millis(100);
-/// Errors in a row after which the device is taken for gone (5 s): systemd then starts us anew.
-const MAX_ERRORS: u32 = 50;
+/// The pause after a read error: long enough to avoid spinning, too short to be noticed.
+const READ_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The number of consecutive errors after which the device counts as gone (5 s); systemd then
+/// restarts the relay.
+const MAX_READ_ERRORS: u32 = 50;
 
-/// Reads the device until it is gone.
-pub(crate) async fn run(tun: &Tun, routes: &Routes, metrics: &Metrics) -> anyhow::Result<()> {
+/// Reads the device and delivers its packets until the device is gone.
+pub(crate) async fn run(tun: &Tun, demux: &Demux, metrics: &Metrics) -> anyhow::Result<()> {
     let mut buffer = vec![0; MAX_PACKET];
     let mut errors = 0;
     loop {
-        match routes.read_one(tun, metrics, &mut buffer).await {
+        match demux.deliver_next(tun, metrics, &mut buffer).await {
             Ok(waited) => {
                 errors = 0;
                 if waited {
-                    // Its session is awake now, and takes what follows by itself.
+                    // The packet's session is awake and reads the following packets itself.
                     tokio::task::yield_now().await;
                 }
             }
-            Err(error) if errors < MAX_ERRORS => {
-                debug!("reading {}: {error}", tun.name());
+            Err(error) if errors < MAX_READ_ERRORS => {
+                debug!("cannot read {}, retrying: {error}", tun.name());
                 errors += 1;
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(READ_RETRY_DELAY).await;
             }
             Err(error) => {
                 let name = tun.name();
                 return Err(error).with_context(|| {
-                    format!("{name} is gone: did somebody remove the device? restart the relay")
+                    format!("cannot read {name}: was the device removed? restart the relay")
                 });
             }
         }
@@ -162,7 +169,7 @@ pub(crate) async fn run(tun: &Tun, routes: &Routes, metrics: &Metrics) -> anyhow
 
 #[cfg(test)]
 mod tests {
-    use super::super::guard::tests::packet;
+    use super::super::source_filter::tests::packet;
     use super::*;
 
     fn lease(host: u8) -> Lease {
@@ -179,23 +186,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_packet_goes_to_the_holder_of_its_destination() {
-        let routes = Routes::default();
+    async fn a_packet_is_delivered_to_the_holder_of_its_destination_address() {
+        let demux = Demux::default();
         let queues = [Arc::new(PacketQueue::new(80)), Arc::new(PacketQueue::new(80))];
-        routes.add(&lease(2), &queues[0]);
-        routes.add(&lease(3), &queues[1]);
+        demux.add(&lease(2), &queues[0]);
+        demux.add(&lease(3), &queues[1]);
         let ipv4 = packet("192.0.2.1", "10.9.0.3");
         let ipv6 = packet("2001:db8::1", "fd12::2");
-        routes.dispatch(&ipv4).unwrap();
-        routes.dispatch(&ipv6).unwrap();
+        demux.dispatch(&ipv4).unwrap();
+        demux.dispatch(&ipv6).unwrap();
         assert_eq!(pop(&queues[1]).await, ipv4);
         assert_eq!(pop(&queues[0]).await, ipv6);
     }
 
-    /// A device with packets waiting.
+    /// A device with packets waiting to be read.
     struct Waiting(Mutex<Vec<Vec<u8>>>);
 
-    impl Sink for Waiting {
+    impl PacketSink for Waiting {
         fn send(&self, _packet: Packet<'_>) -> io::Result<()> {
             Ok(())
         }
@@ -208,72 +215,72 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_reads_its_own_packets_after_the_waiting_ones_and_passes_on_the_others() {
-        let routes = Routes::default();
+    async fn a_session_reads_queued_packets_before_the_device_and_delivers_those_of_others() {
+        let demux = Demux::default();
         let queues = [Arc::new(PacketQueue::new(80)), Arc::new(PacketQueue::new(80))];
-        routes.add(&lease(2), &queues[0]);
-        routes.add(&lease(3), &queues[1]);
+        demux.add(&lease(2), &queues[0]);
+        demux.add(&lease(3), &queues[1]);
         let metrics = Metrics::new().unwrap();
         let [first, second] = ["192.0.2.1", "192.0.2.2"].map(|from| packet(from, "10.9.0.2"));
         let [other, nobodys] = ["10.9.0.3", "10.9.0.9"].map(|to| packet("192.0.2.1", to));
-        routes.dispatch(&first).unwrap();
+        demux.dispatch(&first).unwrap();
         let device = Waiting(Mutex::new(vec![second.clone(), nobodys, other.clone()]));
         let mut buffer = [0; 100];
         for expected in [first, second] {
             let (length, _) =
-                poll_fn(|cx| routes.poll_take(cx, &queues[0], &device, &metrics, &mut buffer)).await;
+                poll_fn(|cx| demux.poll_packet(cx, &queues[0], &device, &metrics, &mut buffer)).await;
             assert_eq!(buffer[..length], expected);
         }
         assert_eq!(pop(&queues[1]).await, other);
         assert!(metrics.text().contains("reason=\"no_session\"} 1"), "{}", metrics.text());
         let empty = poll_fn(|cx| {
-            Poll::Ready(routes.poll_take(cx, &queues[0], &device, &metrics, &mut buffer).is_pending())
+            Poll::Ready(demux.poll_packet(cx, &queues[0], &device, &metrics, &mut buffer).is_pending())
         });
         assert!(empty.await);
     }
 
     #[test]
-    fn while_another_reads_the_device_a_session_takes_only_what_waits() {
-        let routes = Routes::default();
+    fn while_another_task_reads_the_device_a_session_takes_only_queued_packets() {
+        let demux = Demux::default();
         let queue = Arc::new(PacketQueue::new(80));
-        routes.add(&lease(2), &queue);
+        demux.add(&lease(2), &queue);
         let metrics = Metrics::new().unwrap();
         let device = Waiting(Mutex::new(vec![packet("192.0.2.1", "10.9.0.2")]));
-        let take = |routes: &Routes| {
+        let take = |demux: &Demux| {
             let mut cx = Context::from_waker(std::task::Waker::noop());
-            routes.poll_take(&mut cx, &queue, &device, &metrics, &mut [0; 100])
+            demux.poll_packet(&mut cx, &queue, &device, &metrics, &mut [0; 100])
         };
-        let turn = routes.turn.lock().unwrap();
-        assert!(take(&routes).is_pending());
-        drop(turn);
-        assert!(take(&routes).is_ready());
+        let read_lock = demux.read_lock.lock().unwrap();
+        assert!(take(&demux).is_pending());
+        drop(read_lock);
+        assert!(take(&demux).is_ready());
     }
 
     #[test]
-    fn what_cannot_be_delivered_says_why() {
-        let routes = Routes::default();
+    fn undeliverable_packets_have_a_drop_reason() {
+        let demux = Demux::default();
         let queue = Arc::new(PacketQueue::new(20));
-        routes.add(&lease(2), &queue);
-        assert_eq!(routes.dispatch(b"garbage"), Err(Drop::Malformed));
-        assert_eq!(routes.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "nobody's");
-        assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(Drop::NoSession));
-        assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
-        assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::QueueFull));
-        routes.remove(&lease(2), &queue);
-        assert_eq!(routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::NoSession));
+        demux.add(&lease(2), &queue);
+        assert_eq!(demux.dispatch(b"garbage"), Err(DropReason::Malformed));
+        assert_eq!(demux.dispatch(&packet("fd12::1", "ff02::16")), Ok(()), "multicast is no loss");
+        assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.9")), Err(DropReason::NoSession));
+        assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Ok(()));
+        assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(DropReason::QueueFull));
+        demux.remove(&lease(2), &queue);
+        assert_eq!(demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(DropReason::NoSession));
     }
 
     #[tokio::test]
-    async fn a_client_that_gives_up_an_address_does_not_take_it_from_the_next_one() {
-        let routes = Routes::default();
+    async fn removing_a_lease_does_not_unroute_the_next_holder_of_its_address() {
+        let demux = Demux::default();
         let [first, second] = [80, 80].map(|bytes| Arc::new(PacketQueue::new(bytes)));
         // The two clients swap their addresses, and the second gets its new one before the first
         // has released it.
-        routes.add(&lease(2), &first);
-        routes.add(&lease(2), &second);
-        routes.remove(&lease(2), &first);
+        demux.add(&lease(2), &first);
+        demux.add(&lease(2), &second);
+        demux.remove(&lease(2), &first);
         let to_it = packet("192.0.2.1", "10.9.0.2");
-        routes.dispatch(&to_it).unwrap();
+        demux.dispatch(&to_it).unwrap();
         assert_eq!(pop(&second).await, to_it);
     }
 }

@@ -1,4 +1,4 @@
-//! Invitations on a running relay, and the connections that redeem them.
+//! Issues invitations on a running relay and serves the connections that redeem them.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,63 +13,66 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::Relay;
-use super::throttle::Throttle;
-use crate::metrics::{Enrolment, Metrics};
+use super::log_rate_limiter::LogRateLimiter;
+use crate::metrics::{EnrolmentResult, Metrics};
 use crate::pool::Lease;
-use crate::store::{self, Client, Entry, StoreError};
+use crate::store::{self, Client, ListedClient, StoreError};
 
-/// Attempts at once, of the whole world: one is a person's, and they must not take the places of clients that return.
-const MAX_AT_ONCE: usize = 16;
-/// Before a refusal: with [`MAX_AT_ONCE`] this allows 32 guesses a second, at one of 2^128 tokens.
+/// The number of concurrent enrolments, of all sources: each is one person's, and they must not
+/// take resources from returning clients.
+const MAX_CONCURRENT: usize = 16;
+/// The pause before a refusal: with [`MAX_CONCURRENT`] it allows 32 guesses per second, at one of
+/// 2^128 tokens.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
-/// For the client to read the answer and to close.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// The time for the client to read the reply and to close the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Relay {
-    /// Its identity.
+    /// Returns the public key by which clients know this relay.
     pub(crate) fn public_key(&self) -> PublicKey {
         self.public_key
     }
 
-    /// Lets in whoever brings the token that has this hash.
+    /// Creates an invitation that is redeemed with the token of this hash.
     pub(crate) async fn invite(
         &self,
         name: String,
         token: TokenHash,
         lifetime: Duration,
         wanted: Lease,
-    ) -> Result<Entry, StoreError> {
-        let _in_force = self.in_force.lock().await;
+    ) -> Result<ListedClient, StoreError> {
+        let _applied = self.applied.lock().await;
         let pools = self.pools;
         let invited = self
-            .in_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
+            .with_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
             .await?;
         Ok(invited.into())
     }
 
-    /// Makes the key a client, by a token; was it none before? Not to be cancelled half-way: store and registry must agree.
+    /// Makes the key a client by a token, and returns whether it is a new one. Must not be
+    /// cancelled half-way: store and registry must agree.
     async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
-        // A guessed token takes no lock: the operator's commands do not wait for strangers, nor the
-        // other way round.
-        let known = self.in_store(move |store| store.redeemed(token, &key, store::now())).await?;
+        // Look the token up without the lock first: guessed tokens and admin commands then do not
+        // wait for each other.
+        let known = self.with_store(move |store| store.find_redeemed(token, &key, store::now())).await?;
         if let Some(client) = known {
             return Ok((client, false));
         }
-        let _in_force = self.in_force.lock().await;
+        let _applied = self.applied.lock().await;
         let pools = self.pools;
-        let client = self.in_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
+        let client = self.with_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
         let is_new = self.registry.add(&client);
         Ok((client, is_new))
     }
 }
 
-/// Serves the connections of keys that want to become clients.
+/// Serves the connections of keys that ask to become clients.
 pub(super) struct Enroller {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
-    slots: Semaphore,
-    /// A flood must not fill the log.
-    lines: Mutex<[Throttle; Enrolment::ALL.len()]>,
+    permits: Semaphore,
+    /// The log rate limit of each enrolment result, so that a flood cannot fill the log.
+    log_limiters: Mutex<[LogRateLimiter; EnrolmentResult::ALL.len()]>,
 }
 
 impl Enroller {
@@ -77,66 +80,75 @@ impl Enroller {
         Self {
             relay: Arc::clone(relay),
             metrics: Arc::clone(metrics),
-            slots: Semaphore::new(MAX_AT_ONCE),
-            lines: Mutex::default(),
+            permits: Semaphore::new(MAX_CONCURRENT),
+            log_limiters: Mutex::default(),
         }
     }
 
-    /// One question, one answer; the caller limits the time.
+    /// Serves one request and its reply; the caller limits the time.
     pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
-        let Ok(_slot) = self.slots.try_acquire() else {
-            self.metrics.enrolment(Enrolment::Busy);
+        let Ok(_permit) = self.permits.try_acquire() else {
+            self.metrics.enrolment(EnrolmentResult::Busy);
             return;
         };
-        let (answer, result) = match read_token(&mut stream).await {
+        let (reply, result) = match read_token(&mut stream).await {
             Some(token) => self.redeem(&token, key, peer).await,
-            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), Enrolment::Malformed),
+            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), EnrolmentResult::Malformed),
         };
         self.metrics.enrolment(result);
-        if result != Enrolment::Enrolled {
+        if result != EnrolmentResult::Enrolled {
             tokio::time::sleep(REFUSAL_PAUSE).await;
         }
-        // It asks again if this does not reach it, and gets the same answer.
-        let say = async {
-            stream.write_all(&enroll::encode_reply(&answer)).await?;
+        // A client that misses this reply asks again and gets the same one.
+        let send_reply = async {
+            stream.write_all(&enroll::encode_reply(&reply)).await?;
             stream.shutdown().await?;
-            // Closed with something unread, the socket would send a reset, which may overtake the answer.
+            // Drain the socket before closing it: with unread data the kernel would send a reset,
+            // which may overtake the reply.
             while stream.read(&mut [0; 256]).await? > 0 {}
             std::io::Result::Ok(())
         };
-        let _ = tokio::time::timeout(GOODBYE, say).await;
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, send_reply).await;
     }
 
-    async fn redeem(&self, token: &Token, key: PublicKey, peer: SocketAddr) -> (EnrolmentReply, Enrolment) {
+    async fn redeem(
+        &self,
+        token: &Token,
+        key: PublicKey,
+        peer: SocketAddr,
+    ) -> (EnrolmentReply, EnrolmentResult) {
         let (relay, token) = (Arc::clone(&self.relay), TokenHash::of(token));
         let redeemed = tokio::spawn(async move { relay.redeem(token, key).await }).await;
         let error = match redeemed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
             Ok((client, is_new)) => {
                 let (name, addresses) = (client.name.as_str(), client.lease);
                 if is_new {
-                    info!(client = name, %key, %peer, %addresses, "enrolled");
+                    info!(client = name, %key, %peer, %addresses, "client enrolled");
                 } else {
-                    debug!(client = name, %key, %peer, %addresses, "told again that it is enrolled");
+                    debug!(
+                        client = name, %key, %peer, %addresses,
+                        "repeated enrolment request from an enrolled client: answered again"
+                    );
                 }
-                return (EnrolmentReply::Enrolled(client.name), Enrolment::Enrolled);
+                return (EnrolmentReply::Enrolled(client.name), EnrolmentResult::Enrolled);
             }
             Err(error) => error,
         };
         let (refusal, result) = match &error {
-            StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, Enrolment::Unknown),
-            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, Enrolment::Expired),
-            StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, Enrolment::Used),
-            StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, Enrolment::KeyTaken),
-            StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, Enrolment::NoAddress),
-            _ => (EnrolmentRefusal::Failed, Enrolment::Failed),
+            StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, EnrolmentResult::Unknown),
+            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, EnrolmentResult::Expired),
+            StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, EnrolmentResult::Used),
+            StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, EnrolmentResult::KeyTaken),
+            StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, EnrolmentResult::NoAddress),
+            _ => (EnrolmentRefusal::Failed, EnrolmentResult::Failed),
         };
-        let before =
-            self.lines.lock().unwrap_or_else(PoisonError::into_inner)[result as usize].pass(Instant::now());
-        match before {
-            Some(before) if result == Enrolment::Failed => {
-                warn!(%peer, %key, before, "enrolment failed: {error}");
+        let suppressed = self.log_limiters.lock().unwrap_or_else(PoisonError::into_inner)[result as usize]
+            .allow(Instant::now());
+        match suppressed {
+            Some(suppressed) if result == EnrolmentResult::Failed => {
+                warn!(%peer, %key, suppressed, "enrolment failed: {error}");
             }
-            Some(before) => info!(%peer, %key, before, "enrolment refused: {error}"),
+            Some(suppressed) => info!(%peer, %key, suppressed, "enrolment refused: {error}"),
             None => {}
         }
         (EnrolmentReply::Refused(refusal), result)
@@ -145,7 +157,7 @@ impl Enroller {
 
 async fn read_token(stream: &mut TlsStream) -> Option<Token> {
     let mut bytes = Vec::new();
-    // What is longer is refused by its header, before it is here.
+    // A request that is too long is refused by its header, before the rest arrives.
     let mut buffer = [0; 512];
     loop {
         match enroll::read_request(&bytes) {

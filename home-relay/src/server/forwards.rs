@@ -1,4 +1,4 @@
-//! Ports of this host that lead to clients: in the store by name, in the kernel by address.
+//! Port forwards: the store names the client, the nftables rules name the client's addresses.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -6,94 +6,107 @@ use std::net::{IpAddr, SocketAddr};
 use mobile_io::netlink::netfilter::ConntrackEntry;
 use tracing::warn;
 
-use super::{InForce, Relay};
+use super::{AppliedState, Relay};
 use crate::config::Config;
-use crate::network::nft::{Redirect, Ruleset};
+use crate::network::nft::{PortRedirect, Ruleset};
 use crate::network::ports;
 use crate::pool::Pools;
 use crate::reach::Ranges;
 use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
-    /// Leads a port to a client, at once and for good.
+    /// Forwards a port to a client, at once and after restarts.
     pub(crate) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
-        let mut in_force = self.in_force.lock().await;
+        let mut applied = self.applied.lock().await;
         let all = self.forwards().await?;
         if !all.contains(&forward) {
-            ports::check_free(&in_force.config, forward.protocol, forward.port)?;
+            ports::check_free(&applied.config, forward.protocol, forward.port)?;
         }
         let wanted = forward.clone();
-        self.in_store(move |store| store.forward(&wanted)).await?;
-        if let Err(error) = self.follow(&mut in_force).await {
-            // What is not in force must not come into force by surprise at the next start.
+        self.with_store(move |store| store.forward(&wanted)).await?;
+        if let Err(error) = self.apply_rules(&mut applied).await {
+            // A forward that is not in force now must not take effect by surprise at the next
+            // start.
             let (protocol, port) = (forward.protocol, forward.port);
-            let undone = self.in_store(move |store| store.unforward(protocol, port)).await;
-            return Err(not_undone(error, undone.err(), "the forward is kept for the next start"));
+            let undone = self.with_store(move |store| store.unforward(protocol, port)).await;
+            return Err(with_undo_failure(
+                error,
+                undone.err(),
+                "the forward stays stored and takes effect at the next start",
+            ));
         }
         Ok(forward)
     }
 
-    /// Deletes a forward. Open connections go on. On an error the port still leads to its client,
-    /// and the list of forwards says so.
+    /// Deletes a forward; open connections continue. On an error the port still leads to its
+    /// client, and the list of forwards says so.
     pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
-        let mut in_force = self.in_force.lock().await;
-        let removed = self.in_store(move |store| store.unforward(protocol, port)).await?;
-        if let Err(error) = self.follow(&mut in_force).await {
+        let mut applied = self.applied.lock().await;
+        let removed = self.with_store(move |store| store.unforward(protocol, port)).await?;
+        if let Err(error) = self.apply_rules(&mut applied).await {
             let again = removed.clone();
-            let undone = self.in_store(move |store| store.forward(&again)).await;
-            return Err(not_undone(
+            let undone = self.with_store(move |store| store.forward(&again)).await;
+            return Err(with_undo_failure(
                 error,
                 undone.err(),
-                "the forward is gone from the list, not from the rules",
+                "the forward is deleted from the store but still in the rules",
             ));
         }
         Ok(removed)
     }
 
-    /// All of them.
+    /// Returns all forwards.
     pub(crate) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
-        Ok(self.in_store(Store::forwards).await?)
+        Ok(self.with_store(Store::forwards).await?)
     }
 
-    /// Adapts the rules to clients that have come, gone or changed addresses. Retries failures
-    /// until they succeed: the change of the clients itself stands.
-    pub(super) async fn follow_clients(&self, in_force: &mut InForce) {
-        let wanted = match self.wanted_rules(&in_force.config).await {
+    /// Adapts the rules to clients that were added, removed or given other addresses. A failure is
+    /// retried until it succeeds: the change of the clients itself stands.
+    pub(super) async fn update_rules_for_clients(&self, applied: &mut AppliedState) {
+        let wanted = match self.required_rules(&applied.config).await {
             Ok(wanted) => wanted,
             Err(error) => {
-                warn!("port forwards may lead to a client's former addresses: {error:#}");
+                warn!(
+                    "cannot update port forwards, which may lead to former addresses of clients: {error:#}"
+                );
                 return;
             }
         };
-        if let Err(error) = adapt(in_force, wanted.clone()).await {
-            in_force.home.install_later(wanted);
-            warn!("port forwards lead to a client's former addresses, trying again: {error:#}");
+        if let Err(error) = apply_if_changed(applied, wanted.clone()).await {
+            applied.network.schedule_rules(wanted);
+            warn!(
+                "cannot update port forwards, which lead to former addresses of clients, retrying: {error:#}"
+            );
         }
     }
 
-    async fn follow(&self, in_force: &mut InForce) -> anyhow::Result<()> {
-        let wanted = self.wanted_rules(&in_force.config).await?;
-        let answers = wanted.has_inbound_datagrams();
-        adapt(in_force, wanted).await?;
-        self.registry.set_answers(answers);
+    async fn apply_rules(&self, applied: &mut AppliedState) -> anyhow::Result<()> {
+        let wanted = self.required_rules(&applied.config).await?;
+        let inbound_datagrams = wanted.accepts_inbound_datagrams();
+        apply_if_changed(applied, wanted).await?;
+        self.registry.set_inbound_datagrams(inbound_datagrams);
         Ok(())
     }
 
-    /// The rules of `config` and of the store.
-    pub(super) async fn wanted_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
-        let (forwards, clients) = self.in_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
-        Ok(rules(config, &self.served, &forwards, &clients))
+    /// Returns the rules that `config` and the store call for.
+    pub(super) async fn required_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
+        let (forwards, clients) = self.with_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
+        Ok(rules(config, &self.served_pools, &forwards, &clients))
     }
 }
 
-/// Puts `wanted` in force, if it is not yet.
-async fn adapt(in_force: &mut InForce, wanted: Ruleset) -> anyhow::Result<()> {
-    let home = &mut in_force.home;
-    if wanted == *home.ruleset() && !home.is_behind() { Ok(()) } else { home.change(wanted).await }
+/// Installs `wanted` unless it is already in force.
+async fn apply_if_changed(applied: &mut AppliedState, wanted: Ruleset) -> anyhow::Result<()> {
+    let network = &mut applied.network;
+    if wanted == *network.ruleset() && !network.has_pending_rules() {
+        Ok(())
+    } else {
+        network.change(wanted).await
+    }
 }
 
 /// Returns the error of a change, with what remains if the change could not be undone.
-fn not_undone(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> anyhow::Error {
+fn with_undo_failure(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> anyhow::Error {
     match undo {
         None => error,
         Some(second) => error.context(format!("{left}, because the store failed as well ({second})")),
@@ -112,7 +125,7 @@ pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clien
 }
 
 /// Returns a predicate for tracked connections that a client began to a destination outside its
-/// reach; `None` if every client reaches everything.
+/// reach, or `None` if every client reaches everything.
 pub(super) fn out_of_reach(
     config: &Config,
     served: &Pools,
@@ -136,15 +149,16 @@ pub(super) fn out_of_reach(
     })
 }
 
-/// Both addresses of each forward's client, as far as this host serves their families.
-fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<Redirect> {
+/// Returns the redirects of all forwards, to each address of the client in a family that this host
+/// serves.
+fn redirects(forwards: &[Forward], clients: &[Client], served: &Pools) -> Vec<PortRedirect> {
     let of_one = |forward: &Forward| {
         let client = clients.iter().find(|client| client.name == forward.client);
         let addresses = client.into_iter().flat_map(|client| client.lease.addresses());
         let (protocol, port, to) = (forward.protocol.name(), forward.port, forward.to);
         let served = addresses.filter(|address| served.contains(*address));
         served
-            .map(move |address| Redirect { protocol, port, to: SocketAddr::new(address, to) })
+            .map(move |address| PortRedirect { protocol, port, to: SocketAddr::new(address, to) })
             .collect::<Vec<_>>()
     };
     forwards.iter().flat_map(of_one).collect()

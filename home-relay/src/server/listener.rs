@@ -1,4 +1,5 @@
-//! From a TCP connection to a path of a session: TLS, then HELLO, all within one time limit.
+//! Accepts TCP connections and turns each into a path of a session: TLS, then HELLO, within one
+//! time limit.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -15,34 +16,34 @@ use tracing::{debug, info, warn};
 
 use super::Relay;
 use super::enroll::Enroller;
-use super::limiter::{Limiter, Ticket};
+use super::limiter::{HandshakeLimiter, HandshakePermit};
+use super::log_rate_limiter::LogRateLimiter;
 use super::registry::Registry;
-use super::throttle::Throttle;
-use crate::metrics::{Handshake, Metrics};
+use crate::metrics::{HandshakeResult, Metrics};
 
 tokio::task_local! {
-    /// Whether the relay refused the key after the client had proved it. TLS itself only reports
+    /// Set when the relay refused a key that the client had proved to hold. TLS itself only reports
     /// that the handshake failed.
     static REFUSED: Cell<bool>;
 }
 
-/// Asked at each connection; a reload changes its limits.
-pub(crate) type SharedLimiter = Arc<Mutex<Limiter>>;
+/// The handshake limiter, shared because a reload changes its limits.
+pub(crate) type SharedLimiter = Arc<Mutex<HandshakeLimiter>>;
 
-/// Makes paths of connections.
+/// Accepts connections and authenticates clients.
 #[derive(Clone)]
-pub(crate) struct Gate {
+pub(crate) struct Acceptor {
     tls: RelayConfig,
     registry: Arc<Registry>,
     enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
     limiter: SharedLimiter,
-    /// A flood must not fill the log.
-    lines: Arc<Mutex<[Throttle; Handshake::ALL.len()]>>,
+    /// The log rate limit of each handshake result, so that a flood cannot fill the log.
+    log_limiters: Arc<Mutex<[LogRateLimiter; HandshakeResult::ALL.len()]>>,
 }
 
-impl Gate {
-    /// For the clients of the relay, and those that want to be.
+impl Acceptor {
+    /// Creates the acceptor for the relay's clients and for enrolments.
     pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
         let registry = &relay.registry;
         let clients = Arc::clone(registry);
@@ -52,7 +53,8 @@ impl Gate {
                 Arc::new(move |key| {
                     let authorized = clients.is_authorized(key);
                     if !authorized {
-                        // Asked in the handshake of this very task, or in none of ours.
+                        // TLS calls this closure in the task of the handshake, or outside of any
+                        // handshake.
                         let _ = REFUSED.try_with(|refused| refused.set(true));
                     }
                     authorized
@@ -62,7 +64,7 @@ impl Gate {
             enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
             limiter: Arc::clone(&relay.limiter),
-            lines: Arc::default(),
+            log_limiters: Arc::default(),
         }
     }
 
@@ -70,184 +72,191 @@ impl Gate {
     pub(crate) async fn run(self, listener: TcpListener) {
         loop {
             let (tcp, peer) = match listener.accept().await {
-                // An IPv4 peer of a socket for both families reads as what it is.
+                // Report an IPv4 peer of a dual-stack socket by its IPv4 address.
                 Ok((tcp, peer)) => (tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
                 Err(error) => {
-                    // Out of file descriptors, mostly: others have to finish first.
+                    // Mostly the process is out of file descriptors: other connections must end
+                    // first.
                     warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(super::ACCEPT_RETRY).await;
+                    tokio::time::sleep(super::ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
             let admitted = self.limiter().admit(Instant::now(), peer.ip());
-            let ticket = match admitted {
-                Ok(ticket) => HalfOpen::new(&self, ticket),
-                // Closing at once is cheaper for both than a wait behind strangers: the client tries again.
+            let permit = match admitted {
+                Ok(permit) => HalfOpen::new(&self, permit),
+                // Closing at once is cheaper for both ends than waiting behind strangers: the
+                // client retries.
                 Err(reason) => {
                     transport::reset(tcp);
                     self.count(reason, peer);
                     continue;
                 }
             };
-            let gate = self.clone();
+            let acceptor = self.clone();
             tokio::spawn(async move {
-                let result = gate.handshake(tcp, peer).await;
-                drop(ticket);
-                gate.count(result, peer);
+                let result = acceptor.handshake(tcp, peer).await;
+                drop(permit);
+                acceptor.count(result, peer);
             });
         }
     }
 
-    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+    fn limiter(&self) -> MutexGuard<'_, HandshakeLimiter> {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts how a connection began and, where the operator may have to do something, says so; not too often.
-    fn count(&self, result: Handshake, peer: SocketAddr) {
+    /// Counts the result of a connection attempt, and logs it, rate-limited, if the operator may
+    /// have to act.
+    fn count(&self, result: HandshakeResult, peer: SocketAddr) {
         self.metrics.handshake(result);
         let limit = match result {
-            Handshake::Opened
-            | Handshake::Resumed
-            | Handshake::Tls
-            | Handshake::Oversized
-            | Handshake::Hello
-            | Handshake::Enrolment
-            | Handshake::Timeout => return,
-            Handshake::Unauthorized => None,
-            Handshake::Busy => Some("half_open"),
-            Handshake::SourceBusy => Some("half_open_per_source"),
-            Handshake::SourceRate => Some("handshake_rate_per_source"),
-            Handshake::Rate => Some("handshake_rate"),
+            HandshakeResult::Opened
+            | HandshakeResult::Resumed
+            | HandshakeResult::Tls
+            | HandshakeResult::Oversized
+            | HandshakeResult::Hello
+            | HandshakeResult::Enrolment
+            | HandshakeResult::Timeout => return,
+            HandshakeResult::Unauthorized => None,
+            HandshakeResult::Busy => Some("half_open"),
+            HandshakeResult::SourceBusy => Some("half_open_per_source"),
+            HandshakeResult::SourceRate => Some("handshake_rate_per_source"),
+            HandshakeResult::Rate => Some("handshake_rate"),
         };
-        let Some(before) = self.pass(result) else { return };
+        let Some(suppressed) = self.may_log(result) else { return };
         match limit {
-            None => info!(%peer, before, "refused: a client whose key is not authorised"),
+            None => info!(%peer, suppressed, "connection refused: the client's key is not authorised"),
             Some(limit) => {
-                warn!(%peer, before, "connection refused: [limits] {limit} is reached");
+                warn!(%peer, suppressed, "connection refused: [limits] {limit} is reached");
             }
         }
     }
 
-    /// Whether to say it now: then, how many times it was not said before.
-    fn pass(&self, result: Handshake) -> Option<u64> {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines[result as usize].pass(Instant::now())
+    /// Returns `Some` if a message about `result` may be logged, with the number of messages
+    /// suppressed before it.
+    fn may_log(&self, result: HandshakeResult) -> Option<u64> {
+        let mut log_limiters = self.log_limiters.lock().unwrap_or_else(PoisonError::into_inner);
+        log_limiters[result as usize].allow(Instant::now())
     }
 
-    async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> Handshake {
-        let patience = self.limiter().handshake_timeout();
-        let greeted = tokio::time::timeout(patience, self.greet(tcp, peer, patience)).await;
-        let Greeting { key, hello, leftover, stream } = match greeted {
+    async fn handshake(&self, tcp: TcpStream, peer: SocketAddr) -> HandshakeResult {
+        let time_limit = self.limiter().handshake_timeout();
+        let greeting = tokio::time::timeout(time_limit, self.authenticate(tcp, peer, time_limit)).await;
+        let AuthenticatedClient { key, hello, leftover, stream } = match greeting {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(result)) => return result,
             Err(_) => {
-                debug!(%peer, "handshake: too slow");
-                return Handshake::Timeout;
+                debug!(%peer, "handshake timed out");
+                return HandshakeResult::Timeout;
             }
         };
-        self.known(key, peer);
-        // Outside the limit: cut short half-way it would leave a session that nobody owns.
+        self.record_proof(key, peer);
+        // Outside the time limit: a cancellation half-way would leave a session without an owner.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
             Ok(result) => result,
-            Err(_) => Handshake::Unauthorized,
+            Err(_) => HandshakeResult::Unauthorized,
         }
     }
 
-    /// The key was proved from there.
-    fn known(&self, key: PublicKey, peer: SocketAddr) {
+    /// Records in the limiter that a client proved the key from this address.
+    fn record_proof(&self, key: PublicKey, peer: SocketAddr) {
         let mut limiter = self.limiter();
-        // Asked under the lock: whoever revokes it takes the key out of the registry before it has the limiter forget it.
+        // Check under the limiter's lock: a revocation removes the key from the registry first, and
+        // from the limiter second.
         if self.registry.is_authorized(&key) {
-            limiter.proved(Instant::now(), key, peer.ip());
+            limiter.record_proof(Instant::now(), key, peer.ip());
         }
     }
 
-    /// Err: it ends here, and is no path.
-    async fn greet(
+    /// Performs the TLS handshake and reads HELLO; `Err` is the result of an attempt that opens no
+    /// path.
+    async fn authenticate(
         &self,
         tcp: TcpStream,
         peer: SocketAddr,
-        patience: Duration,
-    ) -> Result<Greeting, Handshake> {
+        time_limit: Duration,
+    ) -> Result<AuthenticatedClient, HandshakeResult> {
         if let Err(error) = transport::tune(&tcp) {
-            debug!(%peer, "handshake: {error}");
-            return Err(Handshake::Tls);
+            debug!(%peer, "handshake failed: {error}");
+            return Err(HandshakeResult::Tls);
         }
         let accept = async {
-            // The limit around all of this is the one that counts; twice as long is never reached.
-            let accepted = tls::accept(&self.tls, tcp, 2 * patience).await;
+            // The caller's time limit covers all of this function; this longer one is never
+            // reached.
+            let accepted = tls::accept(&self.tls, tcp, 2 * time_limit).await;
             (accepted, REFUSED.with(Cell::get))
         };
         let (mut stream, key) = match REFUSED.scope(Cell::new(false), accept).await {
             (Ok(accepted), _) => accepted,
-            (Err(_), true) => return Err(Handshake::Unauthorized),
+            (Err(_), true) => return Err(HandshakeResult::Unauthorized),
             (Err(cause), false) => {
-                debug!(%peer, "handshake: {cause}");
+                debug!(%peer, "handshake failed: {cause}");
                 return Err(if cause == HandshakeFailure::Oversized {
-                    Handshake::Oversized
+                    HandshakeResult::Oversized
                 } else {
-                    Handshake::Tls
+                    HandshakeResult::Tls
                 });
             }
         };
         if tls::is_enrolment(&stream) {
             self.enroller.serve(stream, key, peer).await;
-            return Err(Handshake::Enrolment);
+            return Err(HandshakeResult::Enrolment);
         }
         let mut reader = HelloReader::new();
-        // A HELLO takes some 50 bytes; what follows it in the same read is handed on.
+        // A HELLO takes some 50 bytes; bytes after it in the same read are passed to the session.
         let mut buffer = [0; 2048];
         let (hello, leftover) = loop {
             let read = match stream.read(&mut buffer).await {
                 Ok(0) => {
-                    debug!(%peer, "handshake: closed before HELLO");
-                    return Err(Handshake::Hello);
+                    debug!(%peer, "handshake failed: connection closed before HELLO");
+                    return Err(HandshakeResult::Hello);
                 }
                 Ok(read) => read,
                 Err(error) => {
-                    debug!(%peer, "handshake: {error}");
-                    return Err(Handshake::Hello);
+                    debug!(%peer, "handshake failed: {error}");
+                    return Err(HandshakeResult::Hello);
                 }
             };
             match reader.feed(&buffer[..read]) {
                 Ok(Some(hello)) => break hello,
                 Ok(None) => {}
                 Err(error) => {
-                    if let Some(before) = self.pass(Handshake::Hello) {
-                        warn!(%peer, client = %key, before, "handshake: {error}");
+                    if let Some(suppressed) = self.may_log(HandshakeResult::Hello) {
+                        warn!(%peer, client = %key, suppressed, "handshake failed: {error}");
                     }
-                    return Err(Handshake::Hello);
+                    return Err(HandshakeResult::Hello);
                 }
             }
         };
-        Ok(Greeting { key, hello, leftover, stream })
+        Ok(AuthenticatedClient { key, hello, leftover, stream })
     }
 }
 
-/// A client that has said who it is and which session it wants.
-struct Greeting {
+/// An authenticated client and the HELLO that names its session.
+struct AuthenticatedClient {
     key: PublicKey,
     hello: Hello,
     leftover: Vec<u8>,
     stream: TlsStream,
 }
 
-/// A connection in its handshake, for as long as it counts as one.
+/// A connection in its handshake, counted as half-open until dropped.
 struct HalfOpen {
-    gate: Gate,
-    ticket: Ticket,
+    acceptor: Acceptor,
+    permit: HandshakePermit,
 }
 
 impl HalfOpen {
-    fn new(gate: &Gate, ticket: Ticket) -> Self {
-        gate.metrics.half_open.inc();
-        Self { gate: gate.clone(), ticket }
+    fn new(acceptor: &Acceptor, permit: HandshakePermit) -> Self {
+        acceptor.metrics.half_open.inc();
+        Self { acceptor: acceptor.clone(), permit }
     }
 }
 
 impl Drop for HalfOpen {
     fn drop(&mut self) {
-        self.gate.metrics.half_open.dec();
-        self.gate.limiter().end(&self.ticket);
+        self.acceptor.metrics.half_open.dec();
+        self.acceptor.limiter().end(&self.permit);
     }
 }

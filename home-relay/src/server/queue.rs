@@ -1,5 +1,5 @@
-//! A bounded queue of packets for one client. It belongs to the client, not to a session: what waits
-//! in it when an agent restarts is delivered to the agent's next session.
+//! A bounded queue of packets for one client. The queue belongs to the client, not to a session:
+//! packets that wait while an agent restarts are delivered to the agent's next session.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use mobile_proto::{Offload, Packet, PacketBuf};
 
-/// The queue; the newest packet is refused when it is full.
+/// A byte-bounded packet queue that refuses the newest packet when it is full.
 #[derive(Debug)]
 pub(crate) struct PacketQueue {
     state: Mutex<State>,
@@ -22,17 +22,17 @@ struct State {
 }
 
 impl PacketQueue {
-    /// For at most `capacity` bytes of packets.
+    /// Creates a queue for at most `capacity` bytes of packets.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { state: Mutex::new(State { capacity, ..State::default() }) }
     }
 
-    /// For another number of bytes from now on; what waits stays.
+    /// Changes the capacity; packets in the queue stay even if they exceed it.
     pub(crate) fn set_capacity(&self, capacity: usize) {
         self.lock().capacity = capacity;
     }
 
-    /// Adds a packet; false if there is no room.
+    /// Appends a packet, or returns false if there is no room.
     pub(crate) fn push(&self, packet: Packet<'_>) -> bool {
         let mut state = self.lock();
         if state.bytes + packet.len() > state.capacity {
@@ -48,8 +48,8 @@ impl PacketQueue {
         true
     }
 
-    /// Takes the oldest packet into `buffer`. One too long for it is skipped: the relay gives every
-    /// session a buffer of the largest packet the device can hold.
+    /// Takes the oldest packet into `buffer`. A packet longer than the buffer is dropped; this does
+    /// not happen, because every session's buffer holds the largest packet of the device.
     pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<(usize, Offload)> {
         let mut state = self.lock();
         while let Some(PacketBuf { bytes, offload }) = state.packets.pop_front() {
@@ -63,17 +63,17 @@ impl PacketQueue {
         Poll::Pending
     }
 
-    /// Forgets what waits, for a session that ended.
+    /// Discards all packets when the session ends.
     pub(crate) fn clear(&self) {
         let mut state = self.lock();
-        // The capacity too: thousands of idle clients should hold nothing.
+        // Release the memory too: thousands of idle clients should hold nothing.
         state.packets = VecDeque::new();
         state.bytes = 0;
         state.reader = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent at every await-free step, so a panic elsewhere does not spoil it.
+        // Every critical section leaves the state consistent, so a panic elsewhere does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Who may connect, and the one session each of them has.
+//! The registry of authorised clients and their sessions; each client has at most one session.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,39 +15,39 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
-use super::demux::Routes;
-use super::guard::{Guard, OwnReach, Policies, Policy};
+use super::demux::Demux;
+use super::log_rate_limiter::LogRateLimiter;
 use super::queue::PacketQueue;
-use super::session::{ClientIo, Live, Sink};
-use super::throttle::Throttle;
+use super::session::{ActiveSession, ClientIo, PacketSink};
+use super::source_filter::{OwnReach, Policy, SharedPolicy, SourceFilter};
 use crate::admin::{PathInfo, SessionInfo};
 use crate::config::Config;
-use crate::metrics::{Handshake, Metrics};
+use crate::metrics::{HandshakeResult, Metrics};
 use crate::pool::{Lease, Pools};
 use crate::reach::Reach;
 use crate::store::Client;
 
-/// What every session is made with, and follows when it changes.
+/// The settings of every session; a reload applies them to running sessions too.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// Pushed to clients, with their addresses.
+    /// The configuration pushed to every client, without the client's own addresses.
     pub(crate) push: PushConfig,
-    /// Packets waiting for one client.
+    /// The capacity of a client's packet queue, in bytes.
     pub(crate) queue_bytes: usize,
     /// Whether packets are compressed for clients that ask for it.
     pub(crate) compression: bool,
-    /// Whether a client's flows take turns.
+    /// Whether the flows of a client take turns.
     pub(crate) fair: bool,
-    /// How long a session without a path is kept.
+    /// How long a session without any path is kept.
     pub(crate) session_idle: Duration,
-    /// Clients do not reach each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Reach of clients without a setting of their own.
+    /// The reach of clients without a reach of their own.
     pub(crate) reach: Reach,
 }
 
 impl Settings {
-    /// As configured.
+    /// Extracts the session settings from the configuration.
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             push: PushConfig {
@@ -70,40 +70,40 @@ impl Settings {
     }
 }
 
-/// All clients and their sessions.
+/// All authorised clients and their sessions.
 pub(crate) struct Registry {
-    /// The pools this host serves.
+    /// The part of the pools that this host serves.
     pools: Pools,
     settings: RwLock<Settings>,
-    /// The settings that every packet is checked against.
-    policies: Arc<Policies>,
-    members: RwLock<HashMap<PublicKey, Arc<Member>>>,
-    routes: Arc<Routes>,
-    sink: Arc<dyn Sink>,
+    /// The policy that every packet of a client is checked against.
+    shared_policy: Arc<SharedPolicy>,
+    entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
+    demux: Arc<Demux>,
+    device: Arc<dyn PacketSink>,
     metrics: Arc<Metrics>,
 }
 
-/// An authorised client.
-struct Member {
+/// An authorised client: its addresses, its packet queue and its session.
+struct ClientEntry {
     name: String,
     lease: Lease,
-    /// Reach of this client, if it differs from the common one.
+    /// The client's own reach, if it differs from the common one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two.
-    slot: Mutex<Slot>,
-    /// What it does again and again must not fill the log.
-    lines: sync::Mutex<Throttle>,
+    slot: Mutex<SessionSlot>,
+    /// The log rate limit of this client's session and path events.
+    log_limiter: sync::Mutex<LogRateLimiter>,
 }
 
-impl Member {
-    /// Whether a line of what it does may be written now.
-    fn may_say(&self) -> bool {
-        let passed = self.lines.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
-        if let Some(before @ 1..) = passed {
+impl ClientEntry {
+    /// Returns whether an event of this client may be logged; reports suppressed events first.
+    fn may_log(&self) -> bool {
+        let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+        if let Some(suppressed @ 1..) = passed {
             info!(
                 client = self.name,
-                before, "lines of its sessions and paths were left out: too many at once"
+                suppressed, "suppressed log lines about the sessions and paths of this client"
             );
         }
         passed.is_some()
@@ -111,68 +111,70 @@ impl Member {
 }
 
 #[derive(Default)]
-struct Slot {
+struct SessionSlot {
     revoked: bool,
-    live: Option<Arc<Live>>,
+    active: Option<Arc<ActiveSession>>,
 }
 
-/// Lines about one client in ten seconds: a laptop that moves makes three or four.
-const MAX_LINES: u32 = 40;
+/// The number of log lines about one client per limiter period; a laptop that moves makes three or
+/// four.
+const MAX_LOG_LINES: u32 = 40;
 
-/// The number of session events that are taken at once; while as many wait, the driver reads no
-/// path.
-const MAX_BATCH: usize = 64;
+/// The largest number of session events that are handled at once; while more wait, the driver reads
+/// from no path.
+const MAX_EVENTS_PER_BATCH: usize = 64;
 
-/// The client is not, or no longer, authorised.
+/// The error for a client that is not, or no longer, authorised.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Unauthorized;
 
 impl Registry {
-    /// Without clients.
+    /// Creates a registry without clients.
     pub(crate) fn new(
         pools: Pools,
         settings: Settings,
-        routes: Arc<Routes>,
-        sink: Arc<dyn Sink>,
+        demux: Arc<Demux>,
+        device: Arc<dyn PacketSink>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let policies = Arc::new(Policies::new(Policy {
+        let shared_policy = Arc::new(SharedPolicy::new(Policy {
             isolate: settings.isolate,
             reach: settings.reach.clone(),
             resolvers: settings.push.dns.clone(),
-            answers: false,
+            inbound_datagrams: false,
             local: Vec::new(),
         }));
         let settings = RwLock::new(settings);
-        Self { pools, settings, policies, members: RwLock::default(), routes, sink, metrics }
+        Self { pools, settings, shared_policy, entries: RwLock::default(), demux, device, metrics }
     }
 
-    /// Other settings from now on, for the sessions that are there too.
+    /// Applies new settings, to running sessions too.
     pub(crate) async fn set_settings(&self, settings: Settings) {
-        self.policies.change(|policy| {
+        self.shared_policy.change(|policy| {
             policy.isolate = settings.isolate;
             policy.reach = settings.reach.clone();
             policy.resolvers.clone_from(&settings.push.dns);
         });
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
-        for member in self.all() {
-            member.queue.set_capacity(settings.queue_bytes);
-            // A session that begins meanwhile has the new ones already.
-            if let Some(live) = &member.slot.lock().await.live {
-                live.push(settings.push_to(&member.lease));
+        for entry in self.all_entries() {
+            entry.queue.set_capacity(settings.queue_bytes);
+            // A session that begins concurrently reads the new settings itself.
+            if let Some(active) = &entry.slot.lock().await.active {
+                active.push(settings.push_to(&entry.lease));
             }
         }
     }
 
-    /// Returns whether anybody may send clients datagrams unasked, which the clients then answer.
-    pub(crate) fn set_answers(&self, answers: bool) {
-        self.policies.change(|policy| policy.answers = answers);
+    /// Sets whether Internet hosts may send datagrams to clients first, so that clients may answer
+    /// them.
+    pub(crate) fn set_inbound_datagrams(&self, inbound_datagrams: bool) {
+        self.shared_policy.change(|policy| policy.inbound_datagrams = inbound_datagrams);
     }
 
-    /// Sets the addresses and networks of this host that "internet" excludes.
+    /// Sets the addresses and networks of this host, which the reach "internet" excludes.
     pub(crate) fn set_local(&self, local: Vec<IpNet>) {
-        if !self.policies.has_local(&local) {
-            self.policies.change(|policy| policy.local = local);
+        if !self.shared_policy.has_local(&local) {
+            self.shared_policy.change(|policy| policy.local = local);
         }
     }
 
@@ -180,49 +182,51 @@ impl Registry {
         self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a client in: true. One that is there already stays as it is: false.
+    /// Adds a client and returns true; returns false if the client is already registered.
     pub(crate) fn add(&self, client: &Client) -> bool {
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Vacant(place) = members.entry(client.public_key) else { return false };
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let Entry::Vacant(vacant) = entries.entry(client.public_key) else { return false };
         self.metrics.clients.inc();
-        place.insert(self.new_member(client));
+        vacant.insert(self.new_entry(client));
         true
     }
 
-    /// Lets a client in, or gives it the addresses it has now. A change of addresses ends the
-    /// client's session, and the client may begin another one at once; a change of reach does not.
-    /// Returns the addresses that the client had before and has no longer.
+    /// Adds a client, or updates its addresses and reach.
+    ///
+    /// A change of addresses ends the client's session, and the client may begin another one at
+    /// once; a change of reach does not. Returns the addresses that the client no longer holds.
     pub(crate) async fn add_or_move(&self, client: &Client) -> Vec<IpAddr> {
-        match self.member(&client.public_key) {
+        match self.entry(&client.public_key) {
             None => {
                 self.add(client);
             }
-            Some(old) if old.lease == self.served(client.lease) => {
-                old.reach.write().unwrap_or_else(PoisonError::into_inner).clone_from(&client.reach);
-                self.policies.change(|_| {});
+            Some(previous) if previous.lease == self.served(client.lease) => {
+                previous.reach.write().unwrap_or_else(PoisonError::into_inner).clone_from(&client.reach);
+                self.shared_policy.change(|_| {});
             }
-            Some(old) => {
-                self.end(&old, CloseCode::SessionGone).await;
-                let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-                members.insert(client.public_key, self.new_member(client));
-                return old.lease.without(client.lease);
+            Some(previous) => {
+                self.end_session(&previous, CloseCode::SessionGone).await;
+                let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+                entries.insert(client.public_key, self.new_entry(client));
+                return previous.lease.without(client.lease);
             }
         }
         Vec::new()
     }
 
-    fn new_member(&self, client: &Client) -> Arc<Member> {
-        Arc::new(Member {
+    fn new_entry(&self, client: &Client) -> Arc<ClientEntry> {
+        Arc::new(ClientEntry {
             name: client.name.clone(),
             lease: self.served(client.lease),
             reach: Arc::new(RwLock::new(client.reach.clone())),
             queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
             slot: Mutex::default(),
-            lines: sync::Mutex::new(Throttle::of(MAX_LINES)),
+            log_limiter: sync::Mutex::new(LogRateLimiter::new(MAX_LOG_LINES)),
         })
     }
 
-    /// A family this host cannot serve is leased all the same, for the day it can.
+    /// Returns the part of the lease that this host can serve; a host without IPv6 still leases
+    /// IPv6 addresses for the day when it has IPv6.
     fn served(&self, lease: Lease) -> Lease {
         let pools = &self.pools;
         Lease {
@@ -231,32 +235,34 @@ impl Registry {
         }
     }
 
-    /// Shuts a client out: no handshake succeeds from now on, and its session ends at once.
+    /// Removes a client: its session ends at once, and further handshakes fail.
     pub(crate) async fn remove(&self, key: &PublicKey) {
-        let member = self.members.write().unwrap_or_else(PoisonError::into_inner).remove(key);
-        let Some(member) = member else { return };
+        let entry = self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let Some(entry) = entry else { return };
         self.metrics.clients.dec();
-        self.end(&member, CloseCode::Revoked).await;
+        self.end_session(&entry, CloseCode::Revoked).await;
     }
 
-    /// Ends the session of a member that is no longer, or is replaced.
-    async fn end(&self, member: &Member, code: CloseCode) {
-        let mut slot = member.slot.lock().await;
+    /// Ends the session of an entry that is removed or replaced.
+    async fn end_session(&self, entry: &ClientEntry, code: CloseCode) {
+        let mut slot = entry.slot.lock().await;
         slot.revoked = true;
-        if let Some(live) = slot.live.take() {
-            self.unroute(member);
-            live.shut_down(code).await;
-            info!(client = member.name, session = %live.id(), "session closed: {code}");
+        if let Some(active) = slot.active.take() {
+            self.unroute(entry);
+            active.shut_down(code).await;
+            info!(client = entry.name, session = %active.id(), "session closed: {code}");
         }
     }
 
-    /// May this key connect?
+    /// Returns whether the key belongs to an authorised client.
     pub(crate) fn is_authorized(&self, key: &PublicKey) -> bool {
-        self.member(key).is_some()
+        self.entry(key).is_some()
     }
 
-    /// Gives a client's new path to its session, beginning one if it has none. A HELLO that names
-    /// another session comes from an agent that was restarted: the new session takes over.
+    /// Hands a client's new path to its session, and begins a session if there is none.
+    ///
+    /// A HELLO that names another session comes from a restarted agent: the new session takes over
+    /// the unacknowledged packets of the old one.
     pub(crate) async fn admit(
         self: &Arc<Self>,
         key: &PublicKey,
@@ -264,59 +270,64 @@ impl Registry {
         leftover: Vec<u8>,
         stream: TlsStream,
         peer: SocketAddr,
-    ) -> Result<Handshake, Unauthorized> {
-        let member = self.member(key).ok_or(Unauthorized)?;
-        let mut slot = member.slot.lock().await;
+    ) -> Result<HandshakeResult, Unauthorized> {
+        let entry = self.entry(key).ok_or(Unauthorized)?;
+        let mut slot = entry.slot.lock().await;
         if slot.revoked {
             return Err(Unauthorized);
         }
-        let (client, session, path) = (member.name.as_str(), hello.session, hello.path);
-        if let Some(live) = slot.live.as_ref().filter(|live| live.id() == session) {
-            // None: its driver has stopped, and a new one is needed as after a restart of the relay.
-            if live.refresh().await.is_some() {
-                if member.may_say() {
+        let (client, session, path) = (entry.name.as_str(), hello.session, hello.path);
+        if let Some(active) = slot.active.as_ref().filter(|active| active.id() == session) {
+            // `None`: the driver has stopped, so begin a new session, as after a restart of the
+            // relay.
+            if active.refresh().await.is_some() {
+                if entry.may_log() {
                     info!(client, %session, %path, %peer, "path opened");
                 }
-                live.accept(hello, leftover, stream, peer).await;
-                return Ok(Handshake::Resumed);
+                active.accept(hello, leftover, stream, peer).await;
+                return Ok(HandshakeResult::Resumed);
             }
         }
-        let waiting = match slot.live.take() {
-            Some(old) => {
-                if member.may_say() {
-                    info!(client, old = %old.id(), new = %session, "the agent was restarted: a new session takes over");
+        let waiting = match slot.active.take() {
+            Some(previous) => {
+                if entry.may_log() {
+                    info!(
+                        client, previous = %previous.id(), new = %session,
+                        "the agent restarted: a new session takes over"
+                    );
                 }
-                old.take_over().await
+                previous.take_over().await
             }
             None => Unacknowledged::default(),
         };
-        if member.may_say() {
+        if entry.may_log() {
             info!(client, %session, %path, %peer, waiting = waiting.len(), "session opened");
         }
-        // Owned before anything is awaited: whatever becomes of this task, the session can be revoked.
-        let live = Arc::clone(slot.live.insert(self.begin(&member, &hello, waiting)));
-        live.accept(hello, leftover, stream, peer).await;
-        Ok(Handshake::Opened)
+        // Store the session before any await: it can then be revoked even if this task is
+        // cancelled.
+        let active = Arc::clone(slot.active.insert(self.begin_session(&entry, &hello, waiting)));
+        active.accept(hello, leftover, stream, peer).await;
+        Ok(HandshakeResult::Opened)
     }
 
-    /// All live sessions, by client.
+    /// Returns all running sessions, sorted by client name.
     pub(crate) async fn sessions(&self) -> Vec<SessionInfo> {
         let mut sessions = Vec::new();
-        for member in self.all() {
-            let Some(live) = member.slot.lock().await.live.clone() else { continue };
-            let Some(snapshot) = live.refresh().await else { continue };
-            let peers = live.peers().await;
+        for entry in self.all_entries() {
+            let Some(active) = entry.slot.lock().await.active.clone() else { continue };
+            let Some(snapshot) = active.refresh().await else { continue };
+            let peers = active.peers().await;
             let paths = snapshot.paths.iter().map(|(path, _)| PathInfo {
                 path: path.0,
                 peer: peers.get(path).copied(),
                 active: snapshot.active == Some(*path),
             });
             sessions.push(SessionInfo {
-                client: member.name.clone(),
-                session: live.id().to_string(),
-                ipv4: member.lease.ipv4,
-                ipv6: member.lease.ipv6,
-                age_seconds: live.age().as_secs(),
+                client: entry.name.clone(),
+                session: active.id().to_string(),
+                ipv4: entry.lease.ipv4,
+                ipv6: entry.lease.ipv6,
+                age_seconds: active.age().as_secs(),
                 paths: paths.collect(),
                 queued_bytes: snapshot.queued_bytes as u64,
                 unacknowledged_bytes: snapshot.unacked_bytes as u64,
@@ -330,123 +341,132 @@ impl Registry {
         sessions
     }
 
-    /// Now and then: brings metrics up to date and ends sessions whose client stayed away too long.
+    /// Periodically updates the metrics and ends sessions that had no path for too long.
     pub(crate) async fn run_janitor(&self) {
         loop {
             let session_idle = self.settings().session_idle;
-            // Often enough that a limit of a few seconds is kept; seldom enough that thousands of sessions cost nothing.
+            // Frequent enough for limits of a few seconds, rare enough for thousands of sessions.
             tokio::time::sleep((session_idle / 4).min(Duration::from_secs(15))).await;
-            for member in self.all() {
-                let mut slot = member.slot.lock().await;
-                let Some(live) = slot.live.clone() else { continue };
-                if live.refresh().await.is_none() || live.pathless_for().await < session_idle {
+            for entry in self.all_entries() {
+                let mut slot = entry.slot.lock().await;
+                let Some(active) = slot.active.clone() else { continue };
+                if active.refresh().await.is_none() || active.pathless_for().await < session_idle {
                     continue;
                 }
-                info!(client = member.name, session = %live.id(), "session closed: its client stayed away too long");
-                slot.live = None;
-                self.unroute(&member);
-                live.shut_down(CloseCode::Timeout).await;
+                info!(
+                    client = entry.name, session = %active.id(),
+                    "session closed: it had no path for longer than [limits] session_idle"
+                );
+                slot.active = None;
+                self.unroute(&entry);
+                active.shut_down(CloseCode::Timeout).await;
             }
         }
     }
 
-    /// Ends every session, all at once, as the relay stops.
+    /// Ends every session concurrently when the relay stops.
     pub(crate) async fn shut_down(&self) {
         let mut closing = JoinSet::new();
-        for member in self.all() {
+        for entry in self.all_entries() {
             closing.spawn(async move {
-                if let Some(live) = member.slot.lock().await.live.take() {
-                    live.shut_down(CloseCode::Shutdown).await;
+                if let Some(active) = entry.slot.lock().await.active.take() {
+                    active.shut_down(CloseCode::Shutdown).await;
                 }
             });
         }
         closing.join_all().await;
     }
 
-    fn member(&self, key: &PublicKey) -> Option<Arc<Member>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn entry(&self, key: &PublicKey) -> Option<Arc<ClientEntry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Member>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn all_entries(&self) -> Vec<Arc<ClientEntry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn begin(self: &Arc<Self>, member: &Arc<Member>, hello: &Hello, waiting: Unacknowledged) -> Arc<Live> {
-        // 0 means "none known" in a HELLO.
+    fn begin_session(
+        self: &Arc<Self>,
+        entry: &Arc<ClientEntry>,
+        hello: &Hello,
+        waiting: Unacknowledged,
+    ) -> Arc<ActiveSession> {
+        // 0 means "no known epoch" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let settings = self.settings();
-        let push = settings.push_to(&member.lease);
+        let push = settings.push_to(&entry.lease);
         let limits = Limits { compression: settings.compression, fair: settings.fair, ..Limits::default() };
         let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {
-            queue: Arc::clone(&member.queue),
-            routes: Arc::clone(&self.routes),
-            guard: Guard::new(
-                member.lease,
+            queue: Arc::clone(&entry.queue),
+            demux: Arc::clone(&self.demux),
+            filter: SourceFilter::new(
+                entry.lease,
                 self.pools,
-                Arc::clone(&self.policies),
-                Arc::clone(&member.reach),
+                Arc::clone(&self.shared_policy),
+                Arc::clone(&entry.reach),
             ),
-            joining: CoalescingWriter::new(self.sink.coalesces_datagrams()),
-            sink: Arc::clone(&self.sink),
+            coalescing: CoalescingWriter::new(self.device.coalesces_datagrams()),
+            device: Arc::clone(&self.device),
             metrics: Arc::clone(&self.metrics),
         };
-        let (live, events) = Live::start(session, io, &self.metrics);
-        self.routes.add(&member.lease, &member.queue);
-        tokio::spawn(Arc::clone(self).watch(Arc::clone(member), Arc::clone(&live), events));
-        live
+        let (active, events) = ActiveSession::start(session, io, &self.metrics);
+        self.demux.add(&entry.lease, &entry.queue);
+        tokio::spawn(Arc::clone(self).handle_events(Arc::clone(entry), Arc::clone(&active), events));
+        active
     }
 
-    fn unroute(&self, member: &Member) {
-        self.routes.remove(&member.lease, &member.queue);
-        member.queue.clear();
+    fn unroute(&self, entry: &ClientEntry) {
+        self.demux.remove(&entry.lease, &entry.queue);
+        entry.queue.clear();
     }
 
-    /// Follows what a session says until it stops.
-    async fn watch(
+    /// Handles the events of a session until its driver stops.
+    async fn handle_events(
         self: Arc<Self>,
-        member: Arc<Member>,
-        live: Arc<Live>,
+        entry: Arc<ClientEntry>,
+        active: Arc<ActiveSession>,
         mut events: mpsc::Receiver<DriverEvent>,
     ) {
-        let (client, session) = (member.name.as_str(), live.id());
+        let (client, session) = (entry.name.as_str(), active.id());
         let mut batch = Vec::new();
-        // Take all events that have come, and look at the session once for all of them. A client
-        // that switches paths without end cannot pile up work: its paths are read no faster than
-        // this.
-        while events.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        // Take all waiting events, and refresh the session once for all of them. A client that
+        // switches paths continuously cannot pile up work: its paths are read no faster than this
+        // loop runs.
+        while events.recv_many(&mut batch, MAX_EVENTS_PER_BATCH).await > 0 {
             for event in batch.drain(..) {
                 match event {
                     DriverEvent::Session(Event::PathActivated { path, previous, replayed, dropped }) => {
-                        if member.may_say() {
-                            info!(client, %session, %path, previous = previous.map(|path| path.0), replayed, dropped, "path active");
+                        if entry.may_log() {
+                            let previous = previous.map(|path| path.0);
+                            info!(client, %session, %path, previous, replayed, dropped, "path active");
                         }
                     }
                     DriverEvent::Session(Event::PathClosed { path, code }) => {
-                        if member.may_say() {
+                        if entry.may_log() {
                             info!(client, %session, %path, "path closed: {code}");
                         }
-                        live.forget_path(path).await;
+                        active.forget_path(path).await;
                     }
                     DriverEvent::PathError { path, cause } => {
-                        if member.may_say() {
+                        if entry.may_log() {
                             info!(client, %session, %path, "path lost: {cause}");
                         }
-                        live.forget_path(path).await;
+                        active.forget_path(path).await;
                     }
-                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session"),
-                    // Nothing follows, so the channel ends too.
+                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session event"),
+                    // The driver sends nothing more, so the channel ends too.
                     DriverEvent::Stopped => {}
                 }
             }
-            live.refresh().await;
+            active.refresh().await;
         }
-        let mut slot = member.slot.lock().await;
-        if slot.live.as_ref().is_some_and(|current| Arc::ptr_eq(current, &live)) {
-            slot.live = None;
-            self.unroute(&member);
+        let mut slot = entry.slot.lock().await;
+        if slot.active.as_ref().is_some_and(|current| Arc::ptr_eq(current, &active)) {
+            slot.active = None;
+            self.unroute(&entry);
         }
-        live.settle().await;
+        active.mark_ended().await;
     }
 }

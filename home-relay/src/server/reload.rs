@@ -1,5 +1,6 @@
-//! The configuration read anew while sessions go on. A file that cannot be used, or that the kernel refuses, changes
-//! nothing; what cannot change at run time keeps its old value, and is named.
+//! Reloads the configuration while sessions continue. A file that is invalid, or rules that the
+//! kernel refuses, change nothing. A setting that cannot change at run time keeps its value and is
+//! reported.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
@@ -10,90 +11,93 @@ use serde_json::Value;
 use tracing::{info, warn};
 
 use super::registry::Settings;
-use super::{InForce, Relay};
+use super::{AppliedState, Relay};
 use crate::config::Config;
 use crate::network::nft::Ruleset;
 
-/// The sections that can change at run time. The others are what sessions, sockets and the device were made of.
-const LIVE: [&str; 4] = ["limits", "clients", "dns", "nat"];
+/// The sections that can change at run time; sessions, sockets and the device depend on the others.
+const RELOADABLE_SECTIONS: [&str; 4] = ["limits", "clients", "dns", "nat"];
 
-/// What a reload did, by the keys whose values differ from those in force.
+/// The outcome of a reload, as the keys whose values differ from those in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reloaded {
-    /// In force now.
+    /// The keys whose new values are in force.
     pub(crate) changed: Vec<String>,
-    /// Not before a restart.
+    /// The keys that keep their values until a restart.
     pub(crate) kept: Vec<String>,
 }
 
 impl Relay {
-    /// Reads the file again. On an error everything is as it was.
+    /// Reloads the configuration file; an error leaves everything unchanged.
     pub(crate) async fn reload(&self) -> anyhow::Result<Reloaded> {
         let done = self.try_reload().await;
         match &done {
             Ok(Reloaded { changed, kept }) => {
                 self.metrics.reloads.inc();
-                info!(changed = changed.join(", "), "configuration read anew");
+                info!(changed = changed.join(", "), "configuration reloaded");
                 if !kept.is_empty() {
-                    warn!("changed in the file, and not before a restart: {}", kept.join(", "));
+                    warn!("these settings changed but need a restart: {}", kept.join(", "));
                 }
             }
             Err(error) => {
                 self.metrics.reloads_refused.inc();
-                warn!("the configuration was not read anew, the old one stays in force: {error:#}");
+                warn!("cannot reload the configuration, the old one stays in force: {error:#}");
             }
         }
         done
     }
 
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
-        let mut in_force = self.in_force.lock().await;
-        let (next, reloaded) = plan(&in_force.config, &Config::load(&self.path)?)?;
-        // What can fail comes first, and is undone when a later step fails. A reload may be a
-        // repair, so everything is put in force again, changed or not.
-        let rules = self.wanted_rules(&next).await?;
-        let answers = rules.has_inbound_datagrams();
-        let former = self.wanted_rules(&in_force.config).await?;
-        in_force.home.change(rules).await?;
-        if let Err(error) = self.keep(&mut in_force, false).await {
-            return Err(roll_back(&mut in_force, former, error.into()).await);
+        let mut applied = self.applied.lock().await;
+        let (next, reloaded) = plan(&applied.config, &Config::load(&self.path)?)?;
+        // Steps that can fail come first and are undone when a later step fails. A reload may be a
+        // repair, so everything is applied again, changed or not.
+        let rules = self.required_rules(&next).await?;
+        let inbound_datagrams = rules.accepts_inbound_datagrams();
+        let former = self.required_rules(&applied.config).await?;
+        applied.network.change(rules).await?;
+        if let Err(error) = self.reconcile(&mut applied, false).await {
+            return Err(roll_back(&mut applied, former, error.into()).await);
         }
-        self.registry.set_answers(answers);
+        self.registry.set_inbound_datagrams(inbound_datagrams);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
-        let former = std::mem::replace(&mut in_force.config, next);
-        let next = &in_force.config;
-        // Everything is in force by now; failing to end old connections is no failure to reload.
+        let former = std::mem::replace(&mut applied.config, next);
+        let next = &applied.config;
+        // The new configuration is in force by here: failing to end old connections is no failure
+        // to reload.
         if (next.clients.reach() != former.clients.reach() || next.dns.servers != former.dns.servers)
-            && let Err(error) = self.cut_out_of_reach(next).await
+            && let Err(error) = self.end_unreachable_connections(next).await
         {
-            warn!("connections beyond the clients' reach stay open: {error:#}");
+            warn!("cannot end connections to destinations outside the clients' reach: {error:#}");
         }
         Ok(reloaded)
     }
 }
 
-/// Puts the former rules back in force after a reload that failed half-way. Returns the reload's
-/// error, with what could not be undone.
-async fn roll_back(in_force: &mut InForce, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
-    match in_force.home.change(former.clone()).await {
+/// Restores the former rules after a reload that failed half-way. Returns the reload's error, with
+/// what could not be undone.
+async fn roll_back(applied: &mut AppliedState, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
+    match applied.network.change(former.clone()).await {
         Ok(()) => error,
         Err(second) => {
-            in_force.home.install_later(former);
+            applied.network.schedule_rules(former);
             error.context(format!(
-                "the nftables rules of the new configuration are in force, because the former ones cannot be put back, \
-                 trying again ({second:#})"
+                "the nftables rules of the new configuration are in force: cannot restore the former \
+                 ones, retrying ({second:#})"
             ))
         }
     }
 }
 
-/// What is in force when `wanted` has been read over `current`, and what that means in words.
+/// Returns the configuration that results from reloading `wanted` over `current`, and the keys that
+/// differ.
 fn plan(current: &Config, wanted: &Config) -> anyhow::Result<(Config, Reloaded)> {
     let mut reloaded = Reloaded::default();
     let (old, new) = (tree(current)?, tree(wanted)?);
     for (section, key) in differing(&old, &new) {
-        let list = if LIVE.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
+        let list =
+            if RELOADABLE_SECTIONS.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
         list.push(format!("[{section}] {key}"));
     }
     let Config { limits, clients, dns, nat, .. } = wanted.clone();
@@ -104,7 +108,7 @@ fn tree(config: &Config) -> anyhow::Result<Value> {
     serde_json::to_value(config).context("cannot compare configurations")
 }
 
-/// The keys, with their sections, of which the values differ.
+/// Returns the sections and keys whose values differ.
 fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
     let keys = |tree: &'a Value| {
         let sections = tree.as_object().into_iter().flatten();
@@ -131,13 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_differs_from_itself() {
+    fn a_configuration_does_not_differ_from_itself() {
         let (_, reloaded) = plan(&config(""), &config("[nat]\nmasquerade = true\n")).unwrap();
         assert_eq!(reloaded, Reloaded::default());
     }
 
     #[test]
-    fn what_can_change_changes_and_what_cannot_is_named_and_stays() {
+    fn reloadable_settings_change_and_the_others_are_reported_and_stay() {
         let wanted = config(
             "[limits]\nhalf_open = 7\n[dns]\nservers = [\"192.0.2.1\"]\n[tunnel]\nmtu = 1400\n\
              [admin]\ngroup = \"wheel\"\n[nat]\ninterface = \"eth0\"\n[clients]\nisolate = false\n",

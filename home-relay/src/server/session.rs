@@ -1,4 +1,4 @@
-//! One live session: the driver that runs it, and what the rest of the relay knows of it.
+//! A running session: the task that drives it, and the state the relay reports about it.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,26 +16,26 @@ use mobile_proto::{
 };
 use tokio::sync::{Mutex, mpsc};
 
-use super::demux::Routes;
-use super::guard::Guard;
+use super::demux::Demux;
 use super::queue::PacketQueue;
-use crate::metrics::{Drop, Metrics};
+use super::source_filter::SourceFilter;
+use crate::metrics::{DropReason, Metrics};
 
-/// Where packets of clients go: the home virtual device, or a test.
-pub(crate) trait Sink: Send + Sync {
+/// The destination of clients' packets: the home virtual device, or a test.
+pub(crate) trait PacketSink: Send + Sync {
     /// Sends one packet.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
-    /// Whether datagrams may be sent joined.
+    /// Returns whether the device accepts datagrams coalesced into one packet.
     fn coalesces_datagrams(&self) -> bool {
         false
     }
 
-    /// Reads a packet that is there already.
+    /// Reads a packet that is already waiting, without blocking.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
 
-impl Sink for Tun {
+impl PacketSink for Tun {
     fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         self.try_send(packet)
     }
@@ -49,63 +49,67 @@ impl Sink for Tun {
     }
 }
 
-/// The packets of one session: in from the client's queue and the device, out through the guard to the device.
+/// The packet input and output of one session: input from the client's queue and the device, output
+/// through the source filter to the device.
 pub(crate) struct ClientIo {
     pub(crate) queue: Arc<PacketQueue>,
-    pub(crate) routes: Arc<Routes>,
-    pub(crate) guard: Guard,
-    pub(crate) joining: CoalescingWriter,
-    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) demux: Arc<Demux>,
+    pub(crate) filter: SourceFilter,
+    pub(crate) coalescing: CoalescingWriter,
+    pub(crate) device: Arc<dyn PacketSink>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl PacketIo for ClientIo {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
-        let Self { queue, routes, sink, metrics, .. } = self;
-        routes.poll_take(cx, queue, &**sink, metrics, buffer).map(|(length, offload)| {
+        let Self { queue, demux, device, metrics, .. } = self;
+        demux.poll_packet(cx, queue, &**device, metrics, buffer).map(|(length, offload)| {
             self.metrics.to_clients.count(1, length as u64);
             Ok((length, offload))
         })
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        let Self { guard, joining, sink, metrics, .. } = self;
-        match guard.check(packet.bytes) {
-            Ok(()) => joining.send(packet, &mut |packet, made| forward(&**sink, metrics, packet, made)),
+        let Self { filter, coalescing, device, metrics, .. } = self;
+        match filter.check(packet.bytes) {
+            Ok(()) => {
+                coalescing.send(packet, &mut |packet, made| write_to_device(&**device, metrics, packet, made))
+            }
             Err(reason) => metrics.dropped(reason, 1),
         }
     }
 
     fn flush(&mut self) {
-        let Self { joining, sink, metrics, .. } = self;
-        joining.flush(&mut |packet, made| forward(&**sink, metrics, packet, made));
+        let Self { coalescing, device, metrics, .. } = self;
+        coalescing.flush(&mut |packet, made| write_to_device(&**device, metrics, packet, made));
     }
 }
 
-fn forward(sink: &dyn Sink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
-    match sink.send(packet) {
+fn write_to_device(device: &dyn PacketSink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
+    match device.send(packet) {
         Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
-        Err(error) => metrics.dropped(refusal(&error), made.packets),
+        Err(error) => metrics.dropped(drop_reason(&error), made.packets),
     }
 }
 
-/// Why the device took no packet: its own trouble, or a packet that asks for what its headers do not allow.
-fn refusal(error: &io::Error) -> Drop {
-    if error.kind() == io::ErrorKind::InvalidInput { Drop::Malformed } else { Drop::Device }
+/// Returns the reason why the device refused a packet: a failure of the device, or an offload
+/// request that the packet's headers do not allow.
+fn drop_reason(error: &io::Error) -> DropReason {
+    if error.kind() == io::ErrorKind::InvalidInput { DropReason::Malformed } else { DropReason::Device }
 }
 
-/// A running session.
-pub(crate) struct Live {
+/// A running session and the handle of its driver.
+pub(crate) struct ActiveSession {
     id: SessionId,
     started: Instant,
     handle: Handle,
     metrics: Arc<Metrics>,
-    seen: Mutex<Seen>,
+    reported: Mutex<ReportedState>,
 }
 
-/// What the metrics have been told of this session, and what a snapshot does not say.
+/// The state that was last reported to the metrics, and the peers of the paths.
 #[derive(Default)]
-struct Seen {
+struct ReportedState {
     stats: Stats,
     peers: HashMap<PathId, SocketAddr>,
     paths: usize,
@@ -113,7 +117,7 @@ struct Seen {
     ended: bool,
 }
 
-impl Live {
+impl ActiveSession {
     /// Starts a driver for the session.
     pub(crate) fn start(
         session: Session,
@@ -123,54 +127,55 @@ impl Live {
         let id = session.id();
         let (handle, events) = driver::spawn(session, io);
         metrics.sessions.inc();
-        let live = Self {
+        let active = Self {
             id,
             started: Instant::now(),
             handle,
             metrics: Arc::clone(metrics),
-            seen: Mutex::default(),
+            reported: Mutex::default(),
         };
-        (Arc::new(live), events)
+        (Arc::new(active), events)
     }
 
-    /// The name the client gave it.
+    /// Returns the session's id, which the client chose.
     pub(crate) fn id(&self) -> SessionId {
         self.id
     }
 
-    /// How long it has been running.
+    /// Returns the time since the session started.
     pub(crate) fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Adds a path.
+    /// Adds a path to the session.
     pub(crate) async fn accept(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream, peer: SocketAddr) {
-        self.seen.lock().await.peers.insert(hello.path, peer);
+        self.reported.lock().await.peers.insert(hello.path, peer);
         self.handle.accept_path(hello, leftover, stream);
         self.refresh().await;
     }
 
-    /// Pushes another configuration to the client.
+    /// Pushes a new configuration to the client.
     pub(crate) fn push(&self, config: PushConfig) {
         self.handle.set_config(config);
     }
 
-    /// Looks at the session and brings the metrics up to date; `None` when it has stopped.
+    /// Takes a snapshot of the session and updates the metrics; returns `None` when the driver has
+    /// stopped.
     pub(crate) async fn refresh(&self) -> Option<SessionSnapshot> {
-        // Held across the question, so that an older answer never follows a newer one.
-        let mut seen = self.seen.lock().await;
+        // Hold the lock while asking the driver, so that snapshots are handled in order.
+        let mut reported = self.reported.lock().await;
         let snapshot = self.handle.snapshot().await?;
-        if seen.ended {
+        if reported.ended {
             return None;
         }
         let metrics = &self.metrics;
-        let (old, new) = (&seen.stats, &snapshot.stats);
+        let (old, new) = (&reported.stats, &snapshot.stats);
         metrics.replayed.inc_by(new.replayed_packets.saturating_sub(old.replayed_packets));
         metrics.duplicates.inc_by(new.duplicates.saturating_sub(old.duplicates));
         metrics.lost.inc_by((new.lost + new.given_up).saturating_sub(old.lost + old.given_up));
-        // The first active path is no handover.
+        // The first active path is not a handover.
         metrics.handovers.inc_by(new.switches.max(1).saturating_sub(old.switches.max(1)));
-        metrics.dropped(Drop::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
+        metrics.dropped(DropReason::Segments, new.dropped_segments.saturating_sub(old.dropped_segments));
         metrics.session_drops.inc_by(session_drops(new).saturating_sub(session_drops(old)));
         for (counted, of) in [
             (
@@ -184,68 +189,69 @@ impl Live {
             let ([before, made_before], [now, made_now]) = (of(old), of(new));
             counted.count(now.saturating_sub(before), made_now.saturating_sub(made_before));
         }
-        seen.stats = snapshot.stats.clone();
-        self.count_paths(&mut seen, snapshot.paths.len());
+        reported.stats = snapshot.stats.clone();
+        self.count_paths(&mut reported, snapshot.paths.len());
         if !snapshot.paths.is_empty() {
-            seen.pathless_since = None;
-        } else if seen.pathless_since.is_none() {
-            seen.pathless_since = Some(Instant::now());
+            reported.pathless_since = None;
+        } else if reported.pathless_since.is_none() {
+            reported.pathless_since = Some(Instant::now());
         }
         Some(snapshot)
     }
 
-    /// A path that ended no longer needs its peer's address.
+    /// Forgets the peer address of a path that has ended.
     pub(crate) async fn forget_path(&self, path: PathId) {
         let open =
             self.refresh().await.is_some_and(|snapshot| snapshot.paths.iter().any(|(id, _)| *id == path));
-        // The client may have opened the same path anew meanwhile.
+        // The client may have reopened the same path in the meantime.
         if !open {
-            self.seen.lock().await.peers.remove(&path);
+            self.reported.lock().await.peers.remove(&path);
         }
     }
 
-    /// Where the client's paths come from.
+    /// Returns the client's address of each path.
     pub(crate) async fn peers(&self) -> HashMap<PathId, SocketAddr> {
-        self.seen.lock().await.peers.clone()
+        self.reported.lock().await.peers.clone()
     }
 
-    /// How long it has had no path; as of the last refresh.
+    /// Returns how long the session has had no path, as of the last refresh.
     pub(crate) async fn pathless_for(&self) -> Duration {
-        self.seen.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.reported.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Ends it in favour of another session, which gets what the client has not acknowledged.
+    /// Ends this session in favour of another one, and returns the packets that the client has not
+    /// acknowledged.
     pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
-        self.settle().await;
+        self.mark_ended().await;
         waiting
     }
 
-    /// Ends it, telling the client why.
+    /// Ends this session and tells the client the reason.
     pub(crate) async fn shut_down(&self, code: CloseCode) {
         self.refresh().await;
         self.handle.shutdown(code).await;
-        self.settle().await;
+        self.mark_ended().await;
     }
 
-    /// It is over: nothing of it remains in the gauges. Doing it again changes nothing.
-    pub(crate) async fn settle(&self) {
-        let mut seen = self.seen.lock().await;
-        if !std::mem::replace(&mut seen.ended, true) {
-            self.count_paths(&mut seen, 0);
+    /// Removes the ended session from the gauges; calling it again changes nothing.
+    pub(crate) async fn mark_ended(&self) {
+        let mut reported = self.reported.lock().await;
+        if !std::mem::replace(&mut reported.ended, true) {
+            self.count_paths(&mut reported, 0);
             self.metrics.sessions.dec();
         }
     }
 
-    fn count_paths(&self, seen: &mut Seen, now: usize) {
+    fn count_paths(&self, reported: &mut ReportedState, now: usize) {
         let count = |paths: usize| i64::try_from(paths).unwrap_or(i64::MAX);
-        self.metrics.paths.add(count(now) - count(seen.paths));
-        seen.paths = now;
+        self.metrics.paths.add(count(now) - count(reported.paths));
+        reported.paths = now;
     }
 }
 
-/// The bytes of one direction as they are, and as what they travel.
+/// Selects the uncompressed and compressed byte counts of one direction.
 type Sizes = fn(&Stats) -> [u64; 2];
 
 fn session_drops(stats: &Stats) -> u64 {

@@ -1,4 +1,5 @@
-//! Sessions over real TLS and real drivers; only the home virtual device is a list of packets.
+//! Tests sessions over real TLS and real drivers; only the home virtual device is a list of
+//! packets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,23 +17,23 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 
-use super::demux::Routes;
-use super::guard::tests::packet;
-use super::limiter::Limiter;
-use super::listener::Gate;
+use super::demux::Demux;
+use super::limiter::HandshakeLimiter;
+use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
-use super::session::Sink;
-use super::{InForce, Relay, Store};
+use super::session::PacketSink;
+use super::source_filter::tests::packet;
+use super::{AppliedState, Relay, Store};
 use crate::config::{Config, Limits};
-use crate::metrics::{Drop, Enrolment, Handshake, Metrics};
-use crate::network::Home;
+use crate::metrics::{DropReason, EnrolmentResult, HandshakeResult, Metrics};
+use crate::network::HomeNetwork;
 use crate::pool::{Lease, Pools};
 use crate::reach::Reach;
-use crate::store::{Client, Newcomer};
+use crate::store::{Client, NewClient};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-impl Sink for mpsc::UnboundedSender<Vec<u8>> {
+impl PacketSink for mpsc::UnboundedSender<Vec<u8>> {
     fn send(&self, packet: Packet<'_>) -> io::Result<()> {
         Self::send(self, packet.to_vec()).map_err(io::Error::other)
     }
@@ -42,12 +43,12 @@ impl Sink for mpsc::UnboundedSender<Vec<u8>> {
     }
 }
 
-/// A relay without a device: what it would write there comes out of `device`.
+/// A relay without a device: packets for the device come out of `device`.
 struct TestRelay {
     relay: Arc<Relay>,
     _state: tempfile::TempDir,
     registry: Arc<Registry>,
-    routes: Arc<Routes>,
+    demux: Arc<Demux>,
     metrics: Arc<Metrics>,
     device: mpsc::UnboundedReceiver<Vec<u8>>,
     address: SocketAddr,
@@ -69,9 +70,9 @@ impl TestRelay {
             reach: Reach::All,
         };
         let (sink, device) = mpsc::unbounded_channel();
-        let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::new().unwrap()));
+        let (demux, metrics) = (Arc::new(Demux::default()), Arc::new(Metrics::new().unwrap()));
         let registry =
-            Registry::new(pools, settings, Arc::clone(&routes), Arc::new(sink), Arc::clone(&metrics));
+            Registry::new(pools, settings, Arc::clone(&demux), Arc::new(sink), Arc::clone(&metrics));
         let registry = Arc::new(registry);
         let key = PrivateKey::generate().unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -85,19 +86,19 @@ impl TestRelay {
             public_key: key.public(),
             store: Arc::new(Store::open(state.path()).unwrap()),
             pools,
-            served: pools,
+            served_pools: pools,
             registry: Arc::clone(&registry),
-            limiter: Arc::new(std::sync::Mutex::new(Limiter::new(limits.clone()))),
+            limiter: Arc::new(std::sync::Mutex::new(HandshakeLimiter::new(limits.clone()))),
             metrics: Arc::clone(&metrics),
             path: path.clone(),
-            in_force: Mutex::new(InForce { home: Home::nowhere(&config, pools), config }),
+            applied: Mutex::new(AppliedState { network: HomeNetwork::detached(&config, pools), config }),
         });
-        tokio::spawn(Gate::new(&key, &relay, &metrics).run(listener));
-        Self { relay, registry, routes, metrics, device, address, key: key.public(), _state: state }
+        tokio::spawn(Acceptor::new(&key, &relay, &metrics).run(listener));
+        Self { relay, registry, demux, metrics, device, address, key: key.public(), _state: state }
     }
 
-    /// Authorises a new key, with 10.9.0.`host`.
-    fn admit(&self, host: u8) -> PrivateKey {
+    /// Authorises a new key with the address 10.9.0.`host`.
+    fn authorize(&self, host: u8) -> PrivateKey {
         let key = PrivateKey::generate().unwrap();
         self.registry.add(&Client {
             name: format!("client-{host}"),
@@ -114,12 +115,12 @@ impl TestRelay {
         tls::connect(&tls::client_config(key, self.key), tcp, PATIENCE).await
     }
 
-    async fn wrote(&mut self) -> Vec<u8> {
+    async fn written(&mut self) -> Vec<u8> {
         soon(self.device.recv()).await.unwrap()
     }
 }
 
-/// An agent without a device.
+/// An agent whose device is a pair of channels.
 struct TestClient {
     handle: Handle,
     events: mpsc::Receiver<DriverEvent>,
@@ -142,7 +143,7 @@ impl PacketIo for ChannelIo {
     }
 
     fn send(&mut self, packet: Packet<'_>) {
-        // A test that no longer looks has seen what it wanted.
+        // The receiver is gone when a test has seen what it wanted.
         let _ = self.received.send(packet.to_vec());
     }
 }
@@ -157,7 +158,7 @@ impl TestClient {
         Self { handle, events, to_send, received }
     }
 
-    /// Opens a path and moves to it; was the session known?
+    /// Opens a path and activates it; returns whether the relay knew the session.
     async fn move_to(&mut self, relay: &TestRelay, key: &PrivateKey, path: u32) -> bool {
         let path = PathId(path);
         self.handle.open_path(path, relay.tls(key).await.unwrap());
@@ -192,7 +193,7 @@ impl TestClient {
         self.to_send.send(packet).unwrap();
     }
 
-    async fn got(&mut self) -> Vec<u8> {
+    async fn receive(&mut self) -> Vec<u8> {
         soon(self.received.recv()).await.unwrap()
     }
 }
@@ -211,9 +212,9 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn each_client_has_its_own_packets_and_no_others() {
+async fn each_client_sends_and_receives_only_its_own_packets() {
     let mut relay = TestRelay::start(&Limits::default());
-    let (key_a, key_b) = (relay.admit(2), relay.admit(3));
+    let (key_a, key_b) = (relay.authorize(2), relay.authorize(3));
     let (mut a, mut b) = (TestClient::new(1), TestClient::new(2));
     a.move_to(&relay, &key_a, 1).await;
     b.move_to(&relay, &key_b, 1).await;
@@ -223,16 +224,16 @@ async fn each_client_has_its_own_packets_and_no_others() {
         a.send(refused);
     }
     a.send(from_a.clone());
-    assert_eq!(relay.wrote().await, from_a, "only the good one comes out");
-    for reason in [Drop::Source, Drop::Isolation, Drop::Malformed] {
+    assert_eq!(relay.written().await, from_a, "only the good one comes out");
+    for reason in [DropReason::Source, DropReason::Isolation, DropReason::Malformed] {
         assert_eq!(relay.metrics.drops(reason), 1, "{reason:?}");
     }
 
     let (to_a, to_b) = (packet("192.0.2.1", "10.9.0.2"), packet("192.0.2.1", "10.9.0.3"));
-    relay.routes.dispatch(&to_b).unwrap();
-    relay.routes.dispatch(&to_a).unwrap();
-    assert_eq!(a.got().await, to_a);
-    assert_eq!(b.got().await, to_b);
+    relay.demux.dispatch(&to_b).unwrap();
+    relay.demux.dispatch(&to_a).unwrap();
+    assert_eq!(a.receive().await, to_a);
+    assert_eq!(b.receive().await, to_b);
     let sessions = relay.registry.sessions().await;
     assert_eq!(sessions.iter().map(|s| s.client.as_str()).collect::<Vec<_>>(), ["client-2", "client-3"]);
     assert!(sessions.iter().all(|s| s.paths.len() == 1 && s.paths[0].active && s.paths[0].peer.is_some()));
@@ -242,7 +243,7 @@ async fn each_client_has_its_own_packets_and_no_others() {
 #[tokio::test]
 async fn a_new_path_resumes_the_session_and_frees_the_old() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut client = TestClient::new(1);
     assert!(!client.move_to(&relay, &key, 1).await, "the first path begins a session");
     assert!(client.move_to(&relay, &key, 2).await, "the second continues it");
@@ -252,37 +253,37 @@ async fn a_new_path_resumes_the_session_and_frees_the_old() {
     })
     .await;
     eventually(async || relay.metrics.paths.get() == 1 && relay.metrics.handovers.get() == 1).await;
-    assert_eq!(relay.metrics.handshakes(Handshake::Opened), 1);
-    assert_eq!(relay.metrics.handshakes(Handshake::Resumed), 1);
+    assert_eq!(relay.metrics.handshakes(HandshakeResult::Opened), 1);
+    assert_eq!(relay.metrics.handshakes(HandshakeResult::Resumed), 1);
 }
 
 #[tokio::test]
-async fn a_restarted_agent_gets_what_the_old_one_did_not_acknowledge() {
+async fn a_restarted_agent_receives_the_packets_its_predecessor_did_not_acknowledge() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut old = TestClient::new(1);
     old.move_to(&relay, &key, 1).await;
     old.handle.close_path(PathId(1), CloseCode::Normal);
     eventually(async || relay.registry.sessions().await[0].paths.is_empty()).await;
     let waiting = packet("192.0.2.1", "10.9.0.2");
-    relay.routes.dispatch(&waiting).unwrap();
+    relay.demux.dispatch(&waiting).unwrap();
 
     let mut new = TestClient::new(2);
     assert!(!new.move_to(&relay, &key, 1).await, "another session");
-    assert_eq!(new.got().await, waiting);
+    assert_eq!(new.receive().await, waiting);
     assert_eq!(relay.registry.sessions().await.len(), 1, "a client has one session");
     eventually(async || (relay.metrics.sessions.get(), relay.metrics.paths.get()) == (1, 1)).await;
 }
 
 #[tokio::test]
-async fn two_agents_with_one_key_take_over_from_each_other() {
+async fn a_second_agent_with_the_same_key_takes_over_the_session() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut first = TestClient::new(1);
     first.move_to(&relay, &key, 1).await;
     let mut second = TestClient::new(2);
     second.move_to(&relay, &key, 1).await;
-    // The driver of the first says that its path is gone, one way or the other.
+    // The driver of the first agent reports the end of its path, in either of two ways.
     soon(async {
         while !matches!(
             first.events.recv().await,
@@ -296,9 +297,9 @@ async fn two_agents_with_one_key_take_over_from_each_other() {
 }
 
 #[tokio::test]
-async fn revoking_ends_the_session_at_once_and_for_good() {
+async fn revoking_ends_the_session_at_once_and_refuses_the_key() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut client = TestClient::new(1);
     client.move_to(&relay, &key, 1).await;
     relay.registry.remove(&key.public()).await;
@@ -312,74 +313,74 @@ async fn revoking_ends_the_session_at_once_and_for_good() {
         (relay.metrics.sessions.get(), relay.metrics.paths.get(), relay.metrics.clients.get()),
         (0, 0, 0)
     );
-    assert_eq!(relay.routes.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(Drop::NoSession));
+    assert_eq!(relay.demux.dispatch(&packet("192.0.2.1", "10.9.0.2")), Err(DropReason::NoSession));
 
-    // TLS 1.3: the client learns of the refusal with the first read after its own handshake.
+    // In TLS 1.3 the client learns of the refusal at the first read after its own handshake.
     let refused = match relay.tls(&key).await {
         Ok(mut stream) => soon(stream.read(&mut [0; 1]))
             .await
-            .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
+            .map_or_else(|error| tls::classify(&error), |_| panic!("the connection was accepted")),
         Err(cause) => cause,
     };
     assert_eq!(refused, tls::HandshakeFailure::Refused);
-    eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Unauthorized) == 1).await;
 }
 
 #[tokio::test]
-async fn a_session_without_a_path_is_kept_for_a_while_and_not_for_ever() {
+async fn a_session_without_a_path_ends_after_the_idle_limit() {
     let relay = TestRelay::start(&Limits { session_idle: 1, ..Limits::default() });
     let registry = Arc::clone(&relay.registry);
     tokio::spawn(async move { registry.run_janitor().await });
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut client = TestClient::new(1);
     client.move_to(&relay, &key, 1).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(relay.registry.sessions().await.len(), 1, "it has a path");
+    assert_eq!(relay.registry.sessions().await.len(), 1, "a session with a path is kept");
     client.handle.close_path(PathId(1), CloseCode::Normal);
     eventually(async || relay.metrics.paths.get() == 0).await;
-    assert_eq!(relay.metrics.sessions.get(), 1, "kept for a while");
+    assert_eq!(relay.metrics.sessions.get(), 1, "the session is kept until the limit");
     eventually(async || relay.metrics.sessions.get() == 0).await;
     assert!(relay.registry.sessions().await.is_empty());
-    assert!(!client.move_to(&relay, &key, 2).await, "and begun anew when the client returns");
+    assert!(!client.move_to(&relay, &key, 2).await, "the returning client begins a new session");
 }
 
 #[tokio::test]
-async fn connections_that_never_finish_their_handshake_are_bounded_in_number_and_time() {
+async fn half_open_connections_are_bounded_in_number_and_time() {
     let relay = TestRelay::start(&Limits { half_open: 2, handshake_timeout: 1, ..Limits::default() });
     let mut silent = Vec::new();
     for source in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
-        // The last is refused by a reset, which may come before the connection is known to be there.
+        // The last one is refused with a reset, which may arrive before connect() returns.
         silent.extend(abuse::from(&relay, source).await);
     }
-    eventually(async || relay.metrics.handshakes(Handshake::Busy) == 1).await;
-    eventually(async || relay.metrics.handshakes(Handshake::Timeout) == 2).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Busy) == 1).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Timeout) == 2).await;
     for mut tcp in silent {
         assert_eq!(soon(tcp.read(&mut [0; 1])).await.unwrap_or(0), 0, "closed by the relay");
     }
     assert_eq!(relay.metrics.half_open.get(), 0);
-    // And there is room again.
-    let key = relay.admit(2);
+    // Afterwards there is room again.
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
 #[tokio::test]
-async fn a_hello_that_is_none_is_counted_and_harms_nobody() {
+async fn an_invalid_hello_is_counted_and_affects_no_other_client() {
     use tokio::io::AsyncWriteExt as _;
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut stream = relay.tls(&key).await.unwrap();
     stream.write_all(&[0x7f; 100]).await.unwrap();
     stream.flush().await.unwrap();
-    eventually(async || relay.metrics.handshakes(Handshake::Hello) == 1).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Hello) == 1).await;
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
 #[tokio::test]
-async fn stopping_says_goodbye_to_every_client() {
+async fn stopping_closes_the_session_of_every_client() {
     let relay = TestRelay::start(&Limits::default());
     let mut clients = Vec::new();
     for host in 2..5 {
-        let key = relay.admit(host);
+        let key = relay.authorize(host);
         let mut client = TestClient::new(host);
         client.move_to(&relay, &key, 1).await;
         clients.push(client);
@@ -398,22 +399,22 @@ async fn stopping_says_goodbye_to_every_client() {
 mod abuse;
 mod addresses;
 
-/// What the relay says to `bytes` of a key that nobody knows, on an enrolment's connection.
+/// Sends `bytes` on an enrolment connection with an unknown key, and returns the relay's reply.
 async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<EnrolmentReply> {
     use tokio::io::AsyncWriteExt as _;
     let tcp = TcpStream::connect(relay.address).await.unwrap();
     let mut stream = tls::connect(&tls::enrolment_config(key, relay.key), tcp, PATIENCE).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream.flush().await.unwrap();
-    let mut said = Vec::new();
-    while enroll::read_reply(&said).unwrap().is_none() {
+    let mut received = Vec::new();
+    while enroll::read_reply(&received).unwrap().is_none() {
         let mut buffer = [0; 64];
         match soon(stream.read(&mut buffer)).await {
             Ok(0) | Err(_) => return None,
-            Ok(read) => said.extend_from_slice(&buffer[..read]),
+            Ok(read) => received.extend_from_slice(&buffer[..read]),
         }
     }
-    enroll::read_reply(&said).unwrap()
+    enroll::read_reply(&received).unwrap()
 }
 
 #[tokio::test]
@@ -437,7 +438,9 @@ async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
         enrolment(&relay, &thief, &guess).await,
         Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown))
     );
-    for (result, count) in [(Enrolment::Enrolled, 2), (Enrolment::Used, 1), (Enrolment::Unknown, 1)] {
+    for (result, count) in
+        [(EnrolmentResult::Enrolled, 2), (EnrolmentResult::Used, 1), (EnrolmentResult::Unknown, 1)]
+    {
         assert_eq!(relay.metrics.enrolments(result), count, "{result:?}");
     }
     assert_eq!(relay.metrics.clients.get(), 1);
@@ -450,11 +453,11 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     let relay = TestRelay::start(&limits);
     let key = PrivateKey::generate().unwrap();
     let (wanted, reach) = Default::default();
-    let newcomer = Newcomer { name: "laptop".into(), public_key: key.public(), wanted, reach };
-    relay.relay.authorize(vec![newcomer]).await.unwrap();
+    let new_client = NewClient { name: "laptop".into(), public_key: key.public(), wanted, reach };
+    relay.relay.authorize(vec![new_client]).await.unwrap();
     TestClient::new(1).move_to(&relay, &key, 1).await;
     let source = relay.address.ip();
-    // At once, ten of a stranger and a hundred of a known one.
+    // A burst of ten for a stranger, and of a hundred for a known source.
     let now = std::time::Instant::now();
     let admitted = |relay: &TestRelay| {
         let mut limiter = relay.relay.limiter.lock().unwrap();
@@ -462,14 +465,14 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     };
     assert!(admitted(&relay) > 80);
     relay.relay.revoke("laptop".into()).await.unwrap();
-    // The known one's rate would let some of them in again.
+    // The rate of a known source would admit some of them again.
     let now = now + Duration::from_millis(900);
     let admitted = relay.relay.limiter.lock().unwrap().admit(now, source).map(|_| ());
-    assert_eq!(admitted, Err(Handshake::SourceRate));
+    assert_eq!(admitted, Err(HandshakeResult::SourceRate));
 }
 
 #[tokio::test]
-async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_place() {
+async fn an_enrolment_connection_opens_no_path_and_concurrent_ones_are_limited() {
     let relay = TestRelay::start(&Limits::default());
     let stranger = PrivateKey::generate().unwrap();
     for bytes in [&[0x10; 40][..], b"GET / HTTP/1.1\r\n\r\n", &[0x20, 0x41, 0x01]] {
@@ -479,14 +482,14 @@ async fn a_stranger_gets_no_path_by_an_enrolments_connection_and_few_of_them_a_p
         );
     }
     assert!(relay.registry.sessions().await.is_empty());
-    // Sixteen that say nothing, and one more.
+    // Sixteen silent connections, and one more.
     let mut silent = Vec::new();
     for _ in 0..17 {
         let tcp = TcpStream::connect(relay.address).await.unwrap();
         silent.push(tls::connect(&tls::enrolment_config(&stranger, relay.key), tcp, PATIENCE).await.unwrap());
     }
-    eventually(async || relay.metrics.enrolments(Enrolment::Busy) == 1).await;
+    eventually(async || relay.metrics.enrolments(EnrolmentResult::Busy) == 1).await;
     // Clients are not disturbed.
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }

@@ -1,4 +1,4 @@
-//! Clients: authorised, revoked, listed; their leases fitted to the pools.
+//! Authorises, revokes and lists clients, and assigns their addresses.
 
 use std::net::IpAddr;
 
@@ -8,50 +8,53 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::schema::{CLIENTS, FREED, INVITATIONS, read_all, write};
-use super::{Client, Entry, Invited, Newcomer, Store, StoreError, check_name, database, forwards};
-use crate::pool::{Lease, Pools, Taken};
+use super::{
+    Client, ListedClient, NewClient, Store, StoreError, StoredInvitation, check_name, database, forwards,
+};
+use crate::pool::{Lease, Pools, TakenAddresses};
 
-/// The time for which packets may still be sent to the former holder of an address, in seconds:
-/// five days, for which Linux tracks an idle established TCP connection
+/// The time for which packets may still be sent to the former holder of an address, in seconds.
+///
+/// Five days: Linux tracks an idle established TCP connection for that long
 /// (`nf_conntrack_tcp_timeout_established`). This host deletes its own entries at once, but cannot
 /// delete those of routers beyond it.
-const QUARANTINE: u64 = 5 * 24 * 3600;
+const QUARANTINE_SECONDS: u64 = 5 * 24 * 3600;
 
 /// The number of freed addresses that are remembered, the latest ones: more than a /16 has.
 const MAX_FREED: usize = 1 << 16;
 
-/// An address that was held before.
+/// An address that a client held before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Freed {
+struct FreedAddress {
     address: IpAddr,
-    /// When the address became free, in seconds since 1970.
+    /// The time at which the address became free, in seconds since 1970.
     since: u64,
-    /// The key of its last holder.
+    /// The key of the address's last holder.
     public_key: PublicKey,
 }
 
-/// A client or an invitation whose lease changed.
+/// A change of the lease of a client or an invitation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Moved {
-    /// Its name.
+pub(crate) struct LeaseChange {
+    /// The name of the client or invitation.
     pub(crate) name: String,
-    /// What it held.
+    /// The lease before the change.
     pub(crate) from: Lease,
-    /// What it holds now.
+    /// The lease after the change.
     pub(crate) to: Lease,
 }
 
-/// The three tables of a transaction that concern addresses, and their content.
-pub(super) struct Book<'t> {
+/// The tables of a transaction that concern addresses, with their content in memory.
+pub(super) struct AddressTables<'t> {
     freed_rows: Table<'t, &'static str, &'static [u8]>,
-    freed: Vec<Freed>,
+    freed: Vec<FreedAddress>,
     pub(super) client_rows: Table<'t, &'static str, &'static [u8]>,
     pub(super) invitation_rows: Table<'t, &'static str, &'static [u8]>,
     pub(super) clients: Vec<Client>,
-    pub(super) invitations: Vec<Invited>,
+    pub(super) invitations: Vec<StoredInvitation>,
 }
 
-impl<'t> Book<'t> {
+impl<'t> AddressTables<'t> {
     pub(super) fn open(transaction: &'t WriteTransaction) -> Result<Self, StoreError> {
         let client_rows = transaction.open_table(CLIENTS).map_err(database)?;
         let invitation_rows = transaction.open_table(INVITATIONS).map_err(database)?;
@@ -61,12 +64,12 @@ impl<'t> Book<'t> {
         Ok(Self { freed_rows, freed, client_rows, invitation_rows, clients, invitations })
     }
 
-    /// The client of this name.
+    /// Returns the client of this name.
     pub(super) fn client(&self, name: &str) -> Option<&Client> {
         self.clients.iter().find(|client| client.name == name)
     }
 
-    /// Refuses a second name for a key.
+    /// Refuses a key that belongs to a client of another name.
     pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
         match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
             Some(known) => Err(StoreError::KeyTaken { name: known.name.clone() }),
@@ -74,16 +77,16 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// Returns the addresses of every client, and those that were held before.
-    pub(super) fn taken(&self, now: u64) -> Taken {
-        let mut taken: Taken = self.holders(now).map(|(_, lease)| lease).collect();
-        self.freed.iter().for_each(|freed| taken.free(freed.address, freed.since));
+    /// Returns the addresses that are held, and those that were held before.
+    pub(super) fn taken(&self, now: u64) -> TakenAddresses {
+        let mut taken: TakenAddresses = self.holders(now).map(|(_, lease)| lease).collect();
+        self.freed.iter().for_each(|freed| taken.insert_freed(freed.address, freed.since));
         taken
     }
 
     /// Returns the addresses that this key held when it was last a client: it has the best claim to
     /// them.
-    fn former(&self, key: &PublicKey) -> Lease {
+    fn former_addresses(&self, key: &PublicKey) -> Lease {
         let own = || self.freed.iter().filter(|freed| freed.public_key == *key).map(|freed| freed.address);
         Lease {
             ipv4: own().find_map(|it| if let IpAddr::V4(address) = it { Some(address) } else { None }),
@@ -93,11 +96,18 @@ impl<'t> Book<'t> {
 
     /// Completes the wanted addresses of a new client with those that its key held before, if they
     /// are free and in the pools.
-    fn with_former(&self, name: &str, wanted: Lease, key: &PublicKey, pools: &Pools, now: u64) -> Lease {
+    fn prefer_former_addresses(
+        &self,
+        name: &str,
+        wanted: Lease,
+        key: &PublicKey,
+        pools: &Pools,
+        now: u64,
+    ) -> Lease {
         if self.holders(now).any(|(holder, _)| holder == name) {
             return wanted;
         }
-        let former = self.former(key);
+        let former = self.former_addresses(key);
         let is_free = |address: IpAddr| {
             !self.holders(now).any(|(_, lease)| lease.addresses().any(|held| held == address))
         };
@@ -111,9 +121,9 @@ impl<'t> Book<'t> {
     }
 
     /// Records that a client no longer holds these addresses.
-    fn free(&mut self, key: &PublicKey, addresses: Vec<IpAddr>, now: u64) -> Result<(), StoreError> {
+    fn record_freed(&mut self, key: &PublicKey, addresses: Vec<IpAddr>, now: u64) -> Result<(), StoreError> {
         for address in addresses {
-            let freed = Freed { address, since: now, public_key: *key };
+            let freed = FreedAddress { address, since: now, public_key: *key };
             write(&mut self.freed_rows, &address.to_string(), &freed)?;
             self.freed.retain(|known| known.address != address);
             self.freed.push(freed);
@@ -131,15 +141,15 @@ impl<'t> Book<'t> {
         clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)))
     }
 
-    /// Addresses for `name`: those wanted, else those it holds, else free ones. `taken` are all [`Self::taken`], and
-    /// stay so.
-    pub(super) fn lease(
+    /// Assigns addresses to `name`: the wanted ones, else those it holds, else free ones. `taken`
+    /// must be all of [`Self::taken`], and is updated.
+    pub(super) fn assign_lease(
         &self,
         name: &str,
         wanted: Lease,
         pools: &Pools,
         now: u64,
-        taken: &mut Taken,
+        taken: &mut TakenAddresses,
     ) -> Result<Lease, StoreError> {
         pools.check(wanted)?;
         for address in wanted.addresses() {
@@ -152,7 +162,8 @@ impl<'t> Book<'t> {
         let own: Vec<Lease> = own.collect();
         own.iter().for_each(|lease| taken.remove(*lease));
         if self.client(name).is_none() {
-            // What was set aside by a clock that was set since may have become a client's meanwhile.
+            // Addresses set aside while the clock was wrong may have become a client's in the
+            // meantime.
             let is_own = |address| own.iter().any(|lease| lease.addresses().any(|it| it == address));
             let shared = self.clients.iter().filter(|client| client.lease.addresses().any(is_own));
             shared.for_each(|client| taken.insert(client.lease));
@@ -162,10 +173,10 @@ impl<'t> Book<'t> {
         let lease = pools.lease(held, taken)?;
         for freed in self.freed.iter().filter(|freed| lease.without(held).contains(&freed.address)) {
             let seconds = now.saturating_sub(freed.since);
-            if seconds < QUARANTINE {
+            if seconds < QUARANTINE_SECONDS {
                 warn!(
                     client = name, address = %freed.address, freed_seconds_ago = seconds,
-                    "no unused address is left in [pool]: one is given again early, and its former peers may still send to it; widen \
+                    "[pool] has no unused address left: reassigning one to which its former peers may still send; widen \
                      the pool"
                 );
             }
@@ -186,12 +197,12 @@ impl<'t> Book<'t> {
         Ok(())
     }
 
-    pub(super) fn put_invitation(&mut self, invited: &Invited) -> Result<(), StoreError> {
+    pub(super) fn put_invitation(&mut self, invited: &StoredInvitation) -> Result<(), StoreError> {
         write(&mut self.invitation_rows, &invited.token.to_string(), invited)
     }
 
-    /// Removes the unused invitations that `which` picks.
-    pub(super) fn withdraw(&mut self, which: impl Fn(&Invited) -> bool) -> Result<(), StoreError> {
+    /// Removes the invitations that `which` selects.
+    pub(super) fn withdraw(&mut self, which: impl Fn(&StoredInvitation) -> bool) -> Result<(), StoreError> {
         for invited in self.invitations.iter().filter(|invited| which(invited)) {
             self.invitation_rows.remove(invited.token.to_string().as_str()).map_err(database)?;
         }
@@ -200,61 +211,65 @@ impl<'t> Book<'t> {
 }
 
 impl Store {
-    /// All clients, by name.
+    /// Returns all clients, sorted by name.
     pub(crate) fn clients(&self) -> Result<Vec<Client>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         read_all(&transaction.open_table(CLIENTS).map_err(database)?)
     }
 
-    /// All clients and all invitations that can be redeemed, by name.
-    pub(crate) fn entries(&self, now: u64) -> Result<Vec<Entry>, StoreError> {
+    /// Returns all clients and all redeemable invitations, sorted by name.
+    pub(crate) fn entries(&self, now: u64) -> Result<Vec<ListedClient>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         let clients: Vec<Client> = read_all(&transaction.open_table(CLIENTS).map_err(database)?)?;
-        let invitations: Vec<Invited> = read_all(&transaction.open_table(INVITATIONS).map_err(database)?)?;
-        let pending = invitations.into_iter().filter(|invited| invited.is_pending(now)).map(Entry::from);
-        let mut entries: Vec<Entry> = clients.into_iter().map(Entry::from).chain(pending).collect();
+        let invitations: Vec<StoredInvitation> =
+            read_all(&transaction.open_table(INVITATIONS).map_err(database)?)?;
+        let pending =
+            invitations.into_iter().filter(|invited| invited.is_pending(now)).map(ListedClient::from);
+        let mut entries: Vec<ListedClient> =
+            clients.into_iter().map(ListedClient::from).chain(pending).collect();
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
-    /// Adds clients and leases their addresses, the wanted ones where some are; all of them, or none. The same name with
-    /// the same key again changes nothing but the addresses, if others are wanted. An invitation of that name gives way.
+    /// Authorises clients and assigns their addresses; all of them, or none. Repeating the same
+    /// name and key changes only the addresses, if others are wanted, and the reach. An unused
+    /// invitation of the same name is removed.
     pub(crate) fn authorize_all(
         &self,
-        newcomers: &[Newcomer],
+        new_clients: &[NewClient],
         pools: &Pools,
         now: u64,
     ) -> Result<Vec<Client>, StoreError> {
-        newcomers.iter().try_for_each(|newcomer| check_name(&newcomer.name))?;
+        new_clients.iter().try_for_each(|new_client| check_name(&new_client.name))?;
         let transaction = self.database.begin_write().map_err(database)?;
-        let mut clients = Vec::with_capacity(newcomers.len());
+        let mut clients = Vec::with_capacity(new_clients.len());
         let mut changed = false;
         {
-            let mut book = Book::open(&transaction)?;
-            let mut taken = book.taken(now);
-            for Newcomer { name, public_key, wanted, reach } in newcomers {
-                let known = book.client(name).cloned();
+            let mut tables = AddressTables::open(&transaction)?;
+            let mut taken = tables.taken(now);
+            for NewClient { name, public_key, wanted, reach } in new_clients {
+                let known = tables.client(name).cloned();
                 if let Some(known) = known.as_ref().filter(|known| known.public_key != *public_key) {
                     return Err(StoreError::NameTaken { name: name.clone(), key: known.public_key });
                 }
-                book.check_key(name, public_key)?;
+                tables.check_key(name, public_key)?;
                 let created = known.as_ref().map_or(now, |known| known.created);
                 let lease = match &known {
                     Some(known) if *wanted == Lease::default() => known.lease,
-                    Some(_) => book.lease(name, *wanted, pools, now, &mut taken)?,
+                    Some(_) => tables.assign_lease(name, *wanted, pools, now, &mut taken)?,
                     None => {
-                        let wanted = book.with_former(name, *wanted, public_key, pools, now);
-                        book.lease(name, wanted, pools, now, &mut taken)?
+                        let wanted = tables.prefer_former_addresses(name, *wanted, public_key, pools, now);
+                        tables.assign_lease(name, wanted, pools, now, &mut taken)?
                     }
                 };
-                let reach = reach.over(known.as_ref().and_then(|known| known.reach.clone()));
+                let reach = reach.apply_to(known.as_ref().and_then(|known| known.reach.clone()));
                 let client = Client { name: name.clone(), public_key: *public_key, lease, created, reach };
                 if known.as_ref() != Some(&client) {
                     if let Some(known) = known {
-                        book.free(public_key, known.lease.without(lease), now)?;
+                        tables.record_freed(public_key, known.lease.without(lease), now)?;
                     }
-                    book.put_client(&client)?;
-                    book.withdraw(|invited| invited.is_unused_of(name))?;
+                    tables.put_client(&client)?;
+                    tables.withdraw(|invited| invited.is_unused_of(name))?;
                     changed = true;
                 }
                 clients.push(client);
@@ -267,56 +282,56 @@ impl Store {
     }
 
     /// Removes a client with its forwards, or the unused invitation of that name, whether or not it
-    /// has expired. The addresses are free from now on, and a client's are given to others last.
-    pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<Entry, StoreError> {
+    /// has expired. The addresses are free at once, and a client's are assigned to others last.
+    pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<ListedClient, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {
-            let mut book = Book::open(&transaction)?;
-            let client = book.client(name).cloned().map(Entry::from);
-            let invited = || book.invitations.iter().find(|invited| invited.is_unused_of(name));
-            let entry = client.or_else(|| invited().cloned().map(Entry::from));
+            let mut tables = AddressTables::open(&transaction)?;
+            let client = tables.client(name).cloned().map(ListedClient::from);
+            let invited = || tables.invitations.iter().find(|invited| invited.is_unused_of(name));
+            let entry = client.or_else(|| invited().cloned().map(ListedClient::from));
             let entry = entry.ok_or_else(|| StoreError::Unknown(name.into()))?;
             if let Some(key) = &entry.public_key {
-                book.free(key, entry.lease.addresses().collect(), now)?;
+                tables.record_freed(key, entry.lease.addresses().collect(), now)?;
             }
-            book.client_rows.remove(name).map_err(database)?;
-            forwards::remove_of(&transaction, name)?;
-            book.withdraw(|invited| invited.is_unused_of(name))?;
+            tables.client_rows.remove(name).map_err(database)?;
+            forwards::remove_for_client(&transaction, name)?;
+            tables.withdraw(|invited| invited.is_unused_of(name))?;
             entry
         };
         transaction.commit().map_err(database)?;
         Ok(entry)
     }
 
-    /// Fits the leases to the pools as they are configured now: who is outside of a pool gets a new
-    /// address, a family that was added is filled in. Returns those that changed.
-    pub(crate) fn reconcile(&self, pools: &Pools, now: u64) -> Result<Vec<Moved>, StoreError> {
+    /// Fits the leases to the configured pools: an address outside of the pools is replaced, and an
+    /// added family is filled in. Returns the changed leases.
+    pub(crate) fn reconcile(&self, pools: &Pools, now: u64) -> Result<Vec<LeaseChange>, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let mut moved = Vec::new();
         {
-            let mut book = Book::open(&transaction)?;
-            let mut taken = book.taken(now);
-            for index in 0..book.clients.len() {
-                let Client { name, lease: from, .. } = book.clients[index].clone();
-                let to = book.lease(&name, Lease::default(), pools, now, &mut taken)?;
+            let mut tables = AddressTables::open(&transaction)?;
+            let mut taken = tables.taken(now);
+            for index in 0..tables.clients.len() {
+                let Client { name, lease: from, .. } = tables.clients[index].clone();
+                let to = tables.assign_lease(&name, Lease::default(), pools, now, &mut taken)?;
                 if to != from {
-                    let client = Client { lease: to, ..book.clients[index].clone() };
-                    book.free(&client.public_key, from.without(to), now)?;
-                    book.put_client(&client)?;
-                    moved.push(Moved { name, from, to });
+                    let client = Client { lease: to, ..tables.clients[index].clone() };
+                    tables.record_freed(&client.public_key, from.without(to), now)?;
+                    tables.put_client(&client)?;
+                    moved.push(LeaseChange { name, from, to });
                 }
             }
-            for index in 0..book.invitations.len() {
-                let Invited { name, lease: from, .. } = book.invitations[index].clone();
-                if !book.invitations[index].is_pending(now) {
+            for index in 0..tables.invitations.len() {
+                let StoredInvitation { name, lease: from, .. } = tables.invitations[index].clone();
+                if !tables.invitations[index].is_pending(now) {
                     continue;
                 }
-                let to = book.lease(&name, Lease::default(), pools, now, &mut taken)?;
+                let to = tables.assign_lease(&name, Lease::default(), pools, now, &mut taken)?;
                 if to != from {
-                    book.invitations[index].lease = to;
-                    let invited = book.invitations[index].clone();
-                    book.put_invitation(&invited)?;
-                    moved.push(Moved { name, from, to });
+                    tables.invitations[index].lease = to;
+                    let invited = tables.invitations[index].clone();
+                    tables.put_invitation(&invited)?;
+                    moved.push(LeaseChange { name, from, to });
                 }
             }
         }

@@ -1,18 +1,19 @@
-//! Ports of the relay's host that lead to a client, by its name: they follow its addresses, and go with it.
+//! Port forwards, stored by the client's name: they follow the client's addresses, and are removed
+//! with the client.
 
 use std::fmt;
 
 use redb::{ReadableDatabase as _, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::clients::Book;
+use super::clients::AddressTables;
 use super::schema::{FORWARDS, read_all, write};
 use super::{Store, StoreError, database};
 
-/// A port of the relay's host that leads to a client. As `forward list --json` prints it.
+/// A port of the relay's host that is forwarded to a client, as `forward list --json` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Forward {
-    /// Of the port.
+    /// The protocol of the port.
     pub(crate) protocol: Protocol,
     /// The port of the relay's host.
     pub(crate) port: u16,
@@ -22,7 +23,7 @@ pub(crate) struct Forward {
     pub(crate) to: u16,
 }
 
-/// What has ports.
+/// The protocol of a forwarded port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Protocol {
@@ -33,7 +34,7 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
-    /// As users and nftables write it.
+    /// Returns the name that users and nftables write.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -60,7 +61,7 @@ fn key(protocol: Protocol, port: u16) -> String {
 }
 
 impl Store {
-    /// All of them, by protocol and port.
+    /// Returns all forwards, sorted by protocol and port.
     pub(crate) fn forwards(&self) -> Result<Vec<Forward>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         let mut all: Vec<Forward> = read_all(&transaction.open_table(FORWARDS).map_err(database)?)?;
@@ -68,11 +69,11 @@ impl Store {
         Ok(all)
     }
 
-    /// Adds one, for a client that is there. The same again changes nothing.
+    /// Adds a forward to an existing client; adding the same one again changes nothing.
     pub(crate) fn forward(&self, forward: &Forward) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         {
-            if Book::open(&transaction)?.client(&forward.client).is_none() {
+            if AddressTables::open(&transaction)?.client(&forward.client).is_none() {
                 return Err(StoreError::Unknown(forward.client.clone()));
             }
             let mut table = transaction.open_table(FORWARDS).map_err(database)?;
@@ -88,7 +89,7 @@ impl Store {
         transaction.commit().map_err(database)
     }
 
-    /// Removes one and returns it.
+    /// Removes a forward and returns it.
     pub(crate) fn unforward(&self, protocol: Protocol, port: u16) -> Result<Forward, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let removed = {
@@ -103,8 +104,8 @@ impl Store {
     }
 }
 
-/// Removes those of a client.
-pub(super) fn remove_of(transaction: &WriteTransaction, client: &str) -> Result<(), StoreError> {
+/// Removes all forwards of a client.
+pub(super) fn remove_for_client(transaction: &WriteTransaction, client: &str) -> Result<(), StoreError> {
     let mut table = transaction.open_table(FORWARDS).map_err(database)?;
     for forward in read_all::<Forward>(&table)?.iter().filter(|forward| forward.client == client) {
         table.remove(key(forward.protocol, forward.port).as_str()).map_err(database)?;

@@ -1,4 +1,4 @@
-//! Invitations: made, redeemed once, forgotten some time after their end.
+//! Creates invitations, redeems each once, and forgets them some time after they expire.
 
 use std::time::Duration;
 
@@ -6,36 +6,37 @@ use mobile_io::invitation::TokenHash;
 use mobile_io::keys::PublicKey;
 use redb::ReadableDatabase as _;
 
-use super::clients::Book;
+use super::clients::AddressTables;
 use super::schema::{CLIENTS, INVITATIONS, read_one};
-use super::{Client, Invited, Store, StoreError, check_name, database};
+use super::{Client, Store, StoreError, StoredInvitation, check_name, database};
 use crate::pool::{Lease, Pools};
 
-/// How long a used or expired invitation is remembered after its end (30 days), to tell its owner what became of it.
-const REMEMBERED: u64 = 30 * 24 * 3600;
-/// A clock that is adjusted goes back by less than this.
-const CLOCK_SLACK: u64 = 120;
+/// How long a used or expired invitation is remembered after it expires (30 days), so that the
+/// relay can tell its holder why it is refused.
+const RETENTION_SECONDS: u64 = 30 * 24 * 3600;
+/// The largest step back of an adjusted clock, in seconds.
+const CLOCK_SLACK_SECONDS: u64 = 120;
 
-impl Invited {
-    /// Can it be redeemed? Not before it was made either: on a clock that was set back nobody knows how much of its
-    /// time is over.
+impl StoredInvitation {
+    /// Returns whether the invitation can be redeemed. It cannot before it was made: on a clock
+    /// that was set back, the remaining time is unknown.
     pub(crate) fn is_pending(&self, now: u64) -> bool {
         self.used_by.is_none() && self.is_valid(now)
     }
 
-    /// Could it be redeemed, now or on another clock?
+    /// Returns whether this is an unused invitation of that name, expired or not.
     pub(super) fn is_unused_of(&self, name: &str) -> bool {
         self.name == name && self.used_by.is_none()
     }
 
     fn is_valid(&self, now: u64) -> bool {
-        now < self.expires && now + CLOCK_SLACK >= self.created
+        now < self.expires && now + CLOCK_SLACK_SECONDS >= self.created
     }
 
-    /// Answers `key`, which brings this invitation's token: with the client that the key has become
-    /// by it already, with `None` when it may become one, or with the refusal. `known` is the
-    /// client of this invitation's name.
-    fn answer_to(
+    /// Checks `key`, which presents this invitation's token. Returns the client that the key has
+    /// already become with the token, `None` when the key may become one, or the refusal. `known`
+    /// is the client of this invitation's name.
+    fn check_redemption(
         &self,
         key: &PublicKey,
         known: Option<Client>,
@@ -58,8 +59,8 @@ impl Invited {
 }
 
 impl Store {
-    /// Lets whoever brings the token be `name`, and sets addresses aside for it. An unused invitation of that name is
-    /// replaced, whatever the clock says of its time.
+    /// Creates an invitation for `name` and sets addresses aside for it. Replaces an unused
+    /// invitation of that name, expired or not.
     pub(crate) fn invite(
         &self,
         name: &str,
@@ -68,40 +69,40 @@ impl Store {
         wanted: Lease,
         pools: &Pools,
         now: u64,
-    ) -> Result<Invited, StoreError> {
+    ) -> Result<StoredInvitation, StoreError> {
         check_name(name)?;
         let transaction = self.database.begin_write().map_err(database)?;
         let invited = {
-            let mut book = Book::open(&transaction)?;
-            if book.client(name).is_some() {
-                return Err(StoreError::Present(name.into()));
+            let mut tables = AddressTables::open(&transaction)?;
+            if tables.client(name).is_some() {
+                return Err(StoreError::AlreadyClient(name.into()));
             }
-            let mut taken = book.taken(now);
-            let invited = Invited {
+            let mut taken = tables.taken(now);
+            let invited = StoredInvitation {
                 name: name.into(),
                 token,
-                lease: book.lease(name, wanted, pools, now, &mut taken)?,
+                lease: tables.assign_lease(name, wanted, pools, now, &mut taken)?,
                 created: now,
                 expires: now.saturating_add(lifetime.as_secs()),
                 used_by: None,
             };
-            book.withdraw(|old| {
-                let forgotten = old.expires.saturating_add(REMEMBERED) < now;
+            tables.withdraw(|old| {
+                let forgotten = old.expires.saturating_add(RETENTION_SECONDS) < now;
                 forgotten || old.is_unused_of(name)
             })?;
-            book.put_invitation(&invited)?;
+            tables.put_invitation(&invited)?;
             invited
         };
         transaction.commit().map_err(database)?;
         Ok(invited)
     }
 
-    /// Returns the client that `key` has become by this token already, and `None` when the token
-    /// can be redeemed now.
+    /// Returns the client that `key` has already become with this token, or `None` when the token
+    /// can be redeemed.
     ///
     /// Reads one row of each table, and waits for no writer. Strangers can guess tokens as often as
     /// the limits on handshakes allow, and a wrong guess costs no more than this.
-    pub(crate) fn redeemed(
+    pub(crate) fn find_redeemed(
         &self,
         token: TokenHash,
         key: &PublicKey,
@@ -109,13 +110,14 @@ impl Store {
     ) -> Result<Option<Client>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         let invitations = transaction.open_table(INVITATIONS).map_err(database)?;
-        let invited: Option<Invited> = read_one(&invitations, &token.to_string())?;
+        let invited: Option<StoredInvitation> = read_one(&invitations, &token.to_string())?;
         let invited = invited.ok_or(StoreError::TokenUnknown)?;
         let known = read_one(&transaction.open_table(CLIENTS).map_err(database)?, &invited.name)?;
-        invited.answer_to(key, known, now)
+        invited.check_redemption(key, known, now)
     }
 
-    /// Makes the key a client, by a token. The same key again gets the same answer: its first one may have been lost.
+    /// Makes the key a client with a token. A repeated request of the same key gets the same
+    /// answer, because the first one may have been lost.
     pub(crate) fn redeem(
         &self,
         token: TokenHash,
@@ -123,27 +125,27 @@ impl Store {
         pools: &Pools,
         now: u64,
     ) -> Result<Client, StoreError> {
-        if let Some(client) = self.redeemed(token, key, now)? {
+        if let Some(client) = self.find_redeemed(token, key, now)? {
             return Ok(client);
         }
         let transaction = self.database.begin_write().map_err(database)?;
         let client = {
-            let mut book = Book::open(&transaction)?;
-            // Check again: the token may have been redeemed, or its invitation withdrawn,
-            // meanwhile.
-            let found = book.invitations.iter().find(|invited| invited.token == token).cloned();
+            let mut tables = AddressTables::open(&transaction)?;
+            // Check again: the token may have been redeemed, or its invitation withdrawn, in the
+            // meantime.
+            let found = tables.invitations.iter().find(|invited| invited.token == token).cloned();
             let mut invited = found.ok_or(StoreError::TokenUnknown)?;
-            if let Some(client) = invited.answer_to(key, book.client(&invited.name).cloned(), now)? {
+            if let Some(client) = invited.check_redemption(key, tables.client(&invited.name).cloned(), now)? {
                 return Ok(client);
             }
-            book.check_key(&invited.name, key)?;
-            let mut taken = book.taken(now);
-            let lease = book.lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
+            tables.check_key(&invited.name, key)?;
+            let mut taken = tables.taken(now);
+            let lease = tables.assign_lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
             let client =
                 Client { name: invited.name.clone(), public_key: *key, lease, created: now, reach: None };
             invited.used_by = Some(*key);
-            book.put_invitation(&invited)?;
-            book.put_client(&client)?;
+            tables.put_invitation(&invited)?;
+            tables.put_client(&client)?;
             client
         };
         transaction.commit().map_err(database)?;

@@ -1,6 +1,7 @@
-//! The tables of the database and their format, how one is made, and how an older one becomes the present one.
+//! The tables of the database and their format, the creation of a database, and the upgrade of an
+//! older one.
 //!
-//! Whoever adds a table: define it, add it to `tables`, count [`VERSION`] up.
+//! To add a table: define it, add it to `tables`, and increment [`VERSION`].
 
 use std::path::Path;
 
@@ -13,39 +14,41 @@ use serde::de::DeserializeOwned;
 
 use super::{StoreError, database};
 
-/// The database in the state directory.
+/// The name of the database file in the state directory.
 pub(super) const FILE: &str = "relay.redb";
-/// The version of the database format: 1 had only clients, and no version; 2 added invitations, 3
-/// forwards, 4 freed addresses.
+/// The version of the database format. Format 1 had only clients, and no version; 2 added
+/// invitations, 3 forwards, and 4 freed addresses.
 pub(super) const VERSION: u64 = 4;
-/// Rows are JSON, so that a field can be added without another format.
+/// A table whose rows are JSON, so that a field can be added without a new format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
-/// Name → client.
+/// The clients, by name.
 pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
-/// The token's hash → invitation.
+/// The invitations, by the hash of the token.
 pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
-/// Protocol and port → forward.
+/// The port forwards, by protocol and port.
 pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
-/// Address → when it became free, and its last holder's key.
+/// The freed addresses, by address, with the time of release and the last holder's key.
 pub(super) const FREED: Rows = TableDefinition::new("freed");
-/// [`FORMAT`] → number.
+/// The table of the format number, under the key [`FORMAT`].
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-/// The key in [`META`].
+/// The key of the format number in [`META`].
 pub(super) const FORMAT: &str = "format";
-/// Thousands of clients fit; redb's own default of 1 GiB suits a server of another kind.
+/// The size of redb's cache: thousands of clients fit, and redb's default of 1 GiB suits larger
+/// servers.
 const CACHE_BYTES: usize = 1 << 20;
 
-/// Makes an empty database beside its place and renames it there: one that a crash left half
-/// initialised would never open again.
+/// Creates an empty database under a temporary name and links it into place, because redb would
+/// never open one that a crash left half initialised.
 pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let unfinished = dir.join(format!("{FILE}.{}.new", std::process::id()));
-    let made = (|| {
+    let created = (|| {
         let _ = std::fs::remove_file(&unfinished);
         let database = builder().create(&unfinished)?;
         upgrade(&database)?;
         database.close()?;
         ownership::inherit_from_directory(&std::fs::File::open(&unfinished)?, &unfinished)?;
-        // link() and not rename(): whoever was first keeps what it may have written since.
+        // Link rather than rename: if two processes race, the first one's file and its content
+        // stay.
         match std::fs::hard_link(&unfinished, path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
             _ => {}
@@ -54,17 +57,18 @@ pub(super) fn create(dir: &Path, path: &Path) -> Result<(), Box<dyn std::error::
         Ok(())
     })();
     let _ = std::fs::remove_file(&unfinished);
-    made
+    created
 }
 
 pub(super) fn builder() -> redb::Builder {
     let mut builder = Database::builder();
-    // redb may panic on a file damaged from outside unless told to look first; it is small.
+    // redb may panic on a file damaged from outside unless it checks the file first; the file is
+    // small.
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
-/// Brings a database of any earlier format, also an empty one, to the present format, all at once or not at all.
+/// Upgrades a database of any earlier format, also an empty one, in one transaction.
 pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
     let found = {
         let transaction = opened.begin_read().map_err(database)?;
@@ -78,23 +82,23 @@ pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
         return Ok(());
     }
     if found > VERSION {
-        return Err(StoreError::Newer { found, known: VERSION });
+        return Err(StoreError::NewerFormat { found, known: VERSION });
     }
     let transaction = opened.begin_write().map_err(database)?;
-    tables(&transaction)?;
+    create_tables(&transaction)?;
     transaction.open_table(META).map_err(database)?.insert(FORMAT, VERSION).map_err(database)?;
     transaction.commit().map_err(database)
 }
 
-/// Makes the tables that are not there yet.
-fn tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
+/// Creates the missing tables of the database.
+fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
     for table in [CLIENTS, INVITATIONS, FORWARDS, FREED] {
         transaction.open_table(table).map_err(database)?;
     }
     Ok(())
 }
 
-/// Every row of a table.
+/// Reads every row of a table.
 pub(super) fn read_all<T: DeserializeOwned>(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
 ) -> Result<Vec<T>, StoreError> {
@@ -121,7 +125,7 @@ fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> 
         .map_err(|error| StoreError::Entry { name: key.into(), cause: error.to_string() })
 }
 
-/// Writes one row.
+/// Writes one row of a table.
 pub(super) fn write(
     table: &mut Table<'_, &'static str, &'static [u8]>,
     key: &str,

@@ -6,11 +6,11 @@ use crate::pool::Pools;
 mod invitations;
 mod power;
 
-/// Some day in 2026.
+/// A time in September 2026, in seconds since 1970.
 const NOW: u64 = 1_790_000_000;
 
 impl Store {
-    /// One client.
+    /// Authorises one client without a reach of its own.
     pub(crate) fn authorize(
         &self,
         name: &str,
@@ -20,8 +20,8 @@ impl Store {
         now: u64,
     ) -> Result<Client, StoreError> {
         let reach = WantedReach::default();
-        let newcomer = Newcomer { name: name.into(), public_key: *key, wanted, reach };
-        let mut clients = self.authorize_all(&[newcomer], pools, now)?;
+        let new_client = NewClient { name: name.into(), public_key: *key, wanted, reach };
+        let mut clients = self.authorize_all(&[new_client], pools, now)?;
         Ok(clients.pop().unwrap())
     }
 }
@@ -51,14 +51,14 @@ fn leases_survive_reopening_and_the_revocation_of_others() {
     let store = Store::open(&state).unwrap();
     assert_eq!(store.clients().unwrap(), std::slice::from_ref(&b));
     let c = store.authorize("c", &key(), Lease::default(), &pools(), NOW).unwrap();
-    assert_eq!(c.lease.ipv4, Some("10.9.8.4".parse().unwrap()), "the former address of a rests");
+    assert_eq!(c.lease.ipv4, Some("10.9.8.4".parse().unwrap()), "the former address of a is in quarantine");
     assert_eq!(store.clients().unwrap(), [b, c]);
 }
 
 #[test]
-fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_first() {
+fn a_freed_address_returns_to_its_former_key_and_goes_to_others_last() {
     let dir = tempfile::tempdir().unwrap();
-    // .2 to .6
+    // The pool has the client addresses .2 to .6.
     let small = Pools::new(Some("10.9.8.0/29".parse().unwrap()), None).unwrap();
     let store = Store::open(dir.path()).unwrap();
     let keys: Vec<PublicKey> = (0..5).map(|_| key()).collect();
@@ -73,15 +73,14 @@ fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_fi
     store.revoke("c", NOW - 5).unwrap();
     drop(store);
     let store = Store::open(dir.path()).unwrap();
-    assert_eq!(authorize(&store, "again", &keys[2]), "10.9.8.4", "its own");
-    assert_eq!(authorize(&store, "d", &keys[3]), "10.9.8.5", "nobody's before");
-    assert_eq!(authorize(&store, "e", &keys[4]), "10.9.8.6", "nobody's before");
-    assert_eq!(authorize(&store, "f", &key()), "10.9.8.3", "longest free");
+    assert_eq!(authorize(&store, "again", &keys[2]), "10.9.8.4", "the address it held before");
+    assert_eq!(authorize(&store, "d", &keys[3]), "10.9.8.5", "never held before");
+    assert_eq!(authorize(&store, "e", &keys[4]), "10.9.8.6", "never held before");
+    assert_eq!(authorize(&store, "f", &key()), "10.9.8.3", "free for the longest time");
     assert_eq!(authorize(&store, "g", &key()), "10.9.8.2");
     let full = store.authorize("h", &key(), Lease::default(), &small, NOW).unwrap_err();
     assert!(matches!(full, StoreError::Pool(PoolError::Exhausted { .. })), "{full}");
-    // A client that is moved leaves an address too, and whoever asks for that address by name gets
-    // it.
+    // A client that is moved frees an address too, and a request for that address by name succeeds.
     let wanted = Lease { ipv4: Some("10.9.8.3".parse().unwrap()), ipv6: None };
     store.revoke("f", NOW).unwrap();
     store.authorize("g", &{ store.clients().unwrap()[3].public_key }, wanted, &small, NOW).unwrap();
@@ -89,7 +88,7 @@ fn a_freed_address_is_its_former_keys_or_goes_to_others_last_and_longest_free_fi
 }
 
 #[test]
-fn one_key_has_one_name_and_the_other_way_round() {
+fn each_key_has_one_name_and_each_name_one_key() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let key_a = key();
@@ -138,7 +137,7 @@ fn an_exhausted_pool_refuses_the_next_client_and_keeps_the_others() {
 }
 
 #[test]
-fn a_moved_pool_moves_its_clients_and_an_unmoved_one_nobody() {
+fn only_clients_of_a_changed_pool_get_new_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for name in ["a", "b", "c"] {
@@ -166,7 +165,7 @@ fn a_damaged_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
+fn a_second_opener_waits_and_then_reports_the_store_as_busy() {
     let dir = tempfile::tempdir().unwrap();
     let first = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
@@ -180,7 +179,7 @@ fn a_second_opener_waits_and_then_says_who_is_in_the_way() {
 }
 
 #[test]
-fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_refused() {
+fn an_older_store_format_is_upgraded_and_a_newer_one_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE);
     let first = schema::builder().create(&path).unwrap();
@@ -202,26 +201,28 @@ fn a_store_of_the_first_format_is_brought_to_the_present_one_and_a_later_one_ref
 }
 
 #[test]
-fn many_are_let_in_at_once_or_none_of_them() {
+fn a_batch_authorises_all_clients_or_none() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let newcomer = |name: &str, public_key| Newcomer {
+    let new_client = |name: &str, public_key| NewClient {
         name: name.into(),
         public_key,
         wanted: Lease::default(),
         reach: WantedReach::default(),
     };
     let (a, b) = (key(), key());
-    let clients = store.authorize_all(&[newcomer("a", a), newcomer("b", b)], &pools(), NOW).unwrap();
+    let clients = store.authorize_all(&[new_client("a", a), new_client("b", b)], &pools(), NOW).unwrap();
     let hosts: Vec<String> = clients.iter().map(|client| client.lease.ipv4.unwrap().to_string()).collect();
     assert_eq!(hosts, ["10.9.8.2", "10.9.8.3"]);
     assert_eq!(store.clients().unwrap(), clients);
-    // One name twice with two keys, one key under two names: also within a batch.
-    for wrong in [[newcomer("c", key()), newcomer("c", key())], [newcomer("c", key()), newcomer("d", a)]] {
+    // One name with two keys, or one key under two names, is refused within a batch too.
+    for wrong in
+        [[new_client("c", key()), new_client("c", key())], [new_client("c", key()), new_client("d", a)]]
+    {
         store.authorize_all(&wrong, &pools(), NOW).unwrap_err();
-        assert_eq!(store.clients().unwrap(), clients, "nobody was let in");
+        assert_eq!(store.clients().unwrap(), clients, "no client was authorised");
     }
-    let more = [newcomer("b", b), newcomer("c", key())];
+    let more = [new_client("b", b), new_client("c", key())];
     let more = store.authorize_all(&more, &pools(), NOW).unwrap();
     assert_eq!((&more[0], more[1].lease.ipv4), (&clients[1], Some("10.9.8.4".parse().unwrap())));
 }

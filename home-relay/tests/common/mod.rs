@@ -1,4 +1,4 @@
-//! A network namespace and a directory for one relay; both are gone when the test is, however it ends.
+//! A network namespace and a directory for one relay; both are removed when the test ends.
 #![expect(clippy::unwrap_used, reason = "a helper of tests: a panic is how it fails")]
 
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const RELAY: &str = env!("CARGO_BIN_EXE_home-relay");
-/// A debug build on a busy machine starts well within this.
+/// The time for a debug build to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a test works with.
+/// The environment of one test.
 pub(crate) struct Bench {
     dir: tempfile::TempDir,
-    /// Keeps the namespace alive.
+    /// A process that keeps the namespace alive.
     namespace: Running,
 }
 
@@ -21,19 +21,20 @@ pub(crate) struct Running(Child);
 
 impl Running {
     fn start(command: &[&str], log: Stdio) -> Self {
-        // Killed with the thread that started it, should the test itself be killed.
+        // The kernel kills the process with the thread that started it, should the test itself be
+        // killed.
         let mut child = Command::new("setpriv");
         child.args(["--pdeathsig", "KILL"]).args(command).stdin(Stdio::null()).stderr(log);
         Self(child.spawn().expect("setpriv (util-linux) is installed"))
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits for the process.
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// SIGTERM; the exit status.
+    /// Sends SIGTERM and returns the exit status.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -42,7 +43,7 @@ impl Running {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < late, "SIGTERM was not heeded");
+            assert!(Instant::now() < late, "the process does not end after SIGTERM");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -56,7 +57,7 @@ impl Drop for Running {
 }
 
 impl Bench {
-    /// A fresh namespace with its loopback up.
+    /// Creates a namespace with its loopback device up.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let namespace = Running::start(&["unshare", "-n", "sleep", "300"], Stdio::inherit());
@@ -72,17 +73,17 @@ impl Bench {
         bench
     }
 
-    /// A file of this test.
+    /// Returns the path of a file of this test.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The admin socket.
+    /// Returns the path of the admin socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.path("admin.sock")
     }
 
-    /// `init`, with everything in the test's directory; what it printed.
+    /// Runs `init` with every path in the test's directory, and returns its output.
     pub(crate) fn init(&self, ipv4: &str, ipv6: &str) -> String {
         let output = self.ok(&["init", "--listen", "127.0.0.1:8443", "--ipv4", ipv4, "--ipv6", ipv6]);
         let config = std::fs::read_to_string(self.path("relay.toml")).unwrap();
@@ -93,14 +94,14 @@ impl Bench {
         text(&output)
     }
 
-    /// Sets something; a section that `init` left empty is taken out first.
+    /// Appends a section to the configuration, and removes its empty heading that `init` wrote.
     pub(crate) fn append(&self, section: &str) {
         let config = std::fs::read_to_string(self.path("relay.toml")).unwrap();
         let heading = section.lines().next().unwrap();
         std::fs::write(self.path("relay.toml"), config.replace(heading, "") + section).unwrap();
     }
 
-    /// Lets an unprivileged user read what a start needs.
+    /// Lets an unprivileged user read the files that a start needs.
     pub(crate) fn give_to_nobody(&self) {
         let nobody = Some(65_534);
         for file in ["", "relay.toml", "relay.key", "state"] {
@@ -108,14 +109,14 @@ impl Bench {
         }
     }
 
-    /// A command of the relay that must succeed.
+    /// Runs a command of the relay that must succeed.
     pub(crate) fn ok(&self, args: &[&str]) -> Output {
         let output = self.relay(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
         output
     }
 
-    /// A command of the relay that must fail with status 1; its standard error.
+    /// Runs a command of the relay that must fail with status 1, and returns its standard error.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
         let output = self.relay(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
@@ -123,25 +124,25 @@ impl Bench {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// The exit status of a command of the relay.
+    /// Runs a command of the relay and returns its exit status.
     pub(crate) fn status(&self, args: &[&str]) -> Option<i32> {
         self.relay(args).output().unwrap().status.code()
     }
 
-    /// A command of the relay in the namespace that must succeed.
+    /// Runs a command of the relay in the namespace; it must succeed.
     pub(crate) fn run_inside(&self, args: &[&str]) {
         let config = self.path("relay.toml");
         self.inside(&[&[RELAY, "--config", config.to_str().unwrap()], args].concat());
     }
 
-    /// A command in the namespace that must succeed; its standard output.
+    /// Runs a command in the namespace that must succeed, and returns its standard output.
     pub(crate) fn inside(&self, command: &[&str]) -> String {
         let output = self.enter(command).output().unwrap();
         assert!(output.status.success(), "{command:?}: {output:?}");
         text(&output)
     }
 
-    /// A relay in the namespace, once it serves.
+    /// Starts a relay in the namespace and returns once it serves.
     pub(crate) fn serve(&self) -> Running {
         let namespace = self.namespace_argument();
         let config = self.path("relay.toml");
@@ -157,17 +158,17 @@ impl Bench {
         relay
     }
 
-    /// A relay in the namespace that must not come up, started through `wrapper`; its error.
+    /// Starts a relay in the namespace through `wrapper`; it must fail, and its error is returned.
     pub(crate) fn serve_fails(&self, wrapper: &[&str]) -> String {
         let config = self.path("relay.toml");
         let relay = [RELAY, "serve", "--config", config.to_str().unwrap()];
-        // A relay that does start is a failed test, not one that hangs.
+        // A relay that does start fails the test instead of blocking it.
         let output = self.enter(&[&["timeout", "20"], wrapper, &relay].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// Something else on the relay's port, until dropped.
+    /// Starts another program on the relay's port, which runs until dropped.
     pub(crate) fn occupy_port(&self) -> Running {
         let namespace = self.namespace_argument();
         let holder = Running::start(&["nsenter", &namespace, "iperf3", "-s", "-p", "8443"], Stdio::inherit());
@@ -179,7 +180,7 @@ impl Bench {
         holder
     }
 
-    /// No device, no rules, no socket.
+    /// Asserts that no device, no rules and no socket are left.
     pub(crate) fn assert_nothing_left(&self) {
         let links = self.inside(&["ip", "-o", "link"]);
         assert!(!links.contains("home0"), "{links}");
@@ -218,7 +219,7 @@ impl Drop for Bench {
     }
 }
 
-/// What a command printed.
+/// Returns the standard output of a command.
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! The tables of docs/security.md.
+//! The tables of docs/understand/security.md.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -93,7 +93,7 @@ pub(super) fn compare(tables: &str) -> Outcome {
     let differing = documented.lines().zip(tables.lines()).filter(|(old, new)| old != new);
     let lines: Vec<String> = differing.map(|(old, new)| format!("- {old}\n+ {new}")).collect();
     bail!(
-        "docs/security.md says otherwise than was measured (MATRIX=write writes it anew):\n{}",
+        "docs/understand/security.md says otherwise than was measured (MATRIX=write writes it anew):\n{}",
         lines.join("\n")
     )
 }
@@ -104,7 +104,7 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
     let (_, documented, _) = section(&text, EXCEPTIONS_BEGIN)?;
     ensure!(
         documented == table,
-        "docs/security.md says otherwise than was measured on this kernel, which is:\n{table}"
+        "docs/understand/security.md says otherwise than was measured on this kernel, which is:\n{table}"
     );
     Ok(())
 }
@@ -112,14 +112,14 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
 /// What is before a section of the document, in it, and behind it.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
     let (before, rest) =
-        text.split_once(begin).with_context(|| format!("docs/security.md has no {}", begin.trim()))?;
-    let (inside, after) = rest.split_once(END).context("docs/security.md has no end of the tables")?;
+        text.split_once(begin).with_context(|| format!("docs/understand/security.md has no {}", begin.trim()))?;
+    let (inside, after) = rest.split_once(END).context("docs/understand/security.md has no end of the tables")?;
     Ok((before, inside, after))
 }
 
 fn document() -> PathBuf {
     std::env::var_os("MATRIX_DOCUMENT")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/security.md"), PathBuf::from)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/understand/security.md"), PathBuf::from)
 }
 
 fn asked_for(what: &str) -> bool {

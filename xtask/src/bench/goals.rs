@@ -25,7 +25,7 @@ impl Goal {
     }
 }
 
-/// A line for each, for docs/benchmarks.md. What was not measured is not told.
+/// A line for each, for docs/measure/benchmarks.md. What was not measured is not told.
 pub(crate) fn markdown(goals: &[Goal]) -> String {
     let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();
     for goal in goals {

@@ -1,4 +1,4 @@
-//! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/benchmarks.md.
+//! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/measure/benchmarks.md.
 
 use anyhow::Result;
 use mobile_tests::peers::PeerKind;

@@ -1,4 +1,4 @@
-//! A bar for everyone, as SVG for docs/plots: medians, a whisker from least to greatest, the figure beside it.
+//! A bar for everyone, as SVG for docs/measure/plots: medians, a whisker from least to greatest, the figure beside it.
 //!
 //! Some rectangles and words need no library. Colours that are read on white and on black, and a background of its own, for
 //! it is shown on both.
@@ -31,7 +31,7 @@ const HEAD: f64 = 34.0;
 impl Plot<'_> {
     /// Writes it.
     pub(crate) fn write(&self) -> Result<()> {
-        let folder = shell::root().join("docs/plots");
+        let folder = shell::root().join("docs/measure/plots");
         fs::create_dir_all(&folder)?;
         let path = folder.join(self.file).with_extension("svg");
         fs::write(&path, self.svg()).with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! docs/metrics.md, of what the programs declare.
+//! docs/use/metrics.md, of what the programs declare.
 
 use std::fs;
 
@@ -16,15 +16,18 @@ mod mobile;
 mod home_relay;
 
 /// Where it is kept.
-const FILE: &str = "docs/metrics.md";
+const FILE: &str = "docs/use/metrics.md";
 
 const HEAD: &str = "\
 # Metrics
 
-Prometheus text over HTTP at `[metrics] listen`, path `/metrics`; off unless set. `/healthz` beside it answers 200 when the program does its work, otherwise 503 with the
-reason. Base units; counters end in `_total` and start with the process, unless said otherwise; nothing is labelled by pid, command or destination.
+Both programs serve Prometheus text over HTTP at `[metrics] listen`, path `/metrics`; the listener
+is off by default. The path `/healthz` answers 200 while the program works, otherwise 503 with the
+reason. Values have base units. Counters end in `_total` and start at zero with the process unless
+the table says otherwise. No metric is labelled by process, command or destination.
 
-Both packages bring alert rules and a Grafana dashboard: [operating.md](operating.md), \"Watching\". The tables below are what the programs declare: `cargo xtask gen` makes them.
+The packages bring alert rules and a Grafana dashboard: see [monitoring.md](monitoring.md). The
+tables below are generated from the programs' declarations: run `cargo xtask gen` after a change.
 ";
 
 /// What each program is called there, and what it declares.

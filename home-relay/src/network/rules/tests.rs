@@ -28,7 +28,7 @@ fn assert_has(text: &str, rule: &str) {
 }
 
 #[test]
-fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_case() {
+fn clients_are_isolated_by_default_and_the_mss_is_always_clamped() {
     let clamp = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
     for (isolate, drops) in [(true, 1), (false, 0)] {
         let text = Ruleset { isolate, ..ruleset() }.text();
@@ -40,7 +40,7 @@ fn clients_are_isolated_unless_told_otherwise_and_segments_fit_the_way_in_any_ca
 
 #[test]
 fn transit_is_dropped_in_the_family_whose_forwarding_the_relay_turned_on() {
-    let six = HostState { made_router: [false, true], ..HostState::default() };
+    let six = HostState { enabled_forwarding: [false, true], ..HostState::default() };
     for (transit, host, expected) in [
         (Transit::Auto, HostState::default(), [false, false]),
         (Transit::Auto, six, [false, true]),
@@ -55,7 +55,7 @@ fn transit_is_dropped_in_the_family_whose_forwarding_the_relay_turned_on() {
 }
 
 #[test]
-fn the_port_is_tracked_where_another_firewall_may_ask_for_it() {
+fn the_port_is_tracked_where_another_firewall_filters_this_host() {
     let firewall = HostState { has_firewall: true, ..HostState::default() };
     for (track, host, expected) in [
         (Tracking::Auto, HostState::default(), true),
@@ -72,7 +72,7 @@ fn the_port_is_tracked_where_another_firewall_may_ask_for_it() {
 }
 
 #[test]
-fn clients_of_one_reach_share_a_chain_and_those_of_the_common_one_need_none() {
+fn clients_with_the_same_reach_share_a_chain() {
     let address = |text: &str| text.parse::<IpAddr>().unwrap();
     let (all, internet): (Reach, Reach) = ("all".parse().unwrap(), "internet".parse().unwrap());
     let lan: Reach = "internet,192.168.1.0/24".parse().unwrap();
@@ -84,7 +84,7 @@ fn clients_of_one_reach_share_a_chain_and_those_of_the_common_one_need_none() {
     ];
     let rules = Ruleset { reach: internet, reach_of, resolvers: vec![address("192.168.9.9")], ..ruleset() };
     let text = rules.text();
-    assert!(rules.is_needed());
+    assert!(rules.is_required());
     assert_has(&text, "ip saddr { 10.77.0.2 } goto reach1");
     assert_has(&text, "ip6 saddr { fd12::2 } goto reach1");
     assert_has(&text, "ip saddr { 10.77.0.3 } goto reach2");
@@ -97,7 +97,7 @@ fn clients_of_one_reach_share_a_chain_and_those_of_the_common_one_need_none() {
 }
 
 #[test]
-fn without_limits_there_is_no_rule_for_them() {
+fn disabled_limits_have_no_rules() {
     let text = Ruleset { connections: 0, connection_rate: 0, ..ruleset() }.text();
     assert!(!text.contains("ct count") && !text.contains("limit rate"), "{text}");
     let text = ruleset().text();
@@ -109,7 +109,7 @@ fn without_limits_there_is_no_rule_for_them() {
 }
 
 #[test]
-fn what_packets_put_into_sets_is_no_change_of_the_table() {
+fn set_elements_added_by_packets_do_not_count_as_a_change_of_the_table() {
     let empty =
         "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t}\n\n\tset fixed {\n\t\telements = { 1 }\n\t}\n}\n";
     let filled = "table inet t {\n\tset rate4 {\n\t\tsize 9\n\t\telements = { 1.2.3.4 limit rate over 1/second,\n\t\t\t\
@@ -119,7 +119,7 @@ fn what_packets_put_into_sets_is_no_change_of_the_table() {
 }
 
 #[test]
-fn the_kernel_takes_every_kind_of_rule() {
+fn the_kernel_accepts_every_kind_of_rule() {
     let rules = Ruleset {
         reach: "internet,10.1.0.0/16,fd77::/32".parse().unwrap(),
         reach_of: vec![
@@ -128,11 +128,11 @@ fn the_kernel_takes_every_kind_of_rule() {
         ],
         resolvers: vec!["10.77.0.1".parse().unwrap(), "fd12::1".parse().unwrap()],
         open: vec!["fd12::/64".parse().unwrap()],
-        host: HostState { made_router: [true, true], ..HostState::default() },
+        host: HostState { enabled_forwarding: [true, true], ..HostState::default() },
         ..ruleset()
     };
     // Checking a ruleset takes root; the end-to-end cases run as root.
-    if let Err(error) = rules.try_out() {
+    if let Err(error) = rules.check_rules() {
         let error = format!("{error:#}");
         assert!(error.contains("ermitted") || error.contains("not installed"), "{error}\n{}", rules.text());
     }

@@ -1,8 +1,8 @@
-//! With a clock of our own.
+//! Tests the limiter with a simulated clock.
 
 use proptest::prelude::*;
 
-use super::known::{KNOWN_FOR, MAX_KNOWN, MAX_PER_KEY};
+use super::known_sources::{KNOWN_FOR, MAX_KNOWN, MAX_PER_KEY};
 use super::*;
 
 fn limits() -> Limits {
@@ -15,7 +15,7 @@ fn limits() -> Limits {
     }
 }
 
-fn four(host: u32) -> IpAddr {
+fn ipv4(host: u32) -> IpAddr {
     IpAddr::V4((0x0a00_0000 + host).into())
 }
 
@@ -25,106 +25,107 @@ fn key(number: u32) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-/// So many of `count` attempts at one moment are let in; each ends at once.
-fn let_in(limiter: &mut Limiter, now: Instant, address: IpAddr, count: usize) -> usize {
-    let attempt = |limiter: &mut Limiter| limiter.admit(now, address).map(|ticket| limiter.end(&ticket));
+/// Makes `count` attempts at one moment, each ending at once, and returns how many are admitted.
+fn admitted(limiter: &mut HandshakeLimiter, now: Instant, address: IpAddr, count: usize) -> usize {
+    let attempt =
+        |limiter: &mut HandshakeLimiter| limiter.admit(now, address).map(|permit| limiter.end(&permit));
     (0..count).filter(|_| attempt(limiter).is_ok()).count()
 }
 
 #[test]
-fn a_source_has_its_burst_and_then_its_rate_and_others_have_theirs() {
-    let mut limiter = Limiter::new(limits());
+fn each_source_has_its_own_burst_and_rate() {
+    let mut limiter = HandshakeLimiter::new(limits());
     let start = Instant::now();
-    assert_eq!(let_in(&mut limiter, start, four(1), 100), 20, "10 seconds' worth");
-    assert_eq!(limiter.admit(start, four(1)).unwrap_err(), Handshake::SourceRate);
-    assert_eq!(let_in(&mut limiter, start + Duration::from_secs(3), four(1), 100), 6);
+    assert_eq!(admitted(&mut limiter, start, ipv4(1), 100), 20, "10 seconds' worth");
+    assert_eq!(limiter.admit(start, ipv4(1)).unwrap_err(), HandshakeResult::SourceRate);
+    assert_eq!(admitted(&mut limiter, start + Duration::from_secs(3), ipv4(1), 100), 6);
     assert_eq!(
-        let_in(&mut limiter, start + Duration::from_secs(3), four(2), 100),
+        admitted(&mut limiter, start + Duration::from_secs(3), ipv4(2), 100),
         14,
         "of all strangers' 20"
     );
-    assert_eq!(limiter.admit(start + Duration::from_secs(3), four(3)).unwrap_err(), Handshake::Rate);
+    assert_eq!(limiter.admit(start + Duration::from_secs(3), ipv4(3)).unwrap_err(), HandshakeResult::Rate);
 }
 
 #[test]
 fn one_ipv6_network_is_one_source() {
-    let mut limiter = Limiter::new(limits());
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
     let of = |text: &str| text.parse::<IpAddr>().unwrap();
-    assert_eq!(let_in(&mut limiter, now, of("2001:db8::1"), 19), 19);
-    assert_eq!(let_in(&mut limiter, now, of("2001:db8::2:0:0:1"), 9), 1, "the same /64");
+    assert_eq!(admitted(&mut limiter, now, of("2001:db8::1"), 19), 19);
+    assert_eq!(admitted(&mut limiter, now, of("2001:db8::2:0:0:1"), 9), 1, "the same /64");
     let later = now + ALL_BURST;
-    assert_eq!(let_in(&mut limiter, later, of("2001:db8:0:1::1"), 9), 9, "the next");
+    assert_eq!(admitted(&mut limiter, later, of("2001:db8:0:1::1"), 9), 9, "the next");
 }
 
 #[test]
-fn a_flood_of_strangers_does_not_shut_out_those_who_are_known() {
-    let mut limiter = Limiter::new(limits());
+fn a_flood_of_strangers_does_not_lock_out_known_sources() {
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
-    limiter.proved(now, key(1), four(1));
-    let flood: Vec<_> = (100..200).filter_map(|host| limiter.admit(now, four(host)).ok()).collect();
+    limiter.record_proof(now, key(1), ipv4(1));
+    let flood: Vec<_> = (100..200).filter_map(|host| limiter.admit(now, ipv4(host)).ok()).collect();
     assert_eq!(flood.len(), 12, "three quarters of what may be half open");
-    assert_eq!(limiter.admit(now, four(2)).unwrap_err(), Handshake::Busy);
-    let ticket = limiter.admit(now, four(1)).unwrap();
-    limiter.end(&ticket);
-    flood.iter().for_each(|ticket| limiter.end(ticket));
-    assert_eq!((200..300).map(|host| let_in(&mut limiter, now, four(host), 1)).sum::<usize>(), 8);
-    assert_eq!(let_in(&mut limiter, now, four(1), 1000), 199, "ten times a stranger's burst");
-    // The next day it is a stranger again, and would be if it never came back.
-    assert_eq!(let_in(&mut limiter, now + KNOWN_FOR, four(1), 1000), 20);
+    assert_eq!(limiter.admit(now, ipv4(2)).unwrap_err(), HandshakeResult::Busy);
+    let permit = limiter.admit(now, ipv4(1)).unwrap();
+    limiter.end(&permit);
+    flood.iter().for_each(|permit| limiter.end(permit));
+    assert_eq!((200..300).map(|host| admitted(&mut limiter, now, ipv4(host), 1)).sum::<usize>(), 8);
+    assert_eq!(admitted(&mut limiter, now, ipv4(1), 1000), 199, "ten times a stranger's burst");
+    // The next day the source is a stranger again.
+    assert_eq!(admitted(&mut limiter, now + KNOWN_FOR, ipv4(1), 1000), 20);
 }
 
 #[test]
 fn half_open_connections_of_one_source_are_bounded() {
-    let mut limiter = Limiter::new(limits());
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
-    let held: Vec<_> = (0..2).map(|_| limiter.admit(now, four(1)).unwrap()).collect();
-    assert_eq!(limiter.admit(now, four(1)).unwrap_err(), Handshake::SourceBusy);
+    let held: Vec<_> = (0..2).map(|_| limiter.admit(now, ipv4(1)).unwrap()).collect();
+    assert_eq!(limiter.admit(now, ipv4(1)).unwrap_err(), HandshakeResult::SourceBusy);
     limiter.end(&held[0]);
-    assert!(limiter.admit(now, four(1)).is_ok());
+    assert!(limiter.admit(now, ipv4(1)).is_ok());
 }
 
 #[test]
-fn one_known_source_does_not_use_up_what_is_kept_for_the_known() {
-    let mut limiter = Limiter::new(Limits { half_open: 64, half_open_per_source: 10, ..limits() });
+fn one_known_source_cannot_use_up_the_reserve_for_known_sources() {
+    let mut limiter = HandshakeLimiter::new(Limits { half_open: 64, half_open_per_source: 10, ..limits() });
     let now = Instant::now();
-    (1..=2).for_each(|host| limiter.proved(now, key(host), four(host)));
-    let abuse: Vec<_> = (0..100).filter_map(|_| limiter.admit(now, four(1)).ok()).collect();
+    (1..=2).for_each(|host| limiter.record_proof(now, key(host), ipv4(host)));
+    let abuse: Vec<_> = (0..100).filter_map(|_| limiter.admit(now, ipv4(1)).ok()).collect();
     assert_eq!(abuse.len(), 8, "an eighth, and not ten times a stranger's ten");
-    assert_eq!(limiter.admit(now, four(1)).unwrap_err(), Handshake::SourceBusy);
-    assert!(limiter.admit(now, four(2)).is_ok());
+    assert_eq!(limiter.admit(now, ipv4(1)).unwrap_err(), HandshakeResult::SourceBusy);
+    assert!(limiter.admit(now, ipv4(2)).is_ok());
 }
 
 #[test]
-fn one_key_does_not_make_a_whole_prefix_known() {
-    let mut limiter = Limiter::new(limits());
+fn one_key_keeps_only_a_few_sources_known() {
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
     let network =
         |number: u32| IpAddr::from(Ipv6Addr::from_bits((0x2001_0db8 << 96) | u128::from(number) << 64));
-    limiter.proved(now, key(1), four(1));
+    limiter.record_proof(now, key(1), ipv4(1));
     for number in 0..65_536 {
-        limiter.proved(now, key(2), network(number));
+        limiter.record_proof(now, key(2), network(number));
     }
     assert_eq!(limiter.known.len(), MAX_PER_KEY + 1);
-    let known = |limiter: &Limiter, address| limiter.known.contains(now, source_of(address));
-    assert!(known(&limiter, four(1)), "of another key");
+    let known = |limiter: &HandshakeLimiter, address| limiter.known.contains(now, source_of(address));
+    assert!(known(&limiter, ipv4(1)), "of another key");
     assert!(known(&limiter, network(65_535)) && !known(&limiter, network(0)), "the latest stay");
-    // Where it was seen again is none of the oldest.
-    limiter.proved(now, key(2), network(65_532));
-    limiter.proved(now, key(2), network(7));
+    // A source seen again is no longer the oldest.
+    limiter.record_proof(now, key(2), network(65_532));
+    limiter.record_proof(now, key(2), network(7));
     assert!(known(&limiter, network(65_532)) && !known(&limiter, network(65_533)));
 }
 
 #[test]
-fn where_a_revoked_key_was_is_no_longer_known_unless_others_are_there() {
-    let mut limiter = Limiter::new(limits());
+fn revoking_a_key_forgets_its_sources_unless_other_keys_were_proved_there() {
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
-    limiter.proved(now, key(1), four(1));
-    limiter.proved(now, key(1), four(2));
-    limiter.proved(now + KNOWN_FOR / 2, key(2), four(2));
-    limiter.proved(now, key(3), four(2));
+    limiter.record_proof(now, key(1), ipv4(1));
+    limiter.record_proof(now, key(1), ipv4(2));
+    limiter.record_proof(now + KNOWN_FOR / 2, key(2), ipv4(2));
+    limiter.record_proof(now, key(3), ipv4(2));
     limiter.forget(&key(1));
-    let known = |limiter: &Limiter, after, host| limiter.known.contains(now + after, four(host));
+    let known = |limiter: &HandshakeLimiter, after, host| limiter.known.contains(now + after, ipv4(host));
     assert!(!known(&limiter, Duration::ZERO, 1));
     assert!(known(&limiter, KNOWN_FOR, 2));
     limiter.forget(&key(2));
@@ -134,49 +135,50 @@ fn where_a_revoked_key_was_is_no_longer_known_unless_others_are_there() {
 }
 
 #[test]
-fn other_limits_hold_from_now_on() {
-    let mut limiter = Limiter::new(limits());
+fn changed_limits_apply_at_once() {
+    let mut limiter = HandshakeLimiter::new(limits());
     let now = Instant::now();
-    assert_eq!(let_in(&mut limiter, now, four(1), 100), 20);
+    assert_eq!(admitted(&mut limiter, now, ipv4(1), 100), 20);
     limiter.set_limits(Limits { handshake_rate: 100, handshake_rate_per_source: 4, ..limits() });
-    assert_eq!(let_in(&mut limiter, now + Duration::from_secs(1), four(1), 100), 4);
+    assert_eq!(admitted(&mut limiter, now + Duration::from_secs(1), ipv4(1), 100), 4);
 }
 
 #[test]
-fn tables_are_bounded_and_a_source_without_room_has_the_limits_of_all() {
-    let mut limiter = Limiter::new(Limits { handshake_rate: 100_000, half_open: 100_000, ..limits() });
+fn tables_are_bounded_and_a_source_without_an_entry_has_the_limits_of_all() {
+    let mut limiter =
+        HandshakeLimiter::new(Limits { handshake_rate: 100_000, half_open: 100_000, ..limits() });
     let now = Instant::now();
     for host in 0..20_000 {
-        limiter.proved(now, key(host), four(host));
-        assert_eq!(let_in(&mut limiter, now, four(1_000_000 + host), 1), 1);
+        limiter.record_proof(now, key(host), ipv4(host));
+        assert_eq!(admitted(&mut limiter, now, ipv4(1_000_000 + host), 1), 1);
     }
     assert_eq!((limiter.sources.len(), limiter.known.len()), (MAX_SOURCES, MAX_KNOWN));
-    assert_eq!(let_in(&mut limiter, now, four(1_000_000), 100), 19, "who is in the table stays in it");
-    assert_eq!(let_in(&mut limiter, now, four(2_000_000), 100), 100);
-    // Once their buckets are full again the others make room.
+    assert_eq!(admitted(&mut limiter, now, ipv4(1_000_000), 100), 19, "who is in the table stays in it");
+    assert_eq!(admitted(&mut limiter, now, ipv4(2_000_000), 100), 100);
+    // The other sources make room once their buckets are full again.
     let later = now + SOURCE_BURST;
-    assert_eq!(let_in(&mut limiter, later, four(2_000_000), 100), 20);
+    assert_eq!(admitted(&mut limiter, later, ipv4(2_000_000), 100), 20);
     assert!(limiter.sources.len() < 10);
 }
 
 proptest! {
-    /// Whatever comes when, no source gets more than its burst and its rate, strangers together neither, and what is
-    /// half open is counted right.
+    /// Checks that no sequence of events gives a source more than its burst and rate, nor all
+    /// strangers together, and that half-open connections are counted correctly.
     #[test]
-    fn no_order_of_events_gets_around_the_limits(
+    fn no_sequence_of_events_evades_the_limits(
         events in proptest::collection::vec((0_u64..400, 0_u32..4, any::<bool>()), 1..300),
     ) {
         let start = Instant::now();
-        let mut limiter = Limiter::new(limits());
+        let mut limiter = HandshakeLimiter::new(limits());
         let (mut elapsed, mut open, mut total) = (0, Vec::new(), [0_u32; 4]);
         for (pause, host, ends) in events {
             elapsed += pause;
-            if let Ok(ticket) = limiter.admit(start + Duration::from_millis(elapsed), four(host)) {
+            if let Ok(permit) = limiter.admit(start + Duration::from_millis(elapsed), ipv4(host)) {
                 total[host as usize] += 1;
-                open.push(ticket);
+                open.push(permit);
             }
-            if ends && let Some(ticket) = open.pop() {
-                limiter.end(&ticket);
+            if ends && let Some(permit) = open.pop() {
+                limiter.end(&permit);
             }
             prop_assert_eq!(limiter.half_open, open.len());
             prop_assert!(open.len() <= 12);

@@ -1,4 +1,4 @@
-//! What strangers, and clients that are broken, can do at the relay's port: with the real protocol.
+//! Tests what strangers and broken clients can do at the relay's port, with the real protocol.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -11,14 +11,14 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 
-/// A connection from another of loopback's addresses.
+/// Connects from another loopback address.
 pub(super) async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
     socket.connect(relay.address).await
 }
 
-/// The end of a connection: orderly, or by a reset.
+/// Waits for the end of a connection, orderly or by a reset.
 async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     soon(async {
         let mut buffer = [0; 1024];
@@ -28,7 +28,7 @@ async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     true
 }
 
-/// Writes one byte after another, slowly, until the other side has had enough.
+/// Writes one byte after another, slowly, until the other end closes.
 async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]) {
     for byte in bytes {
         if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
@@ -38,8 +38,8 @@ async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]
     }
 }
 
-/// The first bytes a client sends in TLS, and in the session.
-fn first_words() -> [Vec<u8>; 2] {
+/// Returns the first bytes that a client sends, in TLS and in the session.
+fn first_messages() -> [Vec<u8>; 2] {
     let key = PrivateKey::generate().unwrap();
     let config = tls::client_config(&key, key.public());
     let name = rustls::pki_types::ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
@@ -53,10 +53,10 @@ fn first_words() -> [Vec<u8>; 2] {
 }
 
 #[tokio::test]
-async fn a_slow_sender_has_one_deadline_for_all_it_sends() {
+async fn a_slow_sender_has_one_deadline_for_the_whole_handshake() {
     let relay = TestRelay::start(&Limits { handshake_timeout: 1, ..Limits::default() });
-    let key = relay.admit(2);
-    let [client_hello, hello] = first_words();
+    let key = relay.authorize(2);
+    let [client_hello, hello] = first_messages();
     assert!(client_hello.len() > 20 && hello.len() > 20, "longer than the deadline at this pace");
     let start = Instant::now();
     let mut in_tls = TcpStream::connect(relay.address).await.unwrap();
@@ -64,15 +64,15 @@ async fn a_slow_sender_has_one_deadline_for_all_it_sends() {
     tokio::join!(dribble(&mut in_tls, &client_hello[..20]), dribble(&mut in_hello, &hello[..20]));
     assert!(is_closed(&mut in_tls).await && is_closed(&mut in_hello).await);
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
-    eventually(async || relay.metrics.handshakes(Handshake::Timeout) == 2).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Timeout) == 2).await;
     assert_eq!(relay.metrics.half_open.get(), 0);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
 #[tokio::test]
-async fn garbage_is_counted_and_harms_nobody() {
+async fn garbage_is_counted_and_affects_no_client() {
     let relay = TestRelay::start(&Limits::default());
-    let [client_hello, _] = first_words();
+    let [client_hello, _] = first_messages();
     let mut cut = client_hello.clone();
     cut.iter_mut().skip(60).for_each(|byte| *byte ^= 0x5a);
     let random: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
@@ -89,33 +89,33 @@ async fn garbage_is_counted_and_harms_nobody() {
         tcp.shutdown().await.unwrap();
         assert!(is_closed(&mut tcp).await);
     }
-    eventually(async || relay.metrics.handshakes(Handshake::Tls) == all.len() as u64).await;
-    let key = relay.admit(2);
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Tls) == all.len() as u64).await;
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// Tests that a long ClientHello is cut off: rustls would collect 64 KiB from each of a thousand
+/// Checks that a long ClientHello is cut off: rustls would collect 64 KiB from each of a thousand
 /// strangers.
 #[tokio::test]
 async fn a_client_hello_that_is_too_long_is_cut_off_and_counted() {
     let relay = TestRelay::start(&Limits::default());
     let mut tcp = TcpStream::connect(relay.address).await.unwrap();
     // One message of 64 KiB less a byte, which never ends.
-    let mut said = vec![0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff];
-    said.resize(5 + 0x3fff, 0);
-    tcp.write_all(&said).await.unwrap();
+    let mut sent = vec![0x16, 3, 1, 0x3f, 0xff, 1, 0, 0xff, 0xff];
+    sent.resize(5 + 0x3fff, 0);
+    tcp.write_all(&sent).await.unwrap();
     assert!(is_closed(&mut tcp).await);
-    eventually(async || relay.metrics.handshakes(Handshake::Oversized) == 1).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Oversized) == 1).await;
     assert_eq!(relay.metrics.half_open.get(), 0);
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
 #[tokio::test]
-async fn an_old_handshake_sent_again_is_nothing() {
+async fn a_replayed_handshake_opens_no_path() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
-    // Between the two, somebody who keeps what the client says.
+    let key = relay.authorize(2);
+    // A proxy between the two records what the client sends.
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let middle = proxy.local_addr().unwrap();
     let address = relay.address;
@@ -124,13 +124,13 @@ async fn an_old_handshake_sent_again_is_nothing() {
         let far = TcpStream::connect(address).await.unwrap();
         let ((mut near_in, mut near_out), (mut far_in, mut far_out)) = (near.into_split(), far.into_split());
         let back = tokio::spawn(async move { tokio::io::copy(&mut far_in, &mut near_out).await });
-        let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+        let (mut recorded, mut buffer) = (Vec::new(), [0; 4096]);
         while let Ok(length @ 1..) = near_in.read(&mut buffer).await {
-            said.extend_from_slice(&buffer[..length]);
+            recorded.extend_from_slice(&buffer[..length]);
             far_out.write_all(&buffer[..length]).await.unwrap();
         }
         back.abort();
-        said
+        recorded
     });
     let mut client = TestClient::new(1);
     let tcp = TcpStream::connect(middle).await.unwrap();
@@ -138,26 +138,26 @@ async fn an_old_handshake_sent_again_is_nothing() {
     client.handle.open_path(PathId(1), stream);
     client.event(|event| matches!(event, Event::PathReady { .. }).then_some(())).await;
     client.move_to(&relay, &key, 2).await;
-    let said = soon(recording).await.unwrap();
-    assert!(said.len() > 300, "a whole handshake, and a HELLO: {}", said.len());
+    let recorded = soon(recording).await.unwrap();
+    assert!(recorded.len() > 300, "a whole handshake, and a HELLO: {}", recorded.len());
     let before = relay.registry.sessions().await;
 
     let mut replay = TcpStream::connect(relay.address).await.unwrap();
-    replay.write_all(&said).await.unwrap();
-    // There is no more to say it with.
+    replay.write_all(&recorded).await.unwrap();
+    // The replay has nothing more to send.
     replay.shutdown().await.unwrap();
     assert!(is_closed(&mut replay).await);
-    eventually(async || relay.metrics.handshakes(Handshake::Tls) == 1).await;
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Tls) == 1).await;
     let after = relay.registry.sessions().await;
     assert_eq!((before[0].session.as_str(), 1), (after[0].session.as_str(), after[0].paths.len()));
-    assert_eq!(relay.metrics.handshakes(Handshake::Opened), 1);
+    assert_eq!(relay.metrics.handshakes(HandshakeResult::Opened), 1);
 }
 
 #[tokio::test]
 async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
     let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1, ..Limits::default() });
     for _ in 0..20 {
-        // Refused by a reset, which may come before the connection is known to be there.
+        // The relay refuses with a reset, which may arrive before connect() returns.
         if let Ok(mut tcp) = from(&relay, "127.0.0.2").await {
             let _ = tcp.write_all(b"no TLS at all, and long enough to be known as such").await;
             assert!(is_closed(&mut tcp).await);
@@ -165,14 +165,15 @@ async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
     }
     eventually(async || {
         let count = |result| relay.metrics.handshakes(result);
-        count(Handshake::SourceRate) >= 8 && count(Handshake::SourceRate) + count(Handshake::Tls) == 20
+        count(HandshakeResult::SourceRate) >= 8
+            && count(HandshakeResult::SourceRate) + count(HandshakeResult::Tls) == 20
     })
     .await;
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// The time in which 19 of 20 handshakes are done.
+/// Returns the time in which 19 of 20 handshakes complete.
 async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
     let mut times = Vec::new();
     for _ in 0..count {
@@ -186,9 +187,10 @@ async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
     times[count * 95 / 100]
 }
 
-/// A thousand connections a second, from as many sources as there are, each with a ClientHello that is not finished.
+/// Opens a thousand connections per second from as many sources as possible, each with an
+/// unfinished ClientHello, and returns their number.
 fn flood(to: SocketAddr, over: &AtomicBool) -> usize {
-    let [client_hello, _] = first_words();
+    let [client_hello, _] = first_messages();
     let mut sent = 0;
     let start = Instant::now();
     while !over.load(Ordering::Relaxed) {
@@ -218,7 +220,7 @@ fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<std::net::TcpS
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_known_client_connects_through_a_flood_of_a_thousand_a_second() {
     let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1000, ..Limits::default() });
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     TestClient::new(1).move_to(&relay, &key, 1).await;
     let idle = p95(&relay, &key, 100).await;
     let over = Arc::new(AtomicBool::new(false));
@@ -229,16 +231,16 @@ async fn a_known_client_connects_through_a_flood_of_a_thousand_a_second() {
     over.store(true, Ordering::Relaxed);
     let sent = flooding.join().unwrap();
     eprintln!("p95 of a handshake: {idle:?} idle, {busy:?} beside {sent} strangers");
-    assert!(relay.metrics.handshakes(Handshake::Rate) > 0, "the strangers were held to their rate");
-    // What is measured on a machine that does nothing else is twice the idle time at most.
+    assert!(relay.metrics.handshakes(HandshakeResult::Rate) > 0, "the strangers were held to their rate");
+    // On an idle machine the measured time is at most twice the time without the flood.
     assert!(busy < idle * 10 + Duration::from_millis(50), "{idle:?} {busy:?}");
 }
 
 const CHILD: &str = "HOME_RELAY_RECONNECT_CHILD";
 const RECONNECTS: u32 = 10_000;
 
-/// What this process holds: descriptors, and resident KiB.
-fn holds() -> (usize, usize) {
+/// Returns the number of open descriptors and the resident KiB of this process.
+fn resource_usage() -> (usize, usize) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let rss = line.trim().trim_end_matches(" kB").parse().unwrap();
@@ -248,7 +250,8 @@ fn holds() -> (usize, usize) {
 #[test]
 fn ten_thousand_reconnects_leave_nothing_behind() {
     if std::env::var_os(CHILD).is_none() {
-        // A process of its own: descriptors and memory are the whole process's.
+        // Use a process of its own, because descriptors and memory are counted for the whole
+        // process.
         let name = "server::tests::abuse::ten_thousand_reconnects_leave_nothing_behind";
         let mut command = Command::new(std::env::current_exe().unwrap());
         let done = command.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
@@ -259,35 +262,35 @@ fn ten_thousand_reconnects_leave_nothing_behind() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let relay = TestRelay::start(&Limits { handshake_rate_per_source: 1_000_000, ..Limits::default() });
-        let key = relay.admit(2);
+        let key = relay.authorize(2);
         let mut client = TestClient::new(1);
         let mut early = (0, 0);
         for path in 1..=RECONNECTS {
             client.move_to(&relay, &key, path).await;
             if path == RECONNECTS / 5 {
-                early = holds();
+                early = resource_usage();
             }
         }
         eventually(async || relay.metrics.paths.get() == 1 && relay.metrics.half_open.get() == 0).await;
-        let late = holds();
+        let late = resource_usage();
         eprintln!(
             "descriptors and resident KiB after {}: {early:?}, after {RECONNECTS}: {late:?}",
             RECONNECTS / 5
         );
         let sessions = relay.registry.sessions().await;
         assert_eq!((sessions.len(), sessions[0].paths.len()), (1, 1));
-        assert_eq!(relay.metrics.handshakes(Handshake::Resumed), u64::from(RECONNECTS) - 1);
+        assert_eq!(relay.metrics.handshakes(HandshakeResult::Resumed), u64::from(RECONNECTS) - 1);
         assert!(late.0 <= early.0 + 4, "{early:?} {late:?}");
-        // 8,000 more: a leak of 256 bytes for each would be seen.
+        // 8,000 more reconnects: a leak of 256 bytes for each would be noticed.
         assert!(late.1 <= early.1 + 2048, "{early:?} {late:?}");
     });
 }
 
-/// Log lines, kept.
+/// A log writer that collects all lines.
 #[derive(Clone, Default)]
-struct Kept(Arc<std::sync::Mutex<Vec<u8>>>);
+struct LogBuffer(Arc<std::sync::Mutex<Vec<u8>>>);
 
-impl io::Write for Kept {
+impl io::Write for LogBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -298,24 +301,24 @@ impl io::Write for Kept {
     }
 }
 
-/// What this thread logs from now on.
-fn log() -> (Kept, tracing::subscriber::DefaultGuard) {
-    let log = Kept::default();
-    let kept = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || kept.clone()).finish();
+/// Starts collecting what this thread logs.
+fn log() -> (LogBuffer, tracing::subscriber::DefaultGuard) {
+    let log = LogBuffer::default();
+    let buffer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || buffer.clone()).finish();
     (log, tracing::subscriber::set_default(subscriber))
 }
 
-/// How many lines hold `words`.
-fn lines(log: &Kept, words: &str) -> usize {
+/// Returns the number of log lines that contain `words`.
+fn lines(log: &LogBuffer, words: &str) -> usize {
     String::from_utf8_lossy(&log.0.lock().unwrap()).lines().filter(|line| line.contains(words)).count()
 }
 
 #[tokio::test]
-async fn a_client_that_switches_without_end_does_not_fill_the_log() {
+async fn a_client_that_switches_paths_continuously_does_not_fill_the_log() {
     let (log, _guard) = log();
     let relay = TestRelay::start(&Limits::default());
-    let (key, other) = (relay.admit(2), relay.admit(3));
+    let (key, other) = (relay.authorize(2), relay.authorize(3));
     let mut client = TestClient::new(1);
     let both = vec![PathId(1), PathId(2)];
     for path in &both {
@@ -331,7 +334,7 @@ async fn a_client_that_switches_without_end_does_not_fill_the_log() {
     }
     eventually(async || relay.metrics.handovers.get() == 199).await;
     assert!((10..=40).contains(&lines(&log, "path active")), "{}", lines(&log, "path active"));
-    // Others are heard.
+    // Other clients are still logged.
     TestClient::new(2).move_to(&relay, &other, 1).await;
     assert_eq!(lines(&log, "session opened"), 2);
 }
@@ -349,10 +352,10 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
 
-/// Connects a TLS client that offers the key `offered` and signs with another one, as anybody can
-/// who has only read a public key.
+/// Returns a TLS configuration that offers the key `offered` and signs with another one, as anybody
+/// can who has only read a public key.
 fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> {
-    // RFC 8410: the fixed parts of an Ed25519 key, public and private.
+    // RFC 8410: the constant parts of an Ed25519 key, public and private.
     let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], offered.as_bytes()].concat();
     let pkcs8 =
         [&b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"[..], &[77; 32]].concat();
@@ -366,33 +369,33 @@ fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> 
 }
 
 #[tokio::test]
-async fn a_prober_learns_nothing_of_a_key_it_does_not_hold_and_leaves_no_trace() {
+async fn a_prober_cannot_tell_whether_a_key_it_does_not_hold_is_authorised() {
     let (log, _guard) = log();
     let relay = TestRelay::start(&Limits::default());
-    let client = relay.admit(2).public();
+    let client = relay.authorize(2).public();
     let stranger = PrivateKey::generate().unwrap().public();
-    let mut told = Vec::new();
+    let mut refusals = Vec::new();
     for offered in [client, stranger] {
         let tcp = from(&relay, "127.0.0.9").await.unwrap();
         let refused = match tls::connect(&unproved(&relay, offered), tcp, PATIENCE).await {
             Ok(mut stream) => soon(stream.read(&mut [0; 1]))
                 .await
-                .map_or_else(|error| tls::classify(&error), |_| panic!("let in")),
+                .map_or_else(|error| tls::classify(&error), |_| panic!("the connection was accepted")),
             Err(cause) => cause,
         };
-        told.push(refused);
+        refusals.push(refused);
     }
-    assert_eq!(told[0], told[1]);
-    assert_ne!(told[0], tls::HandshakeFailure::Refused);
-    eventually(async || relay.metrics.handshakes(Handshake::Tls) == 2).await;
-    assert_eq!(relay.metrics.handshakes(Handshake::Unauthorized), 0);
+    assert_eq!(refusals[0], refusals[1]);
+    assert_ne!(refusals[0], tls::HandshakeFailure::Refused);
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Tls) == 2).await;
+    assert_eq!(relay.metrics.handshakes(HandshakeResult::Unauthorized), 0);
     assert_eq!(lines(&log, "refused"), 0, "{}", String::from_utf8_lossy(&log.0.lock().unwrap()));
 
-    // A key that is proved but unknown is refused by name and logged, as before.
+    // A key that is proved but unknown is refused by name and logged.
     let known_to_nobody = PrivateKey::generate().unwrap();
     let mut stream = relay.tls(&known_to_nobody).await.unwrap();
     let refused = soon(stream.read(&mut [0; 1])).await.unwrap_err();
     assert_eq!(tls::classify(&refused), tls::HandshakeFailure::Refused);
-    eventually(async || relay.metrics.handshakes(Handshake::Unauthorized) == 1).await;
-    assert_eq!(lines(&log, "refused: a client whose key is not authorised"), 1);
+    eventually(async || relay.metrics.handshakes(HandshakeResult::Unauthorized) == 1).await;
+    assert_eq!(lines(&log, "connection refused: the client's key is not authorised"), 1);
 }

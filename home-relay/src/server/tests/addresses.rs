@@ -3,9 +3,9 @@
 use super::*;
 
 #[tokio::test]
-async fn other_addresses_end_the_session_and_the_next_one_has_them() {
+async fn changed_addresses_end_the_session_and_the_next_session_has_them() {
     let relay = TestRelay::start(&Limits::default());
-    let key = relay.admit(2);
+    let key = relay.authorize(2);
     let mut client = TestClient::new(1);
     client.move_to(&relay, &key, 1).await;
     let lease = Lease { ipv4: Some([10, 9, 0, 7].into()), ipv6: None };
@@ -15,8 +15,8 @@ async fn other_addresses_end_the_session_and_the_next_one_has_them() {
     let mut again = TestClient::new(1);
     again.move_to(&relay, &key, 1).await;
     let to_it = packet("192.0.2.1", "10.9.0.7");
-    relay.routes.dispatch(&to_it).unwrap();
-    assert_eq!(again.got().await, to_it);
+    relay.demux.dispatch(&to_it).unwrap();
+    assert_eq!(again.receive().await, to_it);
     relay.registry.add_or_move(&moved).await;
     assert_eq!(relay.registry.sessions().await.len(), 1, "the same again changes nothing");
     assert_eq!(relay.metrics.clients.get(), 1);
@@ -25,12 +25,12 @@ async fn other_addresses_end_the_session_and_the_next_one_has_them() {
 #[tokio::test]
 async fn clients_that_swap_addresses_both_receive_what_is_sent_to_them() {
     let relay = TestRelay::start(&Limits::default());
-    let keys = [relay.admit(2), relay.admit(3)];
+    let keys = [relay.authorize(2), relay.authorize(3)];
     let mut clients = [TestClient::new(1), TestClient::new(2)];
     for (client, key) in clients.iter_mut().zip(&keys) {
         client.move_to(&relay, key, 1).await;
     }
-    // Each client is back, with its new address, before the other one is moved.
+    // Each client reconnects, with its new address, before the other one is moved.
     for (number, host) in [(0, 3), (1, 2)] {
         let lease = Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None };
         let public_key = keys[number].public();
@@ -41,7 +41,7 @@ async fn clients_that_swap_addresses_both_receive_what_is_sent_to_them() {
     }
     for (number, to) in ["10.9.0.3", "10.9.0.2"].into_iter().enumerate() {
         let to_it = packet("192.0.2.1", to);
-        relay.routes.dispatch(&to_it).unwrap();
-        assert_eq!(clients[number].got().await, to_it);
+        relay.demux.dispatch(&to_it).unwrap();
+        assert_eq!(clients[number].receive().await, to_it);
     }
 }

@@ -8,19 +8,19 @@ fn token() -> TokenHash {
     TokenHash::of(&new_token().unwrap())
 }
 
-fn invite(store: &Store, name: &str, token: TokenHash) -> Invited {
+fn invite(store: &Store, name: &str, token: TokenHash) -> StoredInvitation {
     store.invite(name, token, DAY, Lease::default(), &pools(), NOW).unwrap()
 }
 
 #[test]
-fn a_token_lets_one_key_in_once_at_the_addresses_set_aside() {
+fn a_token_authorises_one_key_once_with_the_reserved_addresses() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let (token, laptop, thief) = (token(), key(), key());
     let invited = invite(&store, "laptop", token);
     let other = store.authorize("other", &key(), Lease::default(), &pools(), NOW).unwrap();
     assert_ne!(other.lease, invited.lease, "they are set aside");
-    assert_eq!(store.entries(NOW).unwrap(), [Entry::from(invited.clone()), Entry::from(other)]);
+    assert_eq!(store.entries(NOW).unwrap(), [ListedClient::from(invited.clone()), ListedClient::from(other)]);
     drop(store);
 
     let store = Store::open(dir.path()).unwrap();
@@ -41,7 +41,7 @@ fn a_token_lets_one_key_in_once_at_the_addresses_set_aside() {
 }
 
 #[test]
-fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
+fn unknown_withdrawn_and_expired_tokens_get_different_errors() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let refused = |token, now| store.redeem(token, &key(), &pools(), now).unwrap_err();
@@ -55,7 +55,8 @@ fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
     assert!(
         matches!(refused(second, NOW + DAY.as_secs()), StoreError::TokenExpired(name) if name == "laptop")
     );
-    // A clock that was set back far does not give it more time; one that was adjusted does no harm.
+    // A clock that was set back far does not extend the invitation; a small adjustment does no
+    // harm.
     assert!(matches!(refused(second, NOW - 3600), StoreError::TokenExpired(_)));
     assert!(
         store.entries(NOW - 60).unwrap().len() == 1 && store.entries(NOW + DAY.as_secs()).unwrap().is_empty()
@@ -68,7 +69,7 @@ fn an_unknown_a_withdrawn_and_an_expired_token_are_told_apart() {
 }
 
 #[test]
-fn an_expired_invitation_frees_its_addresses_and_is_forgotten_in_the_end() {
+fn an_expired_invitation_frees_its_addresses_and_is_forgotten_later() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let small = Pools::new(Some("10.0.0.0/30".parse().unwrap()), None).unwrap();
@@ -88,7 +89,7 @@ fn an_expired_invitation_frees_its_addresses_and_is_forgotten_in_the_end() {
 }
 
 #[test]
-fn names_and_keys_stay_unique_whatever_comes_first() {
+fn names_and_keys_stay_unique_across_clients_and_invitations() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let (invitation, desk) = (token(), key());
@@ -97,7 +98,7 @@ fn names_and_keys_stay_unique_whatever_comes_first() {
     let error = store.redeem(invitation, &desk, &pools(), NOW).unwrap_err();
     assert!(matches!(error, StoreError::KeyTaken { name } if name == "desk"));
     let error = store.invite("desk", token(), DAY, Lease::default(), &pools(), NOW).unwrap_err();
-    assert!(matches!(error, StoreError::Present(_)), "{error}");
+    assert!(matches!(error, StoreError::AlreadyClient(_)), "{error}");
 
     let client = store.authorize("laptop", &key(), Lease::default(), &pools(), NOW).unwrap();
     assert_eq!(client.lease, invited.lease, "what was set aside for the name");
@@ -105,7 +106,7 @@ fn names_and_keys_stay_unique_whatever_comes_first() {
 }
 
 #[test]
-fn addresses_can_be_chosen_and_changed_but_not_anothers_or_nobodys() {
+fn requested_addresses_must_be_free_and_in_a_pool() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let four = |text: &str| Lease { ipv4: Some(text.parse().unwrap()), ipv6: None };
@@ -135,7 +136,7 @@ fn addresses_can_be_chosen_and_changed_but_not_anothers_or_nobodys() {
 }
 
 #[test]
-fn a_moved_pool_moves_invitations_too() {
+fn a_changed_pool_moves_pending_invitations_too() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let token = token();
@@ -147,7 +148,7 @@ fn a_moved_pool_moves_invitations_too() {
 }
 
 #[test]
-fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer() {
+fn a_refused_token_reads_only_its_own_rows_and_waits_for_no_writer() {
     let dir = tempfile::tempdir().unwrap();
     let store = std::sync::Arc::new(Store::open(dir.path()).unwrap());
     let (used, expired, laptop) = (token(), token(), key());
@@ -159,7 +160,7 @@ fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer(
     transaction.open_table(schema::CLIENTS).unwrap().insert("zz", &b"no row of ours"[..]).unwrap();
     transaction.commit().unwrap();
 
-    // A slow command of the operator holds the write lock.
+    // A slow admin command holds the write lock.
     let _writing = store.database.begin_write().unwrap();
     let (told, hear) = std::sync::mpsc::channel();
     let guessing = std::sync::Arc::clone(&store);
@@ -178,12 +179,12 @@ fn a_token_that_lets_nobody_in_is_looked_up_by_its_hash_and_waits_for_no_writer(
 const HOUR: u64 = 3600;
 
 #[test]
-fn an_invitation_of_a_clock_that_was_ahead_does_not_outlive_its_replacement() {
+fn an_invitation_made_while_the_clock_was_ahead_does_not_outlive_its_replacement() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let (old, new, laptop) = (token(), token(), key());
     store.invite("laptop", old, DAY, Lease::default(), &pools(), NOW + HOUR).unwrap();
-    // The clock is right again.
+    // The clock is correct again.
     invite(&store, "laptop", new);
     store.redeem(new, &laptop, &pools(), NOW).unwrap();
     let error = store.redeem(old, &key(), &pools(), NOW + HOUR).unwrap_err();
@@ -192,7 +193,7 @@ fn an_invitation_of_a_clock_that_was_ahead_does_not_outlive_its_replacement() {
 }
 
 #[test]
-fn an_invitation_of_a_clock_that_was_ahead_can_be_revoked() {
+fn an_invitation_made_while_the_clock_was_ahead_can_be_revoked() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let token = token();
@@ -210,14 +211,15 @@ fn an_invitation_beside_a_client_of_its_name_does_not_replace_the_clients_key() 
     let store = Store::open(dir.path()).unwrap();
     let (laptop, stray) = (key(), token());
     let client = store.authorize("laptop", &laptop, Lease::default(), &pools(), NOW).unwrap();
-    // As a former version left it.
+    // Write the invitation directly: the store itself never leaves one beside a client.
     let transaction = store.database.begin_write().unwrap();
-    let mut book = clients::Book::open(&transaction).unwrap();
+    let mut tables = clients::AddressTables::open(&transaction).unwrap();
     let expires = NOW + DAY.as_secs();
     let (name, lease) = ("laptop".into(), client.lease);
-    book.put_invitation(&Invited { name, token: stray, lease, created: NOW, expires, used_by: None })
+    tables
+        .put_invitation(&StoredInvitation { name, token: stray, lease, created: NOW, expires, used_by: None })
         .unwrap();
-    drop(book);
+    drop(tables);
     transaction.commit().unwrap();
     let error = store.redeem(stray, &key(), &pools(), NOW).unwrap_err();
     assert!(matches!(error, StoreError::TokenUnknown), "{error}");
@@ -225,7 +227,7 @@ fn an_invitation_beside_a_client_of_its_name_does_not_replace_the_clients_key() 
 }
 
 #[test]
-fn addresses_set_aside_by_a_clock_that_was_ahead_are_not_given_twice() {
+fn addresses_reserved_while_the_clock_was_ahead_are_not_assigned_twice() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let early = token();

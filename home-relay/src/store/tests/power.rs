@@ -1,4 +1,5 @@
-//! A power cut: what was written since the last fsync is on the disk, or not, each write by itself.
+//! Simulates power cuts: each write since the last fsync is on the disk or not, independently of
+//! the others.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -8,7 +9,7 @@ use redb::StorageBackend;
 
 use super::*;
 
-/// A disk in memory, and how it was at the last fsync.
+/// A disk in memory, with its content at the last fsync.
 #[derive(Debug, Clone, Default)]
 struct Disk(Arc<Mutex<State>>);
 
@@ -16,10 +17,10 @@ struct Disk(Arc<Mutex<State>>);
 struct State {
     now: Vec<u8>,
     synced: Vec<u8>,
-    /// Since the last fsync, in order.
+    /// The changes since the last fsync, in order.
     unsynced: Vec<Change>,
-    /// Writes until the power goes.
-    left: Option<u64>,
+    /// The number of changes until the power fails.
+    writes_left: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -33,13 +34,13 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// The power goes after so many further changes.
+    /// Makes the power fail after this many further changes.
     fn cut_after(&self, changes: u64) {
-        self.state().left = Some(changes);
+        self.state().writes_left = Some(changes);
     }
 
-    /// What a machine finds that is switched on again.
-    fn found(&self, random: &mut StdRng) -> Self {
+    /// Returns the disk as a machine finds it when it is switched on again.
+    fn after_power_cut(&self, random: &mut StdRng) -> Self {
         let state = self.state();
         let mut found = state.synced.clone();
         for change in state.unsynced.iter().filter(|_| random.random_bool(0.5)) {
@@ -56,9 +57,9 @@ impl Disk {
 
     fn change(&self, change: Change) -> std::io::Result<()> {
         let mut state = self.state();
-        match &mut state.left {
+        match &mut state.writes_left {
             Some(0) => return Err(std::io::Error::other("the power is gone")),
-            Some(left) => *left -= 1,
+            Some(writes_left) => *writes_left -= 1,
             None => {}
         }
         match &change {
@@ -87,7 +88,7 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> std::io::Result<()> {
         let mut state = self.state();
-        if state.left == Some(0) {
+        if state.writes_left == Some(0) {
             return Err(std::io::Error::other("the power is gone"));
         }
         state.synced = state.now.clone();
@@ -105,7 +106,7 @@ fn open(disk: &Disk) -> Store {
 }
 
 #[test]
-fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
+fn acknowledged_changes_survive_a_power_cut_at_any_write() {
     let seed =
         std::env::var("MOBILE_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("MOBILE_TEST_SEED={seed}");
@@ -133,7 +134,7 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
                 _ => {
                     in_flight = Some(name.clone());
                     let token = TokenHash::of(&mobile_io::invitation::new_token().unwrap());
-                    let invited = store.invite(&name, token, BUSY_PATIENCE, Lease::default(), &pools(), NOW);
+                    let invited = store.invite(&name, token, BUSY_TIMEOUT, Lease::default(), &pools(), NOW);
                     let done = invited.and_then(|_| store.redeem(token, &key(), &pools(), NOW));
                     done.map(|client| acknowledged.push(client))
                 }
@@ -145,13 +146,14 @@ fn what_was_acknowledged_outlives_a_power_cut_at_any_write() {
         }
         disk.cut_after(0);
         drop(store);
-        disk = disk.found(&mut random);
+        disk = disk.after_power_cut(&mut random);
 
         let store = open(&disk);
         let mut found = store.clients().unwrap();
         let whole = |client: &Client| client.lease.ipv4.is_some() && client.lease.ipv6.is_some();
         assert!(found.iter().all(whole), "seed {seed}, round {round}: {found:?}");
-        // What was under way is there wholly or not at all; all else is as it was acknowledged.
+        // The interrupted change is there completely or not at all; everything acknowledged is
+        // there.
         if let Some(name) = &in_flight {
             let pending = store.entries(NOW).unwrap().iter().filter(|entry| entry.name == *name).count();
             assert!(pending <= 1, "seed {seed}, round {round}: {name} is there twice");

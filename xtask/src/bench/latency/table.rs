@@ -1,4 +1,4 @@
-//! The figures as Markdown, for docs/benchmarks.md.
+//! The figures as Markdown, for docs/measure/benchmarks.md.
 
 use std::fmt;
 

@@ -1,4 +1,8 @@
-//! The command line: few verbs; stdout is the answer, stderr the rest; exit 0 done, 1 failed, 2 usage.
+//! The command line: one module per command.
+//!
+//! Results go to stdout and messages to stderr. The exit status is 0 on success, 1 on failure, and
+//! 2 on wrong usage. `args` defines the arguments; commands that concern a running relay go over
+//! the admin socket.
 
 pub(crate) mod args;
 mod authorize;
@@ -16,7 +20,7 @@ use self::args::{Init, Verb};
 use crate::config;
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         mobile_io::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
         let config = || config::Config::load(&self.config);
@@ -43,7 +47,7 @@ mod tests {
     use clap::{CommandFactory as _, Parser as _};
     use mobile_io::keys::PublicKey;
 
-    use super::args::Format;
+    use super::args::OutputFormat;
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -51,12 +55,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_consistent() {
+    fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn config_goes_before_or_after_the_verb() {
+    fn the_config_option_may_precede_or_follow_the_verb() {
         for args in [["--config", "x.toml", "serve"], ["serve", "--config", "x.toml"]] {
             let cli = parse(&args).unwrap();
             assert_eq!(cli.config, PathBuf::from("x.toml"));
@@ -66,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_checked_before_anything_is_done() {
+    fn arguments_are_validated_before_the_command_runs() {
         let key = PublicKey::from_bytes([7; 32]).to_string();
         assert!(parse(&["authorize", "laptop", &key]).is_ok());
         let error = parse(&["authorize", "laptop", "hello"]).unwrap_err();
@@ -77,9 +81,12 @@ mod tests {
     }
 
     #[test]
-    fn json_is_a_flag_of_the_lists() {
-        assert!(matches!(parse(&["clients", "--json"]).unwrap().verb, Verb::Clients(Format { json: true })));
-        assert!(matches!(parse(&["sessions"]).unwrap().verb, Verb::Sessions(Format { json: false })));
+    fn only_listing_commands_accept_json() {
+        assert!(matches!(
+            parse(&["clients", "--json"]).unwrap().verb,
+            Verb::Clients(OutputFormat { json: true })
+        ));
+        assert!(matches!(parse(&["sessions"]).unwrap().verb, Verb::Sessions(OutputFormat { json: false })));
         assert!(parse(&["serve", "--json"]).is_err());
     }
 }

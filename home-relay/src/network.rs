@@ -1,5 +1,8 @@
-//! What the relay needs of the kernel: the home virtual device with its addresses, forwarding, and
-//! masquerading. All of it may be there already, from a relay that was killed: it is then adopted.
+//! The relay's state in the kernel: the home virtual device with its addresses, forwarding, and the
+//! nftables table.
+//!
+//! State that a killed relay left behind is adopted. [`HomeNetwork::set_up`] makes everything and
+//! undoes a failed start; [`HomeNetwork::reconcile`] restores what other programs changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -12,21 +15,22 @@ use mobile_io::sysctl;
 use mobile_io::tun::Tun;
 use tracing::{info, warn};
 
-use self::made::{Made, Step};
 use self::nft::{HostState, Ruleset};
 use self::rules::{COUNTERS, DEVICE_GROUP, without_elements};
+use self::undo_log::{UndoAction, UndoLog};
 use crate::config::Config;
-use crate::metrics::Drop;
+use crate::metrics::DropReason;
 use crate::pool::Pools;
 
 mod firewall;
 mod forwarding;
-mod made;
 pub(crate) mod nft;
 pub(crate) mod ports;
 pub(crate) mod rules;
+mod undo_log;
 
-/// The pools this host can serve: without IPv6 where the host has none, which is not an error.
+/// Returns the pools that this host can serve: without IPv6 on a host that has none, which is no
+/// error.
 pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
     if pools.ipv6().is_none() || has_ipv6() {
         return Ok(pools);
@@ -37,68 +41,70 @@ pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
              (sysctl net.ipv6.conf.all.disable_ipv6=0)"
         );
     }
-    info!("IPv6 is disabled on this host: clients get their IPv4 addresses only");
+    info!("IPv6 is disabled on this host: clients get IPv4 addresses only");
     Ok(pools.without_ipv6()?)
 }
 
-/// Whether IPv6 is enabled on this host.
+/// Returns whether IPv6 is enabled on this host.
 pub(crate) fn has_ipv6() -> bool {
-    // No such file: ipv6.disable=1, or a kernel without IPv6.
+    // The files are missing with ipv6.disable=1 and in a kernel without IPv6.
     let enabled = |scope: &str| {
         sysctl::read(&format!("net/ipv6/conf/{scope}/disable_ipv6")).is_ok_and(|value| value == "0")
     };
-    // A new device follows `default`.
+    // A new device inherits its setting from `default`.
     enabled("all") && enabled("default")
 }
 
-/// What the relay has in the kernel, and keeps there.
-pub(crate) struct Home {
+/// The relay's network state in the kernel, and the means to keep it.
+pub(crate) struct HomeNetwork {
     netlink: Netlink,
     device: String,
     index: u32,
     mtu: u16,
     pools: Pools,
     ruleset: Ruleset,
-    /// State of the host that the installed rules assume.
+    /// The host state that the installed rules assume.
     host: HostState,
-    /// Which forwarding was turned on by a relay.
-    forwarding: forwarding::Memory,
-    /// Our table as nft lists it; `None`: this host has no nftables, and nothing depends on it.
+    /// The record of which forwarding the relay turned on.
+    forwarding: forwarding::EnabledForwarding,
+    /// The relay's table as nft lists it, or `None` on a host without nftables.
     table: Option<String>,
-    /// The rules that should be in force but could not be installed; [`Home::keep`] retries.
+    /// The rules that should be in force but could not be installed;
+    /// [`HomeNetwork::reconcile`] retries.
     pending: Option<Ruleset>,
-    /// The counters of the table, as last read.
+    /// The packet counts of the table's counters, as last read.
     counted: [u64; COUNTERS.len()],
-    /// Packets counted since [`Self::take_drops`] was last called.
+    /// The packets counted since the last call of [`Self::take_drops`].
     drops: [u64; COUNTERS.len()],
 }
 
-/// Why the kernel's state cannot be kept.
+/// The reason why the kernel's state cannot be restored.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum KeepError {
-    /// There is nothing to keep it with: the descriptor that packets go through belongs to a device that is no more.
+pub(crate) enum ReconcileError {
+    /// The device of the relay's descriptor is gone, so the running process cannot restore
+    /// anything.
     #[error(
-        "device {0} is gone: somebody removed it (`ip link del`, a network manager), and without it no packet reaches or \
-         leaves a client; start the relay again, as systemd does: it makes the device anew, and sessions go on"
+        "device {0} is gone: another program removed it (`ip link del`, a network manager), and no packet passes \
+         without it; restart the relay, as systemd does by itself: it creates the device, and sessions resume"
     )]
-    Gone(String),
-    /// Anything else, which may pass.
+    DeviceGone(String),
+    /// Another failure, which may be temporary.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
 }
 
-impl Home {
-    /// Sets everything up and opens the device; when that fails, removes again what it made.
+impl HomeNetwork {
+    /// Sets up the kernel state and opens the device; undoes what it made if a step fails.
     pub(crate) async fn set_up(
         config: &Config,
         pools: &Pools,
         ruleset: Ruleset,
     ) -> anyhow::Result<(Self, Tun)> {
-        let mut made = Made::default();
-        match Self::try_set_up(config, pools, ruleset, &mut made).await {
+        let mut undo_log = UndoLog::default();
+        match Self::try_set_up(config, pools, ruleset, &mut undo_log).await {
             Ok(done) => Ok(done),
             Err(error) => {
-                made.roll_back().await;
+                undo_log.roll_back().await;
                 Err(error)
             }
         }
@@ -108,7 +114,7 @@ impl Home {
         config: &Config,
         pools: &Pools,
         ruleset: Ruleset,
-        made: &mut Made,
+        undo_log: &mut UndoLog,
     ) -> anyhow::Result<(Self, Tun)> {
         let device = config.tunnel.device.clone();
         let netlink = Netlink::new()?;
@@ -117,15 +123,15 @@ impl Home {
             Err(NetlinkError::NoSuchLink(_)) => false,
             Err(error) => return Err(error.into()),
         };
-        // Persistent: while the relay restarts, replies to clients are dropped here like on a slow link,
-        // not answered with "unreachable", which would end their connections.
+        // Make the device persistent: while the relay restarts, replies to clients are dropped, as
+        // on a slow link. An "unreachable" error instead would end their connections.
         let tun = Tun::open(&device, true, config.tunnel.offload)?;
         if !adopted {
-            made.push(format!("device {device}"), Step::RemoveDevice(device.clone()));
+            undo_log.record(format!("device {device}"), UndoAction::RemoveDevice(device.clone()));
         }
         let index = netlink.link_index(&device).await?;
         let mtu = config.tunnel.mtu;
-        let forwarding = forwarding::Memory::load(&config.state.dir);
+        let forwarding = forwarding::EnabledForwarding::load(&config.state.dir);
         let (counted, drops) = ([0; COUNTERS.len()], [0; COUNTERS.len()]);
         let (pools, host) = (*pools, HostState::default());
         let (table, pending) = (None, None);
@@ -143,19 +149,19 @@ impl Home {
             counted,
             drops,
         };
-        home.ensure_device(made).await?;
+        home.ensure_device(undo_log).await?;
         let fresh = !nft::exists(&home.ruleset.table()).unwrap_or(false);
-        home.host.made_router = home.forwarding.update(&pools);
+        home.host.enabled_forwarding = home.forwarding.update(&pools);
         let rules = for_host(&home.ruleset, home.host);
         home.host = rules.host;
-        if apply(&rules)? {
+        if apply_or_explain(&rules)? {
             if fresh {
-                made.push("the nftables rules", Step::RemoveTable(rules.table()));
+                undo_log.record("the nftables rules", UndoAction::RemoveTable(rules.table()));
             }
-            home.table = Some(listed(&rules)?);
+            home.table = Some(applied_listing(&rules)?);
         }
-        // Last: from here on packets flow, and the rules above are in place.
-        forwarding::enable(&pools, &home.device, made)?;
+        // Enable forwarding last: packets flow from here on, and the rules are already in place.
+        forwarding::enable(&pools, &home.device, undo_log)?;
         info!(
             device = home.device,
             adopted,
@@ -166,7 +172,7 @@ impl Home {
         Ok((home, tun))
     }
 
-    /// The rules in force.
+    /// Returns the rules in force.
     pub(crate) fn ruleset(&self) -> &Ruleset {
         &self.ruleset
     }
@@ -179,7 +185,7 @@ impl Home {
         self.counted = [0; COUNTERS.len()];
         let (former, table, host) = (self.ruleset.clone(), self.table.clone(), self.host);
         let (ruleset, installed) = blocking(move || {
-            let installed = replace(&former, table.is_some(), &ruleset, host)?;
+            let installed = replace_rules(&former, table.is_some(), &ruleset, host)?;
             Ok((ruleset, installed))
         })
         .await?;
@@ -188,18 +194,18 @@ impl Home {
         Ok(())
     }
 
-    /// Has [`Home::keep`] install `ruleset`, which cannot be installed now, as soon as possible.
-    pub(crate) fn install_later(&mut self, ruleset: Ruleset) {
+    /// Has [`HomeNetwork::reconcile`] install `ruleset`, which cannot be installed at the moment.
+    pub(crate) fn schedule_rules(&mut self, ruleset: Ruleset) {
         self.pending = Some(ruleset);
     }
 
-    /// Returns whether rules wait to be installed.
-    pub(crate) fn is_behind(&self) -> bool {
+    /// Returns whether rules are waiting to be installed.
+    pub(crate) fn has_pending_rules(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Returns this host's own addresses on other devices, and the networks that it is connected to
-    /// by them: "internet" excludes a neighbour's services as it does the host's own.
+    /// Returns this host's own addresses on other devices and the networks connected to them:
+    /// "internet" excludes a neighbour's services as it does the host's own.
     pub(crate) async fn local_networks(&self) -> anyhow::Result<Vec<IpNet>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
@@ -211,7 +217,7 @@ impl Home {
 
     /// Returns the number of packets that the rules have dropped since the last call, for each
     /// reason.
-    pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (Drop, u64)> + use<> {
+    pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (DropReason, u64)> + use<> {
         self.count_drops();
         let drops = std::mem::take(&mut self.drops);
         COUNTERS.into_iter().zip(drops).map(|((_, reason), packets)| (reason, packets))
@@ -221,72 +227,74 @@ impl Home {
         if self.table.is_none() {
             return;
         }
-        // Without an answer now, the next call counts these packets too.
+        // If the counters cannot be read now, the next call counts these packets too.
         let counters = netfilter::counters(&self.ruleset.table()).unwrap_or_default();
         for (index, (name, _)) in COUNTERS.iter().enumerate() {
             let Some((_, now)) = counters.iter().find(|(counter, _)| counter == name) else { continue };
             let before = std::mem::replace(&mut self.counted[index], *now);
-            // The count went down: another program made the table anew.
+            // A lower count means that another program replaced the table.
             self.drops[index] += if *now < before { *now } else { now - before };
         }
     }
 
-    /// Looks whether all is as it was set up, the rules too if `rules`, and puts back what is not. Gives what that was.
-    pub(crate) async fn keep(&mut self, rules: bool) -> Result<Vec<String>, KeepError> {
+    /// Checks the state, including the rules if `rules`, restores what differs, and returns the
+    /// names of what was restored.
+    pub(crate) async fn reconcile(&mut self, rules: bool) -> Result<Vec<String>, ReconcileError> {
         self.check_device().await?;
-        match self.put_back(rules).await {
-            Ok(made) => Ok(made.names()),
+        match self.restore(rules).await {
+            Ok(undo_log) => Ok(undo_log.into_names()),
             Err(error) => {
-                // It may have gone meanwhile.
+                // The device may have disappeared in the meantime.
                 self.check_device().await?;
                 Err(error.into())
             }
         }
     }
 
-    /// The device we have open is known by its index: another one may have its name by now.
-    async fn check_device(&self) -> Result<(), KeepError> {
+    /// Checks that the device is the one that the relay has open, by its index: another device may
+    /// have its name.
+    async fn check_device(&self) -> Result<(), ReconcileError> {
         match self.netlink.link_index(&self.device).await {
             Ok(index) if index == self.index => Ok(()),
-            Ok(_) | Err(NetlinkError::NoSuchLink(_)) => Err(KeepError::Gone(self.device.clone())),
-            Err(error) => Err(KeepError::Other(error.into())),
+            Ok(_) | Err(NetlinkError::NoSuchLink(_)) => Err(ReconcileError::DeviceGone(self.device.clone())),
+            Err(error) => Err(ReconcileError::Other(error.into())),
         }
     }
 
-    async fn put_back(&mut self, rules: bool) -> anyhow::Result<Made> {
-        let mut made = Made::default();
+    async fn restore(&mut self, rules: bool) -> anyhow::Result<UndoLog> {
+        let mut undo_log = UndoLog::default();
         if let Some(pending) = self.pending.clone() {
             self.change(pending).await?;
-            info!("installed the nftables rules that could not be installed before");
+            info!("installed the nftables rules after an earlier failure");
         }
-        self.ensure_device(&mut made).await?;
-        let made_router = self.forwarding.update(&self.pools);
-        if made_router != self.host.made_router {
+        self.ensure_device(&mut undo_log).await?;
+        let enabled_forwarding = self.forwarding.update(&self.pools);
+        if enabled_forwarding != self.host.enabled_forwarding {
             // Another program turned forwarding off, and the relay is about to turn it on.
-            let before = std::mem::replace(&mut self.host.made_router, made_router);
+            let before = std::mem::replace(&mut self.host.enabled_forwarding, enabled_forwarding);
             if let Err(error) = self.change(self.ruleset.clone()).await {
-                self.host.made_router = before;
+                self.host.enabled_forwarding = before;
                 return Err(error);
             }
         }
         if rules && let Some(expected) = self.table.clone() {
             let (ruleset, host) = (self.ruleset.clone(), self.host);
-            let anew = blocking(move || {
+            let reinstalled = blocking(move || {
                 let listing = ruleset.listing()?.as_deref().map(without_elements);
                 if listing == Some(expected) { Ok(None) } else { Ok(Some(install(&ruleset, host)?)) }
             });
-            if let Some((host, table)) = anew.await? {
+            if let Some((host, table)) = reinstalled.await? {
                 (self.host, self.table) = (host, table);
-                made.push(format!("nftables table inet {}", self.ruleset.table()), None);
+                undo_log.record(format!("nftables table inet {}", self.ruleset.table()), None);
             }
         }
-        forwarding::enable(&self.pools, &self.device, &mut made)?;
-        Ok(made)
+        forwarding::enable(&self.pools, &self.device, &mut undo_log)?;
+        Ok(undo_log)
     }
 
-    /// One that has touched nothing.
+    /// Returns a network state that has touched nothing in the kernel.
     #[cfg(test)]
-    pub(crate) fn nowhere(config: &Config, pools: Pools) -> Self {
+    pub(crate) fn detached(config: &Config, pools: Pools) -> Self {
         Self {
             netlink: Netlink::new().unwrap(),
             device: config.tunnel.device.clone(),
@@ -295,7 +303,7 @@ impl Home {
             pools,
             ruleset: Ruleset::of(config, &pools, Vec::new(), Vec::new()),
             host: HostState::default(),
-            forwarding: forwarding::Memory::load(&config.state.dir),
+            forwarding: forwarding::EnabledForwarding::load(&config.state.dir),
             table: None,
             pending: None,
             counted: [0; COUNTERS.len()],
@@ -303,66 +311,71 @@ impl Home {
         }
     }
 
-    /// The device's settings, state and addresses.
-    async fn ensure_device(&self, made: &mut Made) -> anyhow::Result<()> {
+    /// Ensures the device's settings, state and addresses.
+    async fn ensure_device(&self, undo_log: &mut UndoLog) -> anyhow::Result<()> {
         let Self { netlink, device, index, mtu, pools, .. } = self;
         let (index, mtu) = (*index, u32::from(*mtu));
-        // Strict filtering would drop clients' packets where another route to their addresses is better;
-        // the relay checks their sources itself, more strictly.
-        made.set(&format!("net/ipv4/conf/{device}/rp_filter"), "2").context("home virtual device")?;
+        // Strict reverse-path filtering would drop clients' packets where another route to their
+        // addresses is better; the relay checks their sources itself, more strictly.
+        undo_log
+            .set_sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "2")
+            .context("home virtual device")?;
         if pools.ipv6().is_some() {
-            // No link-local address and no router solicitations: nobody is on this link but clients.
+            // No link-local address and no router solicitations: only clients are on this link.
             for (name, value) in [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")] {
-                made.set(&format!("net/ipv6/conf/{device}/{name}"), value).context("home virtual device")?;
+                undo_log
+                    .set_sysctl(&format!("net/ipv6/conf/{device}/{name}"), value)
+                    .context("home virtual device")?;
             }
         }
         let link = netlink.link(device).await?;
         if link.mtu != mtu {
             netlink.set_mtu(index, mtu).await?;
-            made.push(format!("the MTU of {device}"), None);
+            undo_log.record(format!("the MTU of {device}"), None);
         }
         if link.group != DEVICE_GROUP {
             netlink.set_group(index, DEVICE_GROUP).await?;
-            made.push(format!("the group of {device}"), None);
+            undo_log.record(format!("the group of {device}"), None);
         }
         if !link.up {
             netlink.set_link_up(index).await?;
-            made.push(format!("{device} being up"), None);
+            undo_log.record(format!("the link state of {device}"), None);
         }
         let own = pools.own_addresses();
         for &net in &own {
             if netlink.ensure_address(index, net).await? {
-                made.push(format!("address {net} of {device}"), Step::RemoveAddress(index, net));
+                undo_log.record(format!("address {net} of {device}"), UndoAction::RemoveAddress(index, net));
             }
-            self.ensure_route(net, made).await?;
+            self.ensure_route(net, undo_log).await?;
         }
         for address in netlink.addresses(index).await? {
             if !own.contains(&address.net) && !is_link_local(address.net) {
-                info!(device, address = %address.net, "removing an address that is not of this configuration");
+                info!(device, address = %address.net, "removing an address that is not in the configuration");
                 netlink.del_address(index, address.net).await?;
             }
         }
         Ok(())
     }
 
-    /// The address's prefix length has brought the route to the pool with it; somebody may have removed it.
-    async fn ensure_route(&self, own: IpNet, made: &mut Made) -> anyhow::Result<()> {
+    /// Ensures the route to the pool. The kernel adds the route with the address; another program
+    /// may have removed it.
+    async fn ensure_route(&self, own: IpNet, undo_log: &mut UndoLog) -> anyhow::Result<()> {
         let Some(client) = first_client(own) else { return Ok(()) };
-        let way = self.netlink.lookup(client, 0).await?;
-        if way.is_some_and(|way| way.oif == Some(self.index)) {
+        let route = self.netlink.lookup(client, 0).await?;
+        if route.is_some_and(|route| route.oif == Some(self.index)) {
             return Ok(());
         }
         let source = own.addr().is_ipv4().then_some(own.addr());
         let route = Route::device(own.trunc(), TABLE_MAIN, self.index, source);
-        // As the kernel makes it, so that it goes with the address.
+        // Add the route as the kernel does, so that it is removed with the address.
         if self.netlink.ensure_route(&Route { protocol: PROTOCOL_KERNEL, ..route }).await? {
-            made.push(format!("route to {}", own.trunc()), None);
+            undo_log.record(format!("route to {}", own.trunc()), None);
         }
         Ok(())
     }
 }
 
-/// The address after our own, if that is in the pool.
+/// Returns the address after the relay's own, if it is in the pool.
 fn first_client(own: IpNet) -> Option<IpAddr> {
     let next = match own.addr() {
         IpAddr::V4(address) => IpAddr::from(address.to_bits().checked_add(1).map(Ipv4Addr::from_bits)?),
@@ -371,11 +384,11 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// The host state that the rules assume, and our table as nft lists it; `None` without
-/// nftables.
+/// The host state that the installed rules assume, and the relay's table as nft lists it; `None`
+/// without nftables.
 type Installed = (HostState, Option<String>);
 
-/// Returns the ruleset for the host as it is now.
+/// Returns the ruleset adapted to the present state of the host.
 fn for_host(ruleset: &Ruleset, host: HostState) -> Ruleset {
     let host = HostState { has_firewall: firewall::filters_this_host(), ..host };
     Ruleset { host, ..ruleset.clone() }
@@ -384,14 +397,15 @@ fn for_host(ruleset: &Ruleset, host: HostState) -> Ruleset {
 /// Installs the ruleset and returns what the kernel then holds.
 fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
     let rules = for_host(ruleset, host);
-    Ok((rules.host, apply(&rules)?.then(|| listed(&rules)).transpose()?))
+    Ok((rules.host, apply_or_explain(&rules)?.then(|| applied_listing(&rules)).transpose()?))
 }
 
-/// Installs the whole ruleset or nothing, and returns whether it is in force. Without nftables the
-/// relay still serves, provided that nothing in its configuration depends on the rules. If a table
-/// of ours is already in the kernel, a failure is always an error: the old rules, including those
-/// of deleted forwards, would stay in force.
-fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
+/// Installs the whole ruleset or nothing, and returns whether it is in force.
+///
+/// Without nftables the relay still serves, provided that nothing in its configuration depends on
+/// the rules. If a table of the relay is already in the kernel, a failure is always an error: the
+/// old rules, including those of deleted forwards, would stay in force.
+fn apply_or_explain(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
     let table = ruleset.table();
     match table_exists(&table) {
@@ -399,10 +413,10 @@ fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
             "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
              them with `nft delete table inet {table}`"
         ))),
-        _ if ruleset.is_needed() => Err(error.context(nft::HINT)),
+        _ if ruleset.is_required() => Err(error.context(nft::HINT)),
         Ok(false) => {
             info!(
-                "without nftables, clients are not limited nor their TCP fitted to a smaller MTU: {error:#}"
+                "nftables is not available: no connection limits for clients, and no TCP MSS clamping: {error:#}"
             );
             Ok(false)
         }
@@ -413,18 +427,18 @@ fn apply(ruleset: &Ruleset) -> anyhow::Result<bool> {
     }
 }
 
-/// Returns the ruleset that was applied just now, as nft lists it.
-fn listed(ruleset: &Ruleset) -> anyhow::Result<String> {
+/// Returns the newly applied ruleset as nft lists it.
+fn applied_listing(ruleset: &Ruleset) -> anyhow::Result<String> {
     let missing = || {
         let table = ruleset.table();
-        format!("another program removed table inet {table} as soon as it was made: find out which one")
+        format!("another program removed table inet {table} right after its creation: find out which one")
     };
     ruleset.listing()?.as_deref().map(without_elements).with_context(missing)
 }
 
 /// Installs `ruleset` in place of `former`, which is in the kernel if `had_table`. Restores
-/// `former` when that fails half-way.
-fn replace(
+/// `former` when the installation fails half-way.
+fn replace_rules(
     former: &Ruleset,
     had_table: bool,
     ruleset: &Ruleset,
@@ -432,10 +446,10 @@ fn replace(
 ) -> anyhow::Result<Installed> {
     let rules = for_host(ruleset, host);
     // nft applies a script as one transaction: a failure changes nothing.
-    if !apply(&rules)? {
+    if !apply_or_explain(&rules)? {
         return Ok((rules.host, None));
     }
-    let listing = listed(&rules).map_err(|error| {
+    let listing = applied_listing(&rules).map_err(|error| {
         let undone = if had_table {
             Ruleset { host: rules.host, ..former.clone() }.apply()
         } else {
@@ -454,36 +468,40 @@ fn replace(
 
 /// Deletes the tracked connections from and to these addresses, so that the next holder of an
 /// address inherits none.
-pub(crate) fn forget_connections(addresses: &[IpAddr]) {
+pub(crate) fn delete_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;
     }
-    forget_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
+    delete_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
 }
 
-/// Deletes the tracked connections that the predicate picks.
-pub(crate) fn forget_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool) {
+/// Deletes the tracked connections that the predicate selects.
+pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
-        Ok(connections) => info!(connections, "deleted tracked connections of addresses that changed hands"),
+        Ok(connections) => {
+            info!(connections, "deleted tracked connections of addresses that changed their holder")
+        }
         Err(error) => warn!(
-            "cannot delete the tracked connections of former clients, which end by themselves within days: {error}; \
-             `conntrack -F` deletes all"
+            "cannot delete the tracked connections of former clients, which time out within days: {error}; \
+             `conntrack -F` deletes all connections"
         ),
     }
 }
 
-/// Returns whether another relay's rules are in the kernel; true if that cannot be found out.
+/// Returns whether another relay's rules are in the kernel; true if that cannot be determined.
 pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }
 
-/// Turns off the forwarding that a relay with this state directory turned on. Returns the sysctls.
+/// Turns off the forwarding that a relay with this state directory turned on, and returns the names
+/// of the sysctls.
 pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
-    forwarding::Memory::load(state).undo()
+    forwarding::EnabledForwarding::load(state).undo()
 }
 
-/// nft may take its time, and packets must not wait for it.
+/// Runs `work`, which calls nft, on a blocking thread: nft may be slow, and packets must not wait
+/// for it.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {

@@ -1,4 +1,5 @@
-//! What a client may send: packets from its own addresses, to where ordinary forwarding leads.
+//! Filters the packets that a client sends: only from the client's own addresses (BCP 38), and only
+//! to destinations that a router forwards to and that are within the client's reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,36 +9,36 @@ use mobile_proto::packet::IpHeader;
 
 use ipnet::IpNet;
 
-use crate::metrics::Drop;
+use crate::metrics::DropReason;
 use crate::pool::{Lease, Pools};
 use crate::reach::{Ranges, Reach};
 
-/// Policy common to the source filters of all clients; a reload may change it.
+/// The policy that the source filters of all clients share; a reload may change it.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
-    /// Whether clients are kept from each other.
+    /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// Reach of clients without a setting of their own.
+    /// The reach of clients without a reach of their own.
     pub(crate) reach: Reach,
-    /// The resolvers that are pushed to clients, which may reach them wherever they are.
+    /// The resolvers that are pushed to clients, which clients may reach wherever they are.
     pub(crate) resolvers: Vec<IpAddr>,
-    /// Whether anybody may send clients datagrams unasked, so that a datagram from a client may be
-    /// an answer.
-    pub(crate) answers: bool,
-    /// The relay host's own addresses, and the networks that it is connected to; "internet" excludes
-    /// both.
+    /// Whether Internet hosts may send datagrams to clients first, so that a client's datagram may
+    /// be an answer.
+    pub(crate) inbound_datagrams: bool,
+    /// The relay host's own addresses and the networks that it is connected to, which "internet"
+    /// excludes.
     pub(crate) local: Vec<IpNet>,
 }
 
-/// The policy, with a version number by which filters notice a change without a lock.
+/// The shared policy, with a version number by which filters notice a change without a lock.
 #[derive(Debug)]
-pub(crate) struct Policies {
+pub(crate) struct SharedPolicy {
     version: AtomicU64,
     current: RwLock<Policy>,
 }
 
-impl Policies {
-    /// Creates the policies with an initial policy.
+impl SharedPolicy {
+    /// Creates the shared policy with an initial policy.
     pub(crate) fn new(policy: Policy) -> Self {
         Self { version: AtomicU64::new(1), current: RwLock::new(policy) }
     }
@@ -58,81 +59,92 @@ impl Policies {
     }
 }
 
-/// Reach of one client, if it differs from the common one; it may change during a session.
+/// The reach of one client, if it differs from the common one; it may change during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
-/// Checks every packet of one client.
+/// The packet filter of one client.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub(crate) struct SourceFilter {
     lease: Lease,
     pools: Pools,
-    policies: Arc<Policies>,
+    shared_policy: Arc<SharedPolicy>,
     own: OwnReach,
-    /// The version of the policy from which the next fields were derived; 0 for none yet.
+    /// The version of the policy from which the following fields were derived; 0 before the first
+    /// packet.
     version: u64,
     isolate: bool,
-    /// The ranges within reach; `None` if nothing is out of reach.
+    /// The ranges within reach; `None` if every destination is.
     ranges: Option<Ranges>,
     resolvers: Vec<IpAddr>,
-    answers: bool,
+    inbound_datagrams: bool,
 }
 
-impl Guard {
+impl SourceFilter {
     /// Creates the filter of the client that holds `lease`; `own` is the client's own reach, if
     /// any.
-    pub(crate) fn new(lease: Lease, pools: Pools, policies: Arc<Policies>, own: OwnReach) -> Self {
+    pub(crate) fn new(lease: Lease, pools: Pools, shared_policy: Arc<SharedPolicy>, own: OwnReach) -> Self {
         let (ranges, resolvers) = (None, Vec::new());
-        Self { lease, pools, policies, own, version: 0, isolate: true, ranges, resolvers, answers: false }
+        Self {
+            lease,
+            pools,
+            shared_policy,
+            own,
+            version: 0,
+            isolate: true,
+            ranges,
+            resolvers,
+            inbound_datagrams: false,
+        }
     }
 
-    fn follow(&mut self, version: u64) {
-        let policy = self.policies.current();
+    fn adopt_policy(&mut self, version: u64) {
+        let policy = self.shared_policy.current();
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.version = version;
         self.isolate = policy.isolate;
         let reach = own.unwrap_or(policy.reach);
         self.ranges = reach.ranges_without(&policy.local);
         self.resolvers = policy.resolvers;
-        self.answers = policy.answers;
+        self.inbound_datagrams = policy.inbound_datagrams;
     }
 
-    /// May this packet be forwarded?
-    pub(crate) fn check(&mut self, packet: &[u8]) -> Result<(), Drop> {
-        let version = self.policies.version.load(Ordering::Acquire);
+    /// Returns whether the packet may be forwarded, or the reason to drop it.
+    pub(crate) fn check(&mut self, packet: &[u8]) -> Result<(), DropReason> {
+        let version = self.shared_policy.version.load(Ordering::Acquire);
         if version != self.version {
-            self.follow(version);
+            self.adopt_policy(version);
         }
-        let header = IpHeader::parse(packet).map_err(|_| Drop::Malformed)?;
+        let header = IpHeader::parse(packet).map_err(|_| DropReason::Malformed)?;
         let own = match header.src {
             IpAddr::V4(source) => self.lease.ipv4 == Some(source),
             IpAddr::V6(source) => self.lease.ipv6 == Some(source),
         };
         if !own {
-            return Err(Drop::Source);
+            return Err(DropReason::Source);
         }
         if self.pools.contains(header.dst) {
-            // The device's own address answers a ping. The nftables rules decide what else clients
+            // The device's own address answers pings. The nftables rules decide what else clients
             // reach there, since they know which connections the relay's host began.
             return if self.isolate && !self.pools.is_own(header.dst) {
-                Err(Drop::Isolation)
+                Err(DropReason::Isolation)
             } else {
                 Ok(())
             };
         }
         if !is_forwardable(header.dst) {
-            return Err(Drop::Destination);
+            return Err(DropReason::Destination);
         }
         match &self.ranges {
             Some(ranges) if !ranges.contains(header.dst) && !self.is_excepted(packet, header.dst) => {
-                Err(Drop::Reach)
+                Err(DropReason::Reach)
             }
             _ => Ok(()),
         }
     }
 
-    /// Returns whether a packet to an address out of reach may be an answer, or asks a pushed
-    /// resolver. The nftables rules know the connections; this filter only stops packets that begin
-    /// one.
+    /// Returns whether a packet to an address out of reach may be an answer, or is a query to a
+    /// pushed resolver. The nftables rules know the connections; this filter only drops packets
+    /// that begin one.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -142,7 +154,7 @@ impl Guard {
         match protocol {
             // Pass every segment of a connection but the first.
             TCP => payload.get(13).is_some_and(|flags| flags & (SYN | ACK) != SYN),
-            UDP => self.answers,
+            UDP => self.inbound_datagrams,
             // RFC 792: echo reply, and errors.
             ICMP => payload.first().is_some_and(|kind| matches!(kind, 0 | 3 | 11 | 12)),
             // RFC 4443: errors, and echo reply.
@@ -152,7 +164,7 @@ impl Guard {
     }
 }
 
-/// Protocol numbers (IANA), the port of DNS, and two flags of TCP.
+/// The protocol numbers (IANA), the port of DNS, and two flags of TCP.
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -161,8 +173,8 @@ const DNS: u16 = 53;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
-/// Returns the protocol above IP and its header; `None` if the header is not at hand (later
-/// fragments, extension headers).
+/// Returns the upper-layer protocol and its header, or `None` if the header is not in this packet
+/// (later fragments) or not right after the IP header (IPv6 extension headers).
 fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     let first = *packet.first()?;
     if first >> 4 == 4 {
@@ -173,8 +185,9 @@ fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     Some((*packet.get(6)?, packet.get(40..)?))
 }
 
-/// Multicast and the scopes of one link or host are not forwarded by a router either; from a tunnel
-/// they could only reach services of the relay's own host that expect its neighbours.
+/// Returns whether a router may forward to the address. Multicast and link or host scopes are not
+/// forwarded; from a tunnel they could only reach services of the relay's host that expect its
+/// neighbours.
 fn is_forwardable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_forwardable_ipv4(address),
@@ -203,9 +216,9 @@ fn is_forwardable_ipv6(address: Ipv6Addr) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::pool::Taken;
+    use crate::pool::TakenAddresses;
 
-    /// A packet of headers only.
+    /// Builds a packet that consists of an IP header only.
     pub(crate) fn packet(source: &str, destination: &str) -> Vec<u8> {
         match (source.parse().unwrap(), destination.parse().unwrap()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -224,22 +237,28 @@ pub(crate) mod tests {
         }
     }
 
-    /// Returns a common policy: clients are isolated, and reach `reach`.
-    pub(crate) fn policies(reach: &str) -> Arc<Policies> {
+    /// Returns a common policy in which clients are isolated and have the reach `reach`.
+    pub(crate) fn shared_policy(reach: &str) -> Arc<SharedPolicy> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();
-        Arc::new(Policies::new(Policy { isolate: true, reach, resolvers, answers: false, local: Vec::new() }))
+        Arc::new(SharedPolicy::new(Policy {
+            isolate: true,
+            reach,
+            resolvers,
+            inbound_datagrams: false,
+            local: Vec::new(),
+        }))
     }
 
-    fn guard_with(policies: &Arc<Policies>) -> Guard {
+    fn filter_with(shared_policy: &Arc<SharedPolicy>) -> SourceFilter {
         let pools =
             Pools::new(Some("10.9.0.0/24".parse().unwrap()), Some("fd12::/64".parse().unwrap())).unwrap();
-        let lease = pools.lease(Lease::default(), &mut Taken::default()).unwrap();
-        Guard::new(lease, pools, Arc::clone(policies), OwnReach::default())
+        let lease = pools.lease(Lease::default(), &mut TakenAddresses::default()).unwrap();
+        SourceFilter::new(lease, pools, Arc::clone(shared_policy), OwnReach::default())
     }
 
-    fn guard() -> Guard {
-        guard_with(&policies("all"))
+    fn filter() -> SourceFilter {
+        filter_with(&shared_policy("all"))
     }
 
     /// Builds a packet with the first bytes of an upper-layer header.
@@ -261,122 +280,130 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_out_of_reach_is_refused_but_for_answers_and_the_pushed_resolver() {
-        let policies = policies("internet");
-        let mut guard = guard_with(&policies);
+    fn out_of_reach_packets_are_refused_except_answers_and_pushed_resolvers() {
+        let shared_policy = shared_policy("internet");
+        let mut filter = filter_with(&shared_policy);
         for refused in ["192.168.1.1", "10.1.1.1", "168.63.129.16", "100.100.100.200"] {
-            assert_eq!(guard.check(&tcp(refused, 80, SYN)), Err(Drop::Reach), "{refused}");
-            assert_eq!(guard.check(&packet("10.9.0.2", refused)), Err(Drop::Reach), "{refused}");
+            assert_eq!(filter.check(&tcp(refused, 80, SYN)), Err(DropReason::Reach), "{refused}");
+            assert_eq!(filter.check(&packet("10.9.0.2", refused)), Err(DropReason::Reach), "{refused}");
             // A reply to a machine of the LAN that connected through a forwarded port.
-            assert_eq!(guard.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
+            assert_eq!(filter.check(&tcp(refused, 80, SYN | ACK)), Ok(()), "{refused}");
         }
-        assert_eq!(guard.check(&packet("fd12::2", "fd00:ec2::254")), Err(Drop::Reach));
-        assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Ok(()));
-        assert_eq!(guard.check(&tcp("10.1.1.53", 53, SYN)), Ok(()));
-        assert_eq!(guard.check(&tcp("10.1.1.53", 54, SYN)), Err(Drop::Reach));
+        assert_eq!(filter.check(&packet("fd12::2", "fd00:ec2::254")), Err(DropReason::Reach));
+        assert_eq!(filter.check(&tcp("192.0.2.1", 80, SYN)), Ok(()));
+        assert_eq!(filter.check(&tcp("10.1.1.53", 53, SYN)), Ok(()));
+        assert_eq!(filter.check(&tcp("10.1.1.53", 54, SYN)), Err(DropReason::Reach));
         let query = packet_of(UDP, "10.9.0.2", "10.1.1.53", &[0, 9, 0, 53, 0, 8, 0, 0]);
-        assert_eq!(guard.check(&query), Ok(()));
+        assert_eq!(filter.check(&query), Ok(()));
         let mut fragment = query.clone();
         fragment[7] = 1;
-        assert_eq!(guard.check(&fragment), Err(Drop::Reach), "nobody knows what port it is for");
+        assert_eq!(filter.check(&fragment), Err(DropReason::Reach), "a later fragment has no port");
         let echo = |kind| packet_of(ICMP, "10.9.0.2", "10.1.1.1", &[kind, 0, 0, 0]);
-        assert_eq!((guard.check(&echo(8)), guard.check(&echo(0))), (Err(Drop::Reach), Ok(())));
+        assert_eq!((filter.check(&echo(8)), filter.check(&echo(0))), (Err(DropReason::Reach), Ok(())));
         let echo = |kind| packet_of(ICMPV6, "fd12::2", "fd77::1", &[kind, 0, 0, 0]);
-        assert_eq!((guard.check(&echo(128)), guard.check(&echo(129))), (Err(Drop::Reach), Ok(())));
-        assert_eq!(guard.check(&packet("10.9.0.2", "10.9.0.1")), Ok(()), "the relay's own");
+        assert_eq!((filter.check(&echo(128)), filter.check(&echo(129))), (Err(DropReason::Reach), Ok(())));
+        assert_eq!(filter.check(&packet("10.9.0.2", "10.9.0.1")), Ok(()), "the relay's own");
     }
 
     #[test]
-    fn a_change_of_the_policy_or_of_a_clients_own_reach_holds_from_the_next_packet() {
-        let policies = policies("internet");
-        let mut guard = guard_with(&policies);
+    fn policy_and_reach_changes_apply_to_the_next_packet() {
+        let shared_policy = shared_policy("internet");
+        let mut filter = filter_with(&shared_policy);
         let syn = tcp("192.168.1.1", 80, SYN);
-        assert_eq!(guard.check(&syn), Err(Drop::Reach));
-        policies.change(|policy| policy.reach = Reach::All);
-        assert_eq!(guard.check(&syn), Ok(()));
-        *guard.own.write().unwrap() = Some("192.168.2.0/24".parse().unwrap());
-        policies.change(|_| {});
-        assert_eq!(guard.check(&syn), Err(Drop::Reach));
-        assert_eq!(guard.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
-        *guard.own.write().unwrap() = Some("internet,198.51.100.0/24".parse().unwrap());
-        policies.change(|policy| {
+        assert_eq!(filter.check(&syn), Err(DropReason::Reach));
+        shared_policy.change(|policy| policy.reach = Reach::All);
+        assert_eq!(filter.check(&syn), Ok(()));
+        *filter.own.write().unwrap() = Some("192.168.2.0/24".parse().unwrap());
+        shared_policy.change(|_| {});
+        assert_eq!(filter.check(&syn), Err(DropReason::Reach));
+        assert_eq!(filter.check(&tcp("192.168.2.1", 80, SYN)), Ok(()));
+        *filter.own.write().unwrap() = Some("internet,198.51.100.0/24".parse().unwrap());
+        shared_policy.change(|policy| {
             policy.local =
                 ["192.0.2.1/32", "203.0.113.0/24", "198.51.100.0/28"].map(|net| net.parse().unwrap()).into();
         });
-        assert_eq!(guard.check(&tcp("192.0.2.1", 80, SYN)), Err(Drop::Reach), "this host's own");
-        assert_eq!(guard.check(&tcp("192.0.2.2", 80, SYN)), Ok(()));
-        assert_eq!(guard.check(&tcp("203.0.113.9", 80, SYN)), Err(Drop::Reach), "a neighbour of this host");
-        assert_eq!(guard.check(&tcp("198.51.100.1", 80, SYN)), Ok(()), "its own in a network that is named");
+        assert_eq!(filter.check(&tcp("192.0.2.1", 80, SYN)), Err(DropReason::Reach), "this host's own");
+        assert_eq!(filter.check(&tcp("192.0.2.2", 80, SYN)), Ok(()));
+        assert_eq!(
+            filter.check(&tcp("203.0.113.9", 80, SYN)),
+            Err(DropReason::Reach),
+            "a neighbour of this host"
+        );
+        assert_eq!(
+            filter.check(&tcp("198.51.100.1", 80, SYN)),
+            Ok(()),
+            "this host's own address in a listed network"
+        );
         let datagram = packet_of(UDP, "10.9.0.2", "10.1.1.1", &[0; 8]);
-        assert_eq!(guard.check(&datagram), Err(Drop::Reach));
-        policies.change(|policy| policy.answers = true);
-        assert_eq!(guard.check(&datagram), Ok(()));
+        assert_eq!(filter.check(&datagram), Err(DropReason::Reach));
+        shared_policy.change(|policy| policy.inbound_datagrams = true);
+        assert_eq!(filter.check(&datagram), Ok(()));
     }
 
     #[test]
-    fn a_client_reaches_the_world_and_the_relay_from_its_own_addresses() {
+    fn a_client_reaches_the_internet_and_the_relay_from_its_own_addresses() {
         for (source, destination) in [
             ("10.9.0.2", "192.0.2.1"),
             ("10.9.0.2", "10.9.0.1"),
             ("fd12::2", "2001:db8::1"),
             ("fd12::2", "fd12::1"),
         ] {
-            assert_eq!(guard().check(&packet(source, destination)), Ok(()), "{source} {destination}");
+            assert_eq!(filter().check(&packet(source, destination)), Ok(()), "{source} {destination}");
         }
     }
 
     #[test]
-    fn somebody_elses_source_is_refused() {
+    fn packets_with_a_foreign_source_address_are_refused() {
         for (source, destination) in [
             ("10.9.0.3", "192.0.2.1"),
             ("192.0.2.9", "192.0.2.1"),
             ("0.0.0.0", "192.0.2.1"),
             ("fd12::3", "2001:db8::1"),
         ] {
-            assert_eq!(guard().check(&packet(source, destination)), Err(Drop::Source), "{source}");
+            assert_eq!(filter().check(&packet(source, destination)), Err(DropReason::Source), "{source}");
         }
-        let mut ipv4_only = Guard { lease: Lease { ipv6: None, ..guard().lease }, ..guard() };
-        assert_eq!(ipv4_only.check(&packet("fd12::2", "2001:db8::1")), Err(Drop::Source));
+        let mut ipv4_only = SourceFilter { lease: Lease { ipv6: None, ..filter().lease }, ..filter() };
+        assert_eq!(ipv4_only.check(&packet("fd12::2", "2001:db8::1")), Err(DropReason::Source));
     }
 
     #[test]
-    fn other_clients_are_out_of_reach() {
-        assert_eq!(guard().check(&packet("10.9.0.2", "10.9.0.77")), Err(Drop::Isolation));
-        assert_eq!(guard().check(&packet("fd12::2", "fd12::77")), Err(Drop::Isolation));
+    fn isolated_clients_do_not_reach_each_other() {
+        assert_eq!(filter().check(&packet("10.9.0.2", "10.9.0.77")), Err(DropReason::Isolation));
+        assert_eq!(filter().check(&packet("fd12::2", "fd12::77")), Err(DropReason::Isolation));
     }
 
     #[test]
-    fn other_clients_are_in_reach_where_they_are_one_network() {
-        let policies = policies("all");
-        let mut guard = guard_with(&policies);
-        policies.change(|policy| policy.isolate = false);
-        assert_eq!(guard.check(&packet("10.9.0.2", "10.9.0.77")), Ok(()));
-        assert_eq!(guard.check(&packet("10.9.0.3", "10.9.0.77")), Err(Drop::Source));
+    fn clients_reach_each_other_without_isolation() {
+        let shared_policy = shared_policy("all");
+        let mut filter = filter_with(&shared_policy);
+        shared_policy.change(|policy| policy.isolate = false);
+        assert_eq!(filter.check(&packet("10.9.0.2", "10.9.0.77")), Ok(()));
+        assert_eq!(filter.check(&packet("10.9.0.3", "10.9.0.77")), Err(DropReason::Source));
     }
 
     #[test]
-    fn what_no_router_forwards_is_not_forwarded() {
+    fn destinations_that_no_router_forwards_to_are_refused() {
         for destination in ["127.0.0.1", "169.254.169.254", "224.0.0.251", "255.255.255.255", "0.0.0.0"] {
             assert_eq!(
-                guard().check(&packet("10.9.0.2", destination)),
-                Err(Drop::Destination),
+                filter().check(&packet("10.9.0.2", destination)),
+                Err(DropReason::Destination),
                 "{destination}"
             );
         }
         for destination in ["::1", "::", "fe80::1", "ff02::fb", "::ffff:127.0.0.1"] {
             assert_eq!(
-                guard().check(&packet("fd12::2", destination)),
-                Err(Drop::Destination),
+                filter().check(&packet("fd12::2", destination)),
+                Err(DropReason::Destination),
                 "{destination}"
             );
         }
     }
 
     #[test]
-    fn no_packet_at_all_is_malformed() {
+    fn invalid_packets_are_malformed() {
         let good = packet("10.9.0.2", "192.0.2.1");
         for bad in [&[][..], &[0x45], &good[..19], &[&good[..], &[0]].concat(), &[0xff; 40]] {
-            assert_eq!(guard().check(bad), Err(Drop::Malformed), "{bad:?}");
+            assert_eq!(filter().check(bad), Err(DropReason::Malformed), "{bad:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The sources from which a client proved an authorised key within a day: few of each key, and none of a key that was
-//! revoked.
+//! The sources from which a client proved an authorised key within a day, with a bounded number of
+//! sources per key. A revoked key keeps no source known.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,23 +7,24 @@ use std::time::{Duration, Instant};
 
 use mobile_io::keys::PublicKey;
 
-use super::is_due;
+use super::sweep_is_due;
 
-/// A laptop is back at the same places the next day.
+/// How long a source stays known: a laptop is back at the same places the next day.
 pub(super) const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Of one key, the latest: home, work, a telephone, on the way. An IPv6 customer has a /48 to prove it from.
+/// The number of sources remembered per key, the latest ones: home, work, a telephone, one on the
+/// way. An IPv6 customer may have a /48 to prove the key from.
 pub(super) const MAX_PER_KEY: usize = 4;
-/// Of all keys together: with some 300 bytes each, 5 MiB at worst.
+/// The number of proofs of all keys together: at some 300 bytes each, 5 MiB at worst.
 pub(super) const MAX_KNOWN: usize = 16 * 1024;
 
-/// See the module.
+/// The table of known sources, indexed by key and by source.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    /// Of each key, the one that was proved longest ago first.
+pub(super) struct KnownSources {
+    /// The proofs of each key, the oldest first.
     proofs: HashMap<PublicKey, Vec<Proof>>,
-    /// The same by source.
-    sources: HashMap<IpAddr, Source>,
-    /// How many proofs there are.
+    /// The known sources, with the latest proof of each.
+    sources: HashMap<IpAddr, KnownSource>,
+    /// The total number of proofs.
     count: usize,
     swept: Option<Instant>,
 }
@@ -35,21 +36,22 @@ struct Proof {
 }
 
 #[derive(Debug)]
-struct Source {
+struct KnownSource {
     last: Instant,
-    /// Keys that were proved from here.
+    /// The number of keys that were proved from this source.
     keys: usize,
 }
 
-impl Known {
+impl KnownSources {
     pub(super) fn contains(&self, now: Instant, source: IpAddr) -> bool {
         self.sources.get(&source).is_some_and(|known| is_fresh(now, known.last))
     }
 
-    /// `key` was proved from `source`, which takes the place of the one that the same key left longest ago.
-    pub(super) fn proved(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
-        if self.count >= MAX_KNOWN && is_due(&mut self.swept, now) {
-            self.keep(|_, proof| is_fresh(now, proof.at));
+    /// Records that `key` was proved from `source`, displacing the oldest source of the same key if
+    /// the key has too many.
+    pub(super) fn record_proof(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
+        if self.count >= MAX_KNOWN && sweep_is_due(&mut self.swept, now) {
+            self.retain(|_, proof| is_fresh(now, proof.at));
         }
         let proofs = self.proofs.entry(key).or_default();
         let same = proofs.iter().position(|proof| proof.source == source);
@@ -61,38 +63,38 @@ impl Known {
             return;
         }
         proofs.push(Proof { source, at: now });
-        self.note(Proof { source, at: now });
+        self.add_proof(Proof { source, at: now });
         if let Some(displaced) = displaced {
-            self.withdraw(displaced);
+            self.remove_proof(displaced);
         }
     }
 
-    /// `key` is no client's any more.
+    /// Removes all proofs of a revoked key.
     pub(super) fn forget(&mut self, key: &PublicKey) {
         if self.proofs.contains_key(key) {
-            self.keep(|other, _| other != key);
+            self.retain(|other, _| other != key);
         }
     }
 
-    fn keep(&mut self, which: impl Fn(&PublicKey, &Proof) -> bool) {
+    fn retain(&mut self, is_kept: impl Fn(&PublicKey, &Proof) -> bool) {
         self.proofs.retain(|key, proofs| {
-            proofs.retain(|proof| which(key, proof));
+            proofs.retain(|proof| is_kept(key, proof));
             !proofs.is_empty()
         });
         self.sources.clear();
         self.count = 0;
-        let left: Vec<Proof> = self.proofs.values().flatten().copied().collect();
-        left.into_iter().for_each(|proof| self.note(proof));
+        let remaining: Vec<Proof> = self.proofs.values().flatten().copied().collect();
+        remaining.into_iter().for_each(|proof| self.add_proof(proof));
     }
 
-    fn note(&mut self, Proof { source, at }: Proof) {
-        let known = self.sources.entry(source).or_insert(Source { last: at, keys: 0 });
+    fn add_proof(&mut self, Proof { source, at }: Proof) {
+        let known = self.sources.entry(source).or_insert(KnownSource { last: at, keys: 0 });
         known.last = known.last.max(at);
         known.keys += 1;
         self.count += 1;
     }
 
-    fn withdraw(&mut self, Proof { source, .. }: Proof) {
+    fn remove_proof(&mut self, Proof { source, .. }: Proof) {
         self.count -= 1;
         if let Some(known) = self.sources.get_mut(&source) {
             known.keys -= 1;
