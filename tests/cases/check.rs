@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mobile_tests::{
-    Finished, LabOptions, PATIENCE, Portal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
+    CommandOutput, LabOptions, PATIENCE, CaptivePortal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
 };
 
 use crate::{Outcome, copy, server};
@@ -15,7 +15,7 @@ fn installed() -> anyhow::Result<Testbed> {
 }
 
 /// `mobile check`, on a host whose resolver is a local one.
-fn check(bed: &Testbed) -> anyhow::Result<Finished> {
+fn check(bed: &Testbed) -> anyhow::Result<CommandOutput> {
     let resolv = local_resolver(bed)?;
     let command = bed.agent.command(&["check"]);
     let mut shell = bed.lab.host.command("unshare");
@@ -32,13 +32,13 @@ fn local_resolver(bed: &Testbed) -> anyhow::Result<PathBuf> {
 }
 
 /// The lines that are not `ok`.
-fn faults(done: &Finished) -> Vec<&str> {
+fn faults(done: &CommandOutput) -> Vec<&str> {
     done.stdout.lines().filter(|line| !line.starts_with("ok ")).collect()
 }
 
 /// One of the lines begins with `start` and holds `part`.
 #[track_caller]
-fn assert_line(done: &Finished, start: &str, part: &str) {
+fn assert_line(done: &CommandOutput, start: &str, part: &str) {
     let found = done.stdout.lines().any(|line| line.starts_with(start) && line.contains(part));
     assert!(found, "no line {start:?} with {part:?} in\n{}{}", done.stdout, done.stderr);
 }
@@ -114,7 +114,7 @@ fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
 fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
-    let portal = Portal::close(&bed.lab.visited[1])?;
+    let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 0, "{done:?}");
     assert_line(&done, "warn  relay over eth0: ", "captive portal");
@@ -239,14 +239,14 @@ fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Out
     let mobile = said.split("an ordinary process:").next().expect("a part");
     assert!(mobile.contains("the bypass has") && mobile.contains("dev eth0"), "{said}");
 
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     let said = explain(&talk.pid().to_string())?;
     assert!(said.contains("is mobile: it is in the mobile cgroup"), "{said}");
     assert!(said.contains(&format!("-> {four}: on the MOBILE route")), "{said}");
     assert!(said.contains("its next connection by IPv4") && said.contains("through the tunnel"), "{said}");
-    let mut plain = bed.ordinary_talk(&["tcp", &four])?;
-    plain.hear()?;
+    let mut plain = bed.ordinary_labtool(&["tcp", &four])?;
+    plain.next_line()?;
     let said = explain(&plain.pid().to_string())?;
     assert!(said.contains("is not mobile") && said.contains("on an ordinary route"), "{said}");
     assert!(!said.contains("through the tunnel"), "{said}");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mobile_tests::{Finished, PATIENCE, Talk, Terminal, Testbed, UplinkName, addr, finish_within, program};
+use mobile_tests::{CommandOutput, PATIENCE, LineProcess, Terminal, Testbed, UplinkName, addr, finish_within, program};
 use nix::errno::Errno;
 
 use crate::Outcome;
@@ -146,7 +146,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     let library = Library::install(&bed)?;
     let ask = library.compile(&case("ask.c"), &[])?;
     let number =
-        |done: Finished| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
+        |done: CommandOutput| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
     let done = Errno::UnknownErrno;
     let asked = |args: &[&str]| {
         let mut command = bed.lab.host.command(&ask);
@@ -158,9 +158,9 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     };
 
     // Another process, of another user and the other's own.
-    let shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     let roots = shell.pid().to_string();
-    let theirs = Talk::start(&mut bed.lab.host.command_as(USER, "sh"))?;
+    let theirs = LineProcess::start(&mut bed.lab.host.command_as(USER, "sh"))?;
     let users = theirs.pid().to_string();
     let is_mobile = |pid: &str| -> anyhow::Result<bool> {
         Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
@@ -179,7 +179,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     assert_eq!(asked(&["mobile", "0", "2"])?, Errno::EINVAL);
     assert_eq!(asked(&["mobile", "-1", "1"])?, Errno::EINVAL);
     assert_eq!(asked(&["mobile", &i32::MAX.to_string(), "1"])?, Errno::ESRCH);
-    let elsewhere = Talk::start(&mut bed.lab.server.command("sh"))?;
+    let elsewhere = LineProcess::start(&mut bed.lab.server.command("sh"))?;
     assert_eq!(asked(&["mobile", &elsewhere.pid().to_string(), "1"])?, Errno::EOPNOTSUPP);
 
     for gateway in ["null", "0.0.0.0", &bed.agent.address4.to_string(), &addr::RELAY4.to_string()] {

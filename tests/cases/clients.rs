@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use mobile_tests::{
-    Agent, LabOptions, PATIENCE, RELAY_PORT, Talk, Testbed, UplinkName, addr, finish_within, port, until,
+    Agent, LabOptions, PATIENCE, RELAY_PORT, LineProcess, Testbed, UplinkName, addr, finish_within, port, until,
 };
 
 use crate::{Outcome, ip_of, server, urls};
@@ -24,11 +24,11 @@ fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Ou
     let [four, six] = server(port::ECHO);
     let mut talks = Vec::new();
     for server in [&four, &six] {
-        talks.push((bed.mobile_talk(&["tcp", server])?, "laptop"));
-        talks.push((Talk::start(&mut other.run(&[&tool, "tcp", server]))?, "desktop"));
+        talks.push((bed.mobile_labtool(&["tcp", server])?, "laptop"));
+        talks.push((LineProcess::start(&mut other.run(&[&tool, "tcp", server]))?, "desktop"));
     }
     for (talk, name) in &mut talks {
-        let greeting = talk.hear()?;
+        let greeting = talk.next_line()?;
         let local = ip_of(greeting.split(' ').nth(1).expect("connected LOCAL PEER"));
         let agent = if *name == "laptop" { &bed.agent } else { &other };
         assert!([IpAddr::V4(agent.address4), IpAddr::V6(agent.address6)].contains(&local), "{name}: {local}");
@@ -38,14 +38,14 @@ fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Ou
     bed.agent.wait_active(UplinkName::Wlan)?;
     other.kill()?;
     for (talk, name) in &mut talks {
-        talk.say(name)?;
+        talk.send_line(name)?;
     }
     for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "laptop") {
-        assert_eq!(talk.hear()?, *name);
+        assert_eq!(talk.next_line()?, *name);
     }
     other.start()?;
     for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "desktop") {
-        assert_eq!(talk.hear()?, *name);
+        assert_eq!(talk.next_line()?, *name);
     }
     drop(talks);
     other.stop()?;
@@ -81,12 +81,12 @@ fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_hando
     })?;
     let tool = mobile_tests::program("labtool")?;
     for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
-        let mut talk = Talk::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = LineProcess::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert_eq!(talk.request("before")?, "before");
         bed.lab.eth().cut()?;
         bed.agent.wait_active(UplinkName::Wlan)?;
-        assert_eq!(talk.ask("after")?, "after");
+        assert_eq!(talk.request("after")?, "after");
         bed.lab.eth().bring_up()?;
         bed.agent.wait_active(UplinkName::Eth)?;
     }
@@ -104,12 +104,12 @@ fn a_relay_reached_over_ipv6_carries_both_families() -> Outcome {
         assert_eq!(ip_of(&seen), relay);
     }
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     bed.lab.eth().cut()?;
     bed.lab.eth().give_up_address()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("after")?, "after");
+    assert_eq!(talk.request("after")?, "after");
     assert_eq!(bed.relay.active_peer()?.ip(), IpAddr::V6(bed.lab.wlan().address6()));
     bed.finish()
 }
@@ -146,15 +146,15 @@ fn a_stream_of_datagrams_that_nobody_answers_is_one_connection() -> Outcome {
          s.recv(16); got += 1\nexcept TimeoutError: pass\nprint(got, flush=True)\n",
         addr::SERVER4
     );
-    let mut receiver = Talk::start(bed.lab.server.command("python3").args(["-c", &receive]))?;
-    assert_eq!(receiver.hear()?, "ready");
+    let mut receiver = LineProcess::start(bed.lab.server.command("python3").args(["-c", &receive]))?;
+    assert_eq!(receiver.next_line()?, "ready");
     let send = format!(
         "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
          for _ in range({DATAGRAMS}): s.sendto(b'x', ('{0}', 4700)); time.sleep(0.001)\n",
         addr::SERVER4
     );
     finish_within(&mut bed.agent.run(&["python3", "-c", &send]), None, PATIENCE)?.ok()?;
-    let got: u32 = receiver.hear_within(PATIENCE)?.parse()?;
+    let got: u32 = receiver.next_line_within(PATIENCE)?.parse()?;
     assert!(got > DATAGRAMS * 19 / 20, "{got} of {DATAGRAMS} arrived");
     bed.finish()
 }

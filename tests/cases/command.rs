@@ -1,10 +1,10 @@
 //! `mobile run CMD` is CMD: its status, signals, terminal, directory and identity are its own.
 
-use mobile_tests::{Finished, LabOptions, PATIENCE, Terminal, Testbed, finish_within};
+use mobile_tests::{CommandOutput, LabOptions, PATIENCE, Terminal, Testbed, finish_within};
 
 use crate::Outcome;
 
-fn run(bed: &Testbed, argv: &[&str]) -> anyhow::Result<Finished> {
+fn run(bed: &Testbed, argv: &[&str]) -> anyhow::Result<CommandOutput> {
     finish_within(&mut bed.agent.run(argv), None, PATIENCE)
 }
 

@@ -79,10 +79,10 @@ fn an_upload_of_text_is_compressed_on_both_sides_of_a_handover() -> Outcome {
 fn a_relay_that_does_not_allow_it_gets_plain_packets_and_status_says_so() -> Outcome {
     let bed = testbed("zstd", "off")?;
     bed.agent.wait_status("the relay's refusal", |status| status["compression"] == "refused")?;
-    let mut talk = bed.mobile_talk(&["tcp", "192.0.2.2:7"])?;
-    assert!(talk.hear()?.starts_with("connected"));
+    let mut talk = bed.mobile_labtool(&["tcp", "192.0.2.2:7"])?;
+    assert!(talk.next_line()?.starts_with("connected"));
     let line = "again and again ".repeat(60);
-    assert_eq!(talk.ask(&line)?, line.trim_end());
+    assert_eq!(talk.request(&line)?, line.trim_end());
     assert_eq!(bed.agent.status()?["traffic"]["sent_compressible_bytes"], 0);
     drop(talk);
     bed.finish()

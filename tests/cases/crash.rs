@@ -24,7 +24,7 @@ const LIFE: Duration = Duration::from_millis(250);
 
 /// What is known of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Known {
+enum ClientState {
     Client { key: String, ipv4: String },
     Invited { ipv4: String },
     Gone,
@@ -39,7 +39,7 @@ struct Worker<'a> {
     random: StdRng,
     prefix: String,
     count: u32,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, ClientState>,
     /// The name whose last command was not acknowledged.
     doubtful: Option<String>,
 }
@@ -68,7 +68,7 @@ impl Worker<'_> {
                 .known
                 .iter()
                 .filter_map(|(name, known)| match known {
-                    Known::Client { key, .. } => Some((name.clone(), key.clone())),
+                    ClientState::Client { key, .. } => Some((name.clone(), key.clone())),
                     _ => None,
                 })
                 .collect();
@@ -88,8 +88,8 @@ impl Worker<'_> {
             };
             let Some(said) = said else { return Ok(()) };
             let known = match what {
-                2 => Known::Gone,
-                _ => Known::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
+                2 => ClientState::Gone,
+                _ => ClientState::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
             };
             self.known.insert(name, known);
         }
@@ -106,13 +106,13 @@ impl Worker<'_> {
                 return Ok(());
             };
             // Acknowledged, so it is there; which addresses it has, a relay that is killed meanwhile does not tell.
-            self.known.insert(name.clone(), Known::Invited { ipv4: String::new() });
+            self.known.insert(name.clone(), ClientState::Invited { ipv4: String::new() });
             let Some(ipv4) =
                 self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
             else {
                 return Ok(());
             };
-            self.known.insert(name.clone(), Known::Invited { ipv4: ipv4.clone() });
+            self.known.insert(name.clone(), ClientState::Invited { ipv4: ipv4.clone() });
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
             enroll.args(["enroll", "-", "--config"]).arg(&config);
@@ -133,7 +133,7 @@ impl Worker<'_> {
                 return Ok(());
             }
             // Written down here, so it is at the relay. Which key, nobody was told: that is looked up below.
-            self.known.insert(name, Known::Client { key: String::new(), ipv4 });
+            self.known.insert(name, ClientState::Client { key: String::new(), ipv4 });
         }
         Ok(())
     }
@@ -143,19 +143,19 @@ impl Worker<'_> {
     }
 
     /// Compares what is known with what the store has.
-    fn verify(&mut self, found: &BTreeMap<String, Known>) -> Result<()> {
+    fn verify(&mut self, found: &BTreeMap<String, ClientState>) -> Result<()> {
         for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
-            let expected = self.known.get(name).is_some_and(|it| *it != Known::Gone);
+            let expected = self.known.get(name).is_some_and(|it| *it != ClientState::Gone);
             ensure!(expected || self.doubtful.as_ref() == Some(name), "{name} was not made: {known:?}");
         }
         for (name, known) in &mut self.known {
-            let now = found.get(name).cloned().unwrap_or(Known::Gone);
-            if let (Known::Invited { ipv4 }, Known::Invited { .. }) = (&*known, &now)
+            let now = found.get(name).cloned().unwrap_or(ClientState::Gone);
+            if let (ClientState::Invited { ipv4 }, ClientState::Invited { .. }) = (&*known, &now)
                 && ipv4.is_empty()
             {
                 *known = now.clone();
             }
-            if let (Known::Client { key, ipv4 }, Known::Client { key: found, ipv4: at }) = (&*known, &now)
+            if let (ClientState::Client { key, ipv4 }, ClientState::Client { key: found, ipv4: at }) = (&*known, &now)
                 && (key.is_empty() && ipv4 == at && !found.is_empty())
             {
                 *known = now.clone();
@@ -169,10 +169,10 @@ impl Worker<'_> {
             );
             let whole = match (&*known, &now) {
                 // Invited, and perhaps enrolled: the same addresses.
-                (Known::Invited { ipv4 }, Known::Client { ipv4: at, .. }) => ipv4 == at,
+                (ClientState::Invited { ipv4 }, ClientState::Client { ipv4: at, .. }) => ipv4 == at,
                 // Perhaps moved, never to another key; perhaps revoked.
-                (Known::Client { key, .. }, Known::Client { key: found, .. }) => key == found,
-                (Known::Client { .. }, Known::Gone) => true,
+                (ClientState::Client { key, .. }, ClientState::Client { key: found, .. }) => key == found,
+                (ClientState::Client { .. }, ClientState::Gone) => true,
                 _ => false,
             };
             ensure!(whole, "{name} was {known:?} and is {now:?}");
@@ -184,13 +184,13 @@ impl Worker<'_> {
         {
             self.known.insert(name, now.clone());
         }
-        self.known.retain(|_, known| *known != Known::Gone);
+        self.known.retain(|_, known| *known != ClientState::Gone);
         Ok(())
     }
 }
 
 /// The store of a dead relay, as a command reads it.
-fn look(relay: &Relay) -> Result<BTreeMap<String, Known>> {
+fn read_store(relay: &Relay) -> Result<BTreeMap<String, ClientState>> {
     let listed: Value = serde_json::from_str(&relay.cli(&["clients", "--json"])?.ok()?)?;
     let (mut found, mut unique) = (BTreeMap::new(), BTreeSet::new());
     for entry in listed.as_array().context("a list")? {
@@ -200,9 +200,9 @@ fn look(relay: &Relay) -> Result<BTreeMap<String, Known>> {
         let known = match text("public_key") {
             Some(key) => {
                 ensure!(unique.insert(key.clone()), "two clients have the key {key}");
-                Known::Client { key, ipv4: ipv4.clone() }
+                ClientState::Client { key, ipv4: ipv4.clone() }
             }
-            None => Known::Invited { ipv4: ipv4.clone() },
+            None => ClientState::Invited { ipv4: ipv4.clone() },
         };
         ensure!(unique.insert(ipv4) && unique.insert(ipv6), "two have one address: {listed}");
         ensure!(found.insert(name.clone(), known).is_none(), "{name} is there twice: {listed}");
@@ -219,7 +219,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
     bed.relay.configure("pool", "ipv4", "10.77.0.0/16")?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     let stop = AtomicBool::new(false);
-    let mut kept: Vec<(u32, BTreeMap<String, Known>)> = vec![(0, BTreeMap::new()); 2];
+    let mut kept: Vec<(u32, BTreeMap<String, ClientState>)> = vec![(0, BTreeMap::new()); 2];
     let begun = Instant::now();
     for round in 0..KILLS {
         bed.relay.start()?;
@@ -255,7 +255,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
         })?;
         // A process takes a moment to die, and its socket with it. A store that does not open is told of below.
         let _ = until("the relay to be dead", || bed.relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
-        let found = look(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
+        let found = read_store(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
         for worker in &mut workers {
             worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
         }
@@ -268,7 +268,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
         kept = workers.into_iter().map(|worker| (worker.count, worker.known)).collect();
         bed.relay.kill()?;
     }
-    let enrolled = kept[1].1.values().filter(|known| matches!(known, Known::Client { .. })).count();
+    let enrolled = kept[1].1.values().filter(|known| matches!(known, ClientState::Client { .. })).count();
     let pending = kept[1].1.len() - enrolled;
     println!(
         "{KILLS} kills, {} names authorised and moved, {enrolled} enrolled, {pending} invited, in {:?}",

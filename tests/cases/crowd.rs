@@ -14,7 +14,7 @@ const CLIENTS: u32 = 200;
 fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outcome {
     let lab = Lab::with(&LabOptions::default())?;
     let mut relay = Relay::install(&lab)?;
-    let crowd = Crowd::arrive(&lab, &relay)?;
+    let crowd = Crowd::start(&lab, &relay)?;
     // A part before the relay runs, and all of them once it does: who is in already stays as he is.
     crowd.authorize(&relay, &lab, 50)?;
     relay.start()?;

@@ -16,13 +16,13 @@ const VISITED6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 1);
 const VISITED: [IpAddr; 2] = [IpAddr::V4(VISITED4), IpAddr::V6(VISITED6)];
 
 /// A testbed with a resolver of the visited network, and the relay's beyond the relay.
-struct Scene {
+struct DnsTestbed {
     bed: Testbed,
     visited: Resolver,
     relays: Resolver,
 }
 
-impl Scene {
+impl DnsTestbed {
     fn new() -> anyhow::Result<Self> {
         let mut scene = Self::installed(&RELAYS)?;
         scene.bed.start()?;
@@ -75,7 +75,7 @@ fn at(address: IpAddr) -> SocketAddr {
 
 #[test]
 fn the_relays_resolver_answers_in_the_name_of_the_one_that_was_asked() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     for (family, resolver) in scene.visited_addresses().into_iter().enumerate() {
         for transport in Transport::ALL {
             let (answer, from) = scene.mobile(transport, at(resolver))?;
@@ -99,7 +99,7 @@ fn the_relays_resolver_answers_in_the_name_of_the_one_that_was_asked() -> Outcom
 
 #[test]
 fn ipv4_mapped_and_link_local_resolvers_and_public_ones_are_followed_too() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     let IpAddr::V4(visited) = scene.visited_addresses()[0] else { unreachable!("IPv4 comes first") };
     for asked in [visited, Ipv4Addr::new(192, 0, 2, 99)] {
         let mapped = SocketAddr::new(asked.to_ipv6_mapped().into(), port::DNS);
@@ -123,7 +123,7 @@ fn index_of(bed: &Testbed, device: &str) -> anyhow::Result<u32> {
 
 /// What `getent` says of a name with the visited resolver in `/etc/resolv.conf`.
 fn getent(
-    scene: &Scene,
+    scene: &DnsTestbed,
     database: &str,
     resolver: IpAddr,
     mobile: bool,
@@ -147,7 +147,7 @@ fn getent(
 
 #[test]
 fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_tunnel() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     let lab = &scene.bed.lab;
     let captures = ["eth0", "wlan0"].map(|device| lab.capture(&lab.host, device, "port 53"));
     let [eth, wlan] = captures;
@@ -184,7 +184,7 @@ fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_t
 fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
     const STUB4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
     const STUB6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x53, 0, 0, 0, 0, 1);
-    let mut scene = Scene::installed(&RELAYS)?;
+    let mut scene = DnsTestbed::installed(&RELAYS)?;
     let visited = scene.visited_addresses();
     let nets: Vec<String> = vec![format!("{}/24", visited[0]), format!("{}/128", visited[1])];
     scene.bed.agent.configure("routing", "bypass", nets)?;
@@ -209,7 +209,7 @@ fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
 #[test]
 fn without_a_resolver_of_the_relay_queries_go_where_they_are_sent_through_the_tunnel() -> Outcome {
     // None for IPv6.
-    let mut scene = Scene::installed(&RELAYS[..1])?;
+    let mut scene = DnsTestbed::installed(&RELAYS[..1])?;
     scene.bed.start()?;
     for transport in Transport::ALL {
         let [four, six] = [at(Ipv4Addr::new(192, 0, 2, 99).into()), at(RELAYS[1])];
@@ -222,7 +222,7 @@ fn without_a_resolver_of_the_relay_queries_go_where_they_are_sent_through_the_tu
 
 #[test]
 fn queries_follow_after_a_handover_and_a_killed_agent_and_what_the_relay_pushes_anew() -> Outcome {
-    let mut scene = Scene::installed(&[])?;
+    let mut scene = DnsTestbed::installed(&[])?;
     scene.bed.start()?;
     let resolver = at(scene.visited_addresses()[0]);
     scene.bed.relay.stop()?;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, Talk, Testbed, addr, port, until};
+use mobile_tests::{LabOptions, LineProcess, Testbed, addr, port, until};
 use toml::Value;
 
 use crate::leaks::{assert_no_leak, captures};
@@ -23,16 +23,16 @@ fn started(on_failure: &str) -> anyhow::Result<Testbed> {
 }
 
 /// A mobile shell, which starts mobile processes also while there is no agent.
-struct Shell(Talk);
+struct Shell(LineProcess);
 
 impl Shell {
     fn start(bed: &Testbed) -> anyhow::Result<Self> {
-        Ok(Self(Talk::start(&mut bed.agent.run(&["sh"]))?))
+        Ok(Self(LineProcess::start(&mut bed.agent.run(&["sh"]))?))
     }
 
     /// As whom the server sees a new connection of a mobile process, if it gets there.
     fn seen(&mut self, url: &str) -> anyhow::Result<Option<IpAddr>> {
-        let answer = self.0.ask(&format!("curl -s -m 1 {url} || echo none"))?;
+        let answer = self.0.request(&format!("curl -s -m 1 {url} || echo none"))?;
         Ok((answer != "none").then(|| ip_of(&answer)))
     }
 
@@ -58,8 +58,8 @@ fn wait_open(bed: &Testbed) -> Outcome {
 }
 
 /// It was made before, so it waits and goes on, whatever new ones do.
-fn assert_goes_on(talk: &mut Talk) -> Outcome {
-    assert_eq!(talk.ask("going on")?, "going on");
+fn assert_goes_on(talk: &mut LineProcess) -> Outcome {
+    assert_eq!(talk.request("going on")?, "going on");
     Ok(())
 }
 
@@ -67,8 +67,8 @@ fn assert_goes_on(talk: &mut Talk) -> Outcome {
 fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_wait() -> Outcome {
     let mut bed = started("open")?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut shell = Shell::start(&bed)?;
     assert_goes_on(&mut talk)?;
     let persistent = format!("host {} or host {}", bed.agent.address4, bed.agent.address6);
@@ -81,7 +81,7 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     bed.agent.wait_status("the loss to be seen", |status| status["session"] != "connected")?;
     assert_eq!(shell.seen(&urls("/ip")[0])?, None);
     wait_open(&bed)?;
-    talk.say("while it is open")?;
+    talk.send_line("while it is open")?;
     shell.expect_seen(direct(&bed))?;
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 1));
     let said = bed.agent.cli(&["status"])?.ok()?;
@@ -98,7 +98,7 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     shell.expect_seen(RELAY)?;
-    assert_eq!(talk.hear()?, "while it is open");
+    assert_eq!(talk.next_line()?, "while it is open");
     bed.agent.wait_status("the failure to be over", |status| status["open"] == false)?;
 
     // Nobody is alive to open it.
@@ -132,8 +132,8 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
 fn closed_keeps_every_connection_in_the_tunnel_however_long_there_is_none() -> Outcome {
     let mut bed = started("closed")?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut shell = Shell::start(&bed)?;
     let captures = captures(&bed)?;
     let nobody_gets_through = |shell: &mut Shell| -> Outcome {

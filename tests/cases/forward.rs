@@ -1,7 +1,7 @@
 //! Ports of the relay that lead to a client.
 
 use mobile_tests::{
-    Agent, LabOptions, Services, Talk, TcpService, Terminal, Testbed, UplinkName, addr, until,
+    Agent, LabOptions, Services, LineProcess, TcpService, Terminal, Testbed, UplinkName, addr, until,
 };
 
 use crate::Outcome;
@@ -14,8 +14,8 @@ fn at_relay(port: u16) -> [String; 2] {
 /// Whether a connection from the server's side is taken.
 fn answers(bed: &Testbed, address: &str) -> bool {
     let tool = mobile_tests::program("labtool").expect("built");
-    Talk::start(bed.lab.server.command(tool).args(["tcp", address]))
-        .and_then(|mut talk| talk.hear_within(std::time::Duration::from_secs(2)))
+    LineProcess::start(bed.lab.server.command(tool).args(["tcp", address]))
+        .and_then(|mut talk| talk.next_line_within(std::time::Duration::from_secs(2)))
         .is_ok_and(|said| said.starts_with("connected "))
 }
 
@@ -68,14 +68,14 @@ fn forwards_are_in_force_at_once_survive_a_restart_and_end_with_their_client() -
     assert_eq!(listed[1], serde_json::json!({"protocol": "tcp", "port": 2002, "client": "laptop", "to": 7}));
 
     let tool = mobile_tests::program("labtool")?;
-    let mut talk = Talk::start(bed.lab.server.command(&tool).args(["tcp", &at_relay(2002)[0]]))?;
-    talk.hear()?;
+    let mut talk = LineProcess::start(bed.lab.server.command(&tool).args(["tcp", &at_relay(2002)[0]]))?;
+    talk.next_line()?;
     bed.relay.stop()?;
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(talk.ask("after the restart")?, "after the restart");
+    assert_eq!(talk.request("after the restart")?, "after the restart");
     bed.relay.cli(&["forward", "del", "tcp", "2001"])?.ok()?;
-    assert_eq!(talk.ask("still")?, "still");
+    assert_eq!(talk.request("still")?, "still");
     for address in at_relay(2001) {
         assert!(!answers(&bed, &address), "{address} answers though it was deleted");
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mobile_tests::{PATIENCE, Process, Talk, TcpService, Testbed, UplinkName, http, port, wait_for};
+use mobile_tests::{PATIENCE, Process, LineProcess, TcpService, Testbed, UplinkName, http, port, wait_for};
 
 use crate::{Outcome, server, urls};
 
@@ -45,15 +45,15 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     })?;
     let mut echoes = Vec::new();
     for address in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &address])?;
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = bed.mobile_labtool(&["tcp", &address])?;
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
         echoes.push(talk);
     }
     let [four, _] = server(TICKS);
-    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
-    ticks.hear()?;
-    ticks.hear()?;
+    let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
+    ticks.next_line()?;
+    ticks.next_line()?;
 
     bed.lab.eth().cut()?;
     bed.lab.wlan().cut()?;
@@ -61,7 +61,7 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let mut count = 0;
     while start.elapsed() < OUTAGE {
         for talk in &mut echoes {
-            talk.say(&format!("during {count}"))?;
+            talk.send_line(&format!("during {count}"))?;
         }
         count += 1;
         std::thread::sleep(Duration::from_millis(250));
@@ -72,7 +72,7 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let back = Instant::now();
     let last_tick = sent.load(Ordering::Relaxed);
     for talk in &mut echoes {
-        talk.say("after")?;
+        talk.send_line("after")?;
         assert_eq!(heard_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
     }
     heard_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
@@ -160,12 +160,12 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
         });
     })?;
     let [four, _] = server(TICKS);
-    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
+    let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
     let mut said = 0;
-    let mut say = |ticks: &mut Talk, count: u32, pause: Duration| -> anyhow::Result<u64> {
+    let mut say = |ticks: &mut LineProcess, count: u32, pause: Duration| -> anyhow::Result<u64> {
         for _ in 0..count {
             said += 1;
-            ticks.say(&format!("{said:01000}"))?;
+            ticks.send_line(&format!("{said:01000}"))?;
             std::thread::sleep(pause);
         }
         Ok(said)
@@ -204,16 +204,16 @@ fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
     bed.lab.eth().cut()?;
     bed.lab.wlan().cut()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
     // Its first SYN waits in the tunnel's queue, and it sends more of them meanwhile.
     std::thread::sleep(OUTAGE);
-    assert_eq!(talk.overhear(), Vec::<String>::new());
+    assert_eq!(talk.take_lines(), Vec::<String>::new());
     bed.lab.wlan().bring_up()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     let back = Instant::now();
-    assert!(talk.hear_within(RESUME)?.starts_with("connected "));
+    assert!(talk.next_line_within(RESUME)?.starts_with("connected "));
     eprintln!("connected {:?} after the tunnel's return", back.elapsed());
-    assert_eq!(talk.ask("hello")?, "hello");
+    assert_eq!(talk.request("hello")?, "hello");
     bed.finish()
 }
 
@@ -227,13 +227,13 @@ fn impatient(bed: &Testbed) -> Outcome {
 
 /// How many lines came, within the bound, up to the one that is `wanted`.
 fn heard_until(
-    talk: &mut Talk,
+    talk: &mut LineProcess,
     since: Instant,
     patience: Duration,
     wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<u64> {
     for count in 1.. {
-        let line = talk.hear_within(patience.saturating_sub(since.elapsed()))?;
+        let line = talk.next_line_within(patience.saturating_sub(since.elapsed()))?;
         if wanted(&line) {
             let number = line.trim_start_matches('0');
             eprintln!("{number}: {:?} after the tunnel's return", since.elapsed());

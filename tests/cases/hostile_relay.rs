@@ -37,7 +37,7 @@ fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
         assert_eq!(ip_of(&seen.ok()?), expected, "{url}");
     }
     for echo in server(port::ECHO) {
-        assert_eq!(bed.ordinary_talk(&["udp", &echo])?.ask("direct")?, "direct");
+        assert_eq!(bed.ordinary_labtool(&["udp", &echo])?.request("direct")?, "direct");
     }
     Ok(())
 }
@@ -164,9 +164,9 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
     let neighbour = format!("{a}.{b}.{c}.{}", if d < 128 { d + 100 } else { d - 100 });
     let mut talks = Vec::new();
     for echo in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
         talks.push(talk);
     }
     let in_force = |bed: &Testbed, yes: bool| {
@@ -190,13 +190,13 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
         let problem = bed.agent.status()?["problem"].to_string();
         assert!(problem.contains(&address.to_string()) && problem.contains("wlan0"), "{problem}");
         assert_ordinary_is_direct(&bed)?;
-        talks[0].say("waiting")?;
-        assert!(talks[0].hear_within(Duration::from_secs(1)).is_err(), "it does not wait");
-        assert_eq!(talks[1].ask("the other family goes on")?, "the other family goes on");
+        talks[0].send_line("waiting")?;
+        assert!(talks[0].next_line_within(Duration::from_secs(1)).is_err(), "it does not wait");
+        assert_eq!(talks[1].request("the other family goes on")?, "the other family goes on");
         uses(&bed, "del")?;
         in_force(&bed, true)?;
-        assert_eq!(talks[0].hear()?, "waiting");
-        assert_eq!(talks[0].ask("back")?, "back");
+        assert_eq!(talks[0].next_line()?, "waiting");
+        assert_eq!(talks[0].request("back")?, "back");
     }
     // The network is present when the agent starts, and the address returns although the relay is
     // away.

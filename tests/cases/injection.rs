@@ -1,10 +1,10 @@
-//! Tests that packets which a visited network forges towards a persistent address neither arrive
+//! Tests that packets which a visited network forges towards a persistent address neither start
 //! nor are answered.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mobile_tests::{Capture, Forger, Numbers, Sniffer, Talk, Testbed, UplinkName, addr, port, until};
+use mobile_tests::{Capture, Forger, TcpNumbers, Sniffer, LineProcess, Testbed, UplinkName, addr, port, until};
 
 use crate::{Outcome, server};
 
@@ -40,21 +40,21 @@ fn pairs(bed: &Testbed) -> [(IpAddr, IpAddr); 2] {
 }
 
 /// Opens a mobile connection to the echo server, and returns the numbers of its next segments.
-fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(Talk, Numbers)> {
+fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(LineProcess, TcpNumbers)> {
     let sniffer = Sniffer::new(&bed.lab.host, "mobile0")?;
-    let mut talk = bed.mobile_talk(&["tcp", server])?;
-    let client = talk.hear()?.split(' ').nth(1).unwrap_or_default().parse()?;
-    assert_eq!(talk.ask("hello")?, "hello");
+    let mut talk = bed.mobile_labtool(&["tcp", server])?;
+    let client = talk.next_line()?.split(' ').nth(1).unwrap_or_default().parse()?;
+    assert_eq!(talk.request("hello")?, "hello");
     let numbers = sniffer.numbers(client, server.parse()?)?;
     Ok((talk, numbers))
 }
 
 /// Forges a segment with the right numbers, then resets, on both uplinks.
-fn attack(bed: &Testbed, talk: &mut Talk, numbers: Numbers, when: &str) -> Outcome {
-    let Numbers { client, server, sent, expected } = numbers;
-    let said = |talk: &mut Talk| {
+fn attack(bed: &Testbed, talk: &mut LineProcess, numbers: TcpNumbers, when: &str) -> Outcome {
+    let TcpNumbers { client, server, sent, expected } = numbers;
+    let said = |talk: &mut LineProcess| {
         std::thread::sleep(A_WHILE);
-        talk.overhear()
+        talk.take_lines()
     };
     for forger in forgers(bed)? {
         forger.segment(server, client, "PA", [expected, sent], b"forged\n")?;
@@ -90,7 +90,7 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
             assert!(bed.agent.counter(DROPPED)? >= 12, "{when}");
         }
         for mut talk in talks {
-            assert_eq!(talk.ask("still here")?, "still here", "{when}");
+            assert_eq!(talk.request("still here")?, "still here", "{when}");
         }
     }
     bed.finish()
@@ -180,8 +180,8 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
     let own: [(IpAddr, IpAddr); 2] =
         [(eth.gateway4().into(), eth.address4().into()), (eth.gateway6().into(), eth.address6().into())];
     for ((server, (persistent, _)), (gateway, own)) in server(port::ECHO).iter().zip(pairs(&bed)).zip(own) {
-        let mut talk = bed.mobile_talk(&["udp-connected", server])?;
-        assert_eq!(talk.ask("hello")?, "hello");
+        let mut talk = bed.mobile_labtool(&["udp-connected", server])?;
+        assert_eq!(talk.request("hello")?, "hello");
         let shown = bed.lab.host.run(&["ss", "-Hun", "dst", server])?;
         let port = shown
             .split_whitespace()
@@ -195,8 +195,8 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
             forger.port_unreachable(gateway, to, [sender, server.parse()?])?;
         }
         std::thread::sleep(A_WHILE);
-        assert_eq!(talk.overhear(), [""; 0], "a forged error reached {sender}");
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.take_lines(), [""; 0], "a forged error reached {sender}");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     bed.finish()
 }
@@ -304,7 +304,7 @@ fn without_nftables_a_classifier_keeps_the_visited_network_out_and_it_is_said() 
             start_again(&mut bed)?;
         }
         for mut talk in talks {
-            assert_eq!(talk.ask("still here")?, "still here", "{when}");
+            assert_eq!(talk.request("still here")?, "still here", "{when}");
         }
         assert_eq!(bed.agent.status()?["ingress"]["filter"], "ebpf", "{when}");
     }

@@ -1,7 +1,7 @@
 //! What the programs log as services, as the real journal has it.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, Machine, program, until};
+use mobile_tests::{Lab, BootedMachine, program, until};
 use serde_json::Value;
 
 use crate::Outcome;
@@ -9,8 +9,8 @@ use crate::Outcome;
 #[test]
 fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
     let lab = Lab::new()?;
-    let machine = Machine::boot(&lab, &lab.relay)?;
-    machine.give(&program("home-relay")?)?;
+    let machine = BootedMachine::boot(&lab, &lab.relay)?;
+    machine.copy_in(&program("home-relay")?)?;
     let config = "/etc/home-relay/relay.toml";
     machine.run(
         "/lab/home-relay init 2>/dev/null\n\

@@ -107,9 +107,9 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.relay.start()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("here")?, "here");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("here")?, "here");
     bed.agent.cli(&["use", "wlan0"])?.ok()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     bed.agent.cli(&["bypass", "add", "198.51.100.192/26"])?.ok()?;

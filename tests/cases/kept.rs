@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use anyhow::Context as _;
-use mobile_tests::{METRICS, PATIENCE, Process, Talk, Testbed, addr, finish_within, port, program, until};
+use mobile_tests::{METRICS, PATIENCE, Process, LineProcess, Testbed, addr, finish_within, port, program, until};
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of, server, urls};
@@ -26,12 +26,12 @@ fn mobile_connects(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
     server(port::ECHO)
         .iter()
         .map(|server| {
-            let mut talk = bed.mobile_talk(&["tcp", server])?;
-            talk.hear()?;
+            let mut talk = bed.mobile_labtool(&["tcp", server])?;
+            talk.next_line()?;
             Ok(talk)
         })
         .collect()
@@ -64,7 +64,7 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
             bed.relay.counter(RESTORED).is_ok_and(|count| count == number as u64 + 1)
         })?;
         for talk in &mut talks {
-            assert_eq!(talk.ask(change)?, change);
+            assert_eq!(talk.request(change)?, change);
         }
         mobile_connects(&bed)?;
     }
@@ -116,7 +116,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome 
         until("it to be counted", || bed.relay.counter(RESTORED).is_ok_and(|count| count > counted))
             .with_context(|| format!("after `{change}`"))?;
         for talk in &mut talks {
-            assert_eq!(talk.ask(change)?, change);
+            assert_eq!(talk.request(change)?, change);
         }
         mobile_connects(&bed)?;
     }
@@ -180,7 +180,7 @@ fn without_its_device_the_relay_ends_with_the_reason_and_the_next_goes_on() -> O
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     for talk in &mut talks {
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     mobile_connects(&bed)?;
     drop(talks);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mobile_tests::{
-    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, Talk, Terminal, UplinkName, addr, program,
+    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, LineProcess, Terminal, UplinkName, addr, program,
     until, wait_for,
 };
 
@@ -218,17 +218,17 @@ fn services_answer() -> Outcome {
     let tool = program("labtool")?;
     for server in [format!("{}:1001", addr::SERVER4), format!("[{}]:1001", addr::SERVER6)] {
         for kind in ["udp", "udp-connected"] {
-            let mut talk = Talk::start(lab.host.command(&tool).args([kind, &server]))?;
-            let from = talk.ask("hello")?;
+            let mut talk = LineProcess::start(lab.host.command(&tool).args([kind, &server]))?;
+            let from = talk.request("hello")?;
             assert!(
                 from.starts_with(&lab.eth().name.nat_address().to_string())
                     || from.starts_with("[2001:db8:22::2]"),
                 "{from}"
             );
         }
-        let mut talk = Talk::start(lab.host.command(&tool).args(["tcp", &server]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert!(talk.ask("hello")?.contains(':'));
+        let mut talk = LineProcess::start(lab.host.command(&tool).args(["tcp", &server]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert!(talk.request("hello")?.contains(':'));
         assert_eq!(talk.finish()?, Some(0));
     }
     let base = format!("http://{}", addr::SERVER4);
@@ -285,10 +285,10 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
     let started = Instant::now();
     let lab = Lab::with(&quick())?;
     eprintln!("made in {:?}", started.elapsed());
-    let (group, dir, pins) = (lab.group().path().to_owned(), lab.dir().to_owned(), lab.pin_dir());
+    let (group, dir, pins) = (lab.cgroup().path().to_owned(), lab.dir().to_owned(), lab.pin_dir());
     let telnet = Terminal::start(lab.host.command("telnet").arg(addr::SERVER4.to_string()))?;
     telnet.expect("# ")?;
-    let pids = lab.group().pids();
+    let pids = lab.cgroup().pids();
     assert!(pids.len() >= 3, "telnet, telnetd and its shell: {pids:?}");
     let started = Instant::now();
     drop(lab);
@@ -307,8 +307,8 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
 
 #[test]
 fn of_a_killed_lab_nothing_is_left_once_the_next_one_is_made() -> Outcome {
-    let mut killed = Talk::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
-    let group = std::path::PathBuf::from(killed.hear()?);
+    let mut killed = LineProcess::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
+    let group = std::path::PathBuf::from(killed.next_line()?);
     let pids =
         |group: &std::path::Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     assert!(pids(&group).lines().count() >= 3);

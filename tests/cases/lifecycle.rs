@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use mobile_tests::{
-    Agent, Lab, LabOptions, Machine, Ns, PATIENCE, Process, Talk, Testbed, UplinkName, addr, finish_within,
+    Agent, Lab, LabOptions, BootedMachine, Ns, PATIENCE, Process, LineProcess, Testbed, UplinkName, addr, finish_within,
     port, until,
 };
 
@@ -82,7 +82,7 @@ fn rescue_mode_leaves_the_route_and_the_agent_adopts_it_afterwards() -> Outcome 
 }
 
 /// Makes `fetch.service`, in the slice, whose first act is a connection, and a service that stays.
-fn services(machine: &Machine) -> Outcome {
+fn services(machine: &BootedMachine) -> Outcome {
     let [four, _] = urls("/ip");
     machine.run(&format!(
         "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nSlice=mobile.slice\n\
@@ -206,7 +206,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
 #[test]
 fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Outcome {
     let laptop = Laptop::new()?;
-    let relay = Machine::boot(&laptop.lab, &laptop.lab.server)?;
+    let relay = BootedMachine::boot(&laptop.lab, &laptop.lab.server)?;
     let [relay_package, _] = packages(VERSION)?;
     install(&relay, &relay_package)?;
     relay.run("home-relay init && systemctl start home-relay")?;
@@ -249,7 +249,7 @@ impl Defaults {
     fn of(lab: &Lab, ns: &Ns) -> anyhow::Result<Self> {
         let id = ns.run(&["stat", "--dereference", "--format=%i", "/proc/self/ns/net"])?;
         let name = format!("mobile-{}", id.trim());
-        let root = lab.group().path().parent().context("a lab's cgroup is below the root")?;
+        let root = lab.cgroup().path().parent().context("a lab's cgroup is below the root")?;
         Ok(Self([root.join(&name), Path::new("/sys/fs/bpf").join(&name)]))
     }
 
@@ -284,11 +284,11 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
 
     let [echo, _] = server(port::ECHO);
     let tool = mobile_tests::program("labtool")?.display().to_string();
-    let mut here = bed.mobile_talk(&["tcp", &echo])?;
-    let mut there = Talk::start(&mut other.run(&[&tool, "tcp", &echo]))?;
+    let mut here = bed.mobile_labtool(&["tcp", &echo])?;
+    let mut there = LineProcess::start(&mut other.run(&[&tool, "tcp", &echo]))?;
     for talk in [&mut here, &mut there] {
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
     }
     let pids = |agent: &Agent| -> anyhow::Result<usize> {
         Ok(agent.status()?["mobile_processes"].as_u64().context("no number")?.try_into()?)
@@ -299,7 +299,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     other.stop()?;
     other.cli(&["cleanup"])?.ok()?;
     assert_eq!(names.each_ref().map(Defaults::there), [[true; 2], [false; 2]]);
-    assert_eq!(here.ask("after")?, "after");
+    assert_eq!(here.request("after")?, "after");
     assert_eq!(pids(&bed.agent)?, 1);
     works(&bed)?;
     // The other agent starts again, is killed, and leaves the first alone at its next start too.
@@ -309,7 +309,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     bed.agent.kill()?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(here.ask("adopted")?, "adopted");
+    assert_eq!(here.request("adopted")?, "adopted");
     other.cli(&["cleanup"])?.ok()?;
     works(&bed)?;
 

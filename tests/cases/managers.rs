@@ -1,14 +1,14 @@
 //! A real systemd, and real network managers, on the machine where the agent is installed.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, Machine, Relay, UplinkName, addr, until};
+use mobile_tests::{Lab, BootedMachine, Relay, UplinkName, addr, until};
 
 use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};
 
 /// A laptop with systemd, and the agent's package on it, connected.
 pub(crate) struct Laptop {
-    pub(crate) machine: Machine,
+    pub(crate) machine: BootedMachine,
     relay: Relay,
     pub(crate) lab: Lab,
 }
@@ -18,7 +18,7 @@ impl Laptop {
         let lab = Lab::new()?;
         let mut relay = Relay::install(&lab)?;
         relay.start()?;
-        let machine = Machine::boot(&lab, &lab.host)?;
+        let machine = BootedMachine::boot(&lab, &lab.host)?;
         // All machines of all labs share one kernel: the agent's cgroups and mark are not the usual ones.
         let cgroup = format!("/sys/fs/cgroup/{}/mobile", machine.cgroup.display());
         let mark = lab.mark("laptop");

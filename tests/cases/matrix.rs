@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, ensure};
-use mobile_tests::matrix::{Caller, Crew, Left, NUMBERS, Order, Server, Watch};
+use mobile_tests::matrix::{Caller, SocketProcess, EgressDevices, SOCKET_NUMBERS, AttachTiming, MatrixServer, EgressWatch};
 use mobile_tests::{LabOptions, Testbed};
 use serde_json::Value;
 
@@ -100,7 +100,7 @@ impl State {
             Self::Killed | Self::Upgrading => bed.agent.kill()?,
             Self::NobodyMobile | Self::RouteGone => {
                 bed.agent.kill()?;
-                empty(&bed.agent.cgroup, bed.lab.group().path())?;
+                empty(&bed.agent.cgroup, bed.lab.cgroup().path())?;
                 if self == Self::RouteGone {
                     bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
                     for (family, rule) in [("-4", "4900"), ("-4", "4901"), ("-6", "4900"), ("-6", "4901")] {
@@ -125,7 +125,7 @@ impl State {
                 bed.lab.wlan().bring_up()?;
             }
             Self::Killed => bed.agent.start()?,
-            // While the crews were sending.
+            // While the processes were sending.
             Self::Upgrading => {}
         }
         bed.agent.wait_connected()?;
@@ -150,7 +150,7 @@ fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
 
 /// What became of one socket.
 struct Cell {
-    order: Order,
+    timing: AttachTiming,
     kind: String,
     family: String,
     /// Meanwhile.
@@ -158,7 +158,7 @@ struct Cell {
     /// When everything works again.
     after: Option<Value>,
     /// The devices that its packets left by.
-    left: Left,
+    left: EgressDevices,
     /// Whether any left by an uplink with a persistent address.
     astray: bool,
 }
@@ -174,53 +174,53 @@ fn measure(state: State) -> Result<Vec<Cell>> {
     // Others connect to the listening sockets unasked, which only a routed pool allows.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.configure("clients", "inbound", "routed")?;
-    let _server = Server::start(&bed)?;
+    let _server = MatrixServer::start(&bed)?;
     if state == State::NeverConnected {
         bed.agent.start()?;
     } else {
         bed.start()?;
     }
-    let watch = Watch::start(&bed.lab.host, NUMBERS)?;
-    let mut crews = Order::ALL.map(|order| Crew::start(&bed, order));
-    let mut crews: Vec<Crew> = crews.iter_mut().map(take).collect::<Result<_>>()?;
-    steps(&mut crews, |order| match order {
-        Order::Mobile | Order::Ordinary => &[],
-        Order::AttachedAfterSocket | Order::DetachedAfterSocket => &[OPEN],
-        Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
+    let watch = EgressWatch::start(&bed.lab.host, SOCKET_NUMBERS)?;
+    let mut processes = AttachTiming::ALL.map(|timing| SocketProcess::start(&bed, timing));
+    let mut processes: Vec<SocketProcess> = processes.iter_mut().map(take).collect::<Result<_>>()?;
+    steps(&mut processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[],
+        AttachTiming::AttachedAfterSocket | AttachTiming::DetachedAfterSocket => &[OPEN],
+        AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
     })?;
-    for crew in &crews {
-        let verb = match crew.order {
-            Order::Mobile | Order::Ordinary => continue,
-            Order::AttachedAfterSocket | Order::AttachedAfterConnect => "attach",
-            Order::DetachedAfterSocket | Order::DetachedAfterConnect => "detach",
+    for process in &processes {
+        let verb = match process.timing {
+            AttachTiming::Mobile | AttachTiming::Ordinary => continue,
+            AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect => "attach",
+            AttachTiming::DetachedAfterSocket | AttachTiming::DetachedAfterConnect => "detach",
         };
-        bed.agent.cli(&[verb, &crew.pid()])?.ok()?;
+        bed.agent.cli(&[verb, &process.pid()])?.ok()?;
     }
     let _before = watch.take()?;
 
     state.enter(&mut bed)?;
-    steps(&mut crews, |order| match order {
-        Order::Mobile | Order::Ordinary => &[OPEN],
+    steps(&mut processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[OPEN],
         _ => &[],
     })?;
-    let callers = callers(&bed, &crews);
-    let rest = |order| -> &'static [&'static str] {
-        match order {
-            Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[SEND],
+    let callers = callers(&bed, &processes);
+    let rest = |timing| -> &'static [&'static str] {
+        match timing {
+            AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[SEND],
             _ => &[CONNECT, SEND],
         }
     };
-    for crew in &mut crews {
-        rest(crew.order).iter().try_for_each(|step| crew.say(step))?;
+    for process in &mut processes {
+        rest(process.timing).iter().try_for_each(|step| process.start_step(step))?;
     }
     if state == State::Upgrading {
         bed.agent.start()?;
     }
-    crews.iter_mut().try_for_each(|crew| crew.wait(SEND))?;
-    let first: Vec<Vec<Value>> = crews.iter().map(|crew| crew.reports.clone()).collect();
+    processes.iter_mut().try_for_each(|process| process.wait(SEND))?;
+    let first: Vec<Vec<Value>> = processes.iter().map(|process| process.reports.clone()).collect();
     let is_back = state.leave(&mut bed)?;
     if is_back {
-        steps(&mut crews, |_| &[SEND_AFTER])?;
+        steps(&mut processes, |_| &[SEND_AFTER])?;
     }
     let left = watch.take()?;
     watch.finish()?;
@@ -228,15 +228,15 @@ fn measure(state: State) -> Result<Vec<Cell>> {
 
     let persistent = [IpAddr::V4(bed.agent.address4), bed.agent.address6.into()];
     let mut cells = Vec::new();
-    for (crew, first) in crews.iter().zip(first) {
-        for (first, last) in first.into_iter().zip(&crew.reports) {
+    for (process, first) in processes.iter().zip(first) {
+        for (first, last) in first.into_iter().zip(&process.reports) {
             let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
             let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
             let left = left.get(&number).cloned().unwrap_or_default();
-            let from_us = |story: &str| persistent.iter().any(|ours| story.starts_with(&format!("{ours} ")));
-            let astray = left.iter().any(|(device, story)| device != "mobile0" && from_us(story));
+            let from_us = |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
+            let astray = left.iter().any(|(device, packet)| device != "mobile0" && from_us(packet));
             cells.push(Cell {
-                order: crew.order,
+                timing: process.timing,
                 kind: text("kind"),
                 family: text("family"),
                 first,
@@ -246,31 +246,31 @@ fn measure(state: State) -> Result<Vec<Cell>> {
             });
         }
     }
-    drop(crews);
+    drop(processes);
     bed.expect_warnings_of_all_kinds();
     bed.finish()?;
     Ok(cells)
 }
 
-fn take(crew: &mut Result<Crew>) -> Result<Crew> {
-    std::mem::replace(crew, Err(anyhow::anyhow!("taken")))
+fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {
+    std::mem::replace(process, Err(anyhow::anyhow!("taken")))
 }
 
-/// Takes all crews through steps, all at once.
-fn steps(crews: &mut [Crew], of: impl Fn(Order) -> &'static [&'static str]) -> Outcome {
-    for crew in &mut *crews {
-        of(crew.order).iter().try_for_each(|step| crew.say(step))?;
+/// Takes all processes through steps, all at once.
+fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static [&'static str]) -> Outcome {
+    for process in &mut *processes {
+        of(process.timing).iter().try_for_each(|step| process.start_step(step))?;
     }
-    crews.iter_mut().try_for_each(|crew| match of(crew.order).last() {
-        Some(last) => crew.wait(last),
+    processes.iter_mut().try_for_each(|process| match of(process.timing).last() {
+        Some(last) => process.wait(last),
         None => Ok(()),
     })
 }
 
 /// Somebody at the server for each socket that listens.
-fn callers(bed: &Testbed, crews: &[Crew]) -> Vec<Caller> {
+fn callers(bed: &Testbed, processes: &[SocketProcess]) -> Vec<Caller> {
     let listening =
-        crews.iter().flat_map(|crew| &crew.reports).filter(|cell| cell["kind"] == "tcp-listening");
+        processes.iter().flat_map(|process| &process.reports).filter(|cell| cell["kind"] == "tcp-listening");
     let call = |cell: &Value| {
         let port = u16::try_from(cell["number"].as_u64()?).ok()?;
         let six = cell["family"] == "ipv6";

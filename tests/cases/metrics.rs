@@ -146,12 +146,12 @@ fn prometheus_scrapes_both_every_panel_shows_something_and_no_alert_fires() -> O
     bed.relay.configure("metrics", "listen", relay_metrics.as_str())?;
     bed.start()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     bed.agent.cli(&["use", "wlan0"])?.ok()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("after")?, "after");
+    assert_eq!(talk.request("after")?, "after");
     for (ns, listen, prefix) in
         [(&bed.lab.host, METRICS, "mobile_"), (&bed.lab.relay, &relay_metrics, "homerelay_")]
     {

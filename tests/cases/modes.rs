@@ -34,8 +34,8 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
     let mut bed = testbed(settings)?;
     limit(&bed, Some(RATE));
     let [echo, _] = server(port::ECHO);
-    let mut session = bed.mobile_talk(&["tcp", &echo])?;
-    session.hear()?;
+    let mut session = bed.mobile_labtool(&["tcp", &echo])?;
+    session.next_line()?;
     let (file, text, answer) =
         (bed.lab.dir().join("download"), bed.lab.dir().join("text"), bed.lab.dir().join("answer"));
     let line = "What compresses well, whatever the mode is that it is sent in. ";
@@ -55,7 +55,7 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
         }
         bed.agent.wait_active(uplink)?;
         let typed = format!("after handover {number}");
-        assert_eq!(session.ask(&typed)?, typed);
+        assert_eq!(session.request(&typed)?, typed);
     }
     limit(&bed, None);
     for transfer in &mut transfers {

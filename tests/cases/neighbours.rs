@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::ensure;
-use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{Lab, LabOptions, PATIENCE, Process, LineProcess, Testbed, addr, finish_within, port, until};
 
 use crate::{Outcome, ip_of, server, urls};
 
@@ -60,11 +60,11 @@ fn openvpn_with_redirect_gateway_started_after_the_agent_takes_everything_but_wh
     let bed = Testbed::new()?;
     let _server = openvpn_server(&bed.lab)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut client = openvpn_client(&bed.lab)?;
     through_openvpn_but_for_mobile(&bed)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     // A handover beside it.
     bed.lab.eth().flush_routes(mobile_tests::Family::Four)?;
     bed.agent.wait_active(bed.lab.wlan().name)?;
@@ -72,7 +72,7 @@ fn openvpn_with_redirect_gateway_started_after_the_agent_takes_everything_but_wh
     client.signal(nix::sys::signal::Signal::SIGTERM)?;
     client.wait(PATIENCE)?;
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), bed.lab.wlan().name.nat_address().into()]);
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -87,7 +87,7 @@ fn openvpn_with_redirect_gateway_started_before_the_agent_takes_everything_but_w
 }
 
 /// What Docker's daemon makes of a host: a bridge, forwarding, its chains, a container behind a veth.
-fn docker(bed: &Testbed) -> anyhow::Result<Talk> {
+fn docker(bed: &Testbed) -> anyhow::Result<LineProcess> {
     let host = &bed.lab.host;
     host.sysctl("net/ipv4/ip_forward", "1")?;
     host.ip(&[
@@ -106,15 +106,15 @@ fn docker(bed: &Testbed) -> anyhow::Result<Talk> {
          ip saddr 172.17.0.0/16 oifname != docker0 masquerade\n }\n}\n",
     )?;
     let mut shell = host.command("unshare");
-    let mut container = Talk::start(shell.args(["--net", "sh"]))?;
+    let mut container = LineProcess::start(shell.args(["--net", "sh"]))?;
     // The shell itself: `unshare` has executed it by the time it answers.
-    container.ask("ip link set lo up; echo up")?;
+    container.request("ip link set lo up; echo up")?;
     let pid = container.pid();
     host.ip(&[
         &format!("link add veth0 type veth peer name ceth0 netns {pid}"),
         "link set veth0 master docker0 up",
     ])?;
-    container.ask(
+    container.request(
         "ip link set ceth0 up; ip address add 172.17.0.2/16 dev ceth0; ip route add default via 172.17.0.1; echo up",
     )?;
     Ok(container)
@@ -126,11 +126,11 @@ fn beside_docker_mobile_processes_are_mobile_and_containers_cannot_be_attached()
     let mut container = docker(&bed)?;
     let fetch = format!("curl -s -m 10 {} | xargs echo", urls("/ip")[0]);
     let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
-    assert_eq!(ip_of(&container.ask(&fetch)?), direct);
+    assert_eq!(ip_of(&container.request(&fetch)?), direct);
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     let said = bed.agent.cli(&["attach", &container.pid().to_string()])?;
     ensure!(said.code() == 1 && said.stderr.contains("in another network namespace"), "{said:?}");
-    assert_eq!(ip_of(&container.ask(&fetch)?), direct);
+    assert_eq!(ip_of(&container.request(&fetch)?), direct);
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     drop(container);
     until("the container's end", || bed.lab.host.run(&["ip", "link", "show", "veth0"]).is_err())?;

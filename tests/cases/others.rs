@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, PATIENCE, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{LabOptions, PATIENCE, LineProcess, Testbed, addr, finish_within, port, until};
 
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};
@@ -40,8 +40,8 @@ fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let before = state(&bed)?;
     let (four, six) = (format!("{}/32", bed.agent.address4), format!("{}/128", bed.agent.address6));
     for harm in [
@@ -61,7 +61,7 @@ fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
         .map_err(|error| {
             error.context(format!("now:\n{}before:\n{before}", state(&bed).unwrap_or_default()))
         })?;
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     assert_no_leak(&bed, captures)?;
     bed.expect_warning("put back");
@@ -73,18 +73,18 @@ fn without_its_device_the_agent_ends_with_the_reason_and_the_next_goes_on() -> O
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
-    let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
-    assert_eq!(shell.ask("echo mobile")?, "mobile");
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
+    let mut shell = LineProcess::start(&mut bed.agent.run(&["sh"]))?;
+    assert_eq!(shell.request("echo mobile")?, "mobile");
     bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
     until("the agent to end", || bed.agent.log().contains("the host virtual device is gone"))?;
-    assert_eq!(shell.ask(&format!("curl -s -m 1 {} || echo none", urls("/ip")[0]))?, "none");
+    assert_eq!(shell.request(&format!("curl -s -m 1 {} || echo none", urls("/ip")[0]))?, "none");
     // As systemd does with `Restart=always`.
     let _it_has_ended = bed.agent.kill();
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     mobile_is_seen_as_the_relay(&bed)?;
     assert_no_leak(&bed, captures)?;
     bed.expect_warning("mobile0");
@@ -185,14 +185,14 @@ fn wg_quick_started_after_the_agent_takes_everything_but_what_is_mobile() -> Out
     let mut bed = Testbed::new()?;
     let wg_quick = wg_quick(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let before = state(&bed)?;
     wg_quick("up")?;
     bed.agent.wait_status("our rules to go first", |status| {
         status["rules_moved"].as_u64().is_some_and(|moved| moved > 0) && status["rival_rules"] == 0
     })?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     mobile_is_seen_as_the_relay(&bed)?;
     let mut plain = bed.lab.host.command("curl");
     let plain = finish_within(plain.args(["-s", "-m", "1", &urls("/ip")[0]]), None, PATIENCE)?;
@@ -203,7 +203,7 @@ fn wg_quick_started_after_the_agent_takes_everything_but_what_is_mobile() -> Out
     mobile_is_seen_as_the_relay(&bed)?;
     wg_quick("down")?;
     until("our rules to be back in their place", || state(&bed).is_ok_and(|now| now == before))?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.expect_warning("our rules go before it");
     bed.finish()
 }

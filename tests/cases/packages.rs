@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
-use mobile_tests::guide::{self, Step};
-use mobile_tests::{Lab, Machine, Services, Talk, UplinkName, addr, until};
+use mobile_tests::guide::{self, GuideStep};
+use mobile_tests::{Lab, BootedMachine, Services, LineProcess, UplinkName, addr, until};
 
 use crate::Outcome;
 
@@ -16,8 +16,8 @@ pub(crate) fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
     Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
 }
 
-pub(crate) fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
-    machine.give(package)?;
+pub(crate) fn install(machine: &BootedMachine, package: &std::path::Path) -> Outcome {
+    machine.copy_in(package)?;
     let name = package.file_name().context("a package is a file")?.display();
     machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install /lab/{name}"))?;
     Ok(())
@@ -26,11 +26,11 @@ pub(crate) fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
 #[test]
 fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purged() -> Outcome {
     let lab = Lab::new()?;
-    let relay = Machine::boot(&lab, &lab.relay)?;
-    let laptop = Machine::boot(&lab, &lab.host)?;
+    let relay = BootedMachine::boot(&lab, &lab.relay)?;
+    let laptop = BootedMachine::boot(&lab, &lab.host)?;
     let sshd = Services::sshd(&lab.server, lab.dir(), &["server.example.org"])?;
     for key in ["id", "known_hosts"] {
-        laptop.give(&lab.dir().join(key))?;
+        laptop.copy_in(&lab.dir().join(key))?;
     }
     // What the reader of the guide has already: names, and a server that lets them in.
     let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
@@ -47,12 +47,12 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
          >/etc/systemd/system/$unit.service.d/lab.conf; done"
     ))?;
     let [relay_package, agent_package] = packages(VERSION)?;
-    relay.give(&relay_package)?;
-    laptop.give(&agent_package)?;
+    relay.copy_in(&relay_package)?;
+    laptop.copy_in(&agent_package)?;
 
     let mut invitation = String::new();
     let mut session = None;
-    for Step { machine, commands } in guide::steps("getting-started.md")? {
+    for GuideStep { machine, commands } in guide::steps("getting-started.md")? {
         let commands = format!("cd /lab\n{}", commands.replace("INVITATION", &format!("'{invitation}'")));
         match machine.as_str() {
             "relay" => {
@@ -63,7 +63,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
             }
             // The last one: a session does not end by itself.
             "laptop" if commands.contains("mobile run") => {
-                session = Some(Talk::start(
+                session = Some(LineProcess::start(
                     &mut laptop.command(&format!("exec {}", commands.replace("cd /lab\n", ""))),
                 )?);
             }
@@ -78,11 +78,11 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
         })
     };
     connected(UplinkName::Eth)?;
-    let client = session.ask("echo $SSH_CLIENT")?;
+    let client = session.request("echo $SSH_CLIENT")?;
     ensure!(client.starts_with(&at_relay.to_string()), "the server sees {client}");
     lab.eth().cut()?;
     connected(UplinkName::Wlan)?;
-    ensure!(session.ask("echo after a handover")? == "after a handover");
+    ensure!(session.request("echo after a handover")? == "after a handover");
 
     // `enroll` wrote a file that its owner alone reads, and the agent serves everybody.
     for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
@@ -94,17 +94,17 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
         let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
         let before = machine.run(&cleaned)?;
         machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
-        ensure!(session.ask("echo after a kill")? == "after a kill");
+        ensure!(session.request("echo after a kill")? == "after a kill");
         ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
     }
 
-    let daemon = |machine: &Machine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
+    let daemon = |machine: &BootedMachine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
     let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
     install(&relay, &relay_package)?;
-    ensure!(session.ask("echo after an upgrade of the relay")? == "after an upgrade of the relay");
+    ensure!(session.request("echo after an upgrade of the relay")? == "after an upgrade of the relay");
     install(&laptop, &agent_package)?;
-    ensure!(session.ask("echo after an upgrade of the agent")? == "after an upgrade of the agent");
+    ensure!(session.request("echo after an upgrade of the agent")? == "after an upgrade of the agent");
     let after = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     ensure!(before[0] != after[0] && before[1] != after[1], "not restarted: {before:?} {after:?}");
     ensure!(sshd.output().matches("Accepted publickey").count() == 1, "{}", sshd.output());
@@ -127,7 +127,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 }
 
 /// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
-pub(crate) fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
+pub(crate) fn purged(machine: &BootedMachine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
     ensure!(files.contains(&format!("/usr/bin/{program}")), "{files}");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mobile_tests::dns::{Resolver, with_resolver};
 use mobile_tests::{
-    Capture, LabOptions, PATIENCE, Postgres, Process, Services, Talk, Terminal, Testbed, UplinkName, addr,
+    Capture, LabOptions, PATIENCE, Postgres, Process, Services, LineProcess, Terminal, Testbed, UplinkName, addr,
     finish_within, http, port, until, wait_for,
 };
 
@@ -27,14 +27,14 @@ const PROGRESS: u64 = 300_000;
 
 /// A testbed where the visited network's resolver sends every name astray and the relay's knows the server; both uplinks
 /// watched for whatever leaves beside the tunnel.
-struct Scene {
+struct ProgramTestbed {
     bed: Testbed,
     visited: Resolver,
     _relays: Resolver,
     beside: [Capture; 2],
 }
 
-impl Scene {
+impl ProgramTestbed {
     fn new() -> anyhow::Result<Self> {
         let mut bed = Testbed::installed(&LabOptions::default())?;
         let lab = &bed.lab;
@@ -121,7 +121,7 @@ impl Scene {
 #[test]
 fn curl_by_name_keeps_its_connection_over_a_handover() -> Outcome {
     for (flag, relay) in ["-4", "-6"].into_iter().zip(RELAY) {
-        let scene = Scene::new()?;
+        let scene = ProgramTestbed::new()?;
         let (seen, data) = (scene.file("seen"), scene.file("data"));
         scene.limit(Some(RATE));
         let bytes = format!("http://name.example/bytes/{SIZE}");
@@ -142,7 +142,7 @@ fn curl_by_name_keeps_its_connection_over_a_handover() -> Outcome {
 
 #[test]
 fn rsync_over_ssh_copies_a_tree_there_and_back_over_handovers() -> Outcome {
-    let mut scene = Scene::new()?;
+    let mut scene = ProgramTestbed::new()?;
     let _sshd = Services::sshd(&scene.bed.lab.server, scene.bed.lab.dir(), &["name.example"])?;
     let [ours, theirs, back] = ["ours", "theirs", "back"].map(|name| scene.file(name));
     for (name, size) in [("a/b/large", SIZE), ("a/small", 17), ("empty", 0)] {
@@ -182,7 +182,7 @@ fn rsync_over_ssh_copies_a_tree_there_and_back_over_handovers() -> Outcome {
 #[test]
 fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> Outcome {
     const PORT: u16 = 9090;
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let lab = &scene.bed.lab;
     let prometheus = |name: &str, port: u16, jobs: &str| -> anyhow::Result<Vec<String>> {
         let file = scene.file(&format!("{name}.yml"));
@@ -240,7 +240,7 @@ fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> 
 #[test]
 fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> Outcome {
     const PORT: u16 = 8080;
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let lab = &scene.bed.lab;
     // No dynamic linker, so no C library: nothing could put itself before its connect() but the kernel.
     let segments = lab.server.run(&["readelf", "--program-headers", "--wide", "/usr/bin/scepclient"])?;
@@ -309,21 +309,21 @@ asyncio.run(main())
 
 #[test]
 fn python_s_asyncio_and_urllib_go_on_over_a_handover() -> Outcome {
-    let scene = Scene::new()?;
-    let mut python = Talk::start(&mut scene.run(&["python3", "-c", PYTHON])?)?;
-    let before = python.ask("who am I")?;
+    let scene = ProgramTestbed::new()?;
+    let mut python = LineProcess::start(&mut scene.run(&["python3", "-c", PYTHON])?)?;
+    let before = python.request("who am I")?;
     assert!(RELAY.contains(&ip_of(&before)), "{before}");
-    assert!(RELAY.contains(&ip_of(&python.ask("fetch")?)));
+    assert!(RELAY.contains(&ip_of(&python.request("fetch")?)));
     scene.cut()?;
-    assert_eq!(python.ask("who am I now")?, before);
-    assert!(RELAY.contains(&ip_of(&python.ask("fetch")?)));
+    assert_eq!(python.request("who am I now")?, before);
+    assert!(RELAY.contains(&ip_of(&python.request("fetch")?)));
     drop(python);
     scene.finish()
 }
 
 #[test]
 fn a_browser_loads_a_page_and_what_belongs_to_it_over_a_handover() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     scene.limit(Some(RATE));
     let page = format!("http://name.example/page/{SIZE}");
     let profile = format!("--user-data-dir={}", scene.file("profile"));
@@ -352,7 +352,7 @@ pub(crate) const CHROMIUM: [&str; 9] = [
 
 #[test]
 fn a_database_transaction_stays_open_over_a_handover_and_an_outage() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let _postgres = Postgres::start(&scene.bed.lab.server, scene.bed.lab.dir())?;
     let argv = ["psql", "-X", "-h", "name.example", "-U", "postgres", "-P", "pager=off"];
     let psql = Terminal::start(&mut scene.run(&argv)?)?;

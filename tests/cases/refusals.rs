@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use mobile_tests::{
-    Finished, LabOptions, Ns, PATIENCE, Process, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
+    CommandOutput, LabOptions, Ns, PATIENCE, Process, Relay, LineProcess, Testbed, addr, finish_within, port, wait_for,
 };
 
 use crate::{Outcome, copy, server, urls};
@@ -15,7 +15,7 @@ fn installed() -> anyhow::Result<Testbed> {
 
 /// Runs a daemon that must end by itself, with exit 1.
 fn refused(command: &mut Command) -> anyhow::Result<String> {
-    let done: Finished = finish_within(command, None, PATIENCE)?;
+    let done: CommandOutput = finish_within(command, None, PATIENCE)?;
     assert_eq!(done.code(), 1, "{done:?}");
     assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
     Ok(done.stderr)
@@ -83,15 +83,15 @@ fn a_revoked_client_is_cut_off_at_once_and_stays_out() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     assert!(bed.relay.sessions()?.is_empty(), "the session is still there");
     bed.agent.wait_status("the refusal", |status| status["session"] == "refused")?;
-    talk.say("after")?;
+    talk.send_line("after")?;
     assert!(
-        talk.hear_within(std::time::Duration::from_secs(2)).is_err(),
+        talk.next_line_within(std::time::Duration::from_secs(2)).is_err(),
         "a revoked client still gets answers"
     );
     assert!(bed.relay.cli(&["revoke", "laptop"])?.code() == 1, "revoking it twice is an error");
@@ -260,13 +260,13 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
 fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
-    let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
+    let mut shell = LineProcess::start(&mut bed.agent.run(&["sh"]))?;
     let missing = bed.lab.dir().join("nowhere/relay.toml");
     let mut second = bed.lab.relay.command(mobile_tests::program("home-relay")?);
     let said = refused(second.args(["serve", "--config"]).arg(&missing))?;
     assert_says(&said, &["nowhere/relay.toml"]);
     assert!(Relay::install(&bed.lab).is_err(), "init overwrote a configuration");
-    assert!(shell.ask(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
+    assert!(shell.request(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
     bed.finish()
 }
 

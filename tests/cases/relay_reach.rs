@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::keys::PublicKey;
 use mobile_tests::{
-    Agent, LabOptions, Ns, PATIENCE, Talk, TcpService, Testbed, UdpService, addr, finish_within, port,
+    Agent, LabOptions, Ns, PATIENCE, LineProcess, TcpService, Testbed, UdpService, addr, finish_within, port,
     program, until,
 };
 use socket2::{Domain, Socket, Type};
@@ -224,16 +224,16 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     let tool = program("labtool")?;
     let at_relay = format!("{}:2001", addr::RELAY4);
-    let mut inbound = Talk::start(bed.lab.server.command(&tool).args(["tcp", &at_relay]))?;
-    inbound.hear()?;
+    let mut inbound = LineProcess::start(bed.lab.server.command(&tool).args(["tcp", &at_relay]))?;
+    inbound.next_line()?;
     let [four, six] = crate::server(port::ECHO);
-    let mut talks = vec![bed.mobile_talk(&["tcp", &four])?, bed.mobile_talk(&["udp", &four])?];
-    talks.push(bed.mobile_talk(&["tcp", &six])?);
+    let mut talks = vec![bed.mobile_labtool(&["tcp", &four])?, bed.mobile_labtool(&["udp", &four])?];
+    talks.push(bed.mobile_labtool(&["tcp", &six])?);
     for (number, talk) in talks.iter_mut().enumerate() {
         if number != 1 {
-            talk.hear()?;
+            talk.next_line()?;
         }
-        assert_eq!(talk.ask("x")?, "x");
+        assert_eq!(talk.request("x")?, "x");
     }
     let (former4, former6) = (bed.agent.address4, bed.agent.address6);
     assert!(tracked(&bed, former4.into())? >= 3 && tracked(&bed, former6.into())? >= 1);
@@ -262,8 +262,8 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
 fn a_client_moved_to_another_address_leaves_no_connection_at_the_former() -> Outcome {
     let mut bed = Testbed::new()?;
     let [four, _] = crate::server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     let former = bed.agent.address4;
     assert!(tracked(&bed, former.into())? >= 1);
     let other = Ipv4Addr::from(u32::from(former) + 7).to_string();
@@ -437,13 +437,13 @@ fn what_a_client_reaches_is_set_for_all_and_for_one_and_changes_while_it_is_conn
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
     })?;
-    let mut talk = bed.mobile_talk(&["tcp", &format!("{private}:7")])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &format!("{private}:7")])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     authorize("default")?;
     assert!(bed.relay.client("laptop")?["reach"].is_null());
-    talk.say("after")?;
-    assert!(talk.hear_within(Duration::from_secs(2)).is_err(), "it goes on");
+    talk.send_line("after")?;
+    assert!(talk.next_line_within(Duration::from_secs(2)).is_err(), "it goes on");
     assert_eq!(both()?, (false, true));
     bed.relay.configure("clients", "reach", "all")?;
     assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] reach\n");

@@ -153,9 +153,9 @@ fn clients_reach_each_other_where_they_are_one_network() -> Outcome {
     assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] isolate\n");
     let tool = mobile_tests::program("labtool")?.display().to_string();
     for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
-        let mut talk = mobile_tests::Talk::start(&mut other.run(&[&tool, "tcp", &address]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert_eq!(talk.ask("hello")?, "hello");
+        let mut talk = mobile_tests::LineProcess::start(&mut other.run(&[&tool, "tcp", &address]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert_eq!(talk.request("hello")?, "hello");
     }
     bed.relay.configure("clients", "isolate", true)?;
     bed.relay.cli(&["reload"])?.ok()?;

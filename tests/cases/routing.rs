@@ -19,8 +19,8 @@ fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
         Ok(all)
     };
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     let before = state()?;
     assert!(before.contains("unreachable default") && before.contains("lookup 7700"), "{before}");
     for family in ["-4", "-6"] {
@@ -31,7 +31,7 @@ fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
             |error| error.context(format!("now:\n{}before:\n{before}", state().unwrap_or_default())),
         )?;
     }
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.expect_warning("put back");
     bed.finish()
 }
@@ -47,8 +47,8 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     };
     let reply_rule = || host.run(&["ip", "-6", "rule", "show", "pref", "4901"]);
     let [_, echo] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     assert!(reply_rule()?.contains(&bed.agent.address6.to_string()));
     let tunnel = bed.lab.capture(host, "mobile0", "ip6 and tcp")?;
 
@@ -65,7 +65,7 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     assert_eq!(tunnel.packets().len(), before, "an ordinary process is in the tunnel");
     assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
     until("the capture to see the mobile process", || tunnel.packets().len() > before)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
 
     for uplink in [bed.lab.eth(), bed.lab.wlan()] {
         uplink.bring_up()?;
@@ -139,9 +139,9 @@ fn loopback_stays_loopback_for_mobile_processes() -> Outcome {
         let _ = writeln!(&stream, "{peer}");
     })?;
     for address in ["127.0.0.1:8080", "[::1]:8080"] {
-        let mut talk = bed.mobile_talk(&["tcp", address])?;
-        talk.hear()?;
-        assert!(ip_of(&talk.hear()?).is_loopback());
+        let mut talk = bed.mobile_labtool(&["tcp", address])?;
+        talk.next_line()?;
+        assert!(ip_of(&talk.next_line()?).is_loopback());
     }
     bed.finish()
 }

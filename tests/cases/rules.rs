@@ -9,11 +9,11 @@ use crate::Outcome;
 
 /// An `nft` that refuses to install rules, or to list a table, while the file of that name is
 /// there.
-struct Nft {
+struct FailingNft {
     dir: PathBuf,
 }
 
-impl Nft {
+impl FailingNft {
     /// Installs it in place of nft for the relay's next start.
     fn install(bed: &mut Testbed) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
@@ -54,7 +54,7 @@ fn forwards(bed: &Testbed) -> anyhow::Result<String> {
 #[test]
 fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let nft = Nft::install(&mut bed)?;
+    let nft = FailingNft::install(&mut bed)?;
     // Without the forward, nothing in the configuration depends on the rules.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.start()?;
@@ -108,7 +108,7 @@ fn a_start_without_nft_does_not_leave_the_rules_of_the_former_one_in_force_unnot
 #[test]
 fn a_reload_that_fails_half_way_leaves_the_former_rules_in_force() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let nft = Nft::install(&mut bed)?;
+    let nft = FailingNft::install(&mut bed)?;
     // A mount namespace of its own, to keep one sysctl out of its reach.
     bed.relay.start_under(&["/usr/bin/unshare", "--mount", "--propagation", "private"]);
     bed.relay.start()?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{LabOptions, Talk, Testbed, addr, port, program};
+use mobile_tests::{LabOptions, LineProcess, Testbed, addr, port, program};
 
 use crate::{Outcome, server};
 
@@ -28,10 +28,10 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     bed.start()?;
     let tool = program("labtool")?;
     let to = format!("{}:{CROWD}", addr::SERVER4);
-    let mut taker = Talk::start(bed.lab.server.command(&tool).args(["accept", &to]))?;
-    assert_eq!(taker.hear()?, "ready");
-    let mut crowd = bed.mobile_talk(&["crowd", &PROCESSES.to_string(), &SOCKETS.to_string(), &to])?;
-    assert_eq!(crowd.hear_within(Duration::from_secs(120))?, format!("ready {PROCESSES}"));
+    let mut taker = LineProcess::start(bed.lab.server.command(&tool).args(["accept", &to]))?;
+    assert_eq!(taker.next_line()?, "ready");
+    let mut crowd = bed.mobile_labtool(&["crowd", &PROCESSES.to_string(), &SOCKETS.to_string(), &to])?;
+    assert_eq!(crowd.next_line_within(Duration::from_secs(120))?, format!("ready {PROCESSES}"));
 
     let agent = bed.agent.pid().expect("it runs");
     let timed = |args: &[&str]| -> anyhow::Result<String> {
@@ -50,7 +50,7 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
 
     timed(&["status"])?;
     timed(&["explain", &crowd.pid().to_string()])?;
-    let mut shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let mut shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     timed(&["attach", &shell.pid().to_string()])?;
     // All of them in one command; they are mobile already.
     let pids: Vec<String> = processes.iter().map(|process| process["pid"].to_string()).collect();
@@ -59,15 +59,15 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     assert_eq!(said.lines().filter(|line| line.ends_with("is mobile")).count(), pids.len());
 
     // Packets pass while the agent looks at the crowd.
-    let mut talk = bed.mobile_talk(&["tcp", &server(port::ECHO)[0]])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server(port::ECHO)[0]])?;
+    talk.next_line()?;
     let worst = std::thread::scope(|scope| -> anyhow::Result<Duration> {
         let looking =
             scope.spawn(|| (0..5).try_for_each(|_| bed.agent.cli(&["ps", "--json"])?.ok().map(drop)));
         let mut worst = Duration::ZERO;
         while !looking.is_finished() {
             let start = Instant::now();
-            assert_eq!(talk.ask("key")?, "key");
+            assert_eq!(talk.request("key")?, "key");
             worst = worst.max(start.elapsed());
         }
         looking.join().expect("it did not panic")?;
@@ -75,7 +75,7 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     })?;
     println!("keystroke beside ps: {worst:.0?} at most");
     assert!(worst < KEYSTROKE, "a keystroke took {worst:?}");
-    assert_eq!(shell.ask("echo here")?, "here");
+    assert_eq!(shell.request("echo here")?, "here");
     let log = bed.agent.log();
     assert!(!log.contains("gone silent"), "{log}");
     // When a thousand processes die at once, the kernel may be too busy for any acknowledgement for longer than a path that is well takes.

@@ -72,7 +72,7 @@ fn an_echo_session_pauses_for_less_than_a_second_when_its_uplink_goes() -> Outco
     for (what, uplink) in
         [("carrier lost", UplinkName::Wlan), ("better uplink", UplinkName::Eth), ("down", UplinkName::Wlan)]
     {
-        let mut gaps = bed.mobile_talk(&["gaps", &server, "5", "2"])?;
+        let mut gaps = bed.mobile_labtool(&["gaps", &server, "5", "2"])?;
         // The first answers come before the handover, the last ones after it.
         std::thread::sleep(Duration::from_millis(500));
         match what {
@@ -81,7 +81,7 @@ fn an_echo_session_pauses_for_less_than_a_second_when_its_uplink_goes() -> Outco
             _ => bed.lab.eth().take_down()?,
         }
         bed.agent.wait_active(uplink)?;
-        let report: serde_json::Value = serde_json::from_str(&gaps.hear()?)?;
+        let report: serde_json::Value = serde_json::from_str(&gaps.next_line()?)?;
         eprintln!("{what}: {report}");
         assert!(
             report["longest_gap_ms"].as_f64().is_some_and(|gap| gap < LONGEST_GAP_MS),

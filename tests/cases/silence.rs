@@ -12,16 +12,16 @@ const PROMPT: Duration = Duration::from_secs(1);
 fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     let mut bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     for _ in 0..5 {
-        assert_eq!(talk.ask("before")?, "before");
+        assert_eq!(talk.request("before")?, "before");
         // An ordinary pace: the path's round-trip time gets known.
         std::thread::sleep(Duration::from_millis(200));
     }
     bed.lab.eth().link().set_blackhole(blackhole);
     let start = Instant::now();
-    assert_eq!(talk.ask("anybody there?")?, "anybody there?");
+    assert_eq!(talk.request("anybody there?")?, "anybody there?");
     let took = start.elapsed();
     eprintln!("{blackhole:?}: {took:?}");
     assert!(took < PROMPT, "{blackhole:?}: {took:?}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mobile_tests::{
-    LabOptions, Ns, PATIENCE, Process, Services, Talk, Testbed, addr, http, port, until, wait_for,
+    LabOptions, Ns, PATIENCE, Process, Services, LineProcess, Testbed, addr, http, port, until, wait_for,
 };
 
 use crate::{Outcome, server, urls};
@@ -25,7 +25,7 @@ const SIZE: u64 = 50_000_000;
 
 /// An echo session and a bulk upload beside it, both under way.
 struct Load {
-    echo: Talk,
+    echo: LineProcess,
     upload: Process,
     /// The handovers before it.
     handovers: u64,
@@ -43,7 +43,7 @@ impl Load {
         let upload = Process::start("curl", &mut curl, &bed.lab.dir().join("curl.txt"))?;
         let [server, _] = server(port::ECHO);
         let seconds = (LASTING + Duration::from_secs(2)).as_secs().to_string();
-        let echo = bed.mobile_talk(&["gaps", &server, "50", &seconds])?;
+        let echo = bed.mobile_labtool(&["gaps", &server, "50", &seconds])?;
         // Both have found their pace before anything happens.
         std::thread::sleep(Duration::from_secs(1));
         let handovers = bed.agent.status()?["handovers"].as_u64().expect("a count");
@@ -60,13 +60,13 @@ impl Load {
         wait_for(
             "a path that is full to go by rate",
             self.patience,
-            || Ok(goes_by(bed, "bbr").then_some(())),
+            || Ok(has_congestion_control(bed, "bbr").then_some(())),
         )
         .context(what.to_owned())?;
         bed.lab.eth().set_delay(LabOptions::DELAY);
         bed.lab.eth().link().set_loss(0.0);
         bed.lab.eth().link().set_rate(None);
-        let report = self.echo.hear_within(RECOVERY)?;
+        let report = self.echo.next_line_within(RECOVERY)?;
         eprintln!("{what}: {report}");
         let report: serde_json::Value = serde_json::from_str(&report).with_context(|| report.clone())?;
         assert!(report["answers"].as_u64().is_some_and(|answers| answers > 20), "{what}: {report}");
@@ -78,14 +78,14 @@ impl Load {
 }
 
 /// Single segments are lost, and queues are of packets.
-fn narrow(bed: &Testbed) -> Outcome {
+fn limit_rate(bed: &Testbed) -> Outcome {
     bed.lab.eth().link().set_offload(false)?;
     bed.lab.eth().link().set_rate(Some(RATE));
     Ok(())
 }
 
 /// Whether the path over the Ethernet has this congestion control.
-fn goes_by(bed: &Testbed, control: &str) -> bool {
+fn has_congestion_control(bed: &Testbed, control: &str) -> bool {
     let on_eth = format!("%{}:", bed.lab.eth().device());
     let paths = bed.lab.host.run(&["ss", "-tinHO", "state", "established", "dport = :443"]);
     let matches = |path: &str| path.contains(&on_eth) && path.contains(&format!(" {control} "));
@@ -94,7 +94,7 @@ fn goes_by(bed: &Testbed, control: &str) -> bool {
 
 fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let load = Load::start(&bed)?;
     change(&bed);
     load.stays_on_eth(&bed, what)?;
@@ -114,7 +114,7 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
         let mut begun = paths.lines().filter(|path| !path.contains(" retrans:"));
         assert!(begun.all(|path| path.contains(" cubic ")) && !paths.is_empty(), "{paths}");
     }
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
     let address = addr::SERVER4.to_string();
     let mut iperf3 = bed.agent.run(&["iperf3", "--client", &address, "--time", "60", "--bidir"]);
@@ -129,7 +129,7 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
 #[test]
 fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_once_it_is_alone() -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let upload = |mut command: Command, name: &str, address: Ipv4Addr| -> anyhow::Result<Process> {
         command.args(["--client", &address.to_string(), "--time", "300"]);
         Process::start(name, &mut command, &bed.lab.dir().join(format!("{name}.txt")))
@@ -142,14 +142,14 @@ fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_onc
     other.args(["--congestion", LabOptions::CONGESTION_CONTROL]);
     let mut other = upload(other, "theirs", addr::RELAY4)?;
     let _ours = upload(bed.agent.run(&["iperf3"]), "ours", addr::SERVER4)?;
-    until("a full path to go by rate", || goes_by(&bed, "bbr"))?;
-    until("the queue to be found somebody else's", || goes_by(&bed, "cubic"))?;
+    until("a full path to go by rate", || has_congestion_control(&bed, "bbr"))?;
+    until("the queue to be found somebody else's", || has_congestion_control(&bed, "cubic"))?;
     other.kill()?;
     // Each time that it was somebody else's, the next attempt comes later.
-    wait_for("the path to go by rate again", 3 * PATIENCE, || Ok(goes_by(&bed, "bbr").then_some(())))?;
+    wait_for("the path to go by rate again", 3 * PATIENCE, || Ok(has_congestion_control(&bed, "bbr").then_some(())))?;
     // Longer than it takes to find a queue somebody else's.
     std::thread::sleep(Duration::from_secs(4));
-    anyhow::ensure!(goes_by(&bed, "bbr"), "alone on the uplink, its own queue was taken for somebody else's");
+    anyhow::ensure!(has_congestion_control(&bed, "bbr"), "alone on the uplink, its own queue was taken for somebody else's");
     bed.finish()
 }
 
@@ -173,7 +173,7 @@ fn a_tenth_of_the_rate_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplin
 #[test]
 fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let load = Load::start(&bed)?;
     bed.lab.eth().set_delay(LabOptions::DELAY * 10);
     Load { patience: PATIENCE, ..load }.stays_on_eth(&bed, "ten times the delay")?;
@@ -184,7 +184,7 @@ fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplin
 fn an_uplink_that_is_slow_from_the_start_is_used_and_kept() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.lab.eth().set_delay(LabOptions::DELAY * 10);
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     // An attempt over the other uplink begins before this one is through: the first path may be that one.
     bed.start()?;
     Load::start(&bed)?.stays_on_eth(&bed, "slow from the start")?;

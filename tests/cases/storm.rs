@@ -17,7 +17,7 @@ const RESPONSIVE: Duration = Duration::from_secs(1);
 fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcome {
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut gaps = bed.mobile_talk(&["gaps", &server, "20", "4"])?;
+    let mut gaps = bed.mobile_labtool(&["gaps", &server, "20", "4"])?;
     let before = bed.agent.status()?["handovers"].clone();
     let host = bed.lab.host.clone();
     let storm = std::thread::spawn(move || netlink_storm(&host, FLIPS));
@@ -31,7 +31,7 @@ fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcom
     }
     storm.join().expect("the storm does not panic")?;
     assert!(answers > 0, "the storm was over before it was looked at");
-    let report: serde_json::Value = serde_json::from_str(&gaps.hear()?)?;
+    let report: serde_json::Value = serde_json::from_str(&gaps.next_line()?)?;
     eprintln!("{answers} answers in the storm; {report}");
     assert!(report["longest_gap_ms"].as_f64().is_some_and(|gap| gap < 1_000.0), "{report}");
     assert_eq!(bed.agent.status()?["handovers"], before);
@@ -45,8 +45,8 @@ fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcom
 fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     bed.agent.signal(Signal::SIGSTOP)?;
     // Nobody reads: the socket's buffer holds some hundred of these.
     netlink_storm(&bed.lab.host, FLIPS / 5)?;
@@ -61,7 +61,7 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     });
     assert!(overrun.count() > 0, "no subscriber's socket overran:\n{sockets}");
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     // And after it, changes are told as ever.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
@@ -73,7 +73,7 @@ const MANY: usize = 200_000;
 
 /// Returns how often the agent has read the kernel's configuration because something may have
 /// changed.
-fn looks(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
+fn configuration_reads(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
     let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
     Ok([count("uplinks")?, count("route")?])
 }
@@ -90,17 +90,17 @@ fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outc
     const TIME: Duration = Duration::from_secs(10);
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     many_routes(&bed.lab.host, MANY)?;
     let quiet = {
         let before = ticks(&bed)?;
         std::thread::sleep(TIME);
         ticks(&bed)? - before
     };
-    let (seen, used) = (looks(&bed)?, ticks(&bed)?);
+    let (seen, used) = (configuration_reads(&bed)?, ticks(&bed)?);
     let changes = route_storm(&bed.lab.host, TIME)?;
-    let (seen, used) = ([0, 1].map(|place| (looks(&bed), seen[place])), ticks(&bed)? - used);
+    let (seen, used) = ([0, 1].map(|place| (configuration_reads(&bed), seen[place])), ticks(&bed)? - used);
     eprintln!("{changes} changes; {quiet} ticks in quiet, {used} in the storm");
     assert!(changes > 20, "no storm: {changes} changes");
     for (place, (now, before)) in seen.into_iter().enumerate() {
@@ -111,10 +111,10 @@ fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outc
     }
     // Dumping the table for each change took 8 s of these 10.
     assert!(used <= quiet + 100, "{used} ticks of 10 ms in the storm, {quiet} without");
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     // A change that matters is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mobile_tests::{Finished, LabOptions, PATIENCE, Testbed, addr, finish_within, until};
+use mobile_tests::{CommandOutput, LabOptions, PATIENCE, Testbed, addr, finish_within, until};
 use nix::sys::signal::Signal;
 
 use crate::leaks::{assert_no_leak, captures};
@@ -15,9 +15,9 @@ use crate::{Outcome, ip_of, urls};
 const WATCHDOG: Duration = Duration::from_millis(600);
 
 /// The socket systemd would give a service.
-struct Manager(UnixDatagram);
+struct NotifySocket(UnixDatagram);
 
-impl Manager {
+impl NotifySocket {
     fn new(path: &Path) -> Result<Self> {
         let socket = UnixDatagram::bind(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -25,7 +25,7 @@ impl Manager {
     }
 
     /// What it is told next.
-    fn hear(&self) -> Result<String> {
+    fn receive(&self) -> Result<String> {
         let mut bytes = [0; 1024];
         let length = self.0.recv(&mut bytes).context("nothing was told")?;
         Ok(String::from_utf8_lossy(&bytes[..length]).trim_end().to_owned())
@@ -35,7 +35,7 @@ impl Manager {
     fn wait(&self, word: &str) -> Result<Vec<String>> {
         let mut before = Vec::new();
         loop {
-            let told = self.hear().with_context(|| format!("no {word}; before it: {before:?}"))?;
+            let told = self.receive().with_context(|| format!("no {word}; before it: {before:?}"))?;
             if told == word {
                 return Ok(before);
             }
@@ -57,7 +57,7 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     let dir = bed.lab.dir().to_owned();
     let [agent, relay] = ["agent", "relay"].map(|name| dir.join(format!("{name}.notify")));
     let micros = WATCHDOG.as_micros().to_string();
-    let managers = [Manager::new(&agent)?, Manager::new(&relay)?];
+    let managers = [NotifySocket::new(&agent)?, NotifySocket::new(&relay)?];
     bed.agent.set_variable("NOTIFY_SOCKET", agent.display().to_string());
     bed.agent.set_variable("WATCHDOG_USEC", micros.as_str());
     bed.relay.set_variable("NOTIFY_SOCKET", relay.display().to_string());
@@ -82,7 +82,7 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     bed.agent.signal(Signal::SIGSTOP)?;
     managers[0].drain()?;
     managers[0].0.set_read_timeout(Some(WATCHDOG * 2))?;
-    assert!(managers[0].hear().is_err(), "a stopped agent was heard");
+    assert!(managers[0].receive().is_err(), "a stopped agent was heard");
     bed.agent.signal(Signal::SIGCONT)?;
     managers[0].0.set_read_timeout(Some(PATIENCE))?;
     managers[0].wait("WATCHDOG=1")?;
@@ -106,7 +106,7 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
 }
 
 /// Runs a command as systemd runs a service in the slice: in a cgroup made for it below that of the slice.
-fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<Finished> {
+fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<CommandOutput> {
     let cgroup = bed.agent.slice.join(service);
     std::fs::create_dir_all(&cgroup)?;
     let mut shell = bed.lab.host.command("sh");

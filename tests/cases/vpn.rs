@@ -31,8 +31,8 @@ fn reason(bed: &Testbed, device: &str) -> anyhow::Result<String> {
 fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::ordinary(&bed.lab)?;
     vpn.pin(&bed.lab, bed.lab.eth())?;
@@ -49,7 +49,7 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let said = bed.agent.cli(&["use", &device])?.stderr;
     ensure!(said.contains("a tunnel"), "`mobile use` says: {said}");
     stays_on_eth(&bed, &handovers, "with a VPN named by `mobile use`")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -57,8 +57,8 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
 fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel() -> Outcome {
     let mut bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     bed.lab.wlan().take_down()?;
     let vpn = Vpn::ordinary(&bed.lab)?;
     let (host, device) = (bed.lab.host.clone(), vpn.device().to_owned());
@@ -72,7 +72,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
         bed.agent.wait_active(UplinkName::Eth)
     };
     through("after the client has replaced the default route")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     let routes = host.run(&["ip", "route", "show", "table", "7701"])?;
     let expected = format!("{} via {} dev eth0", addr::RELAY4, bed.lab.eth().gateway4());
     ensure!(routes.contains(&expected), "{routes}");
@@ -84,7 +84,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
         }
         bed.agent.start()?;
         bed.agent.wait_active(UplinkName::Eth)?;
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     // Another program removes it.
     host.run(&["ip", "route", "flush", "table", "7701"])?;
@@ -100,7 +100,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
             && host.run(&["ip", "rule"]).is_ok_and(|rules| !rules.contains("7701"))
     })?;
     bed.agent.wait_active(UplinkName::Eth)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -108,8 +108,8 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
 fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
     let bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::start(&bed.lab, |argv| bed.agent.run(argv))?;
     let device = vpn.device().to_owned();
@@ -118,7 +118,7 @@ fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
     bed.lab.host.run(&["ping", "-c", "1", "-w", "10", "-I", &device, "10.99.0.1"])?;
     std::thread::sleep(A_WHILE);
     stays_on_eth(&bed, &handovers, "beside a mobile VPN")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -126,8 +126,8 @@ fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
 fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outcome {
     let mut bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let device = Vpn::device_of(&bed.lab);
     bed.agent.configure("uplink", "prefer", vec![device.clone()])?;
     bed.agent.stop()?;
@@ -139,7 +139,7 @@ fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outc
     bed.lab.host.ip(&[&route])?;
     let active = |status: &Value| status["session"] == "connected" && status["active_uplink"] == *device;
     bed.agent.wait_status("the tunnel in the VPN", active)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     drop(vpn);
     bed.agent.wait_active(UplinkName::Eth)?;
 
@@ -149,7 +149,7 @@ fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outc
     let handovers = bed.agent.status()?["handovers"].clone();
     std::thread::sleep(A_WHILE);
     stays_on_eth(&bed, &handovers, "with a loop")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     let named = format!("wireguard-go ({})", vpn.client().unwrap_or_default());
     ensure!(bed.agent.log().contains(&named), "the log does not name {named}");
     bed.expect_warning("refused as an uplink");

@@ -14,7 +14,7 @@ use crate::{build, setup};
 
 mod connect;
 mod cpu;
-mod effort;
+mod cpu_usage;
 mod goals;
 mod grid;
 mod handover;
@@ -104,7 +104,7 @@ fn optimise_ourselves() -> Result<()> {
         return Ok(());
     }
     setup::run()?;
-    let built = musl::build(Arch::here()?, None)?;
+    let built = musl::build(Arch::of_this_machine()?, None)?;
     let folder = built.first().and_then(|program| program.parent()).context("nothing was built")?;
     lab(true)?;
     let program = shell::target_dir()?.join("release/xtask");

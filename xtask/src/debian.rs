@@ -18,7 +18,7 @@ pub(crate) fn is_debian() -> bool {
 
 /// `apt-get install`; as root.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    let _guard = NoServices::new()?;
+    let _guard = ServiceStartBlock::new()?;
     let enabled_before = enabled_units();
     shell::run(apt().arg("update").arg("-q"))?;
     shell::run(apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(packages))?;
@@ -31,14 +31,14 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 }
 
 /// While it lives, packages being installed may not start services: Debian asks this file (policy-rc.d) first.
-struct NoServices {
+struct ServiceStartBlock {
     /// False when the machine has a policy of its own, which then stays.
     ours: bool,
 }
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-impl NoServices {
+impl ServiceStartBlock {
     fn new() -> Result<Self> {
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY);
         match file {
@@ -55,7 +55,7 @@ impl NoServices {
     }
 }
 
-impl Drop for NoServices {
+impl Drop for ServiceStartBlock {
     fn drop(&mut self) {
         if self.ours
             && let Err(error) = fs::remove_file(POLICY)

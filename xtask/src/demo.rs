@@ -17,7 +17,7 @@ mod session;
 mod timeline;
 
 use footprint::Footprint;
-use scene::Story;
+use scene::DemoResult;
 
 /// Sets up, builds, plays the scene, shows it, and looks whether anything is left behind.
 pub(crate) fn run() -> Result<()> {
@@ -26,32 +26,32 @@ pub(crate) fn run() -> Result<()> {
     build::run(false)?;
     let footprint = Footprint::take()?;
     let played = scene::play();
-    if let Ok(story) = &played {
-        show(story);
+    if let Ok(result) = &played {
+        show(result);
     }
     let clean = footprint.check();
-    let story = match (played, &clean) {
+    let result = match (played, &clean) {
         (Err(failure), Err(left)) => return Err(failure.context(format!("{left:#}; and before that"))),
         (played, _) => played?,
     };
     clean.context("the demonstration worked, but did not clean up after itself")?;
     println!("Nothing is left behind: no namespace, device, rule, pin, cgroup or process.");
-    verdict(&story)
+    verdict(&result)
 }
 
-fn show(story: &Story) {
-    println!("\n{}", screen::beside(&story.screens));
-    println!("{}", story.timeline.draw(std::io::stdout().is_terminal()));
-    for line in &story.notes {
+fn show(result: &DemoResult) {
+    println!("\n{}", screen::beside(&result.screens));
+    println!("{}", result.timeline.draw(std::io::stdout().is_terminal()));
+    for line in &result.notes {
         println!("{line}");
     }
 }
 
 /// The transcript is complete: every word typed before the cut was answered in both, and after it in the mobile
 /// session only.
-fn verdict(story: &Story) -> Result<()> {
+fn verdict(result: &DemoResult) -> Result<()> {
     let expected = [(true, true), (true, false)];
-    for ((screen, answers), expected) in story.screens.iter().zip(&story.answers).zip(expected) {
+    for ((screen, answers), expected) in result.screens.iter().zip(&result.answers).zip(expected) {
         if *answers != expected {
             bail!(
                 "{} answered before the cut: {}, after it: {}; expected {} and {}",
@@ -63,14 +63,14 @@ fn verdict(story: &Story) -> Result<()> {
             );
         }
     }
-    let (pressed, echoed) = story.keys;
+    let (pressed, echoed) = result.keys;
     if pressed != echoed {
         bail!("{pressed} keys were pressed in the mobile session, and {echoed} came back");
     }
-    let [mobile, plain] = &story.timeline.lanes;
+    let [mobile, plain] = &result.timeline.rows;
     let blackout =
-        story.timeline.longest_silence(mobile).length().context("the mobile session fell silent")?;
-    if let Some(silence) = story.timeline.longest_silence(plain).length() {
+        result.timeline.longest_silence(mobile).length().context("the mobile session fell silent")?;
+    if let Some(silence) = result.timeline.longest_silence(plain).length() {
         bail!(
             "the plain session was heard again after {} ms: its uplink was not really cut",
             silence.as_millis()

@@ -16,7 +16,7 @@ mod sums;
 mod tree;
 pub(crate) mod verify;
 #[cfg(test)]
-mod watching;
+mod monitoring;
 
 /// What to build.
 #[derive(clap::Args)]
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let made = match &args.from {
         Some(folder) => debian(folder, "amd64", &args.version, &out)?,
-        None => everything(&args.version, &out)?,
+        None => build_all(&args.version, &out)?,
     };
     sums::write(&made, &out)?;
     for path in made {
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The agent is for laptops, the relay for routers too.
-fn everything(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
+fn build_all(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
         let only = (arch != Arch::X86_64).then_some("home-relay");

@@ -31,7 +31,7 @@ pub(crate) enum Arch {
 
 impl Arch {
     /// This machine's.
-    pub(crate) fn here() -> Result<Self> {
+    pub(crate) fn of_this_machine() -> Result<Self> {
         match env::consts::ARCH {
             "x86_64" => Ok(Self::X86_64),
             "aarch64" => Ok(Self::Aarch64),
@@ -90,7 +90,7 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
         // The start of the program is zig's: rustc has one only where somebody has installed the target. That its folder is not
         // there is all that zig's linker has to say.
         .env(flags_of(arch), "-C link-self-contained=no -A linker-messages")
-        .env(c_flags_of(arch), ONE_STRATEGY.map(|flag| format!("-D{flag}")).join(" "))
+        .env(c_flags_of(arch), EXCLUDED_ZSTD_STRATEGIES.map(|flag| format!("-D{flag}")).join(" "))
         // Nothing outside the target directory is touched.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
         .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
@@ -108,7 +108,7 @@ fn c_flags_of(arch: Arch) -> String {
 }
 
 /// What zstd leaves out: all strategies but that of the one level which packets are compressed with.
-const ONE_STRATEGY: [&str; 7] = [
+const EXCLUDED_ZSTD_STRATEGIES: [&str; 7] = [
     "ZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR",
     "ZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR",
     "ZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR",

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use mobile_tests::matrix::Order;
+use mobile_tests::matrix::AttachTiming;
 use serde_json::Value;
 
 use super::{Cell, State, rules};
@@ -19,8 +19,8 @@ type Measured = HashMap<State, Vec<Cell>>;
 
 /// By state, for a process that was mobile from its start; and by when it became so, with the tunnel up.
 pub(super) fn tables(measured: &Measured) -> String {
-    let states = State::ALL.map(|state| (head_of_state(state), state, Order::Mobile));
-    let orders = Order::ALL.map(|order| (head_of_order(order), State::Up, order));
+    let states = State::ALL.map(|state| (head_of_state(state), state, AttachTiming::Mobile));
+    let orders = AttachTiming::ALL.map(|timing| (head_of_timing(timing), State::Up, timing));
     format!(
         "Sockets of a process started by `mobile run`, by what the agent is doing:\n\n{}\n\
          While the tunnel is up, by when the process became mobile:\n\n{}",
@@ -34,8 +34,8 @@ pub(super) fn everything(measured: &Measured) -> String {
     let mut text = String::new();
     for state in State::ALL {
         for cell in measured.get(&state).into_iter().flatten() {
-            let (Cell { order, kind, family, left, .. }, words) = (cell, words(state, cell));
-            let _ = writeln!(text, "{state:?} {order:?} {kind} {family}: {words} {left:?}");
+            let (Cell { timing, kind, family, left, .. }, words) = (cell, words(state, cell));
+            let _ = writeln!(text, "{state:?} {timing:?} {kind} {family}: {words} {left:?}");
         }
     }
     text
@@ -44,8 +44,8 @@ pub(super) fn everything(measured: &Measured) -> String {
 /// Every cell whose packets left by a device that they must not leave by, in words.
 pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     let text = |(state, cell): (State, &Cell)| {
-        let Cell { order, kind, family, left, .. } = cell;
-        format!("{state:?}, {order:?}: {kind}, {family}: {left:?}")
+        let Cell { timing, kind, family, left, .. } = cell;
+        format!("{state:?}, {timing:?}: {kind}, {family}: {left:?}")
     };
     broken(measured).map(text).collect()
 }
@@ -55,7 +55,7 @@ pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {
         let same = |known: &Cell| {
-            (known.order, &known.kind, &known.family) == (cell.order, &cell.kind, &cell.family)
+            (known.timing, &known.kind, &known.family) == (cell.timing, &cell.kind, &cell.family)
         };
         match rows.iter_mut().find(|(known, _)| same(known)) {
             Some((_, states)) => states.push(head_of_state(state)),
@@ -63,8 +63,8 @@ pub(super) fn exceptions(measured: &Measured) -> String {
         }
     }
     let mut text = "| socket | | process | while |\n| --- | --- | --- | --- |\n".to_owned();
-    for (Cell { order, kind, family, .. }, states) in rows {
-        let _ = writeln!(text, "| {kind} | {family} | {} | {} |", head_of_order(*order), states.join(", "));
+    for (Cell { timing, kind, family, .. }, states) in rows {
+        let _ = writeln!(text, "| {kind} | {family} | {} | {} |", head_of_timing(*timing), states.join(", "));
     }
     text
 }
@@ -126,7 +126,7 @@ fn asked_for(what: &str) -> bool {
     std::env::var_os("MATRIX").is_some_and(|value| value == what)
 }
 
-fn table(measured: &Measured, columns: &[(&str, State, Order)]) -> String {
+fn table(measured: &Measured, columns: &[(&str, State, AttachTiming)]) -> String {
     let heads: Vec<&str> = columns.iter().map(|(head, ..)| *head).collect();
     let mut text = format!("| socket | {} |\n|{}\n", heads.join(" | "), " --- |".repeat(columns.len() + 1));
     let mut kinds: Vec<&str> = Vec::new();
@@ -137,16 +137,16 @@ fn table(measured: &Measured, columns: &[(&str, State, Order)]) -> String {
     }
     for kind in kinds {
         let cells: Vec<String> =
-            columns.iter().map(|(_, state, order)| families(measured, *state, *order, kind)).collect();
+            columns.iter().map(|(_, state, timing)| families(measured, *state, *timing, kind)).collect();
         let _ = writeln!(text, "| {kind} | {} |", cells.join(" | "));
     }
     text
 }
 
 /// What all families have in common, or each.
-fn families(measured: &Measured, state: State, order: Order, kind: &str) -> String {
+fn families(measured: &Measured, state: State, timing: AttachTiming, kind: &str) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
-    for cell in measured[&state].iter().filter(|cell| cell.order == order && cell.kind == kind) {
+    for cell in measured[&state].iter().filter(|cell| cell.timing == timing && cell.kind == kind) {
         let words = words(state, cell);
         match said.iter_mut().find(|(known, _)| *known == words) {
             Some((_, families)) => families.push(&cell.family),
@@ -205,13 +205,13 @@ fn head_of_state(state: State) -> &'static str {
     }
 }
 
-fn head_of_order(order: Order) -> &'static str {
-    match order {
-        Order::Mobile => "always",
-        Order::AttachedAfterSocket => "attached after socket()",
-        Order::AttachedAfterConnect => "attached after connect()",
-        Order::DetachedAfterSocket => "detached after socket()",
-        Order::DetachedAfterConnect => "detached after connect()",
-        Order::Ordinary => "never",
+fn head_of_timing(timing: AttachTiming) -> &'static str {
+    match timing {
+        AttachTiming::Mobile => "always",
+        AttachTiming::AttachedAfterSocket => "attached after socket()",
+        AttachTiming::AttachedAfterConnect => "attached after connect()",
+        AttachTiming::DetachedAfterSocket => "detached after socket()",
+        AttachTiming::DetachedAfterConnect => "detached after connect()",
+        AttachTiming::Ordinary => "never",
     }
 }

@@ -1,31 +1,32 @@
-//! What a run is asked for on the command line.
+//! The command line of the chaos test.
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::script::Kind;
+use super::script::EventKind;
 
-/// Every kind of event about twice, those that end a program once: a minute or so.
-const SHORT: usize = 2 * Kind::ALL.len();
+/// Events of a short run, about a minute: every kind twice, those that end a program once.
+const SHORT: usize = 2 * EventKind::ALL.len();
 
-/// An hour.
+/// Events of a long run, about an hour.
 const LONG: usize = 3_000;
 
-/// With fewer events it is over before memory can be compared.
+/// The least number of events. With fewer, a run ends before memory can be compared.
 const FEWEST: usize = 10;
 
-/// What is played.
+/// The options of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Decides everything that is left to chance.
+    /// The seed of the random script.
     pub seed: u64,
-    /// How many events.
+    /// The number of events.
     pub events: usize,
-    /// Settings of `[tunnel]` at both ends, each a key and a value; without, the defaults.
+    /// Settings of `[tunnel]` at both ends as pairs of key and value; empty means the defaults.
     pub tunnel: Vec<(String, String)>,
 }
 
 impl Options {
-    /// Reads `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without a seed, `random` is it.
+    /// Parses `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without `--seed`, uses
+    /// `random`.
     pub fn parse(mut args: impl Iterator<Item = String>, random: u64) -> Result<Self> {
         let mut options = Self { seed: random, events: SHORT, tunnel: Vec::new() };
         while let Some(arg) = args.next() {

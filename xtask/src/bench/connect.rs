@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mobile_tests::paces::{Pace, Took};
-use mobile_tests::{Lab, Talk, Testbed, root_programs};
+use mobile_tests::call_timing::{TimedCall, Timing};
+use mobile_tests::{Lab, LineProcess, Testbed, root_programs};
 
 use super::machine;
 use super::stats::Spread;
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     starts: u32,
 }
 
-/// Others that start a command on a network of its own.
+/// CompetitorArgs that start a command on a network of its own.
 const TOOLS: [Tool; 2] = [
     Tool { program: "mptcpize", package: "mptcpize" },
     Tool { program: "proxychains4", package: "proxychains4" },
@@ -35,7 +35,7 @@ const TOOLS: [Tool; 2] = [
 /// What the kernel has put off when an agent starts or stops (programs and maps are freed after a grace period) is done by then.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// What each of [`Pace::ALL`] took.
+/// What each of [`TimedCall::ALL`] took.
 type Figures = [Figure; 3];
 
 /// Nanoseconds of many calls: the middle, and the shortest.
@@ -75,10 +75,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The agent stopped and started again in every round. With the rows, how many programs of others ran at most beside.
 fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
-    let mut ordinary = bed.ordinary_talk(&["paces"])?;
+    let mut ordinary = bed.ordinary_labtool(&["time-calls"])?;
     let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
     for round in 1..=rounds {
-        let mut person = bed.mobile_talk(&["paces"])?;
+        let mut person = bed.mobile_labtool(&["time-calls"])?;
         let [a, b, c, d] =
             [take(&mut ordinary)?, take(&mut person)?, take(&mut person)?, take(&mut ordinary)?];
         mobile.push((mean(a, d), mean(b, c)));
@@ -98,15 +98,15 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
         step(&format!("round {round} of {rounds}"));
     }
     let mut lines = Vec::new();
-    for (index, pace) in Pace::ALL.into_iter().enumerate() {
-        lines.push(line(pace, index, "ordinary: with the agent / without", &with_agent)?);
-        lines.push(line(pace, index, "with the agent: mobile / ordinary", &mobile)?);
+    for (index, call) in TimedCall::ALL.into_iter().enumerate() {
+        lines.push(line(call, index, "ordinary: with the agent / without", &with_agent)?);
+        lines.push(line(call, index, "with the agent: mobile / ordinary", &mobile)?);
     }
     Ok((lines, foreign))
 }
 
 /// One row of the first table: `pairs` are what each round took, the base before what is compared with it.
-fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
+fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
     let spread = |figure: &dyn Fn(Figure, Figure) -> f64| {
         let figures: Vec<f64> = pairs.iter().map(|(base, other)| figure(base[index], other[index])).collect();
         Spread::of(&figures).context("no rounds")
@@ -116,16 +116,16 @@ fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> R
     let shortest = spread(&|_, other| other.least)?.least / spread(&|base, _| base.least)?.least;
     Ok(format!(
         "| {} | {what} | {:.0} / {:.0} ns | {} | {shortest:.3} |",
-        pace.word(),
+        call.word(),
         other.median,
         base.median,
-        told(ratio)
+        format_ratio(ratio)
     ))
 }
 
 /// Commands that do nothing, started by a process of the mobile host.
 fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
-    let named = Named::new(&bed.lab)?;
+    let named = NamedNetns::new(&bed.lab)?;
     let binary = bed.agent.binary().display().to_string();
     let config = bed.agent.config().display().to_string();
     let handle = format!("--net=/run/netns/{}", named.name);
@@ -137,7 +137,7 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
         ("`mptcpize run true`", vec!["mptcpize", "run", "true"]),
         ("`proxychains4 -q true`", vec!["proxychains4", "-q", "true"]),
     ];
-    let mut starter = bed.ordinary_talk(&["paces"])?;
+    let mut starter = bed.ordinary_labtool(&["time-calls"])?;
     let mut took: Vec<Vec<f64>> = vec![Vec::new(); commands.len()];
     for _ in 0..count {
         for (figures, (_, argv)) in took.iter_mut().zip(&commands) {
@@ -148,18 +148,18 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     let rows = commands.iter().zip(took).map(|((name, _), figures)| {
         let ratios: Vec<f64> = figures.iter().zip(&base).map(|(one, base)| one / base).collect();
         let (median, ratio) = Spread::of(&figures).zip(Spread::of(&ratios)).context("no starts")?;
-        Ok(format!("| {name} | {:.2} ms | {} |", median.median / 1e6, told(ratio)))
+        Ok(format!("| {name} | {:.2} ms | {} |", median.median / 1e6, format_ratio(ratio)))
     });
     rows.collect()
 }
 
 /// A network namespace with a name, as `ip netns` wants it; the name goes with this.
-struct Named<'a> {
+struct NamedNetns<'a> {
     lab: &'a Lab,
     name: String,
 }
 
-impl<'a> Named<'a> {
+impl<'a> NamedNetns<'a> {
     fn new(lab: &'a Lab) -> Result<Self> {
         let name = lab.name().to_owned();
         lab.host.run(&["ip", "netns", "add", &name])?;
@@ -167,7 +167,7 @@ impl<'a> Named<'a> {
     }
 }
 
-impl Drop for Named<'_> {
+impl Drop for NamedNetns<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.lab.host.run(&["ip", "netns", "delete", &self.name]) {
             eprintln!("the network namespace {} is left: {error:#}", self.name);
@@ -175,16 +175,16 @@ impl Drop for Named<'_> {
     }
 }
 
-fn take(process: &mut Talk) -> Result<Figures> {
+fn take(process: &mut LineProcess) -> Result<Figures> {
     let mut figures = Figures::default();
-    for (figure, pace) in figures.iter_mut().zip(Pace::ALL) {
-        *figure = ask(process, pace.word())?;
+    for (figure, call) in figures.iter_mut().zip(TimedCall::ALL) {
+        *figure = ask(process, call.word())?;
     }
     Ok(figures)
 }
 
-fn ask(process: &mut Talk, order: &str) -> Result<Figure> {
-    let took: Took = process.ask(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
+fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
+    let took: Timing = process.request(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
@@ -196,6 +196,6 @@ fn mean(a: Figures, b: Figures) -> Figures {
     })
 }
 
-fn told(ratio: Spread) -> String {
+fn format_ratio(ratio: Spread) -> String {
     format!("{:.3} ({:.3}–{:.3})", ratio.median, ratio.least, ratio.greatest)
 }

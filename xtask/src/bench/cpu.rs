@@ -5,14 +5,14 @@
 
 use anyhow::{Context as _, Result};
 
-use super::effort::peak_of_tree;
+use super::cpu_usage::peak_of_tree;
 use super::goals::{self, Goal};
-use super::grid::{Cell, Grid};
-use super::hosts::{Host, Hosts};
+use super::grid::{GridCell, Grid};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
 /// How much, how fast, how often, and who else.
@@ -28,9 +28,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     megabytes: u32,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
 /// Of one run.
@@ -48,12 +48,12 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(None))?;
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
     let rates = [format!("{}M", args.rate), "0".to_owned()];
     let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);
-    let grid = Grid::measure(&field.contestants, titles.clone(), args.runs, one, told);
+    let grid = Grid::measure(&labs.contestants, titles.clone(), args.runs, one, format_sample);
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together; median of {} runs of {} MB \
          (least–greatest)\n",
@@ -73,11 +73,11 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);
-            let bars = grid.bars(column, together);
+            let bars = grid.bars(column, total_effort);
             host.plot(Plot { file, title, unit: "seconds for each GB", bars })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
 /// One upload.
@@ -97,25 +97,25 @@ fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample>
     Ok(Sample { mbits, effort, memory: memory.transpose()? })
 }
 
-fn told(sample: &Sample) -> String {
+fn format_sample(sample: &Sample) -> String {
     match sample.effort {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
     }
 }
 
-fn together(sample: &Sample) -> Option<f64> {
+fn total_effort(sample: &Sample) -> Option<f64> {
     sample.effort.map(|[host, relay]| host + relay)
 }
 
-fn effort(cell: &Cell<Sample>) -> Option<String> {
+fn effort(cell: &GridCell<Sample>) -> Option<String> {
     let host = cell.spread(|sample| Some(sample.effort?[0]))?.median;
     let relay = cell.spread(|sample| Some(sample.effort?[1]))?.median;
-    let Spread { median, least, greatest } = cell.spread(together)?;
+    let Spread { median, least, greatest } = cell.spread(total_effort)?;
     Some(format!("{host:.2} + {relay:.2} = {median:.2} ({least:.2}–{greatest:.2})"))
 }
 
-fn memory(cell: &Cell<Sample>) -> Option<String> {
+fn memory(cell: &GridCell<Sample>) -> Option<String> {
     let greatest = |side: usize| Some(cell.spread(|sample| Some(sample.memory?[side]))?.greatest);
     Some(format!("{:.1} + {:.1}", greatest(0)?, greatest(1)?))
 }
@@ -123,8 +123,8 @@ fn memory(cell: &Cell<Sample>) -> Option<String> {
 /// An eighth of what the best peer takes.
 fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
     let goal = |(column, title): (usize, &String)| {
-        let best = grid.others(column, together).min_by(|a, b| a.1.total_cmp(&b.1));
-        let ratio = grid.median(1, column, together).zip(best).map(|(ours, (_, best))| ours / best);
+        let best = grid.others(column, total_effort).min_by(|a, b| a.1.total_cmp(&b.1));
+        let ratio = grid.median(1, column, total_effort).zip(best).map(|(ours, (_, best))| ours / best);
         let name = best.map_or("the best peer", |(name, _)| name);
         Goal::at_most(format!("{title}: part of {name}'s processor time, the best peer's"), 0.125, ratio)
     };

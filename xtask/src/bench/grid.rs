@@ -1,7 +1,7 @@
 //! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/benchmarks.md.
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 
 use super::stats::Spread;
 use super::subject::{Contestant, OURS};
@@ -19,16 +19,16 @@ pub(crate) struct Row<S> {
     /// A build of ours.
     ours: bool,
     /// One for each column.
-    pub(crate) cells: Vec<Cell<S>>,
+    pub(crate) cells: Vec<GridCell<S>>,
 }
 
 /// The runs of one of them and one column.
-pub(crate) struct Cell<S> {
+pub(crate) struct GridCell<S> {
     pub(crate) samples: Vec<S>,
     pub(crate) failures: u32,
 }
 
-impl<S> Cell<S> {
+impl<S> GridCell<S> {
     /// One figure of all runs.
     pub(crate) fn spread(&self, figure: impl Fn(&S) -> Option<f64>) -> Option<Spread> {
         Spread::of(&self.samples.iter().filter_map(figure).collect::<Vec<_>>())
@@ -37,7 +37,7 @@ impl<S> Cell<S> {
 
 impl<S> Grid<S> {
     pub(crate) fn new(titles: Vec<String>, names: impl Iterator<Item = &'static str>) -> Self {
-        let empty = || Cell { samples: Vec::new(), failures: 0 };
+        let empty = || GridCell { samples: Vec::new(), failures: 0 };
         let row =
             |(index, name)| Row { name, ours: index == 1, cells: titles.iter().map(|_| empty()).collect() };
         let rows = names.enumerate().map(row).collect();
@@ -45,14 +45,14 @@ impl<S> Grid<S> {
     }
 
     /// Everyone one after the other in each run, so that what disturbs the machine disturbs all; in every other run in the
-    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `told` says it to who
+    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `format_sample` says it to who
     /// watches; one that fails is counted, and the others go on.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,
         runs: u32,
         mut sample: impl FnMut(&Contestant, usize) -> Result<S>,
-        told: impl Fn(&S) -> String,
+        format_sample: impl Fn(&S) -> String,
     ) -> Self {
         let mut grid = Self::new(titles, contestants.iter().map(|contestant| contestant.name));
         for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
@@ -67,7 +67,7 @@ impl<S> Grid<S> {
                 for (contestant, row) in turns {
                     let said = match sample(contestant, column) {
                         Ok(sample) => {
-                            let text = told(&sample);
+                            let text = format_sample(&sample);
                             row.cells[column].samples.push(sample);
                             text
                         }
@@ -84,7 +84,7 @@ impl<S> Grid<S> {
     }
 
     /// A line for each row from `first` on; a cell for which there is no text is a dash, and says what failed.
-    pub(crate) fn table(&self, first: usize, text: impl Fn(&Cell<S>, usize) -> Option<String>) -> String {
+    pub(crate) fn table(&self, first: usize, text: impl Fn(&GridCell<S>, usize) -> Option<String>) -> String {
         let line = "| --- ".repeat(self.titles.len() + 1);
         let mut out = format!("| | {} |\n{line}|\n", self.titles.join(" | "));
         for row in self.rows.iter().skip(first) {
@@ -139,7 +139,7 @@ impl<S> Grid<S> {
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
     ) -> Option<f64> {
-        let over_tcp = |name: &str| PeerKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
+        let over_tcp = |name: &str| CompetitorKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
         let figures = self.others(column, figure).filter(|(name, _)| over_tcp(name));
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 
 use self::event::Event;
 use self::measure::measure;
@@ -16,11 +16,11 @@ use crate::shell::step;
 
 mod event;
 mod measure;
-mod quiet;
+mod machine_lock;
 mod subject;
 mod table;
 
-/// What, how often, and who else.
+/// What, how often, and participant else.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Runs of each event; the table shows their median and maximum.
@@ -60,15 +60,15 @@ struct Job {
     run: u32,
 }
 
-/// Who is measured, in the order of the table's columns.
+/// Participant is measured, in the order of the table's columns.
 #[derive(Clone, Copy)]
-struct Who {
-    peer: Option<&'static PeerKind>,
+struct Participant {
+    peer: Option<&'static CompetitorKind>,
     runs: u32,
     patience: Duration,
 }
 
-impl Who {
+impl Participant {
     fn name(self) -> &'static str {
         self.peer.map_or(OURS, |peer| peer.name)
     }
@@ -80,22 +80,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let events: Vec<Event> =
         Event::ALL.into_iter().filter(|event| args.only.is_empty() || args.only.contains(event)).collect();
     let everyone = everyone(args);
-    let mut columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
+    let mut columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
     let jobs = jobs(&events, &everyone, &columns);
     let (long, short): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| events[job.event].is_long());
     let machine = Mutex::new(());
     let done = |job: Job| -> (Job, Result<Vec<f64>>) {
-        let (event, who) = (events[job.event], everyone[job.column]);
-        let gaps = measure(event, who.peer, who.patience, &machine);
+        let (event, participant) = (events[job.event], everyone[job.column]);
+        let gaps = measure(event, participant.peer, participant.patience, &machine);
         let text = match &gaps {
-            Ok(gaps) => told(gaps, who.patience),
+            Ok(gaps) => format_gaps(gaps, participant.patience),
             Err(error) => format!("failed: {error:#}"),
         };
-        step(&format!("{}, {}, run {} of {}: {text}", event.title(), who.name(), job.run, who.runs));
+        step(&format!("{}, {}, run {} of {}: {text}", event.title(), participant.name(), job.run, participant.runs));
         (job, gaps)
     };
     let mut results: Vec<(Job, Result<Vec<f64>>)> = short.into_iter().map(done).collect();
-    results.extend(together(long, args.parallel, &done));
+    results.extend(run_in_parallel(long, args.parallel, &done));
     for (job, gaps) in results {
         if let Ok(figures) = &mut columns[job.column].cells[job.event] {
             match gaps {
@@ -108,44 +108,44 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn everyone(args: &Args) -> Vec<Who> {
+fn everyone(args: &Args) -> Vec<Participant> {
     let mut everyone = Vec::new();
     if !args.no_mobile {
-        everyone.push(Who { peer: None, runs: args.runs, patience: OUR_PATIENCE });
+        everyone.push(Participant { peer: None, runs: args.runs, patience: OUR_PATIENCE });
     }
-    let wanted = |peer: &&PeerKind| {
+    let wanted = |peer: &&CompetitorKind| {
         args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
     };
     if !args.no_peers {
         let patience = Duration::from_secs(args.cap);
-        let peers = PeerKind::ALL.iter().filter(wanted);
-        everyone.extend(peers.map(|peer| Who { peer: Some(peer), runs: args.peer_runs, patience }));
+        let peers = CompetitorKind::ALL.iter().filter(wanted);
+        everyone.extend(peers.map(|peer| Participant { peer: Some(peer), runs: args.peer_runs, patience }));
     }
     everyone
 }
 
 /// An empty column; a cell that cannot be measured says why.
-fn column(who: Who, events: &[Event]) -> Column {
-    let refusal = who.peer.and_then(refusal);
-    let cell = |event: &Event| match (who.peer, &refusal) {
+fn column(participant: Participant, events: &[Event]) -> Column {
+    let refusal = participant.peer.and_then(refusal);
+    let cell = |event: &Event| match (participant.peer, &refusal) {
         (Some(_), _) if !event.is_for_peers() => Err("not for peers".to_owned()),
         (_, Some(reason)) => Err(reason.clone()),
         _ => Ok(Figures::default()),
     };
     Column {
-        name: who.name(),
-        patience: who.patience.as_secs_f64(),
+        name: participant.name(),
+        patience: participant.patience.as_secs_f64(),
         cells: events.iter().map(cell).collect(),
     }
 }
 
 /// Round by round, so that what disturbs the machine disturbs everyone.
-fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
+fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for event in 0..events.len() {
-        for run in 1..=everyone.iter().map(|who| who.runs).max().unwrap_or(0) {
-            for (column, who) in everyone.iter().enumerate() {
-                if run <= who.runs && columns[column].cells[event].is_ok() {
+        for run in 1..=everyone.iter().map(|participant| participant.runs).max().unwrap_or(0) {
+            for (column, participant) in everyone.iter().enumerate() {
+                if run <= participant.runs && columns[column].cells[event].is_ok() {
                     jobs.push(Job { event, column, run });
                 }
             }
@@ -154,15 +154,15 @@ fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
     jobs
 }
 
-/// The gaps of one run, for who watches.
-fn told(gaps: &[f64], patience: Duration) -> String {
+/// The gaps of one run, for participant watches.
+fn format_gaps(gaps: &[f64], patience: Duration) -> String {
     let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
     let unit = if gaps.last().is_some_and(|gap| gap.is_finite()) { " ms" } else { "" };
     gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + unit
 }
 
 /// Several at a time, the longest first, so that none is left over in the end.
-fn together<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
+fn run_in_parallel<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
     // Taken from the end.
     jobs.sort_by_key(|job| (job.event, std::cmp::Reverse(job.run)));
     let (queue, results) = (Mutex::new(jobs), Mutex::new(Vec::new()));
@@ -208,15 +208,15 @@ mod tests {
 
     use super::*;
 
-    fn who(peer: Option<&'static PeerKind>, runs: u32) -> Who {
-        Who { peer, runs, patience: Duration::from_secs(3) }
+    fn participant(peer: Option<&'static CompetitorKind>, runs: u32) -> Participant {
+        Participant { peer, runs, patience: Duration::from_secs(3) }
     }
 
     #[test]
     fn everyone_takes_part_in_each_round_that_is_theirs() {
         let events = [Event::KillAgent, Event::Better];
-        let everyone = [who(None, 3), who(Some(&PeerKind::ALL[0]), 2)];
-        let columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
+        let everyone = [participant(None, 3), participant(Some(&CompetitorKind::ALL[0]), 2)];
+        let columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
         let jobs = jobs(&events, &everyone, &columns);
         let order: Vec<_> = jobs.iter().map(|job| (job.event, job.run, job.column)).collect();
         // Nobody but us is killed.
@@ -228,7 +228,7 @@ mod tests {
     fn jobs_run_together_only_as_many_as_allowed_and_each_once() {
         let jobs: Vec<Job> = (1..=12).map(|run| Job { event: 0, column: 0, run }).collect();
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let mut runs = together(jobs, 3, &|job| {
+        let mut runs = run_in_parallel(jobs, 3, &|job| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(5));
             now.fetch_sub(1, Ordering::SeqCst);
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_run_is_told_with_its_unit() {
-        assert_eq!(told(&[21.4], Duration::from_secs(3)), "21 ms");
-        assert_eq!(told(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
+        assert_eq!(format_gaps(&[21.4], Duration::from_secs(3)), "21 ms");
+        assert_eq!(format_gaps(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
     }
 }

@@ -12,16 +12,16 @@ use crate::shell::step;
 
 /// What the hosts of a lab are like.
 #[derive(clap::Args)]
-pub(crate) struct Hosts {
+pub(crate) struct HostArgs {
     /// The congestion control of every host, one after the other, each in labs of its own. Our paths begin with it, or with cubic if
     /// it is bbr, and are given bbr when they show bounds. [default: cubic, as distributions have it, then this kernel's own]
     #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
     congestion_controls: Vec<String>,
 }
 
-impl Hosts {
+impl HostArgs {
     /// Measures with each in turn; one that fails does not keep the others from it.
-    pub(crate) fn each(&self, mut measure: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+    pub(crate) fn each(&self, mut measure: impl FnMut(&HostSetup) -> Result<()>) -> Result<()> {
         let setting = |name: &str| {
             let path = format!("/proc/sys/net/ipv4/tcp_{name}congestion_control");
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -40,7 +40,7 @@ impl Hosts {
         let outcomes: Vec<_> = chosen
             .into_iter()
             .map(|name| {
-                let host = Host { congestion_control: name.to_owned() };
+                let host = HostSetup { congestion_control: name.to_owned() };
                 step(&host.to_string());
                 measure(&host).with_context(|| host.to_string())
             })
@@ -50,11 +50,11 @@ impl Hosts {
 }
 
 /// What every host of a lab is like.
-pub(crate) struct Host {
+pub(crate) struct HostSetup {
     congestion_control: String,
 }
 
-impl Host {
+impl HostSetup {
     /// A lab of such hosts; the uplinks' delay in each direction, or plain wires.
     pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
         let congestion_control = Some(self.congestion_control.clone());
@@ -72,7 +72,7 @@ impl Host {
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for HostSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on every host", self.congestion_control)
     }

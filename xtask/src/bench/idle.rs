@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use mobile_tests::{Capture, RELAY_PORT, Testbed, Tether, addr};
 use serde_json::Value;
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use super::machine;
 use crate::shell::step;
 
@@ -39,8 +39,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter = format!("tcp port {RELAY_PORT}");
     let captures: Vec<Capture> =
         UPLINKS.iter().map(|device| lab.capture(&lab.host, device, &filter)).collect::<Result<_>>()?;
-    let efforts = || -> Result<Vec<Effort>> {
-        processes.iter().map(|(name, pid)| Effort::of(pid.with_context(|| format!("no {name}"))?)).collect()
+    let efforts = || -> Result<Vec<CpuUsage>> {
+        processes.iter().map(|(name, pid)| CpuUsage::of(pid.with_context(|| format!("no {name}"))?)).collect()
     };
     step(&format!("watching an idle agent for {} min", args.minutes));
     let before = efforts()?;

@@ -4,15 +4,15 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within, port, program};
 use serde_json::Value;
 
 use self::table::{Figures, Sample};
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, Others, Subject};
+use super::subject::{OURS, CompetitorArgs, Subject};
 use crate::shell::step;
 
 mod table;
@@ -30,9 +30,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    others: Others,
+    competitors: CompetitorArgs,
 }
 
 /// A keystroke every so often: a fast typist's burst, and a terminal's echo.
@@ -53,10 +53,10 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     // Direct, ours, then the others.
-    let mut everyone = vec![Some(PeerKind::DIRECT), None];
-    everyone.extend(args.others.chosen().map(Some));
+    let mut everyone = vec![Some(CompetitorKind::DIRECT), None];
+    everyone.extend(args.competitors.chosen().map(Some));
     let mut columns: Vec<Figures> =
         everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
     for run in 1..=args.runs {
@@ -91,7 +91,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
 }
 
 /// One run of one of them, in a lab of its own.
-fn measure(args: &Args, host: &Host, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
+fn measure(args: &Args, host: &HostSetup, peer: Option<&CompetitorKind>) -> Result<Vec<Sample>> {
     let subject = Subject::start(peer, &host.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
     // A real uplink's FIFO holds packets, not what the kernel would still cut.

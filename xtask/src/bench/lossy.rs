@@ -8,10 +8,10 @@ use mobile_tests::LabOptions;
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.
@@ -30,9 +30,9 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1, 1.0])]
     loss: Vec<f64>,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
@@ -43,9 +43,9 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
-    field.narrow(args.rate)?;
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
+    labs.limit_rate(args.rate)?;
     let titles = args.loss.iter().map(|loss| format!("{loss} % lost")).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let link = contestant.subject.lab().eth().link();
@@ -56,7 +56,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         Ok(received(&said?)?.0)
     };
     let grid =
-        Grid::measure(&field.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.1} Mbit/s"));
+        Grid::measure(&labs.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.1} Mbit/s"));
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", grid.against_direct(mbits));
     println!("{}", goals::markdown(&goals(&grid, &args.loss)));
@@ -73,7 +73,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
             host.plot(Plot { file: &file, title, unit: "Mbit/s", bars: grid.bars(column, mbits) })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
 fn mbits(sample: &f64) -> Option<f64> {

@@ -9,11 +9,11 @@ use mobile_tests::{addr, port, program};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
 /// How often, and who else.
 #[derive(clap::Args)]
@@ -25,9 +25,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..))]
     milliseconds: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
 /// Datagrams a second; where the first search begins, and where it gives up.
@@ -38,7 +38,7 @@ const LEAST: f64 = 100.0;
 const NEAR: f64 = 1.08;
 
 /// One subject's sender and counter, and what the last search found.
-struct Tried {
+struct RateSearch {
     datagrams: Datagrams,
     found: Option<f64>,
 }
@@ -48,24 +48,24 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(None))?;
-    let mut tried: HashMap<&str, Tried> = HashMap::new();
-    for contestant in &field.contestants {
-        tried.insert(contestant.name, Tried::start(contestant)?);
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
+    let mut searches: HashMap<&str, RateSearch> = HashMap::new();
+    for contestant in &labs.contestants {
+        searches.insert(contestant.name, RateSearch::start(contestant)?);
     }
     let lasting = Duration::from_millis(args.milliseconds);
-    let search = |contestant: &Contestant, _| of(&mut tried, contestant)?.highest(lasting);
+    let search = |contestant: &Contestant, _| search_of(&mut searches, contestant)?.highest(lasting);
     let told = |rate: &f64| format!("{rate:.0} a second");
     let title = vec!["datagrams a second".to_owned()];
-    let grid = Grid::measure(&field.contestants, title, args.runs, search, told);
+    let grid = Grid::measure(&labs.contestants, title, args.runs, search, told);
     let best = grid.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
 
     let at = best.map(|(_, rate)| rate).or(grid.median(1, 0, rate).map(|ours| ours / 3.0)).unwrap_or(FIRST);
-    let trial = |contestant: &Contestant, _| of(&mut tried, contestant)?.datagrams.trial(at, 2 * lasting);
+    let trial = |contestant: &Contestant, _| search_of(&mut searches, contestant)?.datagrams.trial(at, 2 * lasting);
     let told = |trial: &Trial| format!("{:.3} % lost", trial.loss() * 100.0);
     let title = vec![format!("% lost at {at:.0} a second")];
-    let losses = Grid::measure(&field.contestants, title, args.runs, trial, told);
+    let losses = Grid::measure(&labs.contestants, title, args.runs, trial, told);
 
     println!(
         "The highest rate at which no more than 1 of 1,000 datagrams of {LENGTH} bytes was lost, and the part of direct's; \
@@ -87,12 +87,12 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         let bars = grid.bars(0, rate);
         host.plot(Plot { file: "pps", title, unit: "datagrams a second", bars })?;
     }
-    drop(tried);
-    field.finish()
+    drop(searches);
+    labs.finish()
 }
 
-fn of<'a>(tried: &'a mut HashMap<&str, Tried>, contestant: &Contestant) -> Result<&'a mut Tried> {
-    tried.get_mut(contestant.name).context("nobody sends there")
+fn search_of<'a>(searches: &'a mut HashMap<&str, RateSearch>, contestant: &Contestant) -> Result<&'a mut RateSearch> {
+    searches.get_mut(contestant.name).context("nobody sends there")
 }
 
 fn rate(sample: &f64) -> Option<f64> {
@@ -116,7 +116,7 @@ fn goals(rates: &Grid<f64>, losses: &Grid<Trial>) -> Vec<Goal> {
     ]
 }
 
-impl Tried {
+impl RateSearch {
     fn start(contestant: &Contestant) -> Result<Self> {
         let tool = program("labtool")?.display().to_string();
         let mut sender = contestant.subject.application(&tool);

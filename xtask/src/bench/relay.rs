@@ -6,10 +6,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use mobile_tests::crowd::{Attack, Crowd, Member, Sources};
+use mobile_tests::crowd::{Attack, Crowd, CrowdClient, Sources};
 use mobile_tests::{Lab, LabOptions, Relay};
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use super::machine;
 use super::stats::Spread;
 use crate::shell::step;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     relay.configure("pool", "ipv4", "10.64.0.0/16")?;
     // As many strangers as there are clients come at once, as fast as the relay takes them: that is what is measured.
     relay.configure("limits", "handshake_rate", 1_000_000)?;
-    let crowd = Crowd::arrive(&lab, &relay)?;
+    let crowd = Crowd::start(&lab, &relay)?;
     let probes = args.sessions..args.sessions + args.samples;
     step(&format!("authorising {} clients", probes.end));
     let start = Instant::now();
@@ -66,9 +66,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let each = (held - idle) as f64 / members.len() as f64;
     println!("{} sessions held: {:.1} MiB resident, {each:.1} KiB each", members.len(), held as f64 / 1024.0);
     step(&format!("watching them for {} s", WATCHED.as_secs()));
-    let before = Effort::of(pid)?;
+    let before = CpuUsage::of(pid)?;
     sleep(WATCHED);
-    let worked = Effort::of(pid)?.nanoseconds - before.nanoseconds;
+    let worked = CpuUsage::of(pid)?.nanoseconds - before.nanoseconds;
     let now = resident(pid)?;
     println!(
         "their keepalives: {:.2} % of a processor; afterwards {:.1} KiB each",
@@ -88,14 +88,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Opens the sessions, and says how fast.
-fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<Member>> {
+fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<CrowdClient>> {
     let (mut members, mut rates, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for part in 0..PARTS {
         let numbers = part * sessions / PARTS..(part + 1) * sessions / PARTS;
-        let (start, worked, count) = (Instant::now(), Effort::of(pid)?, numbers.len());
+        let (start, worked, count) = (Instant::now(), CpuUsage::of(pid)?, numbers.len());
         members.extend(crowd.open(numbers, AT_ONCE)?);
         let took = start.elapsed();
-        let worked = Effort::of(pid)?.nanoseconds - worked.nanoseconds;
+        let worked = CpuUsage::of(pid)?.nanoseconds - worked.nanoseconds;
         rates.push(count as f64 / took.as_secs_f64());
         shares.push(worked as f64 / 1e3 / count as f64);
         step(&format!("{} sessions, {:.0} handshakes/s", members.len(), rates[rates.len() - 1]));
@@ -108,13 +108,13 @@ fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<Member>> {
 }
 
 /// Small packets from the relay's machine to all in turn; then 20 flows of one client beside one flow of another.
-fn packets(lab: &Lab, pid: i32, members: &[Member]) -> Result<()> {
+fn packets(lab: &Lab, pid: i32, members: &[CrowdClient]) -> Result<()> {
     let active = &members[..members.len().min(1000)];
     let all: Vec<SocketAddr> = active.iter().filter_map(|member| address(member, 9)).collect();
     let (sent, took, before, worked) = {
-        let (before, effort) = (total(active), Effort::of(pid)?);
+        let (before, effort) = (total(active), CpuUsage::of(pid)?);
         let (sent, took) = lab.relay.enter(|| blast(&all, Duration::from_secs(5)))?;
-        (sent, took, before, Effort::of(pid)?.nanoseconds - effort.nanoseconds)
+        (sent, took, before, CpuUsage::of(pid)?.nanoseconds - effort.nanoseconds)
     };
     sleep(Duration::from_millis(500));
     let got = total(active) - before;
@@ -201,11 +201,11 @@ fn percentiles(mut took: Vec<Duration>) -> [f64; 3] {
     [50, 95, 99].map(|part| took[(took.len() * part / 100).min(took.len() - 1)].as_secs_f64() * 1e3)
 }
 
-fn total(members: &[Member]) -> u64 {
-    members.iter().map(Member::received).sum()
+fn total(members: &[CrowdClient]) -> u64 {
+    members.iter().map(CrowdClient::received).sum()
 }
 
-fn address(member: &Member, port: u16) -> Option<SocketAddr> {
+fn address(member: &CrowdClient, port: u16) -> Option<SocketAddr> {
     Some(SocketAddr::from((member.config.ipv4?, port)))
 }
 

@@ -11,10 +11,10 @@ use mobile_tests::{LabOptions, Process, Services, addr};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
 /// How long, how often, over what, and who else.
@@ -30,9 +30,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
 /// Where both transfers go: a title, and iperf3's flags for it.
@@ -49,9 +49,9 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
-    field.narrow(args.rate)?;
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
+    labs.limit_rate(args.rate)?;
     let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let flags = DIRECTIONS[column].1;
@@ -61,7 +61,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         Ok(received(&said)?.0 * 1e3)
     };
     let grid =
-        Grid::measure(&field.contestants, titles, args.runs, sample, |kbits| format!("{kbits:.0} kbit/s"));
+        Grid::measure(&labs.contestants, titles, args.runs, sample, |kbits| format!("{kbits:.0} kbit/s"));
     println!("kbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", grid.against_direct(kbits));
     println!("{}", goals::markdown(&goals(&grid)));
@@ -78,7 +78,7 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
             host.plot(Plot { file: PLOTS[column], title, unit: "kbit/s", bars: grid.bars(column, kbits) })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
 /// A transfer between the host and its router's neighbour, past every tunnel; it ends when it is dropped.

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use mobile_tests::peers::{Peer, PeerKind};
+use mobile_tests::competitors::{Competitor, CompetitorKind};
 use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within};
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use crate::setup::{self, Tool};
 
 /// Our name in the tables.
@@ -18,7 +18,7 @@ pub(crate) const OURS: &str = "mobile";
 
 /// Which others are measured beside ours.
 #[derive(clap::Args)]
-pub(crate) struct Others {
+pub(crate) struct CompetitorArgs {
     /// Without the peers; a direct connection is always measured.
     #[arg(long)]
     no_peers: bool,
@@ -29,20 +29,20 @@ pub(crate) struct Others {
 
 /// Who is measured beside direct and ours, where everyone is up at the same time.
 #[derive(clap::Args)]
-pub(crate) struct Entrants {
+pub(crate) struct ContestantArgs {
     #[command(flatten)]
-    others: Others,
+    competitors: CompetitorArgs,
     /// Ours as these folders have it (`mobile` and `home-relay`), named after them: to compare a change with the state before.
     #[arg(long, value_delimiter = ',')]
     builds: Vec<PathBuf>,
 }
 
-impl Entrants {
+impl ContestantArgs {
     /// The folders of builds and what tables call them: a wrong one is told before anything is started.
     fn named_builds(&self) -> Result<Vec<(&'static str, PathBuf)>> {
-        let direct_and_ours = [PeerKind::DIRECT.name, OURS];
+        let direct_and_ours = [CompetitorKind::DIRECT.name, OURS];
         let mut names: Vec<&str> =
-            direct_and_ours.into_iter().chain(self.others.chosen().map(|kind| kind.name)).collect();
+            direct_and_ours.into_iter().chain(self.competitors.chosen().map(|kind| kind.name)).collect();
         let mut builds = Vec::new();
         for folder in &self.builds {
             let folder = folder.canonicalize().with_context(|| format!("--builds {}", folder.display()))?;
@@ -61,14 +61,14 @@ impl Entrants {
 }
 
 fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
-    PossibleValuesParser::new(PeerKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
+    PossibleValuesParser::new(CompetitorKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
 }
 
-impl Others {
+impl CompetitorArgs {
     /// The tunnels that were chosen. MPTCP is none: on one uplink it is a direct connection.
-    pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static PeerKind> {
-        let named = |kind: &&PeerKind| self.peers.iter().any(|name| name == kind.name);
-        PeerKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static CompetitorKind> {
+        let named = |kind: &&CompetitorKind| self.peers.iter().any(|name| name == kind.name);
+        CompetitorKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
     }
 }
 
@@ -77,12 +77,12 @@ pub(crate) enum Subject {
     /// `mobile` and `home-relay`.
     Ours(Box<Testbed>),
     /// Somebody else, or nobody: a direct connection. It ends before its lab.
-    Peer(Box<dyn Peer>, Box<Lab>),
+    Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl Subject {
     /// `peer`, whose programs are installed if they are missing, or ours.
-    pub(crate) fn start(peer: Option<&PeerKind>, options: &LabOptions) -> Result<Self> {
+    pub(crate) fn start(peer: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
         let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
         if let Some(reason) = refusal(kind) {
             bail!(reason);
@@ -90,7 +90,7 @@ impl Subject {
         let lab = Lab::with(options)?;
         let mut peer = kind.make();
         peer.start(&lab)?;
-        Ok(Self::Peer(peer, Box::new(lab)))
+        Ok(Self::Competitor(peer, Box::new(lab)))
     }
 
     /// Ours, with these settings of `[tunnel]` at both ends.
@@ -110,7 +110,7 @@ impl Subject {
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
-            Self::Peer(_, lab) => lab,
+            Self::Competitor(_, lab) => lab,
         }
     }
 
@@ -118,7 +118,7 @@ impl Subject {
     pub(crate) fn application(&self, program: &str) -> Command {
         match self {
             Self::Ours(bed) => bed.agent.run(&[program]),
-            Self::Peer(_, lab) => lab.host.command(program),
+            Self::Competitor(_, lab) => lab.host.command(program),
         }
     }
 
@@ -126,22 +126,22 @@ impl Subject {
     pub(crate) fn processes(&self) -> Option<[i32; 2]> {
         let [relay, host] = match self {
             Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
-            Self::Peer(peer, _) => peer.processes()?,
+            Self::Competitor(peer, _) => peer.processes()?,
         };
         Some([host, relay])
     }
 
     /// What these and their children have used up to now.
-    pub(crate) fn effort(&self) -> Result<Option<[Effort; 2]>> {
+    pub(crate) fn effort(&self) -> Result<Option<[CpuUsage; 2]>> {
         let Some([host, relay]) = self.processes() else { return Ok(None) };
-        Ok(Some([Effort::of_tree(host)?, Effort::of_tree(relay)?]))
+        Ok(Some([CpuUsage::of_tree(host)?, CpuUsage::of_tree(relay)?]))
     }
 
     /// The end: ours has left nothing behind and warned of nothing.
     pub(crate) fn finish(self) -> Result<()> {
         match self {
             Self::Ours(bed) => bed.finish(),
-            Self::Peer(peer, lab) => {
+            Self::Competitor(peer, lab) => {
                 drop(peer);
                 lab.passed();
                 Ok(())
@@ -151,7 +151,7 @@ impl Subject {
 }
 
 /// Why a peer cannot run here; its programs are installed if that is possible.
-pub(crate) fn refusal(peer: &PeerKind) -> Option<String> {
+pub(crate) fn refusal(peer: &CompetitorKind) -> Option<String> {
     let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
     installed.or_else(|| peer.refusal())
@@ -166,34 +166,34 @@ pub(crate) struct Contestant {
 }
 
 /// Everyone who is measured, all up at the same time; only one is measured at a time.
-pub(crate) struct Field {
+pub(crate) struct ContestantLabs {
     pub(crate) contestants: Vec<Contestant>,
     /// Who could not be started, and why.
     refused: Vec<String>,
 }
 
-impl Field {
+impl ContestantLabs {
     /// Direct, ours, the peers that were chosen, and other builds of ours.
-    pub(crate) fn start(entrants: &Entrants, options: &LabOptions) -> Result<Self> {
-        let builds = entrants.named_builds()?;
-        let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
-        field.contestants.push(Contestant::start(Some(PeerKind::DIRECT), options)?);
-        field.contestants.push(Contestant::start(None, options)?);
-        for kind in entrants.others.chosen() {
+    pub(crate) fn start(contestants: &ContestantArgs, options: &LabOptions) -> Result<Self> {
+        let builds = contestants.named_builds()?;
+        let mut labs = Self { contestants: Vec::new(), refused: Vec::new() };
+        labs.contestants.push(Contestant::start(Some(CompetitorKind::DIRECT), options)?);
+        labs.contestants.push(Contestant::start(None, options)?);
+        for kind in contestants.competitors.chosen() {
             match Contestant::start(Some(kind), options) {
-                Ok(contestant) => field.contestants.push(contestant),
-                Err(error) => field.refused.push(format!("{}: not measured: {error:#}", kind.name)),
+                Ok(contestant) => labs.contestants.push(contestant),
+                Err(error) => labs.refused.push(format!("{}: not measured: {error:#}", kind.name)),
             }
         }
         for (name, folder) in builds {
             let options = LabOptions { programs: Some(folder), ..options.clone() };
-            field.contestants.push(Contestant { name, ..Contestant::start(None, &options)? });
+            labs.contestants.push(Contestant { name, ..Contestant::start(None, &options)? });
         }
-        Ok(field)
+        Ok(labs)
     }
 
     /// Everyone's uplink carries so many Mbit/s in each direction, with nothing on it that is larger than the MTU.
-    pub(crate) fn narrow(&self, mbits: u64) -> Result<()> {
+    pub(crate) fn limit_rate(&self, mbits: u64) -> Result<()> {
         self.contestants.iter().try_for_each(|contestant| {
             let link = contestant.subject.lab().eth().link();
             link.set_offload(false)?;
@@ -210,7 +210,7 @@ impl Field {
 }
 
 impl Contestant {
-    fn start(peer: Option<&'static PeerKind>, options: &LabOptions) -> Result<Self> {
+    fn start(peer: Option<&'static CompetitorKind>, options: &LabOptions) -> Result<Self> {
         let subject = Subject::start(peer, options)?;
         let server = Services::iperf3(&subject.lab().server, subject.lab().dir())?;
         Ok(Self { name: peer.map_or(OURS, |kind| kind.name), _server: server, subject })

@@ -8,14 +8,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 use mobile_tests::{Direction, LabOptions, PATIENCE, UplinkName, addr, finish_within, port, program};
 use serde_json::Value;
 
 use self::table::Row;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, Others, Subject};
+use super::subject::{OURS, CompetitorArgs, Subject};
 use crate::shell::{self, step};
 
 mod table;
@@ -27,14 +27,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     #[command(flatten)]
-    others: Others,
+    competitors: CompetitorArgs,
 }
 
 /// What the process writes, in the paper and here.
 const LENGTH: usize = 1 << 20;
 
 /// How it is written.
-pub(crate) struct Shape {
+pub(crate) struct WritePattern {
     title: &'static str,
     /// The name of its picture.
     plot: &'static str,
@@ -51,12 +51,12 @@ enum Data {
     Text,
 }
 
-const SHAPES: [Shape; 5] = [
-    Shape { title: "Nagle on", plot: "table2-nagle", pace: "nagle", data: Data::Random },
-    Shape { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
-    Shape { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
-    Shape { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
-    Shape { title: "text, one write each 2 ms", plot: "table2-text-paced", pace: "paced", data: Data::Text },
+const WRITE_PATTERNS: [WritePattern; 5] = [
+    WritePattern { title: "Nagle on", plot: "table2-nagle", pace: "nagle", data: Data::Random },
+    WritePattern { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
+    WritePattern { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
+    WritePattern { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
+    WritePattern { title: "text, one write each 2 ms", plot: "table2-text-paced", pace: "paced", data: Data::Text },
 ];
 
 /// The bytes of one run, sent and received.
@@ -71,13 +71,13 @@ pub(crate) struct Sample {
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
-    everyone.push((PeerKind::DIRECT.name, start(Some(PeerKind::DIRECT))));
+    everyone.push((CompetitorKind::DIRECT.name, start(Some(CompetitorKind::DIRECT))));
     everyone.push((OURS, start(None)));
     everyone.push((
         "mobile, zstd",
         Subject::ours_with(&LabOptions::default(), &[("compression", "zstd")]).and_then(prepare),
     ));
-    for kind in args.others.chosen() {
+    for kind in args.competitors.chosen() {
         everyone.push((kind.name, start(Some(kind))));
     }
     let (mut subjects, mut refused) = (Vec::new(), Vec::new());
@@ -98,18 +98,18 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         args.runs
     );
     if plot {
-        for (column, shape) in SHAPES.iter().enumerate() {
-            let title = format!("Bytes beyond those written, {}", shape.title);
+        for (column, pattern) in WRITE_PATTERNS.iter().enumerate() {
+            let title = format!("Bytes beyond those written, {}", pattern.title);
             let spread = |row: &Row| Some((row.name, table::spread(&row.columns[column], LENGTH)?));
             let bars = rows.iter().filter_map(spread).collect();
-            Plot { file: shape.plot, title, unit: "%", bars }.write()?;
+            Plot { file: pattern.plot, title, unit: "%", bars }.write()?;
         }
     }
     // After the tables: figures that took minutes are not thrown away for a warning.
     subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
 }
 
-fn start(peer: Option<&PeerKind>) -> Result<Subject> {
+fn start(peer: Option<&CompetitorKind>) -> Result<Subject> {
     prepare(Subject::start(peer, &LabOptions::default())?)
 }
 
@@ -128,11 +128,11 @@ fn prepare(subject: Subject) -> Result<Subject> {
 fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = subjects.iter().map(|(name, _)| Row::new(name)).collect();
     for run in 1..=runs {
-        for (column, shape) in SHAPES.iter().enumerate() {
+        for (column, pattern) in WRITE_PATTERNS.iter().enumerate() {
             for ((name, subject), row) in subjects.iter().zip(&mut rows) {
-                let sample = sample(subject, shape).with_context(|| format!("{name}, {}", shape.title))?;
+                let sample = sample(subject, pattern).with_context(|| format!("{name}, {}", pattern.title))?;
                 let over = table::over(&sample, LENGTH);
-                step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", shape.title));
+                step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", pattern.title));
                 row.columns[column].push(sample);
             }
         }
@@ -141,14 +141,14 @@ fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> 
 }
 
 /// Writes once, and counts.
-fn sample(subject: &Subject, shape: &Shape) -> Result<Sample> {
+fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     let lab = subject.lab();
     let tool = program("labtool")?.display().to_string();
     let before = settled(subject)?;
     let mut command = subject.application(&tool);
     command
-        .args(["write", shape.pace, &format!("{}:{}", addr::SERVER4, port::DISCARD)])
-        .arg(shape.data.file(lab.dir()));
+        .args(["write", pattern.pace, &format!("{}:{}", addr::SERVER4, port::DISCARD)])
+        .arg(pattern.data.file(lab.dir()));
     finish_within(&mut command, None, PATIENCE)?.ok().context("labtool write")?;
     let after = settled(subject)?;
     let less = |after: [u64; 2], before: [u64; 2]| [0, 1].map(|way| after[way] - before[way]);
@@ -191,7 +191,7 @@ fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     let host = &subject.lab().host;
     let device = match subject {
         Subject::Ours(_) => "mobile0".to_owned(),
-        Subject::Peer(..) => {
+        Subject::Competitor(..) => {
             let route = host.run(&["ip", "route", "get", &addr::SERVER4.to_string()])?;
             let mut words = route.split_whitespace().skip_while(|&word| word != "dev").skip(1);
             words.next().with_context(|| format!("no device in {route}"))?.to_owned()

@@ -8,12 +8,12 @@ use mobile_tests::LabOptions;
 use serde_json::Value;
 
 use super::goals::{self, Goal};
-use super::grid::{Cell, Grid};
-use super::hosts::{Host, Hosts};
+use super::grid::{GridCell, Grid};
+use super::hosts::{HostSetup, HostArgs};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
 /// How long, how often, and who else.
 #[derive(clap::Args)]
@@ -26,16 +26,16 @@ pub(crate) struct Args {
     seconds: u32,
     /// Only these.
     #[arg(long, value_delimiter = ',')]
-    only: Vec<Shape>,
+    only: Vec<StreamSetup>,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Shape {
+enum StreamSetup {
     One,
     Reverse,
     Four,
@@ -43,7 +43,7 @@ enum Shape {
     FourDelayed,
 }
 
-impl Shape {
+impl StreamSetup {
     fn title(self) -> &'static str {
         match self {
             Self::One => "one stream",
@@ -101,44 +101,44 @@ struct Sample {
 /// What has a delay apart from what has none. A tunnel's connection is older than what is measured, and its congestion control believes
 /// for ten seconds in the shortest round trip it has seen: a delay is there before anybody connects.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let chosen = |shape: &Shape| args.only.is_empty() || args.only.contains(shape);
-    let (near, far): (Vec<Shape>, Vec<Shape>) =
-        Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_none());
+    let chosen = |setup: &StreamSetup| args.only.is_empty() || args.only.contains(setup);
+    let (near, far): (Vec<StreamSetup>, Vec<StreamSetup>) =
+        StreamSetup::value_variants().iter().copied().filter(chosen).partition(|setup| setup.delay().is_none());
     args.hosts.each(|host| {
         let mut groups =
-            [&near, &far].into_iter().filter_map(|shapes| Some((shapes, shapes.first()?.delay())));
-        groups.try_for_each(|(shapes, delay)| measure(args, shapes, host, delay, plot))
+            [&near, &far].into_iter().filter_map(|setups| Some((setups, setups.first()?.delay())));
+        groups.try_for_each(|(setups, delay)| measure(args, setups, host, delay, plot))
     })
 }
 
 /// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn measure(args: &Args, shapes: &[Shape], host: &Host, delay: Option<Duration>, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(delay))?;
-    let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
-    let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
-    let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
+fn measure(args: &Args, setups: &[StreamSetup], host: &HostSetup, delay: Option<Duration>, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(delay))?;
+    let titles = setups.iter().map(|setup| setup.title().to_owned()).collect();
+    let one = |contestant: &Contestant, column: usize| sample(contestant, setups[column], args.seconds);
+    let grid = Grid::measure(&labs.contestants, titles, args.runs, one, format_sample);
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", grid.against_direct(mbits));
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together (least–greatest)\n"
     );
     println!("{}", grid.table(1, |cell, _| effort(cell)));
-    println!("{}", goals::markdown(&goals(&grid, shapes)));
+    println!("{}", goals::markdown(&goals(&grid, setups)));
     println!("{}; {host}", machine::describe());
     if plot {
-        for (column, shape) in shapes.iter().enumerate() {
-            let title = format!("Throughput, {}", shape.title());
+        for (column, setup) in setups.iter().enumerate() {
+            let title = format!("Throughput, {}", setup.title());
             let bars = grid.bars(column, mbits);
-            host.plot(Plot { file: shape.plot(), title, unit: "Mbit/s", bars })?;
+            host.plot(Plot { file: setup.plot(), title, unit: "Mbit/s", bars })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
 /// Runs iperf3 once.
-fn sample(contestant: &Contestant, shape: Shape, seconds: u32) -> Result<Sample> {
+fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<Sample> {
     let before = contestant.subject.effort()?;
-    let said = contestant.iperf3(seconds, shape.flags())?;
+    let said = contestant.iperf3(seconds, setup.flags())?;
     let after = contestant.subject.effort()?;
     let (mbits, bytes) = received(&said)?;
     let effort = before.zip(after).map(|(before, after)| {
@@ -149,7 +149,7 @@ fn sample(contestant: &Contestant, shape: Shape, seconds: u32) -> Result<Sample>
 }
 
 /// One sample, for who watches.
-fn told(sample: &Sample) -> String {
+fn format_sample(sample: &Sample) -> String {
     match sample.effort {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
@@ -160,24 +160,24 @@ fn mbits(sample: &Sample) -> Option<f64> {
     Some(sample.mbits)
 }
 
-fn effort(cell: &Cell<Sample>) -> Option<String> {
+fn effort(cell: &GridCell<Sample>) -> Option<String> {
     let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.effort.map(figure));
     let (host, relay) = (of(|[host, _]| host)?, of(|[_, relay]| relay)?);
     let Spread { median, least, greatest } = of(|[host, relay]| host + relay)?;
     Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
 }
 
-/// What was wanted of each shape.
-fn goals(grid: &Grid<Sample>, shapes: &[Shape]) -> Vec<Goal> {
+/// What was wanted of each setup.
+fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     let mut goals = Vec::new();
-    for (column, shape) in shapes.iter().enumerate() {
-        let [part, times] = shape.wanted();
+    for (column, setup) in setups.iter().enumerate() {
+        let [part, times] = setup.wanted();
         let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
-        goals.push(Goal::at_least(format!("{}: part of direct's speed", shape.title()), part, ratio(direct)));
+        goals.push(Goal::at_least(format!("{}: part of direct's speed", setup.title()), part, ratio(direct)));
         let best = grid.others(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
         let name = best.map_or("the best peer", |(name, _)| name);
-        let what = format!("{}: times {name}'s speed, the best peer's", shape.title());
+        let what = format!("{}: times {name}'s speed, the best peer's", setup.title());
         goals.push(Goal::at_least(what, times, ratio(best.map(|(_, speed)| speed))));
     }
     goals
@@ -219,7 +219,7 @@ mod tests {
         grid.rows[3].cells[0].samples = vec![sample(50.0, None)];
         let table = grid.table(1, |cell, _| effort(cell));
         assert!(table.contains("| mobile | 1.50 + 2.00 = 3.50 (3.00–6.00) |"), "{table}");
-        let goals = goals::markdown(&goals(&grid, &[Shape::One]));
+        let goals = goals::markdown(&goals(&grid, &[StreamSetup::One]));
         assert!(goals.contains("part of direct's speed | ≥ 0.4 | 0.500 | met"), "{goals}");
         assert!(goals.contains("times slow's speed, the best peer's | ≥ 8 | 5.000 | **missed**"), "{goals}");
     }

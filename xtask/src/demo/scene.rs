@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::screen::Screen;
 use super::session::Session;
-use super::timeline::{Lane, Timeline};
+use super::timeline::{TimelineRow, Timeline};
 use crate::shell::step;
 
 /// One way, on each uplink.
@@ -26,7 +26,7 @@ const AFTER: Duration = Duration::from_millis(3000);
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 
 /// All that is told at the end.
-pub(crate) struct Story {
+pub(crate) struct DemoResult {
     /// The mobile session's terminal, then the plain one's.
     pub(crate) screens: [Screen; 2],
     /// Of each: was the word before the cut answered, and the one after it?
@@ -40,20 +40,20 @@ pub(crate) struct Story {
 }
 
 /// Plays it in a lab of its own, which ends with it.
-pub(crate) fn play() -> Result<Story> {
+pub(crate) fn play() -> Result<DemoResult> {
     step(
         "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
     );
     let mut bed = Testbed::installed(&LabOptions { delay: Some(DELAY), ..LabOptions::default() })?;
     step("starting home-relay, and the agent on the mobile host");
     bed.start()?;
-    let story = tell(&bed)?;
+    let result = run_sessions(&bed)?;
     step("ending the sessions, the agent, the relay and the lab");
     bed.finish()?;
-    Ok(story)
+    Ok(result)
 }
 
-fn tell(bed: &Testbed) -> Result<Story> {
+fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     let (lab, agent) = (&bed.lab, &bed.agent);
     let before =
         agent.status()?.get("active_uplink").and_then(Value::as_str).context("no active uplink")?.to_owned();
@@ -67,9 +67,9 @@ fn tell(bed: &Testbed) -> Result<Story> {
     let mut notes = vec![seen_by_server(lab)?];
 
     step("typing into both: echo hello-1");
-    mobile.ask("hello-1");
-    plain.ask("hello-1");
-    let first = (mobile.answers("hello-1", PATIENCE), plain.answers("hello-1", PATIENCE));
+    mobile.type_echo("hello-1");
+    plain.type_echo("hello-1");
+    let first = (mobile.shows_line("hello-1", PATIENCE), plain.shows_line("hello-1", PATIENCE));
 
     step(&format!("holding a key down in both, and cutting {before}"));
     mobile.begin_typing();
@@ -87,9 +87,9 @@ fn tell(bed: &Testbed) -> Result<Story> {
     plain.end_typing();
     // Nobody waits for the plain one: whether it can still answer is what the second word asks.
     let _ = mobile.is_ready(PATIENCE);
-    mobile.ask("hello-2");
-    plain.ask("hello-2");
-    let second = (mobile.answers("hello-2", PATIENCE), plain.answers("hello-2", LAST_CHANCE));
+    mobile.type_echo("hello-2");
+    plain.type_echo("hello-2");
+    let second = (mobile.shows_line("hello-2", PATIENCE), plain.shows_line("hello-2", LAST_CHANCE));
 
     let handover = Handover::read(&agent.status()?);
     let mut uplinks = vec![(0, before.clone())];
@@ -107,9 +107,9 @@ fn tell(bed: &Testbed) -> Result<Story> {
         ));
     }
     let timeline = Timeline {
-        lanes: [
-            Lane { name: "mobile", echoes: mobile.echoes(start) },
-            Lane { name: "plain", echoes: plain.echoes(start) },
+        rows: [
+            TimelineRow { name: "mobile", echoes: mobile.echoes(start) },
+            TimelineRow { name: "plain", echoes: plain.echoes(start) },
         ],
         uplinks,
         cut: ms(cut),
@@ -117,7 +117,7 @@ fn tell(bed: &Testbed) -> Result<Story> {
         // Two keys and the time there and back: a lost or late echo more is a silence.
         ordinary: ms(ROUND_TRIP + 2 * KEY_EVERY),
     };
-    Ok(Story {
+    Ok(DemoResult {
         screens: [mobile.screen(), plain.screen()],
         answers: [(first.0, second.0), (first.1, second.1)],
         keys: mobile.keys(),
@@ -136,8 +136,8 @@ fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
             plain.press_key();
             next += KEY_EVERY;
         }
-        mobile.look();
-        plain.look();
+        mobile.poll_echoes();
+        plain.poll_echoes();
         std::thread::sleep(Duration::from_millis(1));
     }
 }

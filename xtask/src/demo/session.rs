@@ -11,7 +11,7 @@ use super::screen::Screen;
 /// The letter that is held down; no prompt, echo or message after the typing starts contains it.
 const KEY: char = 'x';
 /// The shell's no-operation: what follows it is only echoed.
-const NOTHING: &str = ": ";
+const NO_OP: &str = ": ";
 /// How root's shell on the server asks for a command.
 const PROMPT: &str = "# ";
 
@@ -34,12 +34,12 @@ impl Session {
     }
 
     /// Types `echo WORD`.
-    pub(crate) fn ask(&self, word: &str) {
+    pub(crate) fn type_echo(&self, word: &str) {
         self.press(&format!("echo {word}\n"));
     }
 
     /// Does the server say `word` within `patience`, on a line of its own?
-    pub(crate) fn answers(&self, word: &str, patience: Duration) -> bool {
+    pub(crate) fn shows_line(&self, word: &str, patience: Duration) -> bool {
         let said = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
         wait_for(word, patience, || Ok(said().then_some(()))).is_ok()
     }
@@ -47,7 +47,7 @@ impl Session {
     /// Makes ready for [`Session::press_key`].
     pub(crate) fn begin_typing(&mut self) {
         self.mark = self.terminal.transcript().len();
-        self.press(NOTHING);
+        self.press(NO_OP);
     }
 
     /// Presses the key once.
@@ -57,7 +57,7 @@ impl Session {
     }
 
     /// Looks what has come back since the last look.
-    pub(crate) fn look(&mut self) {
+    pub(crate) fn poll_echoes(&mut self) {
         let transcript = self.terminal.transcript();
         let back = transcript.get(self.mark..).unwrap_or_default().matches(KEY).count();
         let now = Instant::now();
@@ -90,7 +90,7 @@ impl Session {
 
     /// How often the key was pressed, and how many letters came back.
     pub(crate) fn keys(&mut self) -> (usize, usize) {
-        self.look();
+        self.poll_echoes();
         (self.pressed, self.echoes.len())
     }
 

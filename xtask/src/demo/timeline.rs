@@ -7,7 +7,7 @@ use std::time::Duration;
 pub(crate) type Millis = u64;
 
 /// What a person sees of one telnet session: the times at which a typed character came back.
-pub(crate) struct Lane {
+pub(crate) struct TimelineRow {
     /// At most [`NAME_WIDTH`] characters.
     pub(crate) name: &'static str,
     /// Rising.
@@ -17,7 +17,7 @@ pub(crate) struct Lane {
 /// Everything the picture shows.
 pub(crate) struct Timeline {
     /// The mobile session and the plain one.
-    pub(crate) lanes: [Lane; 2],
+    pub(crate) rows: [TimelineRow; 2],
     /// The uplinks that carried the tunnel, each with the time it began to.
     pub(crate) uplinks: Vec<(Millis, String)>,
     /// When the active uplink was cut.
@@ -51,9 +51,9 @@ const CUT_CELL: u64 = 24;
 const CELL: Millis = 50;
 
 impl Timeline {
-    /// The longest silence of a lane around the cut or after it.
-    pub(crate) fn longest_silence(&self, lane: &Lane) -> Silence {
-        self.silences(lane)
+    /// The longest silence of a row around the cut or after it.
+    pub(crate) fn longest_silence(&self, row: &TimelineRow) -> Silence {
+        self.silences(row)
             .into_iter()
             .filter(|silence| silence.until.is_none_or(|until| until >= self.cut))
             .max_by_key(|silence| silence.until.unwrap_or(Millis::MAX) - silence.from)
@@ -71,28 +71,28 @@ impl Timeline {
             }
         };
         picture.push_str(&self.scale());
-        for lane in &self.lanes {
-            let _ = write!(picture, "{:>NAME_WIDTH$} ", lane.name);
-            for cell in self.cells(lane) {
+        for row in &self.rows {
+            let _ = write!(picture, "{:>NAME_WIDTH$} ", row.name);
+            for cell in self.cells(row) {
                 match cell {
-                    Cell::Heard => paint(&mut picture, "32", "█"),
-                    Cell::Waiting => paint(&mut picture, "33", "░"),
-                    Cell::Dead => paint(&mut picture, "31", "·"),
-                    Cell::Unseen => picture.push(' '),
+                    TimelineCell::Echoed => paint(&mut picture, "32", "█"),
+                    TimelineCell::Waiting => paint(&mut picture, "33", "░"),
+                    TimelineCell::Dead => paint(&mut picture, "31", "·"),
+                    TimelineCell::Unseen => picture.push(' '),
                 }
             }
             picture.push('\n');
         }
-        picture.push_str(&self.uplink_lane());
+        picture.push_str(&self.uplink_row());
         picture.push_str(&self.cut_mark());
         let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · never heard again", "");
         picture
     }
 
     /// Between each two echoes; and after the last one, if typing went on for longer than echoes ordinarily take.
-    fn silences(&self, lane: &Lane) -> Vec<Silence> {
-        let between = lane.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
-        let last = lane.echoes.last().copied().unwrap_or(0);
+    fn silences(&self, row: &TimelineRow) -> Vec<Silence> {
+        let between = row.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
+        let last = row.echoes.last().copied().unwrap_or(0);
         let end = (self.end > last + self.ordinary).then_some(Silence { from: last, until: None });
         between.chain(end).collect()
     }
@@ -102,17 +102,17 @@ impl Timeline {
         (self.cut + cell * CELL).checked_sub(CUT_CELL * CELL)
     }
 
-    fn cells(&self, lane: &Lane) -> Vec<Cell> {
+    fn cells(&self, row: &TimelineRow) -> Vec<TimelineCell> {
         let silences: Vec<Silence> = self
-            .silences(lane)
+            .silences(row)
             .into_iter()
             .filter(|silence| silence.until.is_none_or(|until| until - silence.from > self.ordinary))
             .collect();
-        let first = lane.echoes.first().copied().unwrap_or(Millis::MAX);
+        let first = row.echoes.first().copied().unwrap_or(Millis::MAX);
         let cell = |index| {
-            let Some(left) = self.left_edge(index) else { return Cell::Unseen };
+            let Some(left) = self.left_edge(index) else { return TimelineCell::Unseen };
             if left + CELL <= first || left >= self.end {
-                return Cell::Unseen;
+                return TimelineCell::Unseen;
             }
             // What holds in its middle; a silence is longer than a cell and so never falls between two.
             let middle = left + CELL / 2;
@@ -120,9 +120,9 @@ impl Timeline {
                 silence.from <= middle && silence.until.is_none_or(|until| until > middle)
             };
             match silences.iter().find(within) {
-                None => Cell::Heard,
-                Some(Silence { until: Some(_), .. }) => Cell::Waiting,
-                Some(Silence { until: None, .. }) => Cell::Dead,
+                None => TimelineCell::Echoed,
+                Some(Silence { until: Some(_), .. }) => TimelineCell::Waiting,
+                Some(Silence { until: None, .. }) => TimelineCell::Dead,
             }
         };
         (0..CELLS).map(cell).collect()
@@ -140,13 +140,13 @@ impl Timeline {
                     std::cmp::Ordering::Greater => "+",
                 };
                 let label = format!("{sign}{}.{} s", from_cut / 1000, from_cut % 1000 / 100);
-                place(&mut line, cell, &label);
+                write_at(&mut line, cell, &label);
             }
         }
         format!("{:>NAME_WIDTH$} {}\n", "", line.iter().collect::<String>().trim_end())
     }
 
-    fn uplink_lane(&self) -> String {
+    fn uplink_row(&self) -> String {
         let mut line: Vec<char> = Vec::new();
         for (index, (since, name)) in self.uplinks.iter().enumerate() {
             let until = self.uplinks.get(index + 1).map_or(self.end, |(next, _)| *next);
@@ -157,7 +157,7 @@ impl Timeline {
             let (Some(first), Some(last)) = (covered.first(), covered.last()) else { continue };
             let width = usize::try_from(last - first + 1).unwrap_or(0);
             let text: String = format!("{name} ").chars().chain(std::iter::repeat('─')).take(width).collect();
-            place(&mut line, *first, &text);
+            write_at(&mut line, *first, &text);
         }
         format!("{:>NAME_WIDTH$} {}\n", "tunnel on", line.iter().collect::<String>().trim_end())
     }
@@ -173,15 +173,15 @@ impl Timeline {
     }
 }
 
-enum Cell {
-    Heard,
+enum TimelineCell {
+    Echoed,
     Waiting,
     Dead,
     Unseen,
 }
 
 /// Writes `text` at a cell, making the line long enough.
-fn place(line: &mut Vec<char>, cell: u64, text: &str) {
+fn write_at(line: &mut Vec<char>, cell: u64, text: &str) {
     let at = usize::try_from(cell).unwrap_or(0);
     let end = (at + text.chars().count()).min(usize::try_from(CELLS).unwrap_or(0) + 1);
     if line.len() < end {
@@ -199,9 +199,9 @@ mod tests {
     fn sample() -> Timeline {
         let alive = |ranges: &[(u64, u64)]| ranges.iter().flat_map(|&(a, b)| (a..=b).step_by(20)).collect();
         Timeline {
-            lanes: [
-                Lane { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
-                Lane { name: "plain", echoes: alive(&[(40, 2000)]) },
+            rows: [
+                TimelineRow { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
+                TimelineRow { name: "plain", echoes: alive(&[(40, 2000)]) },
             ],
             uplinks: vec![(0, "wlan0".to_owned()), (2100, "eth0".to_owned())],
             cut: 2000,
@@ -213,20 +213,20 @@ mod tests {
     #[test]
     fn the_blackout_is_the_longest_silence_around_the_cut() {
         let picture = sample();
-        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(130)));
-        assert_eq!(picture.longest_silence(&picture.lanes[1]).length(), None);
+        assert_eq!(picture.longest_silence(&picture.rows[0]).length(), Some(Duration::from_millis(130)));
+        assert_eq!(picture.longest_silence(&picture.rows[1]).length(), None);
     }
 
     #[test]
     fn a_silence_before_the_cut_is_not_its_blackout() {
         let picture = Timeline { cut: 4950, ..sample() };
-        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(20)));
+        assert_eq!(picture.longest_silence(&picture.rows[0]).length(), Some(Duration::from_millis(20)));
     }
 
     #[test]
     fn a_session_never_heard_is_silent_for_good() {
-        let lane = Lane { name: "mobile", echoes: vec![] };
-        assert_eq!(sample().longest_silence(&lane).length(), None);
+        let row = TimelineRow { name: "mobile", echoes: vec![] };
+        assert_eq!(sample().longest_silence(&row).length(), None);
     }
 
     #[test]

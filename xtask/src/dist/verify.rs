@@ -21,10 +21,10 @@ const TOOLS: &[Tool] = &[
 ];
 
 /// A router's flash is small: 6 MiB for the relay.
-const LARGEST: u64 = 6 << 20;
+const MAX_BYTES: u64 = 6 << 20;
 
 /// And so is its memory: resident, with no client, in KiB.
-const MOST_RESIDENT: u64 = 12 << 10;
+const MAX_RESIDENT_KIB: u64 = 12 << 10;
 
 /// So long a relay may take until it serves.
 const START: Duration = Duration::from_secs(10);
@@ -45,15 +45,15 @@ pub(crate) fn run() -> Result<()> {
         shell::run(Command::new("tar").arg("--directory").arg(dir.path()).arg("-xf").arg(&packed))?;
         let program = dir.path().join(&name).join("usr/bin").join(relay.program);
         let size = fs::metadata(&program).with_context(|| format!("no {}", program.display()))?.len();
-        if arch == Arch::X86_64 && size > LARGEST {
-            bail!("{} has {size} bytes: more than {LARGEST}", program.display());
+        if arch == Arch::X86_64 && size > MAX_BYTES {
+            bail!("{} has {size} bytes: more than {MAX_BYTES}", program.display());
         }
         runs(arch, &program, dir.path())?;
         if arch == Arch::X86_64 {
             let resident = resident(&program, dir.path())?;
-            if resident > MOST_RESIDENT {
+            if resident > MAX_RESIDENT_KIB {
                 bail!(
-                    "{} with no client has {resident} KiB in memory: more than {MOST_RESIDENT}",
+                    "{} with no client has {resident} KiB in memory: more than {MAX_RESIDENT_KIB}",
                     program.display()
                 );
             }
@@ -104,7 +104,7 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
     let mut command = Command::new("unshare");
     command.arg("--net").arg(program).arg("serve").arg("--config").arg(dir.join("relay.toml"));
     command.env("HOME_RELAY_STATE_DIR", dir.join("state")).env("HOME_RELAY_ADMIN_SOCKET", &socket);
-    let mut relay = Ended(command.stderr(Stdio::null()).spawn().context("cannot start unshare")?);
+    let mut relay = KillOnDrop(command.stderr(Stdio::null()).spawn().context("cannot start unshare")?);
     let since = Instant::now();
     while !socket.exists() {
         if let Some(status) = relay.0.try_wait()? {
@@ -124,9 +124,9 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
 }
 
 /// A process that does not outlive this.
-struct Ended(Child);
+struct KillOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();

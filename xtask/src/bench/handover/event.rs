@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_tests::peers::Change;
-use mobile_tests::pulse::{Way, monotonic_ms};
+use mobile_tests::competitors::Change;
+use mobile_tests::pulse::{PulseMode, monotonic_ms};
 use mobile_tests::{Blackhole, UplinkName};
 
-use super::quiet::Quiet;
-use super::subject::Subject;
+use super::machine_lock::MachineLock;
+use super::subject::HandoverSubject;
 
 /// How long both uplinks are up before the old one goes, as when one walks away from an access point.
 const OVERLAP: Duration = Duration::from_secs(1);
@@ -83,8 +83,8 @@ impl Event {
     }
 
     /// Which ways the numbers go.
-    pub(crate) fn ways(self) -> &'static [Way] {
-        if self.outage().is_some() { &[Way::Echo, Way::Down] } else { &[Way::Echo] }
+    pub(crate) fn ways(self) -> &'static [PulseMode] {
+        if self.outage().is_some() { &[PulseMode::Echo, PulseMode::Down] } else { &[PulseMode::Echo] }
     }
 
     /// Long and idle: several labs may wait for it at the same time.
@@ -113,9 +113,9 @@ impl Event {
     }
 
     /// Makes it happen, and returns the time from which gaps count.
-    pub(crate) fn happen(self, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+    pub(crate) fn happen(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
         if let Some(length) = self.outage() {
-            return return_after(length, subject, quiet);
+            return return_after(length, subject, lock);
         }
         let since = monotonic_ms();
         match self {
@@ -142,12 +142,12 @@ impl Event {
 }
 
 /// The gap counts from just before the command starts that sets the default route: it includes that command.
-fn return_after(length: Duration, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+fn return_after(length: Duration, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
     for name in UplinkName::ALL {
         subject.lab().uplink(name).take_down()?;
         subject.hook(Change::Down(name))?;
     }
-    quiet.rest(length);
+    lock.rest(length);
     let eth = subject.lab().eth();
     eth.bring_up_without_route()?;
     let since = monotonic_ms();

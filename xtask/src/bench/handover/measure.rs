@@ -5,12 +5,12 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
-use mobile_tests::pulse::{Heard, Pulse, monotonic_ms};
+use mobile_tests::competitors::CompetitorKind;
+use mobile_tests::pulse::{PulseReport, Pulse, monotonic_ms};
 
 use super::event::Event;
-use super::quiet::Quiet;
-use super::subject::Subject;
+use super::machine_lock::MachineLock;
+use super::subject::HandoverSubject;
 
 /// Longer than this without a number is no ordinary pause of a connection with a round trip of 20 ms.
 const PAUSE_MS: f64 = 100.0;
@@ -28,14 +28,14 @@ pub(crate) type Gaps = Vec<f64>;
 /// Runs it; after `patience` of silence, nothing is waited for any more.
 pub(crate) fn measure(
     event: Event,
-    peer: Option<&PeerKind>,
+    peer: Option<&CompetitorKind>,
     patience: Duration,
     machine: &Mutex<()>,
 ) -> Result<Gaps> {
-    let mut quiet = Quiet::take(machine);
-    let mut subject = Subject::start(peer, event)?;
+    let mut lock = MachineLock::take(machine);
+    let mut subject = HandoverSubject::start(peer, event)?;
     let mut pulses: Vec<Pulse> = event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
-    let since = event.happen(&mut subject, &mut quiet)?;
+    let since = event.happen(&mut subject, &mut lock)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();
     for pulse in &mut pulses {
@@ -47,7 +47,7 @@ pub(crate) fn measure(
             }
             if heard.now > happened + SETTLED_MS {
                 // What takes so long is waiting for a timer: others may go on.
-                quiet.release();
+                lock.release();
             }
             sleep(LOOK);
         };
@@ -66,12 +66,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn is_dead(&self, heard: &Heard) -> bool {
+    fn is_dead(&self, heard: &PulseReport) -> bool {
         let silent_since = heard.last.max(self.since);
         heard.error.is_some() || heard.now - silent_since > self.patience_ms
     }
 
-    fn is_over(&self, heard: &Heard) -> bool {
+    fn is_over(&self, heard: &PulseReport) -> bool {
         let pauses = heard.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
         let flowing_since = pauses.map(|gap| gap.to).fold(self.happened, f64::max);
         self.is_dead(heard) || (heard.silence() < PAUSE_MS && heard.now >= flowing_since + SETTLED_MS)
@@ -86,7 +86,7 @@ mod tests {
 
     const WATCH: Watch = Watch { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
 
-    fn heard(silences: &[(f64, f64)], now: f64) -> Heard {
+    fn heard(silences: &[(f64, f64)], now: f64) -> PulseReport {
         let mut recorder = Recorder::new(0.0);
         let mut at = 5.0;
         while at <= now {
@@ -95,7 +95,7 @@ mod tests {
             }
             at += 5.0;
         }
-        recorder.heard(WATCH.since, now)
+        recorder.report(WATCH.since, now)
     }
 
     #[test]
@@ -120,6 +120,6 @@ mod tests {
     fn a_broken_connection_is_dead_at_once() {
         let mut recorder = Recorder::new(0.0);
         recorder.fail("connection reset".into());
-        assert!(WATCH.is_over(&recorder.heard(1_000.0, 1_020.0)));
+        assert!(WATCH.is_over(&recorder.report(1_000.0, 1_020.0)));
     }
 }

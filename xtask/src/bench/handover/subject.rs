@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::{Change, Peer, PeerKind};
-use mobile_tests::pulse::{Pulse, Way};
+use mobile_tests::competitors::{Change, Competitor, CompetitorKind};
+use mobile_tests::pulse::{Pulse, PulseMode};
 use mobile_tests::{Agent, Lab, LabOptions, Testbed, UplinkName, program, wait_for};
 
 use super::event::Event;
@@ -16,16 +16,16 @@ const STANDBY: Duration = Duration::from_secs(5);
 const BEFORE: u64 = 100;
 
 /// One lab, and what keeps the connection in it.
-pub(crate) enum Subject {
+pub(crate) enum HandoverSubject {
     /// `mobile` and `home-relay`.
     Ours(Box<Testbed>),
     /// Somebody else's. It ends before its lab.
-    Peer(Box<dyn Peer>, Box<Lab>),
+    Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
-impl Subject {
+impl HandoverSubject {
     /// Everything running, as `event` needs it.
-    pub(crate) fn start(peer: Option<&PeerKind>, event: Event) -> Result<Self> {
+    pub(crate) fn start(peer: Option<&CompetitorKind>, event: Event) -> Result<Self> {
         match peer {
             None => {
                 let mut bed = Testbed::installed(&LabOptions::default())?;
@@ -46,7 +46,7 @@ impl Subject {
                 arrange(&lab, event.starts_on())?;
                 let mut peer = kind.make();
                 peer.start(&lab)?;
-                Ok(Self::Peer(peer, Box::new(lab)))
+                Ok(Self::Competitor(peer, Box::new(lab)))
             }
         }
     }
@@ -55,19 +55,19 @@ impl Subject {
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
-            Self::Peer(_, lab) => lab,
+            Self::Competitor(_, lab) => lab,
         }
     }
 
     /// An application that measures, with its first numbers.
-    pub(crate) fn pulse(&self, way: Way) -> Result<Pulse> {
+    pub(crate) fn pulse(&self, way: PulseMode) -> Result<Pulse> {
         match self {
             Self::Ours(bed) => {
                 let tool = program("labtool")?.display().to_string();
                 let address = way.server().to_string();
                 Pulse::start(&mut bed.agent.run(&[&tool, "pulse", way.word(), "tcp", &address]), BEFORE)
             }
-            Self::Peer(peer, lab) => peer.pulse(lab, way, BEFORE),
+            Self::Competitor(peer, lab) => peer.pulse(lab, way, BEFORE),
         }
     }
 
@@ -75,7 +75,7 @@ impl Subject {
     pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
         match self {
             Self::Ours(_) => Ok(()),
-            Self::Peer(peer, lab) => peer.hook(lab, change),
+            Self::Competitor(peer, lab) => peer.hook(lab, change),
         }
     }
 
@@ -111,7 +111,7 @@ impl Subject {
     fn ours(&mut self) -> Result<&mut Testbed> {
         match self {
             Self::Ours(bed) => Ok(bed),
-            Self::Peer(..) => bail!("this event is not for peers"),
+            Self::Competitor(..) => bail!("this event is not for peers"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The figures as Markdown, for docs/benchmarks.md.
 
-use mobile_tests::pulse::Way;
+use mobile_tests::pulse::PulseMode;
 
 use super::event::Event;
 use crate::bench::stats::Spread;
@@ -35,8 +35,8 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
         for (place, way) in event.ways().iter().enumerate() {
             let title = match (event.outage(), way) {
                 (None, _) => event.title().to_owned(),
-                (Some(_), Way::Echo) => format!("{}: application sending", event.title()),
-                (Some(_), Way::Down) => format!("{}: server sending", event.title()),
+                (Some(_), PulseMode::Echo) => format!("{}: application sending", event.title()),
+                (Some(_), PulseMode::Down) => format!("{}: server sending", event.title()),
             };
             rows.push((index, place, title));
         }

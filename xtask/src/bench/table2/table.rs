@@ -2,16 +2,16 @@
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
-use super::{SHAPES, Sample};
+use super::{WRITE_PATTERNS, Sample};
 
-/// The runs of one subject and one shape.
+/// The runs of one subject and one pattern.
 pub(super) type Column = Vec<Sample>;
 
 /// All of one subject.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// One for each shape.
-    pub(super) columns: [Column; SHAPES.len()],
+    /// One for each pattern.
+    pub(super) columns: [Column; WRITE_PATTERNS.len()],
 }
 
 impl Row {
@@ -55,8 +55,8 @@ pub(super) fn paper(rows: &[Row], length: usize) -> String {
 
 /// What the real device carried beyond what the process wrote, of everyone.
 pub(super) fn overhead(rows: &[Row], length: usize) -> String {
-    let titles = SHAPES.map(|shape| shape.title).join(" | ");
-    let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(SHAPES.len() + 1));
+    let titles = WRITE_PATTERNS.map(|pattern| pattern.title).join(" | ");
+    let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(WRITE_PATTERNS.len() + 1));
     for row in rows {
         let cells = row.columns.iter().map(|column| {
             spread(column, length).map_or("–".to_owned(), |Spread { median, least, greatest }| {

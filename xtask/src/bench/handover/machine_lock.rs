@@ -5,17 +5,17 @@ use std::thread::sleep;
 use std::time::Duration;
 
 /// The right to use the machine: while one lab is set up or measured, the others only wait.
-pub(crate) struct Quiet<'a> {
+pub(crate) struct MachineLock<'a> {
     machine: &'a Mutex<()>,
     held: Option<MutexGuard<'a, ()>>,
 }
 
-impl<'a> Quiet<'a> {
+impl<'a> MachineLock<'a> {
     /// Waits for it.
     pub(crate) fn take(machine: &'a Mutex<()>) -> Self {
-        let mut quiet = Self { machine, held: None };
-        quiet.again();
-        quiet
+        let mut lock = Self { machine, held: None };
+        lock.again();
+        lock
     }
 
     /// Lets others work for `length`, and as much longer as they need.

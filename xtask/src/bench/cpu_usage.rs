@@ -5,13 +5,13 @@ use std::fs;
 use anyhow::{Context as _, Result};
 
 /// What a process has used up to now.
-pub(crate) struct Effort {
+pub(crate) struct CpuUsage {
     /// How often one of its threads was put on a processor after it had waited or been put aside.
     pub(crate) switches: u64,
     pub(crate) nanoseconds: u64,
 }
 
-impl Effort {
+impl CpuUsage {
     /// Of one process.
     pub(crate) fn of(pid: i32) -> Result<Self> {
         let mut effort = Self { switches: 0, nanoseconds: 0 };
@@ -84,9 +84,9 @@ mod tests {
     #[test]
     fn our_own_effort_can_be_read_and_grows() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let before = Effort::of(own).unwrap();
+        let before = CpuUsage::of(own).unwrap();
         sleep(Duration::from_millis(2));
-        let after = Effort::of(own).unwrap();
+        let after = CpuUsage::of(own).unwrap();
         assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
         assert!(after.nanoseconds >= before.nanoseconds);
     }
@@ -102,7 +102,7 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         sleep(Duration::from_millis(50));
-        let (alone, both) = (Effort::of(own).unwrap(), Effort::of_tree(own).unwrap());
+        let (alone, both) = (CpuUsage::of(own).unwrap(), CpuUsage::of_tree(own).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(
