@@ -1,11 +1,11 @@
-//! `mobile ps` says what each mobile process's connections carried: those that are open and those that are over.
+//! `mobile ps` reports what each mobile process's connections carried, both open and closed ones.
 
 use mobile_tests::{LineProcess, Testbed, UplinkName, addr, port, until};
 use serde_json::{Value, json};
 
 use crate::{Outcome, server};
 
-/// A shell, whose connections are its own descriptors.
+/// A shell that holds connections as its own descriptors.
 struct Shell(LineProcess);
 
 impl Shell {
@@ -16,7 +16,7 @@ impl Shell {
         Ok(())
     }
 
-    /// Sends so many bytes and hears them again.
+    /// Sends so many bytes and reads them back.
     fn echo(&mut self, fd: u8, bytes: u64) -> Outcome {
         self.0.send_line(&format!("printf %0{bytes}d 0 >&{fd}; read -N {bytes} -u {fd} x; echo ${{#x}}"))?;
         assert_eq!(self.0.next_line()?, bytes.to_string());
@@ -29,13 +29,14 @@ impl Shell {
     }
 }
 
-/// What `mobile ps --json` says of a process.
+/// Returns the entry of a process in `mobile ps --json`.
 fn listed(bed: &Testbed, pid: i32) -> anyhow::Result<Option<Value>> {
     let list: Vec<Value> = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
     Ok(list.into_iter().find(|process| process["pid"] == pid))
 }
 
-/// So many connections are open, so many were made, and they carried so much in each direction.
+/// Waits until a process has `open` of `made` connections open, which carried `bytes` in each
+/// direction.
 fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outcome {
     let process = listed(bed, pid)?.expect("it is mobile");
     let expected = json!({"connections": made, "bytes_sent": bytes, "bytes_received": bytes});
@@ -69,7 +70,7 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
     shell.echo(4, 500)?;
     carried(&bed, pid, 1, 2, 21_500)?;
 
-    // A child has an account of its own; the connections it inherits stay on its parent's.
+    // A child has an account of its own; inherited connections stay on its parent's.
     let child = shell.0.request(&format!(
         "(exec 5<>/dev/tcp/{}/{} 4>&-; printf %0300d 0 >&5; read -N 300 -u 5 x; echo $BASHPID; read -u 5 x) &",
         addr::SERVER4,
@@ -79,7 +80,7 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
     carried(&bed, child, 1, 1, 300)?;
     carried(&bed, pid, 1, 2, 21_500)?;
 
-    // What was made before its process was mobile is not on the account.
+    // Connections made before the process was mobile are not on its account.
     bed.agent.cli(&["attach", &ordinary.0.pid().to_string()])?.ok()?;
     carried(&bed, ordinary.0.pid(), 0, 0, 0)?;
 

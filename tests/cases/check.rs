@@ -1,4 +1,4 @@
-//! `check` and `explain` say what is, and what to do about what is not well.
+//! `check` and `explain` report the state, and how to repair what is wrong.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use mobile_tests::{
 
 use crate::{Outcome, copy, server};
 
-/// Both installed, neither running, no delay on the links.
+/// Installs both programs without starting them; the links have no delay.
 fn installed() -> anyhow::Result<Testbed> {
     Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
 }
 
-/// `mobile check`, on a host whose resolver is a local one.
+/// Runs `mobile check` on a host with a local resolver.
 fn check(bed: &Testbed) -> anyhow::Result<CommandOutput> {
     let resolv = local_resolver(bed)?;
     let command = bed.agent.command(&["check"]);
@@ -31,12 +31,12 @@ fn local_resolver(bed: &Testbed) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The lines that are not `ok`.
+/// Returns the lines that are not `ok`.
 fn faults(done: &CommandOutput) -> Vec<&str> {
     done.stdout.lines().filter(|line| !line.starts_with("ok ")).collect()
 }
 
-/// One of the lines begins with `start` and holds `part`.
+/// Checks that one of the lines begins with `start` and contains `part`.
 #[track_caller]
 fn assert_line(done: &CommandOutput, start: &str, part: &str) {
     let found = done.stdout.lines().any(|line| line.starts_with(start) && line.contains(part));
@@ -57,7 +57,7 @@ fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
         assert_line(&done, &format!("ok    relay over {uplink}: "), &addr::RELAY4.to_string());
     }
     assert_line(&done, "ok    agent: ", "not running");
-    // It has only looked: nothing is left, and the relay has seen no session.
+    // The check only reads: it leaves nothing, and the relay has seen no session.
     assert!(bed.relay.sessions()?.is_empty());
     for made in [&bed.agent.pin_dir, &bed.agent.cgroup] {
         let (dir, name) = (made.parent().expect("a directory"), made.file_name().expect("a name"));

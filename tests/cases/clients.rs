@@ -1,4 +1,4 @@
-//! Several clients of one relay, and several ways to reach it.
+//! Several clients of one relay, and several ways to reach the relay.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::{Outcome, ip_of, server, urls};
 #[test]
 fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Outcome {
     let bed = Testbed::new()?;
-    // The other one sits in eth0's visited network, on its router.
+    // The other client is on the router of eth0's visited network.
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     other.start()?;
@@ -33,7 +33,7 @@ fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Ou
         let agent = if *name == "laptop" { &bed.agent } else { &other };
         assert!([IpAddr::V4(agent.address4), IpAddr::V6(agent.address6)].contains(&local), "{name}: {local}");
     }
-    // One's handover and one's death are nothing to the other.
+    // A handover and a kill of one client do not affect the other.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     other.kill()?;
@@ -63,7 +63,7 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
     for address in [bed.agent.address4.to_string(), bed.agent.address6.to_string()] {
         let mut ping = other.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", &address]);
         assert_eq!(finish_within(&mut ping, None, PATIENCE)?.code(), 1, "{address} answers");
-        // The relay itself may: so it was not the laptop that was silent.
+        // The relay itself reaches the laptop, so the laptop was not unreachable.
         bed.lab.relay.run(&["ping", "-n", "-c", "1", "-W", "5", &address])?;
     }
     other.stop()?;
@@ -74,7 +74,7 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
 #[test]
 fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_handover() -> Outcome {
     let mut bed = Testbed::new()?;
-    // Its answers take the second rule, the one for the source address.
+    // The server's answers match the second rule, which is for the source address.
     let _echo = mobile_tests::TcpService::start(&bed.lab.host, 7, |mut stream, _| {
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
@@ -122,7 +122,7 @@ fn a_client_keeps_its_addresses_over_restarts_of_both() -> Outcome {
     bed.agent.cli(&["cleanup"])?.ok()?;
     bed.relay.stop()?;
     bed.relay.cli(&["cleanup"])?.ok()?;
-    // Another client that comes in between gets others.
+    // A client that is authorised in between gets other addresses.
     let newcomer =
         bed.agent.cli(&["keygen", "--out", &bed.lab.dir().join("new.key").display().to_string()])?.ok()?;
     let others = bed.relay.authorize("newcomer", newcomer.trim())?;
@@ -137,7 +137,7 @@ fn a_client_keeps_its_addresses_over_restarts_of_both() -> Outcome {
 
 #[test]
 fn a_stream_of_datagrams_that_nobody_answers_is_one_connection() -> Outcome {
-    // More than a client may begin as connections in that time: 200 a second and 2,000 at once.
+    // More than a client's connection limit in that time: 200 a second and 2,000 at once.
     const DATAGRAMS: u32 = 4000;
     let bed = Testbed::new()?;
     let receive = format!(

@@ -1,4 +1,4 @@
-//! Compression: done where both ends want it, across a handover, and said to whoever asks.
+//! Compression is used if both ends want it, also after a handover, and status reports it.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use mobile_tests::{Direction, LabOptions, PATIENCE, Process, Testbed, UplinkName
 
 use crate::{Outcome, urls};
 
-/// Text that compresses about as well as a log does.
+/// Returns text that compresses about as well as a log.
 fn log(lines: u32) -> String {
     let mut text = String::new();
     for line in 0..lines {
         let number = line.wrapping_mul(2_654_435_761);
-        // A string takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(
             text,
             "{line:08} INFO request {number:08x} from 10.0.{}.{}: 200 OK",

@@ -1,4 +1,5 @@
-//! The relay is killed at any instant: its store opens, has what was acknowledged, and nothing by halves.
+//! The relay is killed at random times: its store opens, contains everything acknowledged, and
+//! nothing partial.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -19,10 +20,11 @@ use serde_json::Value;
 use crate::Outcome;
 
 const KILLS: u32 = 100;
-/// A kill comes so long after the start at the latest: some commands take part of it, and an enrolment all.
+/// The latest time of a kill after the start: some commands take part of it, an enrolment all of
+/// it.
 const LIFE: Duration = Duration::from_millis(250);
 
-/// What is known of a name.
+/// The expected state of a client's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ClientState {
     Client { key: String, ipv4: String },
@@ -30,7 +32,8 @@ enum ClientState {
     Gone,
 }
 
-/// One person at work: names of their own, and what came of each command.
+/// One administrator with names of its own, and the state that its acknowledged commands must have
+/// caused.
 struct Worker<'a> {
     relay: &'a Relay,
     ns: Ns,
@@ -45,7 +48,7 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// A command that has to succeed to be known to have happened.
+    /// Runs a command and returns its output, or `None` if it was not acknowledged.
     fn acknowledged(&mut self, name: &str, args: &[&str]) -> Result<Option<String>> {
         self.doubtful = Some(name.to_owned());
         let done = self.relay.cli(args)?;
@@ -61,7 +64,8 @@ impl Worker<'_> {
         format!("{}-{}", self.prefix, self.count)
     }
 
-    /// Authorises, moves and revokes, until it is to stop or something was not acknowledged.
+    /// Authorises, moves and revokes clients until told to stop, or until a command is not
+    /// acknowledged.
     fn administer(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let clients: Vec<(String, String)> = self
@@ -96,7 +100,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Invites and enrols; the enrolment is killed with the relay.
+    /// Invites and enrols clients until told to stop; an enrolment is killed together with the
+    /// relay.
     fn join(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let name = self.fresh();
@@ -105,7 +110,8 @@ impl Worker<'_> {
             else {
                 return Ok(());
             };
-            // Acknowledged, so it is there; which addresses it has, a relay that is killed meanwhile does not tell.
+            // Acknowledged, so it must be stored. A relay that is killed meanwhile does not report
+            // the addresses.
             self.known.insert(name.clone(), ClientState::Invited { ipv4: String::new() });
             let Some(ipv4) =
                 self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
@@ -132,7 +138,8 @@ impl Worker<'_> {
                 self.doubtful = Some(name);
                 return Ok(());
             }
-            // Written down here, so it is at the relay. Which key, nobody was told: that is looked up below.
+            // The agent has stored its configuration, so the relay must have stored the client. Its
+            // key is looked up below.
             self.known.insert(name, ClientState::Client { key: String::new(), ipv4 });
         }
         Ok(())
@@ -142,7 +149,7 @@ impl Worker<'_> {
         self.dir.join(name).join("agent.toml")
     }
 
-    /// Compares what is known with what the store has.
+    /// Compares the expected state with the store.
     fn verify(&mut self, found: &BTreeMap<String, ClientState>) -> Result<()> {
         for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
             let expected = self.known.get(name).is_some_and(|it| *it != ClientState::Gone);
@@ -168,9 +175,9 @@ impl Worker<'_> {
                 "{name} was acknowledged as {known:?}, and is {now:?}"
             );
             let whole = match (&*known, &now) {
-                // Invited, and perhaps enrolled: the same addresses.
+                // Invited and possibly enrolled: the addresses are the same.
                 (ClientState::Invited { ipv4 }, ClientState::Client { ipv4: at, .. }) => ipv4 == at,
-                // Perhaps moved, never to another key; perhaps revoked.
+                // Possibly moved or revoked, but never with another key.
                 (ClientState::Client { key, .. }, ClientState::Client { key: found, .. }) => key == found,
                 (ClientState::Client { .. }, ClientState::Gone) => true,
                 _ => false,
@@ -178,7 +185,7 @@ impl Worker<'_> {
             ensure!(whole, "{name} was {known:?} and is {now:?}");
             *known = now;
         }
-        // What was not acknowledged and happened all the same is known now.
+        // A command that was not acknowledged but was executed is known from here on.
         if let Some(name) = self.doubtful.take()
             && let Some(now) = found.get(&name)
         {
@@ -189,7 +196,7 @@ impl Worker<'_> {
     }
 }
 
-/// The store of a dead relay, as a command reads it.
+/// Reads the store of a dead relay through a command.
 fn read_store(relay: &Relay) -> Result<BTreeMap<String, ClientState>> {
     let listed: Value = serde_json::from_str(&relay.cli(&["clients", "--json"])?.ok()?)?;
     let (mut found, mut unique) = (BTreeMap::new(), BTreeSet::new());
@@ -253,13 +260,14 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
             stop.store(true, Ordering::Relaxed);
             running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
         })?;
-        // A process takes a moment to die, and its socket with it. A store that does not open is told of below.
+        // A process takes a moment to die and its socket with it. A store that does not open fails
+        // below.
         let _ = until("the relay to be dead", || bed.relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
         let found = read_store(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
         for worker in &mut workers {
             worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
         }
-        // Key and configuration of a laptop: both or neither, whenever it was killed.
+        // A laptop has both key and configuration, or neither, whenever it was killed.
         for name in workers[1].known.keys() {
             let config = workers[1].config(name);
             let key = config.with_file_name("agent.key");

@@ -1,5 +1,5 @@
-//! Tests that packets which a visited network forges towards a persistent address neither start
-//! nor are answered.
+//! Packets that a visited network forges to a persistent address are neither delivered nor
+//! answered.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use mobile_tests::{Capture, Forger, TcpNumbers, Sniffer, LineProcess, Testbed, U
 
 use crate::{Outcome, server};
 
-/// Long enough for an answer over the lab's links, also on a busy machine.
+/// Long enough for an answer over the lab's links, even on a busy machine.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-/// A port of the server that nobody uses, so only forged packets carry it.
+/// A port of the server that only forged packets carry.
 const FORGED_PORT: u16 = 4242;
 
 /// The metric of packets for a persistent address that came by another device than the tunnel's.
@@ -20,7 +20,7 @@ const DROPPED: &str = "mobile_ingress_dropped_packets_total";
 /// The metric of restored objects.
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// The states of the agent, in this order.
+/// The states of the agent, in the order of the case.
 const STATES: [&str; 3] = ["up", "killed", "restarted"];
 
 fn start_again(bed: &mut Testbed) -> Outcome {
@@ -85,8 +85,8 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
         if when == "killed" {
             start_again(&mut bed)?;
         } else {
-            // Two segments and four resets of each family; those sent to a killed agent's are
-            // counted too.
+            // Two segments and four resets of each family; those sent while the agent was dead
+            // count too.
             assert!(bed.agent.counter(DROPPED)? >= 12, "{when}");
         }
         for mut talk in talks {
@@ -96,7 +96,7 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
     bed.finish()
 }
 
-/// Sends every packet that a host answers by itself if one of its addresses is the destination.
+/// Sends every kind of packet that a host answers if one of its addresses is the destination.
 fn probe(forger: &Forger, persistent: IpAddr, server: IpAddr) -> Outcome {
     let from = SocketAddr::new(server, FORGED_PORT);
     // A port without a listener, and the metrics port, whose answer would differ.
@@ -140,7 +140,7 @@ fn a_visited_network_cannot_find_out_who_has_a_persistent_address() -> Outcome {
             assert!(packets.is_empty(), "{when}: the host answered:\n{}", packets.join("\n"));
         }
     }
-    // Eight of each family in each state.
+    // Eight packets of each family in each state.
     until("the capture to have seen what was forged", || arrivals.packets().len() >= 48)?;
     arrivals.stop()?;
     bed.finish()
@@ -163,7 +163,7 @@ fn an_uplink_does_not_say_that_it_has_a_persistent_address() -> Outcome {
                 forger.ask_who_has(gateways[i], persistent)?;
                 let name = uplink.device();
                 assert!(!forger.hears_answer(persistent, A_WHILE)?, "{when}: {name} has {persistent}");
-                // The address that the uplink does have is answered for.
+                // The host must answer for the address that the uplink has.
                 forger.ask_who_has(gateways[i], own[i])?;
                 assert!(forger.hears_answer(own[i], A_WHILE * 20)?, "{when}: {name} is deaf");
             }
@@ -189,8 +189,8 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
             .find(|address| address.ip() == persistent)
             .map(|address| address.port());
         let sender = SocketAddr::new(persistent, port.unwrap_or_default());
-        // To the persistent address, and to the uplink's own: the quoted packet decides which
-        // socket it is for.
+        // To the persistent address and to the uplink's own: the quoted packet determines the
+        // socket.
         for to in [persistent, own] {
             forger.port_unreachable(gateway, to, [sender, server.parse()?])?;
         }
@@ -201,7 +201,7 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
     bed.finish()
 }
 
-/// Returns the agent's tables, without the counters' values.
+/// Returns the agent's nftables tables without counter values.
 fn tables(bed: &Testbed) -> anyhow::Result<String> {
     let script = "nft -s list table inet mobile_agent && nft -s list table arp mobile_agent";
     bed.lab.host.run(&["sh", "-c", script])
@@ -230,7 +230,7 @@ fn an_ingress_filter_that_somebody_removes_or_changes_is_put_back() -> Outcome {
                 && bed.agent.counter(RESTORED).is_ok_and(|restored| restored >= done)
         })?;
     }
-    // Tables of others must be left alone.
+    // Tables of other programs must be left alone.
     bed.lab.host.run(&["nft", "add table inet theirs"])?;
     bed.lab.host.run(&["nft", "delete table inet theirs"])?;
     std::thread::sleep(A_WHILE);

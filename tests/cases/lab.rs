@@ -1,4 +1,4 @@
-//! The lab itself, without the programs under test: what the other cases take for granted.
+//! Tests of the lab itself, without the programs under test: what the other cases rely on.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn round_trip_is_twice_the_delay() -> Outcome {
     let lab = Lab::new()?;
     for target in [addr::SERVER4.to_string(), addr::SERVER6.to_string(), addr::RELAY4.to_string()] {
         for device in ["eth0", "wlan0"] {
-            // The least of many: a busy machine may delay some.
+            // The least of many round trips, since a busy machine delays some.
             let said = ping(&lab, &["-c", "20", "-i", "0.02", "-I", device], &target)?;
             let numbers = said.rsplit(" = ").next().expect("a summary");
             let best: f64 = numbers.split('/').next().expect("the least").parse()?;
@@ -83,7 +83,7 @@ fn every_loss_a_network_manager_can_cause_is_repaired_by_bring_up() -> Outcome {
         assert!(works(true).is_err(), "{way}");
         eth.bring_up()?;
         for four in [true, false] {
-            // The first may be lost while the router still asks for the old neighbour.
+            // The first attempt may be lost while the router still solicits the old neighbour.
             wait_for(way, PATIENCE, || works(four).map(Some))?;
         }
     }
@@ -122,7 +122,8 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
     for (blackhole, silent) in
         [(Blackhole::Up, [true, false]), (Blackhole::Down, [false, true]), (Blackhole::Both, [true, true])]
     {
-        // What the last blackhole left (a neighbour believed gone) may cost the first ping, and no more.
+        // The previous blackhole may have left a failed neighbour entry, which costs the first ping
+        // at most.
         wait_for("an answer before the blackhole", PATIENCE, || answers().map(Some))?;
         let before = lost();
         link.set_blackhole(blackhole);
@@ -130,7 +131,7 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
         assert!(lab.eth().has_carrier());
         let after = lost();
         let grew = [0, 1].map(|way| after[way] > before[way]);
-        // The question, or the answer to it; and never a frame of the other way.
+        // The request or its answer was dropped, and no frame of the other direction.
         assert_eq!(grew[0], silent[0], "{blackhole:?}: {before:?}, {after:?}");
         assert!(grew[1] == silent[1] || silent == [true, true], "{blackhole:?}: {before:?}, {after:?}");
         link.set_blackhole(Blackhole::None);
@@ -149,7 +150,7 @@ fn loss_is_the_share_asked_for() -> Outcome {
         .find_map(|part| part.strip_suffix("% packet loss"))
         .and_then(|part| part.parse().ok())
         .expect("a share");
-    // Two directions with 20 % each: 36 %.
+    // 20 % in each of two directions: 36 % of the round trips.
     assert!((24.0..48.0).contains(&lost), "{said}");
     Ok(())
 }
@@ -184,7 +185,7 @@ fn direct_throughput_is_not_the_bottleneck() -> Outcome {
     lab.eth().set_delay(Duration::from_millis(10));
     let rate = received(&lab.host.run(&["iperf3", "-c", &addr::SERVER4.to_string(), "-t", "3", "-J"])?);
     eprintln!("direct at 20 ms: {rate:.0} Mbit/s");
-    // 1300 on an idle machine with 2 cores; here the other cases run too.
+    // 1300 on an idle machine with 2 cores; other cases run at the same time.
     assert!(rate > 150.0, "{rate} Mbit/s");
     Ok(())
 }
@@ -296,7 +297,7 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
     drop(telnet);
     assert!(!group.exists() && !dir.exists() && !pins.exists());
     for pid in pids {
-        // What nobody has reaped yet has no resources any more.
+        // A zombie has no resources left.
         until(&format!("the end of process {pid}"), || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z ")

@@ -1,4 +1,5 @@
-//! What else happens to a laptop: it sleeps, its network changes under it, the relay's name leads elsewhere.
+//! Events on a laptop: suspend, changes of the network, a captive portal, a relay that moves, a
+//! tether.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of, server};
 
-/// A connection over each family, known to work.
+/// Opens an echo connection over each family and checks that it works.
 fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
     let mut talks = Vec::new();
     for server in server(port::ECHO) {
@@ -35,7 +36,7 @@ fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
 
 type Waking = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// What has become of the network, and where the tunnel is then.
+/// What happens to the network during each suspend, and the uplink of the tunnel afterwards.
 const WAKINGS: [Waking; 5] = [
     ("the same network", |_| Ok(()), UplinkName::Eth),
     ("another address", |bed| bed.lab.eth().renumber(), UplinkName::Eth),
@@ -50,12 +51,12 @@ fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> O
     let mut talks = talks(&bed)?;
     for (what, change, uplink) in WAKINGS {
         bed.agent.signal(Signal::SIGSTOP)?;
-        // What is sent while it sleeps waits in the kernel.
+        // Data sent while the agent is stopped waits in the kernel.
         for talk in &mut talks {
             talk.send_line("asleep")?;
         }
         change(&bed)?;
-        // Longer than any patience with an unanswered path.
+        // Longer than any timeout of an unanswered path.
         std::thread::sleep(Duration::from_secs(4));
         bed.agent.signal(Signal::SIGCONT)?;
         for talk in &mut talks {
@@ -65,7 +66,7 @@ fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> O
         go_on(&mut talks, what)?;
     }
     bed.expect_quick_replug();
-    // A waking agent may take its own sleep for the path's silence.
+    // After waking, an agent may take its own sleep for the path's silence.
     bed.expect_warning("gone silent");
     bed.finish()
 }
@@ -144,7 +145,7 @@ fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> O
     bed.agent.wait_active(UplinkName::Eth)?;
     go_on(&mut talks, "logged in")?;
 
-    // It closes again, on the uplink in use.
+    // The portal closes again, on the uplink in use.
     let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     go_on(&mut talks, "locked out")?;
     bed.agent.wait_active(UplinkName::Wlan)?;
@@ -194,7 +195,7 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
     assert_eq!(reached(&bed)?, format!("{four}:443"));
     go_on(&mut talks, "over IPv4 only")?;
 
-    // The other way about, and the family of the path in use goes while the other one stays.
+    // The reverse: the path's family goes while the other family stays.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     for (family, address) in [(Family::Four, format!("[{six}]:443")), (Family::Six, format!("{four}:443"))] {
@@ -246,7 +247,7 @@ fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Ou
         assert!(bed.agent.uplink(Tether::DEVICE).is_err(), "the tether is still listed");
     }
 
-    // The only one there is.
+    // The only uplink.
     bed.lab.eth().take_down()?;
     bed.lab.wlan().take_down()?;
     let tether = Tether::plug_in(&bed.lab, 700)?;

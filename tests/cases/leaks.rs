@@ -1,4 +1,4 @@
-//! Nothing of a mobile process ever leaves by an uplink outside the tunnel.
+//! No packet of a mobile process leaves by an uplink outside the tunnel.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,17 +11,19 @@ use socket2::Protocol;
 
 use crate::{Outcome, server};
 
-/// Calls that the eBPF programs refused.
+/// The metric of calls that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
 
 /// The metric of packets that the eBPF programs refused.
 const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
 
-/// The server's port for MPTCP; its other ports are TCP's.
+/// The server's port for MPTCP; its other ports accept only TCP.
 const MPTCP_ECHO: u16 = 2007;
 
-/// Everything on an uplink but the tunnel itself and the link's own talk: ARP, neighbour discovery
-/// (ICMPv6 133 to 137) and multicast listener reports (behind a hop-by-hop header).
+/// Returns a filter for everything on an uplink except the tunnel and link-local protocols.
+///
+/// Those are ARP, neighbour discovery (ICMPv6 133 to 137) and multicast listener reports (behind a
+/// hop-by-hop header).
 fn outside_the_tunnel() -> String {
     format!(
         "not arp and not (ip6[6] == 58 and ip6[40] >= 133 and ip6[40] <= 137) and not ip6[6] == 0 \
@@ -34,18 +36,19 @@ pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     captures_in(&bed.lab)
 }
 
-/// Captures packets that leave the host of `lab` beside the tunnel, on each uplink.
+/// Captures packets that leave the host of `lab` outside the tunnel, on each uplink.
 pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
 }
 
-/// Proves that the captures were awake, and that they saw nothing else.
+/// Checks that the captures of [`captures`] worked and saw nothing else.
 pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
     assert_no_leak_in(&bed.lab, captures)
 }
 
-/// Asserts that the captures of [`captures_in`] worked, and that they saw nothing else.
+/// Checks that the captures of [`captures_in`] worked: they must have seen an ordinary ping and
+/// nothing else.
 pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     for (capture, uplink) in captures.into_iter().zip([lab.eth(), lab.wlan()]) {
         lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
@@ -57,7 +60,7 @@ pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     Ok(())
 }
 
-/// Mobile processes of every kind that send all the time, over new sockets and old ones.
+/// Mobile processes that send all the time, over new and old sockets of every kind.
 struct Senders {
     chatter: [LineProcess; 2],
     pings: [LineProcess; 2],
@@ -94,7 +97,8 @@ impl Senders {
         Ok(())
     }
 
-    /// New sockets made just now, by a new process: none may get out, whatever becomes of them.
+    /// Sends over new sockets of new processes. No packet may leave outside the tunnel, whatever
+    /// the outcome.
     fn try_new_sockets(&mut self) -> Outcome {
         let tool = program("labtool")?.display().to_string();
         let [four, six] = server(port::ECHO);
@@ -111,14 +115,14 @@ impl Senders {
         Ok(())
     }
 
-    /// Waits until each process has gone on for some rounds, whether or not with success.
+    /// Waits until each sender has made ten more rounds, with or without success.
     fn wait_some_rounds(&mut self) -> Outcome {
         for chatter in &mut self.chatter {
             chatter.take_lines();
             for _ in 0..10 {
                 let round = chatter.next_line()?;
-                // 3.1 of the paper: sending does not fail while the host is cut off. The connect() of a new TCP
-                // connection is given up after a while, which is chatter's own impatience.
+                // Sending does not fail while the host is cut off (section 3.1 of the paper). Only
+                // the connect() of a new TCP connection fails, by chatter's own timeout.
                 assert!(round.contains(": ok ok "), "a send failed: {round}");
             }
         }
@@ -194,7 +198,7 @@ fn nothing_leaks_while_the_agent_is_killed() -> Outcome {
 fn nothing_leaks_while_there_is_no_relay_from_the_start() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let captures = captures(&bed)?;
-    // Never connected, so there is not even a persistent address to send from.
+    // The agent has never connected, so there is not even a persistent address to send from.
     bed.agent.start()?;
     let tool = program("labtool")?.display().to_string();
     for server in server(port::ECHO) {
@@ -220,7 +224,7 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
         let argv = ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", "-I", eth.device(), target];
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
     };
-    // Neighbours, which need no route, and hosts that have one.
+    // On-link neighbours, which need no router, and hosts behind a router.
     let neighbours = [eth.gateway4().to_string(), eth.gateway6().to_string()];
     for target in neighbours.iter().chain(&[addr::SERVER4.to_string(), addr::SERVER6.to_string()]) {
         assert!(!ping(target)?.status.success(), "{target}");
@@ -239,7 +243,7 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
         assert!(!told.status.success(), "{to}: {told:?}");
     }
     assert_no_leak(&bed, captures)?;
-    // Ordinary ones do, and mobile ones to what is on the link by its nature.
+    // Ordinary sockets reach them, and so do mobile ones whose destination is link-local.
     for neighbour in &neighbours {
         let to = SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
         bed.lab.host.run(&[&tool, "udp-on", eth.device(), &to])?;
@@ -281,7 +285,8 @@ fn the_first_datagram_of_a_process_that_nobody_told_the_agent_of_takes_the_tunne
         let mut talk = bed.ordinary_labtool(&["udp", server])?;
         assert_ne!(crate::ip_of(&talk.request("before")?), relay);
         let captures = captures(&bed)?;
-        // Not by `attach`, which sees to its sockets: so it is with one that another process handed over, too.
+        // Not by `attach`, which handles existing sockets. A socket passed on by another process is
+        // in the same state.
         std::fs::write(bed.agent.cgroup.join("cgroup.procs"), talk.pid().to_string())?;
         for message in ["first", "second"] {
             assert_eq!(crate::ip_of(&talk.request(message)?), relay, "{message}, {server}");
@@ -301,7 +306,7 @@ fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> O
         let argv = [&["ping", "-n", "-c1", "-W5"], bound, &[neighbour.as_str()]].concat();
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.ok()?;
     }
-    // The same while the agent runs.
+    // The same with a running agent.
     let argv = ["ping", "-n", "-c1", "-W1", "-I", bed.lab.eth().device(), &neighbour];
     for (change, reached) in [("del", false), ("add", true), ("del", false)] {
         bed.agent.cli(&["bypass", change, &format!("{neighbour}/24")])?.ok()?;
@@ -327,7 +332,7 @@ fn further_subflows_of_a_mobile_connection_are_stopped_however_many_sockets_othe
     let mut others = bed.mobile_labtool(&["hold-mptcp", "19000"])?;
     assert_eq!(others.next_line()?, "ready");
     let captures = captures(&bed)?;
-    // It is refused when it connects.
+    // The new subflow is refused when it connects.
     let before = bed.agent.counter(REFUSED)?;
     let eth = bed.lab.eth();
     let address = eth.address4().to_string();
@@ -354,7 +359,8 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
         };
         let answers = format!("src host {address} and tcp src port {PORT}");
         let answers = bed.lab.capture(&bed.lab.host, eth.device(), &answers)?;
-        // A listener from before the process was mobile has no peer yet, like one made afterwards.
+        // A listener made before the process was attached has no peer yet, like one made
+        // afterwards.
         for is_attached in [false, true] {
             let before = bed.agent.counter(EGRESS_REFUSED)?;
             let mut listener =
@@ -368,7 +374,7 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
             assert!(bed.agent.counter(EGRESS_REFUSED)? > before, "something else stopped the answer");
             bed.agent.cli(&["detach", &listener.pid().to_string()])?.ok()?;
             if is_attached {
-                // The capture works: it sees an ordinary listener's answer.
+                // The capture sees an ordinary listener's answer, so it works.
                 call()?;
                 answers.wait_packet("Flags [S.]")?;
             }

@@ -1,10 +1,11 @@
-//! Every kind of socket, in every state of the agent, whenever its process became mobile: nothing leaks, and what is
-//! documented is what happens.
+//! Sockets of every kind, in every state of the agent, by when their process became mobile: no
+//! packet leaks, and the documentation says what happens.
 //!
-//! A lab for each state, in which six processes have a socket of every kind and family each; all devices of the host are
-//! watched, and each packet carries the number of its socket. The tables in docs/security.md are what this measures:
-//! `MATRIX=write cargo xtask test e2e matrix` writes them anew. On the older kernels of `cargo xtask test vm` it measures
-//! which sockets are not kept from leaving beside the tunnel, in some of the states: that list is there too.
+//! For each state a lab runs six processes, each with a socket of every kind and family. All
+//! devices of the host are watched, and each packet carries its socket's number. The tables in
+//! docs/security.md are the result: `MATRIX=write cargo xtask test e2e matrix` writes them. On the
+//! older kernels of `cargo xtask test vm` the case measures, in some of the states, which sockets
+//! can send outside the tunnel, and compares that list too.
 
 mod rules;
 mod table;
@@ -23,12 +24,13 @@ use crate::Outcome;
 #[test]
 fn the_matrix_of_sockets_and_states_is_as_documented() -> Outcome {
     let older = table::is_an_older_kernel();
-    // They mostly wait, and two cores are busy with four. An emulated kernel has enough to do with one.
+    // The labs mostly wait: four of them keep two cores busy. An emulated machine runs one.
     let (states, labs_at_once) = if older { (&State::DISTINCT[..], 1) } else { (&State::ALL[..], 4) };
     let todo = Mutex::new(states.to_vec());
     let measured = Mutex::new(HashMap::new());
     std::thread::scope(|scope| -> Outcome {
-        // Each lab belongs to one thread: its programs end with the thread that started them.
+        // A lab's programs end with the thread that started them, so each lab belongs to one
+        // thread.
         let worker = || -> Outcome {
             loop {
                 let Some(state) = todo.lock().expect("no panic").pop() else { return Ok(()) };
@@ -51,7 +53,7 @@ fn the_matrix_of_sockets_and_states_is_as_documented() -> Outcome {
     table::compare(&table::tables(&measured))
 }
 
-/// What the agent is doing meanwhile.
+/// The state of the agent while the sockets are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     Up,
@@ -60,9 +62,9 @@ enum State {
     NoUplink,
     Killed,
     Upgrading,
-    /// `mobile cleanup`, interrupted after its first step: nobody is mobile.
+    /// `mobile cleanup` interrupted after its first step: no process is mobile.
     NobodyMobile,
-    /// The same after its second: there is no route.
+    /// `mobile cleanup` interrupted after its second step: there is no route.
     RouteGone,
 }
 
@@ -78,7 +80,7 @@ impl State {
         Self::RouteGone,
     ];
 
-    /// Those in which the programs and the routes have different things to decide; the others are these again, at other
+    /// The states that differ in what programs and routes decide; the others repeat these at other
     /// moments.
     const DISTINCT: [Self; 3] = [Self::Up, Self::NoUplink, Self::Killed];
 
@@ -115,7 +117,7 @@ impl State {
         Ok(())
     }
 
-    /// Back to where everything works, if there is a way back.
+    /// Returns to the state in which everything works, if that is possible.
     fn leave(self, bed: &mut Testbed) -> Result<bool> {
         match self {
             Self::Up | Self::NobodyMobile | Self::RouteGone => return Ok(false),
@@ -125,7 +127,7 @@ impl State {
                 bed.lab.wlan().bring_up()?;
             }
             Self::Killed => bed.agent.start()?,
-            // While the processes were sending.
+            // The upgrade happened while the processes were sending.
             Self::Upgrading => {}
         }
         bed.agent.wait_connected()?;
@@ -133,7 +135,8 @@ impl State {
     }
 }
 
-/// What `mobile cleanup` does first: nobody is mobile any more. As far as it got.
+/// Moves processes out of the mobile cgroups as far as possible, which is the first step of `mobile
+/// cleanup`.
 fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for entry in std::fs::read_dir(cgroup)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -143,35 +146,36 @@ fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for pid in std::fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
         std::fs::write(to.join("cgroup.procs"), pid)?;
     }
-    // One that has just ended may hold it a moment longer; an empty cgroup is nobody's.
+    // A process that has just ended may hold the cgroup a moment longer; an empty cgroup does not
+    // matter.
     let _may_stay = std::fs::remove_dir(cgroup);
     Ok(())
 }
 
-/// What became of one socket.
+/// The measurement of one socket.
 struct Cell {
     timing: AttachTiming,
     kind: String,
     family: String,
-    /// Meanwhile.
+    /// The report in the state.
     first: Value,
-    /// When everything works again.
+    /// The report after everything works again, if it does.
     after: Option<Value>,
-    /// The devices that its packets left by.
+    /// The devices that the socket's packets left by.
     left: EgressDevices,
-    /// Whether any left by an uplink with a persistent address.
+    /// Whether a packet with a persistent source address left by an uplink.
     astray: bool,
 }
 
 const OPEN: &str = "open";
 const CONNECT: &str = "connect 1500";
 const SEND: &str = "send 2500";
-/// The repetitions of a connect() are up to eight seconds apart by then.
+/// By then, TCP's retransmissions of a SYN are up to eight seconds apart.
 const SEND_AFTER: &str = "send 9000";
 
 fn measure(state: State) -> Result<Vec<Cell>> {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    // Others connect to the listening sockets unasked, which only a routed pool allows.
+    // The server connects to the listening sockets, which only a routed pool allows.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.configure("clients", "inbound", "routed")?;
     let _server = MatrixServer::start(&bed)?;
@@ -256,7 +260,7 @@ fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {
     std::mem::replace(process, Err(anyhow::anyhow!("taken")))
 }
 
-/// Takes all processes through steps, all at once.
+/// Runs steps in all processes at the same time.
 fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static [&'static str]) -> Outcome {
     for process in &mut *processes {
         of(process.timing).iter().try_for_each(|step| process.start_step(step))?;
@@ -267,7 +271,7 @@ fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static 
     })
 }
 
-/// Somebody at the server for each socket that listens.
+/// Starts a caller at the server for each listening socket.
 fn callers(bed: &Testbed, processes: &[SocketProcess]) -> Vec<Caller> {
     let listening =
         processes.iter().flat_map(|process| &process.reports).filter(|cell| cell["kind"] == "tcp-listening");

@@ -1,4 +1,4 @@
-//! Programs of others on the same host that route: openvpn as a full tunnel, and what Docker makes.
+//! Other software on the same host that changes routing: openvpn as a full tunnel, and Docker.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -7,17 +7,18 @@ use mobile_tests::{Lab, LabOptions, PATIENCE, Process, LineProcess, Testbed, add
 
 use crate::{Outcome, ip_of, server, urls};
 
-/// As whom the server sees what goes through openvpn: the lab's router is its gateway.
+/// The address under which the server sees openvpn's traffic; the lab's router is its gateway.
 const FULL_TUNNEL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// As whom the server sees a new connection over IPv4 of a mobile process, and of an ordinary one.
+/// Returns the addresses under which the server sees a new IPv4 connection of a mobile and of an
+/// ordinary process.
 fn seen(bed: &Testbed) -> anyhow::Result<[IpAddr; 2]> {
     let fetch = ["curl", "-s", "-m", "10", &urls("/ip")[0]];
     let mobile = finish_within(&mut bed.agent.run(&fetch), None, PATIENCE)?.ok()?;
     Ok([ip_of(&mobile), ip_of(&bed.lab.host.run(&fetch)?)])
 }
 
-/// openvpn's server, with the key that both ends have.
+/// Starts openvpn's server with a static key that both ends have.
 fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     let key = lab.dir().join("static.key").display().to_string();
     lab.internet.run(&["openvpn", "--genkey", "secret", &key])?;
@@ -29,7 +30,7 @@ fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     openvpn(lab, "server", &["--multihome", "--ifconfig", "10.99.0.1", "10.99.0.2"])
 }
 
-/// openvpn's client, which takes the default route.
+/// Starts openvpn's client, which takes the default route.
 fn openvpn_client(lab: &Lab) -> anyhow::Result<Process> {
     let args =
         ["--remote", "198.51.100.1", "--ifconfig", "10.99.0.2", "10.99.0.1", "--redirect-gateway", "def1"];
@@ -65,7 +66,7 @@ fn openvpn_with_redirect_gateway_started_after_the_agent_takes_everything_but_wh
     let mut client = openvpn_client(&bed.lab)?;
     through_openvpn_but_for_mobile(&bed)?;
     assert_eq!(talk.request("still here")?, "still here");
-    // A handover beside it.
+    // A handover while openvpn is active.
     bed.lab.eth().flush_routes(mobile_tests::Family::Four)?;
     bed.agent.wait_active(bed.lab.wlan().name)?;
     assert_eq!(seen(&bed)?[0], IpAddr::V4(addr::RELAY4));
@@ -86,7 +87,8 @@ fn openvpn_with_redirect_gateway_started_before_the_agent_takes_everything_but_w
     bed.finish()
 }
 
-/// What Docker's daemon makes of a host: a bridge, forwarding, its chains, a container behind a veth.
+/// Sets up what Docker's daemon creates on a host: a bridge, forwarding, its chains, and a
+/// container behind a veth pair.
 fn docker(bed: &Testbed) -> anyhow::Result<LineProcess> {
     let host = &bed.lab.host;
     host.sysctl("net/ipv4/ip_forward", "1")?;
@@ -95,7 +97,7 @@ fn docker(bed: &Testbed) -> anyhow::Result<LineProcess> {
         "address add 172.17.0.1/16 dev docker0",
         "link set docker0 up",
     ])?;
-    // As iptables-nft writes them.
+    // The rules as iptables-nft writes them.
     host.feed(
         &["nft", "-f", "-"],
         "table ip filter {\n chain DOCKER-USER { return; }\n chain DOCKER { }\n\
@@ -107,7 +109,7 @@ fn docker(bed: &Testbed) -> anyhow::Result<LineProcess> {
     )?;
     let mut shell = host.command("unshare");
     let mut container = LineProcess::start(shell.args(["--net", "sh"]))?;
-    // The shell itself: `unshare` has executed it by the time it answers.
+    // Once the shell answers, `unshare` has executed it, so the process id is the shell's.
     container.request("ip link set lo up; echo up")?;
     let pid = container.pid();
     host.ip(&[
@@ -134,7 +136,7 @@ fn beside_docker_mobile_processes_are_mobile_and_containers_cannot_be_attached()
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     drop(container);
     until("the container's end", || bed.lab.host.run(&["ip", "link", "show", "veth0"]).is_err())?;
-    // The agent's tables are of other families.
+    // The agent's tables are of other families, so this flush must not matter.
     bed.lab.host.run(&["nft", "flush", "ruleset", "ip"])?;
     bed.finish()
 }

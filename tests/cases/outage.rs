@@ -1,4 +1,5 @@
-//! No uplink at all: the host virtual device stays usable (the paper, 3.1), and the session waits.
+//! Outages of all uplinks: the host virtual device stays usable (section 3.1 of the paper), and the
+//! session waits.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +7,10 @@ use mobile_tests::{Blackhole, Testbed, UplinkName, port};
 
 use crate::{Outcome, server};
 
-/// How long there is no uplink.
+/// The length of the outage.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// Inner TCP may wait as long again before it tries once more.
+/// The timeout after the outage: TCP may wait as long again before it retransmits.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 #[test]
@@ -42,11 +43,11 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
             talk.send_line(&format!("during {count}"))?;
         }
         count += 1;
-        // An ordinary pace; the outage's length is what the case is about.
+        // An ordinary pace of typing; the length of the outage is fixed.
         std::thread::sleep(Duration::from_millis(250));
     }
     for talk in tcp.iter_mut().chain(&mut udp) {
-        // An error of send() or recv() would be said: `! send: Network is unreachable`.
+        // An error of send() or recv() would be printed: `! send: Network is unreachable`.
         assert_eq!(talk.take_lines(), Vec::<String>::new());
     }
     assert_eq!(bed.agent.log().matches("no path to the relay").count(), 1, "said while it lasts, once");
@@ -61,7 +62,8 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
     }
     for talk in &mut udp {
         talk.send_line("after")?;
-        // Datagrams of the outage may come late; none may be garbled, and the new one must come.
+        // Datagrams of the outage may arrive late. None may be garbled, and the new one must
+        // arrive.
         loop {
             match talk.next_line()?.as_str() {
                 "after" => break,

@@ -1,4 +1,5 @@
-//! The Debian packages, on machines with systemd: installed, upgraded under a live session, purged without a trace.
+//! The Debian packages on machines with systemd: installed, upgraded during a session, purged
+//! without leftovers.
 
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use crate::Outcome;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The packages that `cargo xtask test` has built: the relay's and the agent's.
+/// Returns the packages that `cargo xtask test` has built: the relay's and the agent's.
 pub(crate) fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
     let dir = PathBuf::from(std::env::var_os("MOBILE_PACKAGES").context("run this as `cargo xtask test`")?);
     Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
@@ -32,13 +33,14 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     for key in ["id", "known_hosts"] {
         laptop.copy_in(&lab.dir().join(key))?;
     }
-    // What the reader of the guide has already: names, and a server that lets them in.
+    // What the guide presupposes: host names, and a server that accepts the login.
     let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
     laptop.run(&format!(
         "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\
          mkdir -p ~/.ssh && printf 'IdentityFile /lab/id\nUserKnownHostsFile /lab/known_hosts\n' >~/.ssh/config"
     ))?;
-    // All machines of all labs share one kernel: the agent's cgroup and mark are not the usual ones.
+    // All machines of all labs share one kernel, so the agent's cgroup and mark are not the
+    // defaults.
     let cgroup = format!("/sys/fs/cgroup/{}/mobile", laptop.cgroup.display());
     let mark = lab.mark("laptop");
     laptop.run(&format!(
@@ -61,7 +63,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
                     invitation = printed.trim().to_owned();
                 }
             }
-            // The last one: a session does not end by itself.
+            // The guide's last block: a session does not end by itself.
             "laptop" if commands.contains("mobile run") => {
                 session = Some(LineProcess::start(
                     &mut laptop.command(&format!("exec {}", commands.replace("cd /lab\n", ""))),
@@ -84,12 +86,12 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     connected(UplinkName::Wlan)?;
     ensure!(session.request("echo after a handover")? == "after a handover");
 
-    // `enroll` wrote a file that its owner alone reads, and the agent serves everybody.
+    // `enroll` wrote a file that only its owner may read, and still the agent serves every user.
     for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
         laptop.run(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups mobile {verb}"))?;
     }
 
-    // Killed is not stopped: nothing is cleaned up, nothing goes direct, and systemd starts another.
+    // After a kill nothing is cleaned up, nothing goes directly, and systemd starts another daemon.
     for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
         let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
         let before = machine.run(&cleaned)?;
@@ -126,7 +128,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     Ok(())
 }
 
-/// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
+/// Purges `package` and checks what it could have left: files, a user, units, kernel objects.
 pub(crate) fn purged(machine: &BootedMachine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
@@ -140,7 +142,7 @@ pub(crate) fn purged(machine: &BootedMachine, package: &str, program: &str) -> O
     ]) {
         ensure!(machine.try_run(&format!("test -e {file}"))?.code() == 1, "{file} is left");
     }
-    // The directory of pins carries the network namespace in its name.
+    // The directory of pins has the network namespace in its name.
     let pins = machine.run("ls /sys/fs/bpf")?;
     ensure!(!pins.contains(program), "pins are left: {pins}");
     ensure!(machine.try_run(&format!("getent passwd {program}"))?.code() == 2, "the user {program} is left");

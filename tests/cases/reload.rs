@@ -1,11 +1,11 @@
-//! A relay reads its configuration anew, and nobody notices but those who are meant to.
+//! The relay reloads its configuration without affecting clients that the changes do not concern.
 
 use mobile_tests::{METRICS, PATIENCE, Relay, Testbed, port, until};
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// A metric of the relay.
+/// Returns a metric of the relay.
 fn metric(bed: &Testbed, name: &str) -> anyhow::Result<u64> {
     let text = bed.lab.relay.run(&["curl", "-sS", "--fail", &format!("http://{METRICS}/metrics")])?;
     let line = text.lines().find(|line| line.starts_with(name));
@@ -43,7 +43,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_ends_no_session() -> Ou
     assert_eq!(session(&bed.relay)?, before);
     assert_eq!(metric(&bed, "homerelay_reloads_total{outcome=\"done\"}")?, 1);
 
-    // And once more, by signal, with nothing to do but what only a restart does.
+    // Again by signal, with only a change that needs a restart.
     bed.relay.signal(Signal::SIGHUP)?;
     until("the signal to be heard", || {
         metric(&bed, "homerelay_reloads_total{outcome=\"done\"}").is_ok_and(|count| count == 2)
@@ -64,7 +64,7 @@ fn a_broken_configuration_is_refused_whole() -> Outcome {
     let [four, _] = server(port::ECHO);
     let mut talk = bed.mobile_labtool(&["tcp", &four])?;
     talk.next_line()?;
-    // The first value is a good one, and must not come into force either.
+    // The first value is valid, and must not come into force either.
     bed.relay.configure("dns", "servers", vec!["192.0.2.2".to_owned()])?;
     bed.relay.configure("limits", "half_open", 0)?;
     bed.relay.signal(Signal::SIGHUP)?;
@@ -84,7 +84,7 @@ fn a_broken_configuration_is_refused_whole() -> Outcome {
     let alone = bed.relay.cli(&["reload"])?;
     assert!(alone.code() == 1 && alone.stderr.contains("no relay is running"), "{alone:?}");
     bed.expect_warning("the old one stays in force");
-    // The agent, of the relay that was stopped.
+    // The agent warns about the relay that was stopped.
     bed.expect_warning("relay");
     bed.finish()
 }

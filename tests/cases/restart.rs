@@ -1,4 +1,4 @@
-//! Either program may be killed and started again: the connections of mobile processes go on.
+//! Connections of mobile processes survive a kill and a restart of either program.
 
 use mobile_tests::{LineProcess, Testbed, port};
 
@@ -37,7 +37,7 @@ fn connections_go_on_after_the_agent_was_killed_and_started_again() -> Outcome {
         go_on(&mut talks)?;
     }
     assert_eq!(bed.relay.sessions()?.len(), 1, "the killed agent's session is replaced");
-    // What was mobile before is mobile still, and what starts now becomes it.
+    // The next agent has the same persistent addresses.
     let persistent = bed.agent.status()?["addresses"].clone();
     assert_eq!(persistent[0], bed.agent.address4.to_string());
     bed.finish()

@@ -1,4 +1,4 @@
-//! The MOBILE route on a host where others change rules, routes and links too.
+//! The MOBILE route on a host where other programs change rules, routes and links too.
 
 use std::net::IpAddr;
 
@@ -59,7 +59,7 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     let before = tunnel.packets().len();
     let start = std::time::Instant::now();
     let refused = finish_within(host.command("curl").args(&fetch[1..]), None, PATIENCE)?;
-    // curl's "could not connect", and not its timeout.
+    // curl's "could not connect", not its timeout.
     assert_eq!(refused.code(), 7, "{refused:?}");
     assert!(start.elapsed() < std::time::Duration::from_secs(5));
     assert_eq!(tunnel.packets().len(), before, "an ordinary process is in the tunnel");
@@ -77,7 +77,7 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     assert!(ip_of(&ordinary) != IpAddr::V6(addr::RELAY6), "{ordinary}");
     assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
     tunnel.stop()?;
-    // Nothing was put back: nobody had removed it.
+    // Nothing may have been restored, since nothing was removed.
     bed.finish()
 }
 
@@ -122,7 +122,7 @@ fn the_bypass_can_be_changed_while_the_agent_runs() -> Outcome {
         "[\"192.168.0.0/16\"]"
     );
     assert_eq!(bypass(&["del", "10.0.0.0/8"])?.code(), 1);
-    // Still what it was, whatever is put back.
+    // The bypass stays after rules and routes are restored.
     bed.lab.host.run(&["ip", "-4", "route", "flush", "table", "7700"])?;
     let table = || bed.lab.host.run(&["ip", "-4", "route", "show", "table", "7700"]);
     until("the bypass to be back", || table().is_ok_and(|table| table.contains("throw 192.168.0.0/16")))?;

@@ -1,4 +1,4 @@
-//! The MOBILE attribute decides, process by process.
+//! The MOBILE attribute selects, process by process, which route is taken.
 
 use std::fs::{self, Permissions};
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use mobile_tests::{PATIENCE, LineProcess, Testbed, addr, finish_within, port, pr
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
-/// What the server sees of a mobile process.
+/// The addresses under which the server sees a mobile process.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
 
 #[test]
@@ -29,7 +29,7 @@ fn mobile_and_ordinary_processes_take_their_own_routes_at_the_same_time() -> Out
             assert_eq!(ip_of(&ordinary.request("who am I")?), direct[family]);
         }
         for kind in ["udp", "udp-connected"] {
-            // The very first datagram is what each is asked about.
+            // The first datagram of each socket is tested.
             assert_eq!(ip_of(&bed.mobile_labtool(&[kind, server])?.request("first")?), RELAY[family], "{kind}");
             assert_eq!(ip_of(&bed.ordinary_labtool(&[kind, server])?.request("first")?), direct[family], "{kind}");
         }
@@ -90,14 +90,14 @@ fn attach_names_the_sockets_that_keep_their_route_and_detach_leaves_them_mobile(
     bed.finish()
 }
 
-/// `nobody` and another one: neither owns anything.
+/// `nobody` and another user, neither of whom owns anything.
 const USERS: [u32; 2] = [65_534, 65_533];
 
 #[test]
 fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> Outcome {
     let bed = Testbed::new()?;
     let host = &bed.lab.host;
-    // Where it was built may be closed to others.
+    // The directory of the binaries may be closed to other users.
     let mobile = bed.lab.dir().join("mobile");
     copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
     let as_user = |args: &[&str]| {
@@ -206,8 +206,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         assert_eq!(refused.code(), 1, "{said}");
         assert!(said.contains(&pid), "{said}");
         assert!(!said.contains(name) && !said.contains(&format!("belongs to {owner}")), "{said}");
-        // Nor in what the agent itself answers. To the HTTP lines before the request it says that
-        // it does not understand them.
+        // Nor in the agent's own answers. The agent rejects the HTTP lines before the request.
         let socket = bed.lab.dir().join("laptop").join("agent.sock");
         let ask = format!("{{\"{verb}\":{{\"pids\":[{pid}]}}}}\n");
         let mut raw = host.command_as(USERS[0], "curl");
@@ -215,7 +214,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         let answer = finish_within(raw.arg(&socket), None, PATIENCE)?.stdout;
         assert!(answer.contains("another user's") && !answer.contains(name), "{answer}");
     }
-    // The owner, root here, is told the process.
+    // The owner, root here, sees the process's name.
     assert!(bed.agent.cli(&["attach", &pid])?.ok()?.contains(name));
     bed.finish()
 }

@@ -1,4 +1,4 @@
-//! A silent blackhole: the uplink looks alive and carries nothing, in one direction or both.
+//! Blackholes: an uplink with a carrier that carries nothing, in one or both directions.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use mobile_tests::{Blackhole, Testbed, port};
 
 use crate::{Outcome, server};
 
-/// How soon the session answers over the other uplink.
+/// The time within which the session must answer over the other uplink.
 const PROMPT: Duration = Duration::from_secs(1);
 
 fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
@@ -16,7 +16,7 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     talk.next_line()?;
     for _ in 0..5 {
         assert_eq!(talk.request("before")?, "before");
-        // An ordinary pace: the path's round-trip time gets known.
+        // An ordinary pace, in which the path's round-trip time is measured.
         std::thread::sleep(Duration::from_millis(200));
     }
     bed.lab.eth().link().set_blackhole(blackhole);
@@ -30,7 +30,7 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     assert_eq!(status["handovers"], 1, "{status}");
     assert_eq!(status["last_handover"]["cause"], "silent", "{status}");
     bed.expect_warning("gone silent");
-    // The silent uplink is tried again.
+    // The silent uplink is probed again.
     bed.expect_warning("no answer from the relay");
     bed.finish()
 }

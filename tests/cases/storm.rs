@@ -1,4 +1,5 @@
-//! Netlink events by the thousand: the agent stays responsive, keeps its path and misses nothing that matters.
+//! Netlink events by the thousand: the agent stays responsive, keeps its path and misses no
+//! relevant change.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,10 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// Some twenty thousand events.
+/// About twenty thousand events.
 const FLIPS: usize = 5_000;
 
-/// Far less than a person's patience with a command, and more than a busy test machine needs.
+/// The longest a command may take: more than a busy test machine needs.
 const RESPONSIVE: Duration = Duration::from_secs(1);
 
 #[test]
@@ -35,7 +36,7 @@ fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcom
     eprintln!("{answers} answers in the storm; {report}");
     assert!(report["longest_gap_ms"].as_f64().is_some_and(|gap| gap < 1_000.0), "{report}");
     assert_eq!(bed.agent.status()?["handovers"], before);
-    // And it still hears what matters.
+    // A relevant change is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     bed.finish()
@@ -48,7 +49,7 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     let mut talk = bed.mobile_labtool(&["tcp", &server])?;
     talk.next_line()?;
     bed.agent.signal(Signal::SIGSTOP)?;
-    // Nobody reads: the socket's buffer holds some hundred of these.
+    // Nobody reads: the socket's buffer holds some hundred events.
     netlink_storm(&bed.lab.host, FLIPS / 5)?;
     bed.lab.eth().remove_route()?;
     netlink_storm(&bed.lab.host, FLIPS / 5)?;
@@ -62,7 +63,7 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     assert!(overrun.count() > 0, "no subscriber's socket overran:\n{sockets}");
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_eq!(talk.request("still here")?, "still here");
-    // And after it, changes are told as ever.
+    // Later changes are noticed as usual.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     bed.finish()
@@ -105,14 +106,14 @@ fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outc
     assert!(changes > 20, "no storm: {changes} changes");
     for (place, (now, before)) in seen.into_iter().enumerate() {
         let more = now?[place] - before;
-        // Every 30 s the settings of the device are compared, and on a busy machine a path may be
+        // The device's settings are compared every 30 s, and on a busy machine a path may be
         // probed.
         assert!(more <= 3, "{changes} changes of others' routes made the agent look {more} times");
     }
-    // Dumping the table for each change took 8 s of these 10.
+    // Dumping the table for each change took 8 s of these 10 s.
     assert!(used <= quiet + 100, "{used} ticks of 10 ms in the storm, {quiet} without");
     assert_eq!(talk.request("still here")?, "still here");
-    // A change that matters is still noticed.
+    // A relevant change is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_eq!(talk.request("still here")?, "still here");

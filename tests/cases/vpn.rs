@@ -1,5 +1,5 @@
-//! Tests others' VPNs and the choice of the uplink: a VPN is none unless it is named, and the link
-//! below it goes on.
+//! Third-party VPNs and the choice of the uplink: a VPN is no uplink unless it is named, and the
+//! link below it stays one.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::{Outcome, server};
 
-/// Longer than a handover takes, and an attempt to connect over another uplink.
+/// Longer than a handover takes, and than an attempt to connect over another uplink.
 const A_WHILE: Duration = Duration::from_secs(3);
 
-/// Asserts that the tunnel is on eth0, and was all the time.
+/// Checks that the tunnel is on eth0 and was there all the time.
 fn stays_on_eth(bed: &Testbed, handovers: &Value, when: &str) -> Outcome {
     let status = bed.agent.status()?;
     ensure!(status["session"] == "connected" && status["active_uplink"] == "eth0", "{when}: {status}");
@@ -36,7 +36,7 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::ordinary(&bed.lab)?;
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As NetworkManager sets it.
+    // The route as NetworkManager sets it.
     let device = vpn.device().to_owned();
     bed.lab.host.ip(&[&format!("route add default dev {device} metric 50")])?;
     until("the VPN to be known", || bed.agent.uplink(&device).is_ok())?;
@@ -45,7 +45,7 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let reason = reason(&bed, &device)?;
     ensure!(reason.contains("a tunnel") && reason.contains("[uplink] prefer"), "{reason}");
     ensure!(bed.agent.cli(&["uplinks"])?.ok()?.contains("a tunnel"), "`mobile uplinks` does not say why");
-    // Naming it by hand changes nothing.
+    // Naming the device by hand does not change that.
     let said = bed.agent.cli(&["use", &device])?.stderr;
     ensure!(said.contains("a tunnel"), "`mobile use` says: {said}");
     stays_on_eth(&bed, &handovers, "with a VPN named by `mobile use`")?;
@@ -63,7 +63,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
     let vpn = Vpn::ordinary(&bed.lab)?;
     let (host, device) = (bed.lab.host.clone(), vpn.device().to_owned());
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As a client sets them that takes the default route for itself.
+    // The routes of a client that takes the default route.
     bed.lab.eth().flush_routes(Family::Four)?;
     host.ip(&[&format!("route add default dev {device}")])?;
     let through = |when: &str| -> Outcome {

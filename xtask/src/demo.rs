@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: a telnet session outlives the loss of the interface it was started on.
+//! `cargo xtask demo`: a telnet session survives the loss of the interface it was started on.
 //!
-//! Two sessions to one real telnet server, one started with `mobile run --` and one plain; the uplink both use is cut
-//! while somebody types into both.
+//! Two sessions run to one telnet server, one started with `mobile run --` and one plain. The
+//! uplink of both is cut while keys are typed into both.
 
 use std::io::IsTerminal as _;
 
@@ -19,7 +19,8 @@ mod timeline;
 use footprint::Footprint;
 use scene::DemoResult;
 
-/// Sets up, builds, plays the scene, shows it, and looks whether anything is left behind.
+/// Sets up, builds, runs the demonstration, prints its result, and checks that nothing is left
+/// behind.
 pub(crate) fn run() -> Result<()> {
     shell::require_root()?;
     setup::run()?;
@@ -47,8 +48,7 @@ fn show(result: &DemoResult) {
     }
 }
 
-/// The transcript is complete: every word typed before the cut was answered in both, and after it in the mobile
-/// session only.
+/// Checks the result: both sessions answered before the cut, and only the mobile session after it.
 fn verdict(result: &DemoResult) -> Result<()> {
     let expected = [(true, true), (true, false)];
     for ((screen, answers), expected) in result.screens.iter().zip(&result.answers).zip(expected) {

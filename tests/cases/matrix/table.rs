@@ -1,4 +1,4 @@
-//! The tables of docs/security.md.
+//! The tables of the socket matrix in docs/security.md.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -17,7 +17,8 @@ const EXCEPTIONS_BEGIN: &str = "<!-- measured on older kernels: cargo xtask test
 
 type Measured = HashMap<State, Vec<Cell>>;
 
-/// By state, for a process that was mobile from its start; and by when it became so, with the tunnel up.
+/// Returns the tables: by state for a process that was always mobile, and by attach timing with the
+/// tunnel up.
 pub(super) fn tables(measured: &Measured) -> String {
     let states = State::ALL.map(|state| (head_of_state(state), state, AttachTiming::Mobile));
     let orders = AttachTiming::ALL.map(|timing| (head_of_timing(timing), State::Up, timing));
@@ -29,7 +30,7 @@ pub(super) fn tables(measured: &Measured) -> String {
     )
 }
 
-/// Every cell, for whoever looks for the reason.
+/// Returns every cell as text, to look for reasons.
 pub(super) fn everything(measured: &Measured) -> String {
     let mut text = String::new();
     for state in State::ALL {
@@ -41,7 +42,7 @@ pub(super) fn everything(measured: &Measured) -> String {
     text
 }
 
-/// Every cell whose packets left by a device that they must not leave by, in words.
+/// Returns a description of every cell that breaks the rules.
 pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     let text = |(state, cell): (State, &Cell)| {
         let Cell { timing, kind, family, left, .. } = cell;
@@ -50,7 +51,7 @@ pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     broken(measured).map(text).collect()
 }
 
-/// The same as a table, for a kernel on which there are some.
+/// Returns the cells that break the rules as a table, for kernels on which there are some.
 pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {
@@ -74,12 +75,12 @@ fn broken(measured: &Measured) -> impl Iterator<Item = (State, &Cell)> {
     State::ALL.into_iter().flat_map(cells).filter(|(state, cell)| rules::is_broken(*state, cell))
 }
 
-/// Whether this kernel is older than the one that the tables are about: `MATRIX=older` says so.
+/// Returns whether this kernel is older than the one of the tables, as `MATRIX=older` says.
 pub(super) fn is_an_older_kernel() -> bool {
     asked_for("older")
 }
 
-/// The document says what was measured, or is made to.
+/// Compares the document with the measured tables, or rewrites it.
 pub(super) fn compare(tables: &str) -> Outcome {
     let path = document();
     let text = std::fs::read_to_string(&path)?;
@@ -98,7 +99,7 @@ pub(super) fn compare(tables: &str) -> Outcome {
     )
 }
 
-/// The document says what was measured. The machine that measures has a copy only.
+/// Compares the document with the measured exceptions. The virtual machine has only a copy of it.
 pub(super) fn compare_exceptions(table: &str) -> Outcome {
     let text = std::fs::read_to_string(document())?;
     let (_, documented, _) = section(&text, EXCEPTIONS_BEGIN)?;
@@ -109,7 +110,7 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
     Ok(())
 }
 
-/// What is before a section of the document, in it, and behind it.
+/// Returns the text before a section of the document, the section, and the text after it.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
     let (before, rest) =
         text.split_once(begin).with_context(|| format!("docs/security.md has no {}", begin.trim()))?;
@@ -143,7 +144,7 @@ fn table(measured: &Measured, columns: &[(&str, State, AttachTiming)]) -> String
     text
 }
 
-/// What all families have in common, or each.
+/// Returns what all families have in common, or each family's own result.
 fn families(measured: &Measured, state: State, timing: AttachTiming, kind: &str) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for cell in measured[&state].iter().filter(|cell| cell.timing == timing && cell.kind == kind) {
@@ -178,7 +179,7 @@ fn words(state: State, cell: &Cell) -> String {
     let errno = |value: &Value| value["errno"].as_str().map(str::to_owned);
     let after = cell.after.as_ref();
     match (errno(&cell.first), after) {
-        // How long it takes is the machine's affair.
+        // Whether it arrives in time or later depends on the machine.
         (_, Some(after)) if state == State::Upgrading && arrived(after) => way.into(),
         (Some(errno), Some(after)) if arrived(after) => format!("{errno}, then {way}"),
         (Some(errno), _) => errno,

@@ -1,8 +1,9 @@
-//! `cargo xtask bench connect`: what the programs at connect() and at every packet cost those who are not mobile, what they
-//! cost those who are, and how long `mobile run` takes to start a command.
+//! `cargo xtask bench connect`: what the eBPF programs cost ordinary and mobile processes at
+//! connect() and at each packet, and how long `mobile run` takes to start a command.
 //!
-//! Everything is compared within one run, in the order ABBA, so that a machine that gets slower or faster disturbs both alike;
-//! a ratio is of one round, and the median of the rounds counts.
+//! All compared figures are measured within one run in the order ABBA, so that a machine that
+//! becomes slower or faster disturbs both alike. A ratio is computed in each round, and the median
+//! of all rounds counts.
 
 use std::time::Duration;
 
@@ -15,37 +16,39 @@ use super::stats::Spread;
 use crate::setup::{self, Tool};
 use crate::shell::step;
 
-/// How often.
+/// Arguments of `cargo xtask bench connect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds with the agent and without, each of four measurements of everything.
+    /// Measures this many rounds with and without the agent, each of four measurements of every
+    /// call
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Starts of each command.
+    /// Starts each command this many times
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
 }
 
-/// CompetitorArgs that start a command on a network of its own.
+/// Other programs that start a command with changed networking.
 const TOOLS: [Tool; 2] = [
     Tool { program: "mptcpize", package: "mptcpize" },
     Tool { program: "proxychains4", package: "proxychains4" },
 ];
 
-/// What the kernel has put off when an agent starts or stops (programs and maps are freed after a grace period) is done by then.
+/// The time for the kernel's deferred work when an agent starts or stops: programs and maps are
+/// freed after a grace period.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// What each of [`TimedCall::ALL`] took.
+/// The figures of each of [`TimedCall::ALL`].
 type Figures = [Figure; 3];
 
-/// Nanoseconds of many calls: the middle, and the shortest.
+/// The median and the shortest of many calls, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Figure {
     median: f64,
     least: f64,
 }
 
-/// Measures both, and prints two tables.
+/// Measures calls and starts, and prints two tables.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(&TOOLS)?;
     let mut bed = Testbed::new()?;
@@ -73,7 +76,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bed.finish()
 }
 
-/// The agent stopped and started again in every round. With the rows, how many programs of others ran at most beside.
+/// Times the calls, with the agent stopped and started again in each round.
+///
+/// Returns the rows, and the greatest number of other eBPF programs at the root's hooks.
 fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     let mut ordinary = bed.ordinary_labtool(&["time-calls"])?;
     let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
@@ -88,7 +93,7 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
         bed.agent.cli(&["cleanup"])?.ok()?;
         std::thread::sleep(SETTLE);
         let first = take(&mut ordinary)?;
-        // Not before: the kernel may take a moment to detach ours.
+        // Counted only here, because the kernel may take a moment to detach the agent's programs.
         foreign = foreign.max(root_programs::count()?);
         let off = mean(first, take(&mut ordinary)?);
         bed.agent.start()?;
@@ -105,7 +110,8 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     Ok((lines, foreign))
 }
 
-/// One row of the first table: `pairs` are what each round took, the base before what is compared with it.
+/// Returns a row of the first table. `pairs` are the figures of each round, the base before the one
+/// compared with it.
 fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
     let spread = |figure: &dyn Fn(Figure, Figure) -> f64| {
         let figures: Vec<f64> = pairs.iter().map(|(base, other)| figure(base[index], other[index])).collect();
@@ -123,7 +129,7 @@ fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)])
     ))
 }
 
-/// Commands that do nothing, started by a process of the mobile host.
+/// Times commands that do nothing, started by a process of the mobile host.
 fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     let named = NamedNetns::new(&bed.lab)?;
     let binary = bed.agent.binary().display().to_string();
@@ -153,7 +159,7 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     rows.collect()
 }
 
-/// A network namespace with a name, as `ip netns` wants it; the name goes with this.
+/// A named network namespace, as `ip netns` needs it. Dropping it removes the name.
 struct NamedNetns<'a> {
     lab: &'a Lab,
     name: String,
@@ -188,7 +194,7 @@ fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
-/// The mean of two medians, and the shorter of the shortest.
+/// Returns the mean of the medians and the lesser of the shortest.
 fn mean(a: Figures, b: Figures) -> Figures {
     std::array::from_fn(|index| Figure {
         median: (a[index].median + b[index].median) / 2.0,

@@ -1,7 +1,8 @@
-//! `cargo xtask bench cpu`: processor time for each byte, at a rate that everyone can keep up with and at full speed, and what
-//! memory that took.
+//! `cargo xtask bench cpu`: processor time per byte, at an equal rate and at full speed, and
+//! memory.
 //!
-//! At full speed a fast tunnel has large packets and few wake-ups; at an equal rate everyone has the same work.
+//! At full speed a fast tunnel has larger packets and fewer wake-ups; at an equal rate all
+//! contestants have the same work.
 
 use anyhow::{Context as _, Result};
 
@@ -15,16 +16,16 @@ use super::stats::Spread;
 use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
-/// How much, how fast, how often, and who else.
+/// Arguments of `cargo xtask bench cpu`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Mbit/s of the equal rate.
+    /// Uses this rate in Mbit/s as the equal rate
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Megabytes each run carries.
+    /// Carries this many megabytes in each run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     megabytes: u32,
     #[command(flatten)]
@@ -33,13 +34,13 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// Of one run.
+/// The figures of one run.
 struct Sample {
-    /// As the receiver counted.
+    /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Seconds of processor time for each GB, at the host and at the relay; none without a tunnel.
+    /// Processor time in seconds per GB at the host and at the relay, or `None` without a tunnel.
     effort: Option<[f64; 2]>,
-    /// MiB of memory that the processes have had at the most until then, likewise.
+    /// Peak memory in MiB so far at the host and at the relay, or `None` without a tunnel.
     memory: Option<[f64; 2]>,
 }
 
@@ -47,7 +48,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
@@ -80,14 +82,14 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     labs.finish()
 }
 
-/// One upload.
+/// Uploads once.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
     let before = contestant.subject.effort()?;
     let said = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
     let after = contestant.subject.effort()?;
     let (mbits, bytes) = received(&said)?;
     let effort = before.zip(after).map(|(before, after)| {
-        // Nanoseconds for a byte are seconds for a GB.
+        // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
     let memory = contestant.subject.processes().map(|pids| -> Result<[f64; 2]> {
@@ -120,7 +122,7 @@ fn memory(cell: &GridCell<Sample>) -> Option<String> {
     Some(format!("{:.1} + {:.1}", greatest(0)?, greatest(1)?))
 }
 
-/// An eighth of what the best peer takes.
+/// Returns the goals: an eighth of the best competitor's processor time.
 fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
     let goal = |(column, title): (usize, &String)| {
         let best = grid.others(column, total_effort).min_by(|a, b| a.1.total_cmp(&b.1));

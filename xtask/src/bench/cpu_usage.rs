@@ -1,18 +1,18 @@
-//! What processes have used of the processors, from /proc.
+//! Processor time and memory of processes, from /proc.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// What a process has used up to now.
+/// The processor usage of a process so far.
 pub(crate) struct CpuUsage {
-    /// How often one of its threads was put on a processor after it had waited or been put aside.
+    /// Context switches: how often a thread was scheduled again after waiting or being preempted.
     pub(crate) switches: u64,
     pub(crate) nanoseconds: u64,
 }
 
 impl CpuUsage {
-    /// Of one process.
+    /// Reads the usage of one process.
     pub(crate) fn of(pid: i32) -> Result<Self> {
         let mut effort = Self { switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -26,18 +26,18 @@ impl CpuUsage {
         Ok(effort)
     }
 
-    /// Of the processors, between then and now.
+    /// Returns the processor time in nanoseconds since `then`.
     pub(crate) fn nanoseconds_since(&self, then: &Self) -> f64 {
         self.nanoseconds.saturating_sub(then.nanoseconds) as f64
     }
 
-    /// Of a process and of all that it has started and that still run.
+    /// Reads the usage of a process and all its running descendants.
     pub(crate) fn of_tree(pid: i32) -> Result<Self> {
         let mut effort = Self::of(pid)?;
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
-                // It may have ended meanwhile.
+                // The child may have ended meanwhile.
                 let Ok(child) = Self::of_tree(child.parse()?) else { continue };
                 effort.switches += child.switches;
                 effort.nanoseconds += child.nanoseconds;
@@ -47,7 +47,7 @@ impl CpuUsage {
     }
 }
 
-/// The most memory, in bytes, that a process and what it has started have had, each for itself.
+/// Returns the sum of the peak resident memory, in bytes, of a process and its descendants.
 pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -56,14 +56,14 @@ pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
         for child in children.split_whitespace() {
-            // It may have ended meanwhile.
+            // The child may have ended meanwhile.
             bytes += peak_of_tree(child.parse()?).unwrap_or(0);
         }
     }
     Ok(bytes)
 }
 
-/// Voluntary and other context switches, from /proc/PID/status.
+/// Returns voluntary and involuntary context switches, from /proc/PID/status.
 fn switches(status: &str) -> u64 {
     let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
     lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()

@@ -1,4 +1,5 @@
-//! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/benchmarks.md.
+//! Repeated measurements of every contestant in several columns, and their tables as Markdown for
+//! docs/benchmarks.md.
 
 use anyhow::Result;
 use mobile_tests::competitors::CompetitorKind;
@@ -7,29 +8,30 @@ use super::stats::Spread;
 use super::subject::{Contestant, OURS};
 use crate::shell::step;
 
-/// What was measured of everyone: a row each, direct's first and ours second, then peers and other builds of ours.
+/// All measurements: a row for each contestant. Row 0 is the direct connection and row 1 is mobile;
+/// competitors and other builds follow.
 pub(crate) struct Grid<S> {
     titles: Vec<String>,
     pub(crate) rows: Vec<Row<S>>,
 }
 
-/// What was measured of one of them.
+/// The measurements of one contestant.
 pub(crate) struct Row<S> {
     pub(crate) name: &'static str,
-    /// A build of ours.
+    /// Whether the contestant is a build of this project.
     ours: bool,
-    /// One for each column.
+    /// One cell for each column.
     pub(crate) cells: Vec<GridCell<S>>,
 }
 
-/// The runs of one of them and one column.
+/// The runs of one contestant in one column.
 pub(crate) struct GridCell<S> {
     pub(crate) samples: Vec<S>,
     pub(crate) failures: u32,
 }
 
 impl<S> GridCell<S> {
-    /// One figure of all runs.
+    /// Returns the spread of one figure over all runs.
     pub(crate) fn spread(&self, figure: impl Fn(&S) -> Option<f64>) -> Option<Spread> {
         Spread::of(&self.samples.iter().filter_map(figure).collect::<Vec<_>>())
     }
@@ -44,9 +46,12 @@ impl<S> Grid<S> {
         Self { titles, rows }
     }
 
-    /// Everyone one after the other in each run, so that what disturbs the machine disturbs all; in every other run in the
-    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `format_sample` says it to who
-    /// watches; one that fails is counted, and the others go on.
+    /// Measures all contestants one after the other in each run, so that what disturbs the machine
+    /// disturbs all.
+    ///
+    /// Every other run is in the opposite order, so that no contestant always follows the same one.
+    /// `sample` measures one column and `format_sample` formats it for the progress output. A
+    /// failure is counted, and the others go on.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,
@@ -83,7 +88,8 @@ impl<S> Grid<S> {
         grid
     }
 
-    /// A line for each row from `first` on; a cell for which there is no text is a dash, and says what failed.
+    /// Returns a table with the rows from `first` on. A cell without text is a dash; failures are
+    /// counted in the cell.
     pub(crate) fn table(&self, first: usize, text: impl Fn(&GridCell<S>, usize) -> Option<String>) -> String {
         let line = "| --- ".repeat(self.titles.len() + 1);
         let mut out = format!("| | {} |\n{line}|\n", self.titles.join(" | "));
@@ -100,7 +106,7 @@ impl<S> Grid<S> {
         out
     }
 
-    /// One figure, its spread, and what part of direct's it is.
+    /// Returns a table of one figure, its spread, and its ratio to the direct connection's.
     pub(crate) fn against_direct(&self, figure: impl Fn(&S) -> Option<f64> + Copy) -> String {
         let direct = |column: usize| Some(self.rows.first()?.cells[column].spread(figure)?.median);
         self.table(0, |cell, column| {
@@ -113,7 +119,7 @@ impl<S> Grid<S> {
         })
     }
 
-    /// The median of a figure of one row.
+    /// Returns the median of a figure of one row.
     pub(crate) fn median(
         &self,
         row: usize,
@@ -123,7 +129,7 @@ impl<S> Grid<S> {
         Some(self.rows.get(row)?.cells[column].spread(figure)?.median)
     }
 
-    /// The medians of a figure of the peers, with their names.
+    /// Returns the names and medians of the competitors.
     pub(crate) fn others(
         &self,
         column: usize,
@@ -133,7 +139,7 @@ impl<S> Grid<S> {
         self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
-    /// The greatest of the medians of the peers that go over TCP, as we do.
+    /// Returns the greatest median of the competitors that tunnel over TCP.
     pub(crate) fn best_over_tcp(
         &self,
         column: usize,
@@ -144,7 +150,7 @@ impl<S> Grid<S> {
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }
 
-    /// Name and spread of everyone but other builds of ours, for a plot.
+    /// Returns names and spreads for a plot, without other builds of this project.
     pub(crate) fn bars(
         &self,
         column: usize,
@@ -179,7 +185,7 @@ mod tests {
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), None);
         grid.rows[2].name = "vtun";
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), Some(10.0));
-        // Another build of ours is no peer.
+        // Another build of this project is not a competitor.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
         assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 2);

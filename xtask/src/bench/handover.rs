@@ -1,4 +1,5 @@
-//! `cargo xtask bench handover`: the longest time an application hears nothing, for each way a link can change.
+//! `cargo xtask bench handover`: the longest gap that an application sees, for each kind of
+//! handover.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -20,39 +21,40 @@ mod machine_lock;
 mod subject;
 mod table;
 
-/// What, how often, and participant else.
+/// Arguments of `cargo xtask bench handover`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each event; the table shows their median and maximum.
+    /// Runs each event this many times; the table shows median and maximum
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Runs of each event for each peer.
+    /// Runs each event this many times for each competitor
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     peer_runs: u32,
-    /// Only these events.
+    /// Runs only these events
     #[arg(long, value_delimiter = ',')]
     only: Vec<Event>,
-    /// Without the peers.
+    /// Leaves out the competitors
     #[arg(long)]
     no_peers: bool,
-    /// Only these peers, by the names of the table.
+    /// Measures only these competitors, by their names in the table
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Without ours: to try out the peers.
+    /// Leaves out mobile, to try out the competitors
     #[arg(long)]
     no_mobile: bool,
-    /// Seconds a silent peer is waited for.
+    /// Waits this many seconds for a competitor without numbers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     cap: u64,
-    /// Labs at a time for the outages of 10 s and longer; they only wait at the same time.
+    /// Runs this many labs at a time in outages of 10 s and longer; they only wait at the same time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
 }
 
-/// Ours is waited for as long as an application would be: a figure, even a bad one, says more than "> 3 s".
+/// The patience with mobile. It is as long as an application's, because even a bad figure says more
+/// than "> 3 s".
 const OUR_PATIENCE: Duration = Duration::from_secs(30);
 
-/// One run to do: of which event, of whom.
+/// One run of one event for one participant.
 #[derive(Clone, Copy)]
 struct Job {
     event: usize,
@@ -60,7 +62,7 @@ struct Job {
     run: u32,
 }
 
-/// Participant is measured, in the order of the table's columns.
+/// A participant, in the order of the table's columns.
 #[derive(Clone, Copy)]
 struct Participant {
     peer: Option<&'static CompetitorKind>,
@@ -74,7 +76,7 @@ impl Participant {
     }
 }
 
-/// Measures everything asked for, and prints the tables.
+/// Runs all chosen measurements and prints the tables.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let began = Instant::now();
     let events: Vec<Event> =
@@ -124,7 +126,7 @@ fn everyone(args: &Args) -> Vec<Participant> {
     everyone
 }
 
-/// An empty column; a cell that cannot be measured says why.
+/// Returns a column without results; an event that cannot be measured has the reason.
 fn column(participant: Participant, events: &[Event]) -> Column {
     let refusal = participant.peer.and_then(refusal);
     let cell = |event: &Event| match (participant.peer, &refusal) {
@@ -139,7 +141,7 @@ fn column(participant: Participant, events: &[Event]) -> Column {
     }
 }
 
-/// Round by round, so that what disturbs the machine disturbs everyone.
+/// Orders the jobs round by round, so that what disturbs the machine disturbs all participants.
 fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for event in 0..events.len() {
@@ -154,22 +156,23 @@ fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<J
     jobs
 }
 
-/// The gaps of one run, for participant watches.
+/// Formats the gaps of one run for the progress output.
 fn format_gaps(gaps: &[f64], patience: Duration) -> String {
     let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
     let unit = if gaps.last().is_some_and(|gap| gap.is_finite()) { " ms" } else { "" };
     gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + unit
 }
 
-/// Several at a time, the longest first, so that none is left over in the end.
+/// Runs several jobs at a time, the longest first, so that none is left over at the end.
 fn run_in_parallel<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
-    // Taken from the end.
+    // Jobs are popped from the end.
     jobs.sort_by_key(|job| (job.event, std::cmp::Reverse(job.run)));
     let (queue, results) = (Mutex::new(jobs), Mutex::new(Vec::new()));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
     thread::scope(|scope| {
         for _ in 0..parallel {
-            // The programs of a lab die with the thread that starts them: each lab lives on one thread.
+            // A lab's programs die with the thread that starts them, so each lab lives on one
+            // thread.
             scope.spawn(|| {
                 while let Some(job) = next() {
                     let result = work(job);
@@ -219,7 +222,7 @@ mod tests {
         let columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
         let jobs = jobs(&events, &everyone, &columns);
         let order: Vec<_> = jobs.iter().map(|job| (job.event, job.run, job.column)).collect();
-        // Nobody but us is killed.
+        // Only mobile can be killed.
         assert_eq!(order[..3], [(0, 1, 0), (0, 2, 0), (0, 3, 0)]);
         assert_eq!(order[3..], [(1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1), (1, 3, 0)]);
     }

@@ -1,7 +1,8 @@
-//! `cargo xtask bench lossy`: a bulk transfer over an uplink of 100 Mbit/s and 20 ms that loses packets.
+//! `cargo xtask bench lossy`: a bulk transfer over an uplink of 100 Mbit/s with 20 ms of round trip
+//! that loses packets.
 //!
-//! What is lost is decided packet by packet, as on a wire: nothing larger than the MTU is on the uplink. The losses are random
-//! with a fixed seed, in both directions.
+//! Losses are decided by packet, as on a wire: nothing larger than the MTU is on the uplink. They
+//! are random with a fixed seed, in both directions.
 
 use anyhow::{Result, bail};
 use mobile_tests::LabOptions;
@@ -14,19 +15,19 @@ use super::plot::Plot;
 use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
-/// How long, how often, over what, and who else.
+/// Arguments of `cargo xtask bench lossy`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Seconds each run takes.
+    /// Lets each run take this many seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// The uplink's rate in Mbit/s, in each direction.
+    /// Limits the uplink to this rate in Mbit/s, in each direction
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
-    /// What part of the packets is lost in each direction, in percent.
+    /// Loses this share of the packets in each direction, in percent
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.1, 1.0])]
     loss: Vec<f64>,
     #[command(flatten)]
@@ -42,7 +43,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
     labs.limit_rate(args.rate)?;
@@ -51,7 +53,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
         let link = contestant.subject.lab().eth().link();
         link.set_loss(args.loss[column] / 100.0);
         let said = contestant.iperf3(args.seconds, &[]);
-        // Not while nobody is measured.
+        // No losses while others are measured.
         link.set_loss(0.0);
         Ok(received(&said?)?.0)
     };
@@ -80,7 +82,8 @@ fn mbits(sample: &f64) -> Option<f64> {
     Some(*sample)
 }
 
-/// Nearly all of a link that loses nothing; never less than others that go over TCP.
+/// Returns the goals: nearly all of a lossless link's rate, and never less than competitors over
+/// TCP.
 fn goals(grid: &Grid<f64>, losses: &[f64]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, loss) in losses.iter().enumerate() {

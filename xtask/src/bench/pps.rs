@@ -1,4 +1,4 @@
-//! `cargo xtask bench pps`: how many small datagrams a second pass without loss.
+//! `cargo xtask bench pps`: how many small datagrams per second pass without loss.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use super::plot::Plot;
 use super::stats::Spread;
 use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
-/// How often, and who else.
+/// Arguments of `cargo xtask bench pps`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Searches for the highest rate; the table shows their median, least and greatest.
+    /// Searches the highest rate this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Milliseconds each trial of a search sends.
+    /// Sends for this many milliseconds in each trial of a search
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..))]
     milliseconds: u64,
     #[command(flatten)]
@@ -30,14 +30,14 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// Datagrams a second; where the first search begins, and where it gives up.
+/// The rates in datagrams per second at which the first search begins and gives up.
 const FIRST: f64 = 10_000.0;
 const LEAST: f64 = 100.0;
 
-/// How near a rate that loses is to be to the one that is told.
+/// The precision of a search: the ratio of a rate that loses to the rate that is reported.
 const NEAR: f64 = 1.08;
 
-/// One subject's sender and counter, and what the last search found.
+/// The sender and counter of one contestant, and the result of its last search.
 struct RateSearch {
     datagrams: Datagrams,
     found: Option<f64>,
@@ -47,7 +47,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let mut searches: HashMap<&str, RateSearch> = HashMap::new();
@@ -103,7 +104,7 @@ fn lost(trial: &Trial) -> Option<f64> {
     Some(trial.loss() * 100.0)
 }
 
-/// Three times the best peer's rate, and at that peer's rate no more loss than it has.
+/// Returns the goals: three times the best competitor's rate, and no more loss than it at its rate.
 fn goals(rates: &Grid<f64>, losses: &Grid<Trial>) -> Vec<Goal> {
     let ours = rates.median(1, 0, rate);
     let Some((name, best)) = rates.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
@@ -126,11 +127,12 @@ impl RateSearch {
         Ok(Self { datagrams: Datagrams::start(&mut sender, &mut counter)?, found: None })
     }
 
-    /// The highest rate without loss, as near as [`NEAR`]. Later searches begin where the last one ended.
+    /// Returns the highest rate without loss, with the precision [`NEAR`]. Later searches begin at
+    /// the last result.
     fn highest(&mut self, lasting: Duration) -> Result<f64> {
         let (from, step) = self.found.map_or((FIRST, 2.0), |found| (found, 1.25));
         let found = search(from, step, |rate| {
-            // Once may be the machine's fault.
+            // A single failure may be the machine's fault, so try twice.
             Ok(self.datagrams.trial(rate, lasting)?.is_lossless()
                 || self.datagrams.trial(rate, lasting)?.is_lossless())
         })?;
@@ -139,8 +141,10 @@ impl RateSearch {
     }
 }
 
-/// The highest rate that passes: in steps from `from` on, up or down, until one passes and the next does not; then between
-/// those two.
+/// Returns the highest rate that passes.
+///
+/// Steps from `from` up or down until one rate passes and the next does not, then bisects between
+/// the two.
 fn search(from: f64, step: f64, mut passes: impl FnMut(f64) -> Result<bool>) -> Result<f64> {
     let (mut low, mut high);
     if passes(from)? {

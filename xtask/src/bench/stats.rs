@@ -1,18 +1,18 @@
-//! What is told of several runs: the middle one, and how far they lie apart.
+//! Statistics of several runs: the median and the range.
 
 use std::fmt;
 
-/// Median, least and greatest of some figures.
+/// Median, least and greatest of several figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
-    /// The middle one; of an even number, the mean of the two in the middle.
+    /// The middle figure; for an even number, the mean of the two in the middle.
     pub(crate) median: f64,
     pub(crate) least: f64,
     pub(crate) greatest: f64,
 }
 
 impl Spread {
-    /// None of no figures.
+    /// Returns the spread of the figures, or `None` if there are none.
     pub(crate) fn of(figures: &[f64]) -> Option<Self> {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);

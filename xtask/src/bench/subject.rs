@@ -1,4 +1,4 @@
-//! Who is measured, each in a lab of their own.
+//! The contestants of a benchmark, each in a lab of its own.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -13,32 +13,34 @@ use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, 
 use super::cpu_usage::CpuUsage;
 use crate::setup::{self, Tool};
 
-/// Our name in the tables.
+/// The name of this project in the tables.
 pub(crate) const OURS: &str = "mobile";
 
-/// Which others are measured beside ours.
+/// The choice of competitors.
 #[derive(clap::Args)]
 pub(crate) struct CompetitorArgs {
-    /// Without the peers; a direct connection is always measured.
+    /// Leaves out the competitors; a direct connection is always measured
     #[arg(long)]
     no_peers: bool,
-    /// Only these peers.
+    /// Measures only these competitors
     #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = peer_names())]
     peers: Vec<String>,
 }
 
-/// Who is measured beside direct and ours, where everyone is up at the same time.
+/// The choice of contestants besides the direct connection and mobile, where all are up at the same
+/// time.
 #[derive(clap::Args)]
 pub(crate) struct ContestantArgs {
     #[command(flatten)]
     competitors: CompetitorArgs,
-    /// Ours as these folders have it (`mobile` and `home-relay`), named after them: to compare a change with the state before.
+    /// Also measures the `mobile` and `home-relay` in these folders, named after the folders: to
+    /// compare a change with the state before it
     #[arg(long, value_delimiter = ',')]
     builds: Vec<PathBuf>,
 }
 
 impl ContestantArgs {
-    /// The folders of builds and what tables call them: a wrong one is told before anything is started.
+    /// Returns the folders of other builds and their names. Checks them before anything is started.
     fn named_builds(&self) -> Result<Vec<(&'static str, PathBuf)>> {
         let direct_and_ours = [CompetitorKind::DIRECT.name, OURS];
         let mut names: Vec<&str> =
@@ -50,7 +52,7 @@ impl ContestantArgs {
                 ensure!(folder.join(program).is_file(), "there is no {program} in {}", folder.display());
             }
             let name = folder.file_name().and_then(OsStr::to_str).context("a build's folder has no name")?;
-            // As long as this program, as the names of all others.
+            // The name lives as long as the process, as the names of all competitors do.
             let name: &'static str = name.to_owned().leak();
             ensure!(!names.contains(&name), "{name} would be two rows: builds are named after their folders");
             names.push(name);
@@ -65,23 +67,23 @@ fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
 }
 
 impl CompetitorArgs {
-    /// The tunnels that were chosen. MPTCP is none: on one uplink it is a direct connection.
+    /// Returns the chosen tunnels. MPTCP is not one: on one uplink it is a direct connection.
     pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static CompetitorKind> {
         let named = |kind: &&CompetitorKind| self.peers.iter().any(|name| name == kind.name);
         CompetitorKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
     }
 }
 
-/// Somebody with everything running.
+/// A contestant with everything running.
 pub(crate) enum Subject {
-    /// `mobile` and `home-relay`.
+    /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// Somebody else, or nobody: a direct connection. It ends before its lab.
+    /// A competitor or the direct connection, which ends before its lab.
     Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl Subject {
-    /// `peer`, whose programs are installed if they are missing, or ours.
+    /// Starts mobile, or a competitor whose programs are installed if they are missing.
     pub(crate) fn start(peer: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
         let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
         if let Some(reason) = refusal(kind) {
@@ -93,7 +95,7 @@ impl Subject {
         Ok(Self::Competitor(peer, Box::new(lab)))
     }
 
-    /// Ours, with these settings of `[tunnel]` at both ends.
+    /// Starts mobile with these settings of `[tunnel]` at both ends.
     pub(crate) fn ours_with(options: &LabOptions, tunnel: &[(&str, &str)]) -> Result<Self> {
         let mut bed = Testbed::installed(options)?;
         bed.configure_tunnel(tunnel)?;
@@ -101,12 +103,12 @@ impl Subject {
         Ok(Self::Ours(Box::new(bed)))
     }
 
-    /// A build of ours?
+    /// Returns whether this is a build of this project.
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Self::Ours(_))
     }
 
-    /// Where it runs.
+    /// Returns the lab in which it runs.
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
@@ -114,7 +116,7 @@ impl Subject {
         }
     }
 
-    /// An application of the mobile host.
+    /// Returns a command that runs an application on the mobile host.
     pub(crate) fn application(&self, program: &str) -> Command {
         match self {
             Self::Ours(bed) => bed.agent.run(&[program]),
@@ -122,7 +124,8 @@ impl Subject {
         }
     }
 
-    /// The tunnel's own processes: the host's, then the relay's; none without a tunnel.
+    /// Returns the process ids of the tunnel at the host and at the relay, or `None` without a
+    /// tunnel.
     pub(crate) fn processes(&self) -> Option<[i32; 2]> {
         let [relay, host] = match self {
             Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
@@ -131,13 +134,14 @@ impl Subject {
         Some([host, relay])
     }
 
-    /// What these and their children have used up to now.
+    /// Returns what these processes and their children have used of the processors so far.
     pub(crate) fn effort(&self) -> Result<Option<[CpuUsage; 2]>> {
         let Some([host, relay]) = self.processes() else { return Ok(None) };
         Ok(Some([CpuUsage::of_tree(host)?, CpuUsage::of_tree(relay)?]))
     }
 
-    /// The end: ours has left nothing behind and warned of nothing.
+    /// Ends the contestant. A build of this project must have left nothing behind and logged no
+    /// warning.
     pub(crate) fn finish(self) -> Result<()> {
         match self {
             Self::Ours(bed) => bed.finish(),
@@ -150,30 +154,30 @@ impl Subject {
     }
 }
 
-/// Why a peer cannot run here; its programs are installed if that is possible.
+/// Returns why a competitor cannot run here, or `None`; installs its programs if possible.
 pub(crate) fn refusal(peer: &CompetitorKind) -> Option<String> {
     let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
     installed.or_else(|| peer.refusal())
 }
 
-/// Somebody whom iperf3 measures.
+/// A contestant that is measured with iperf3.
 pub(crate) struct Contestant {
-    /// As tables name it.
+    /// The name in the tables.
     pub(crate) name: &'static str,
     _server: Process,
     pub(crate) subject: Subject,
 }
 
-/// Everyone who is measured, all up at the same time; only one is measured at a time.
+/// All contestants, up at the same time; only one is measured at a time.
 pub(crate) struct ContestantLabs {
     pub(crate) contestants: Vec<Contestant>,
-    /// Who could not be started, and why.
+    /// The contestants that could not be started, with the reason.
     refused: Vec<String>,
 }
 
 impl ContestantLabs {
-    /// Direct, ours, the peers that were chosen, and other builds of ours.
+    /// Starts direct, mobile, the chosen competitors and other builds.
     pub(crate) fn start(contestants: &ContestantArgs, options: &LabOptions) -> Result<Self> {
         let builds = contestants.named_builds()?;
         let mut labs = Self { contestants: Vec::new(), refused: Vec::new() };
@@ -192,7 +196,8 @@ impl ContestantLabs {
         Ok(labs)
     }
 
-    /// Everyone's uplink carries so many Mbit/s in each direction, with nothing on it that is larger than the MTU.
+    /// Limits every uplink to `mbits` Mbit/s in each direction, and segments everything larger than
+    /// the MTU.
     pub(crate) fn limit_rate(&self, mbits: u64) -> Result<()> {
         self.contestants.iter().try_for_each(|contestant| {
             let link = contestant.subject.lab().eth().link();
@@ -202,7 +207,8 @@ impl ContestantLabs {
         })
     }
 
-    /// The end, after the tables are printed: figures that took minutes are not thrown away for a warning.
+    /// Ends all contestants, after the tables are printed, so that a warning does not discard
+    /// figures that took minutes.
     pub(crate) fn finish(self) -> Result<()> {
         self.refused.iter().for_each(|line| println!("{line}"));
         self.contestants.into_iter().try_for_each(|contestant| contestant.subject.finish())
@@ -216,12 +222,12 @@ impl Contestant {
         Ok(Self { name: peer.map_or(OURS, |kind| kind.name), _server: server, subject })
     }
 
-    /// iperf3 for so many seconds with these flags: its JSON.
+    /// Runs iperf3 for `seconds` with these flags and returns its JSON.
     pub(crate) fn iperf3(&self, seconds: u32, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--time", &seconds.to_string(), Duration::from_secs(seconds.into()), flags)
     }
 
-    /// The same for so many bytes, in iperf3's own words.
+    /// Runs iperf3 for so many bytes, in iperf3's notation, with these flags and returns its JSON.
     pub(crate) fn iperf3_of(&self, bytes: &str, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--bytes", bytes, PATIENCE, flags)
     }

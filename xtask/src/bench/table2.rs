@@ -1,6 +1,7 @@
-//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry 1 MiB.
+//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry
+//! 1 MiB.
 //!
-//! Bytes are counted, not seconds, so what else the machine does matters little.
+//! The benchmark counts bytes, so that other load on the machine matters little.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,32 +21,33 @@ use crate::shell::{self, step};
 
 mod table;
 
-/// How often, and who else.
+/// Arguments of `cargo xtask bench table2`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the tables show their median, and the last one least and greatest.
+    /// Runs each measurement this many times; the tables show the median, the last one also least
+    /// and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     #[command(flatten)]
     competitors: CompetitorArgs,
 }
 
-/// What the process writes, in the paper and here.
+/// The number of bytes that the process writes, as in the paper.
 const LENGTH: usize = 1 << 20;
 
-/// How it is written.
+/// A way in which the process writes its data.
 pub(crate) struct WritePattern {
     title: &'static str,
-    /// The name of its picture.
+    /// The file name of the plot.
     plot: &'static str,
-    /// labtool's word for it.
+    /// The name that `labtool write` takes.
     pace: &'static str,
     data: Data,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Data {
-    /// What no compression makes smaller.
+    /// Random bytes, which no compression makes smaller.
     Random,
     /// This project's own sources, as an example of text.
     Text,
@@ -62,13 +64,14 @@ const WRITE_PATTERNS: [WritePattern; 5] = [
 /// The bytes of one run, sent and received.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// As the tunnel's device counts; a large packet that the kernel leaves whole has one header. None without a tunnel.
+    /// The tunnel device's counters, or `None` without a tunnel. A GSO packet counts as one header.
     virtual_device: Option<[u64; 2]>,
-    /// On both uplinks, Ethernet headers included.
+    /// The counters of both uplinks, Ethernet headers included.
     real: [u64; 2],
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
     everyone.push((CompetitorKind::DIRECT.name, start(Some(CompetitorKind::DIRECT))));
@@ -105,7 +108,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
             Plot { file: pattern.plot, title, unit: "%", bars }.write()?;
         }
     }
-    // After the tables: figures that took minutes are not thrown away for a warning.
+    // Finish after the tables are printed, so that a warning does not discard figures that took
+    // minutes.
     subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
 }
 
@@ -113,7 +117,7 @@ fn start(peer: Option<&CompetitorKind>) -> Result<Subject> {
     prepare(Subject::start(peer, &LabOptions::default())?)
 }
 
-/// The uplinks as the paper's, and what there is to write.
+/// Sets up the uplinks as the paper's and writes the data files.
 fn prepare(subject: Subject) -> Result<Subject> {
     for uplink in UplinkName::ALL {
         subject.lab().uplink(uplink).link().set_offload(false)?;
@@ -124,7 +128,8 @@ fn prepare(subject: Subject) -> Result<Subject> {
     Ok(subject)
 }
 
-/// Everyone one after the other in each run, so that what disturbs the machine disturbs all.
+/// Measures all contestants one after the other in each run, so that what disturbs the machine
+/// disturbs all.
 fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = subjects.iter().map(|(name, _)| Row::new(name)).collect();
     for run in 1..=runs {
@@ -140,7 +145,7 @@ fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> 
     Ok(rows)
 }
 
-/// Writes once, and counts.
+/// Writes the data once and returns the differences of the counters.
 fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     let lab = subject.lab();
     let tool = program("labtool")?.display().to_string();
@@ -158,9 +163,9 @@ fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     })
 }
 
-/// The counters, once nothing is on the way any more.
+/// Returns the counters once no packet is in flight.
 fn settled(subject: &Subject) -> Result<Sample> {
-    /// Longer than a round trip and whatever acknowledgement is kept back.
+    /// Longer than a round trip and a delayed acknowledgement.
     const QUIET: Duration = Duration::from_millis(150);
     let end = Instant::now() + PATIENCE;
     let mut last = count(subject)?;
@@ -186,7 +191,8 @@ fn count(subject: &Subject) -> Result<Sample> {
     Ok(Sample { virtual_device: virtual_device(subject)?, real })
 }
 
-/// What the tunnel's device has carried: the one the server is reached through.
+/// Returns the counters of the device through which the server is reached, or `None` if that is an
+/// uplink.
 fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     let host = &subject.lab().host;
     let device = match subject {
@@ -206,7 +212,7 @@ fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
         let bytes = json.pointer(&format!("/0/stats64/{way}/bytes")).and_then(Value::as_u64);
         bytes.with_context(|| format!("no {way} bytes in {said}"))
     };
-    // The kernel transmits into the device what the host sends.
+    // What the host sends, the kernel transmits into the device.
     Ok(Some([bytes("tx")?, bytes("rx")?]))
 }
 
@@ -241,7 +247,7 @@ impl Data {
     }
 }
 
-/// The sources in a folder and those below it.
+/// Collects the sources in a folder and its subfolders.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -1,4 +1,5 @@
-//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer, in speed and in processor time.
+//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer, in speed and processor
+//! time.
 
 use std::time::Duration;
 
@@ -15,16 +16,16 @@ use super::plot::Plot;
 use super::stats::Spread;
 use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
-/// How long, how often, and who else.
+/// Arguments of `cargo xtask bench throughput`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Seconds each run takes.
+    /// Lets each run take this many seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Only these.
+    /// Runs only these measurements
     #[arg(long, value_delimiter = ',')]
     only: Vec<StreamSetup>,
     #[command(flatten)]
@@ -33,7 +34,7 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// What is measured.
+/// A measurement: number and direction of streams, and delay.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum StreamSetup {
     One,
@@ -54,7 +55,7 @@ impl StreamSetup {
         }
     }
 
-    /// iperf3's for it.
+    /// Returns iperf3's flags.
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::One | Self::Delayed => &[],
@@ -63,12 +64,12 @@ impl StreamSetup {
         }
     }
 
-    /// The uplink's in each direction; without one it is a plain wire.
+    /// Returns the one-way delay of the uplink, or `None` for a plain veth pair.
     fn delay(self) -> Option<Duration> {
         matches!(self, Self::Delayed | Self::FourDelayed).then_some(LabOptions::DELAY)
     }
 
-    /// The part of direct's speed, and how many times the best peer's, that ours is to be.
+    /// Returns the goals: the ratio to the direct connection's speed, and to the best competitor's.
     fn wanted(self) -> [f64; 2] {
         match self {
             Self::One | Self::Reverse => [0.4, 8.0],
@@ -92,14 +93,17 @@ impl StreamSetup {
 /// The figures of one run of iperf3.
 #[derive(Clone, Copy)]
 struct Sample {
-    /// As the receiver counted.
+    /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Seconds of processor time for each GB, of the tunnel's processes at the host and at the relay.
+    /// Processor time in seconds per GB, of the tunnel's processes at the host and at the relay.
     effort: Option<[f64; 2]>,
 }
 
-/// What has a delay apart from what has none. A tunnel's connection is older than what is measured, and its congestion control believes
-/// for ten seconds in the shortest round trip it has seen: a delay is there before anybody connects.
+/// Measures the setups with delay apart from those without.
+///
+/// A tunnel's connection is older than the measurement, and its congestion control relies for ten
+/// seconds on the shortest round trip it has seen. So a delay must exist before the tunnel
+/// connects.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let chosen = |setup: &StreamSetup| args.only.is_empty() || args.only.contains(setup);
     let (near, far): (Vec<StreamSetup>, Vec<StreamSetup>) =
@@ -111,7 +115,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     })
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 fn measure(args: &Args, setups: &[StreamSetup], host: &HostSetup, delay: Option<Duration>, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(delay))?;
     let titles = setups.iter().map(|setup| setup.title().to_owned()).collect();
@@ -142,13 +147,13 @@ fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<S
     let after = contestant.subject.effort()?;
     let (mbits, bytes) = received(&said)?;
     let effort = before.zip(after).map(|(before, after)| {
-        // Nanoseconds for a byte are seconds for a GB.
+        // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
     Ok(Sample { mbits, effort })
 }
 
-/// One sample, for who watches.
+/// Formats one sample for the progress output.
 fn format_sample(sample: &Sample) -> String {
     match sample.effort {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
@@ -167,7 +172,7 @@ fn effort(cell: &GridCell<Sample>) -> Option<String> {
     Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
 }
 
-/// What was wanted of each setup.
+/// Returns the goals of each setup.
 fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, setup) in setups.iter().enumerate() {
@@ -183,7 +188,7 @@ fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     goals
 }
 
-/// Mbit/s and bytes that arrived, from iperf3's JSON.
+/// Returns Mbit/s and received bytes from iperf3's JSON.
 pub(super) fn received(text: &str) -> Result<(f64, f64)> {
     let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
     let number = |name: &str| {

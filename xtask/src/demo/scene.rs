@@ -1,4 +1,4 @@
-//! What happens in the demonstration, from the first device to the last word.
+//! The course of the demonstration: lab, sessions, cut and result.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,34 +12,35 @@ use super::session::Session;
 use super::timeline::{TimelineRow, Timeline};
 use crate::shell::step;
 
-/// One way, on each uplink.
+/// The one-way delay of each uplink.
 const DELAY: Duration = Duration::from_millis(10);
-/// There and back.
+/// The round-trip time to the server.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// About a keyboard's auto-repeat; fine enough to see a blackout of two round trips.
+/// The interval between keys, about a keyboard's auto-repeat: short enough to show a blackout of
+/// two round trips.
 pub(crate) const KEY_EVERY: Duration = Duration::from_millis(20);
-/// Typing before the cut and after it: what the picture shows, and a little more.
+/// The duration of typing before and after the cut: what the picture shows, and a little more.
 const BEFORE: Duration = Duration::from_millis(1300);
 const AFTER: Duration = Duration::from_millis(3000);
-/// How long the plain session gets to answer the second word, on top of the typing before it. A living one needs
-/// a round trip.
+/// The time the plain session gets to answer the second word, beyond the typing before. A living
+/// session needs one round trip.
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 
-/// All that is told at the end.
+/// The result of the demonstration.
 pub(crate) struct DemoResult {
-    /// The mobile session's terminal, then the plain one's.
+    /// The mobile session's terminal, then the plain session's.
     pub(crate) screens: [Screen; 2],
-    /// Of each: was the word before the cut answered, and the one after it?
+    /// For each session, whether the words before and after the cut were answered.
     pub(crate) answers: [(bool, bool); 2],
-    /// Keys held down in the mobile session, and letters that came back: as many, each once.
+    /// Keys pressed in the mobile session, and letters echoed.
     pub(crate) keys: (usize, usize),
-    /// When each was heard.
+    /// When each session's echoes arrived.
     pub(crate) timeline: Timeline,
-    /// Worth knowing.
+    /// Further lines to print.
     pub(crate) notes: Vec<String>,
 }
 
-/// Plays it in a lab of its own, which ends with it.
+/// Runs the demonstration in a lab, which ends with it.
 pub(crate) fn play() -> Result<DemoResult> {
     step(
         "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
@@ -85,7 +86,7 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     step("typing into both: echo hello-2");
     mobile.end_typing();
     plain.end_typing();
-    // Nobody waits for the plain one: whether it can still answer is what the second word asks.
+    // Only the mobile session is waited for; whether the plain one still answers is checked below.
     let _ = mobile.is_ready(PATIENCE);
     mobile.type_echo("hello-2");
     plain.type_echo("hello-2");
@@ -114,7 +115,7 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
         uplinks,
         cut: ms(cut),
         end: ms(end),
-        // Two keys and the time there and back: a lost or late echo more is a silence.
+        // Two keys and a round trip: one more lost or late echo makes a silence.
         ordinary: ms(ROUND_TRIP + 2 * KEY_EVERY),
     };
     Ok(DemoResult {
@@ -126,7 +127,7 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     })
 }
 
-/// Presses the key in both for so long, looking for echoes all the while.
+/// Presses the key in both sessions for some time, and polls for echoes.
 fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
     let start = Instant::now();
     let mut next = start;
@@ -169,7 +170,7 @@ fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab mobile_tests::Upli
     Ok(lab.uplink(name.with_context(|| format!("the lab has no uplink {device}"))?))
 }
 
-/// Where the server thinks its two guests are.
+/// Returns a line with the source addresses that the server sees for both sessions.
 fn seen_by_server(lab: &Lab) -> Result<String> {
     let filter = format!("sport = :{}", port::TELNET);
     let sockets = lab.server.run(&["ss", "-Htn", "state", "established", &filter])?;

@@ -1,4 +1,4 @@
-//! The picture at the end of the demonstration: who was heard when.
+//! The picture at the end of the demonstration: when each session's keys were echoed.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,29 +6,29 @@ use std::time::Duration;
 /// Milliseconds since the first keystroke.
 pub(crate) type Millis = u64;
 
-/// What a person sees of one telnet session: the times at which a typed character came back.
+/// The row of one telnet session: the times at which typed characters were echoed.
 pub(crate) struct TimelineRow {
-    /// At most [`NAME_WIDTH`] characters.
+    /// The row's name, of at most [`NAME_WIDTH`] characters.
     pub(crate) name: &'static str,
-    /// Rising.
+    /// The times of the echoes, in ascending order.
     pub(crate) echoes: Vec<Millis>,
 }
 
-/// Everything the picture shows.
+/// The data of the picture.
 pub(crate) struct Timeline {
     /// The mobile session and the plain one.
     pub(crate) rows: [TimelineRow; 2],
-    /// The uplinks that carried the tunnel, each with the time it began to.
+    /// The uplinks that carried the tunnel, each with the time from which it did.
     pub(crate) uplinks: Vec<(Millis, String)>,
     /// When the active uplink was cut.
     pub(crate) cut: Millis,
     /// When typing ended.
     pub(crate) end: Millis,
-    /// A silence up to this long is the ordinary distance of two echoes.
+    /// The longest ordinary time between two echoes.
     pub(crate) ordinary: Millis,
 }
 
-/// A session that was not heard, from its last echo to its next; without a next it never spoke again.
+/// A time without echoes, from one echo to the next, or without an end if no echo followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Silence {
     from: Millis,
@@ -36,22 +36,22 @@ pub(crate) struct Silence {
 }
 
 impl Silence {
-    /// None: for good.
+    /// Returns the length, or `None` if the silence never ended.
     pub(crate) fn length(self) -> Option<Duration> {
         self.until.map(|until| Duration::from_millis(until - self.from))
     }
 }
 
-/// With the names a line has 13 + 80 characters, inside the 100 that fit in most windows.
+/// The number of cells in a row. With the name a line has 93 characters and fits most terminals.
 const CELLS: u64 = 80;
 const NAME_WIDTH: usize = 12;
-/// The cut stands this far from the left, in cells: less is interesting before it than after.
+/// The column of the cut: more of the time after it is shown than before it.
 const CUT_CELL: u64 = 24;
-/// One cell in milliseconds: a blackout of a keystroke or two still shows as a cell of its own.
+/// The duration of one cell in milliseconds: a blackout of one or two keys still fills a cell.
 const CELL: Millis = 50;
 
 impl Timeline {
-    /// The longest silence of a row around the cut or after it.
+    /// Returns the longest silence of a row that ends after the cut.
     pub(crate) fn longest_silence(&self, row: &TimelineRow) -> Silence {
         self.silences(row)
             .into_iter()
@@ -60,7 +60,7 @@ impl Timeline {
             .unwrap_or(Silence { from: self.cut, until: None })
     }
 
-    /// The lines to print; `colour` for a terminal only.
+    /// Returns the lines to print, coloured if `colour` is set.
     pub(crate) fn draw(&self, colour: bool) -> String {
         let mut picture = String::new();
         let paint = |picture: &mut String, code: &str, text: &str| {
@@ -89,7 +89,8 @@ impl Timeline {
         picture
     }
 
-    /// Between each two echoes; and after the last one, if typing went on for longer than echoes ordinarily take.
+    /// Returns the times between two echoes, and the time after the last one if typing went on for
+    /// longer than [`Timeline::ordinary`].
     fn silences(&self, row: &TimelineRow) -> Vec<Silence> {
         let between = row.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
         let last = row.echoes.last().copied().unwrap_or(0);
@@ -97,7 +98,8 @@ impl Timeline {
         between.chain(end).collect()
     }
 
-    /// The time at the left edge of a cell; the cut is the left edge of [`CUT_CELL`]. None: before the beginning.
+    /// Returns the time at the left edge of a cell, or `None` before the beginning. The cut is the
+    /// left edge of [`CUT_CELL`].
     fn left_edge(&self, cell: u64) -> Option<Millis> {
         (self.cut + cell * CELL).checked_sub(CUT_CELL * CELL)
     }
@@ -114,7 +116,8 @@ impl Timeline {
             if left + CELL <= first || left >= self.end {
                 return TimelineCell::Unseen;
             }
-            // What holds in its middle; a silence is longer than a cell and so never falls between two.
+            // A cell shows the state in its middle. Silences are longer than a cell, so none falls
+            // between two cells.
             let middle = left + CELL / 2;
             let within = |silence: &&Silence| {
                 silence.from <= middle && silence.until.is_none_or(|until| until > middle)
@@ -128,7 +131,7 @@ impl Timeline {
         (0..CELLS).map(cell).collect()
     }
 
-    /// Half seconds before and after the cut.
+    /// Returns the scale: half seconds before and after the cut.
     fn scale(&self) -> String {
         let mut line: Vec<char> = Vec::new();
         for cell in 0..CELLS {
@@ -180,7 +183,7 @@ enum TimelineCell {
     Unseen,
 }
 
-/// Writes `text` at a cell, making the line long enough.
+/// Writes `text` from a cell on, extending the line if necessary.
 fn write_at(line: &mut Vec<char>, cell: u64, text: &str) {
     let at = usize::try_from(cell).unwrap_or(0);
     let end = (at + text.chars().count()).min(usize::try_from(CELLS).unwrap_or(0) + 1);

@@ -1,5 +1,5 @@
-//! `cargo xtask test dist`: what is shipped is built, is small on disk and in memory, runs on each processor, and comes out the
-//! same twice.
+//! `cargo xtask test dist`: checks what is shipped: size on disk and in memory, that it runs on
+//! each architecture, and that two builds are identical.
 
 use std::fs;
 use std::path::Path;
@@ -20,16 +20,16 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
 ];
 
-/// A router's flash is small: 6 MiB for the relay.
+/// The largest relay in bytes: a router's flash is small.
 const MAX_BYTES: u64 = 6 << 20;
 
-/// And so is its memory: resident, with no client, in KiB.
+/// The largest resident memory of a relay without clients, in KiB.
 const MAX_RESIDENT_KIB: u64 = 12 << 10;
 
-/// So long a relay may take until it serves.
+/// The timeout for a relay to start serving.
 const START: Duration = Duration::from_secs(10);
 
-/// Builds all of it, and looks at it.
+/// Builds everything that is shipped and checks it.
 pub(crate) fn run() -> Result<()> {
     setup::install(TOOLS)?;
     let version = env!("CARGO_PKG_VERSION");
@@ -71,7 +71,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Under qemu where this is another machine: it says what it is, and makes a configuration with a key.
+/// Runs a program, under qemu for other architectures: it must print its version and create a
+/// configuration with a key.
 fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     let emulator = match arch {
         Arch::X86_64 => None,
@@ -97,10 +98,11 @@ fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// KiB of a relay that serves nobody yet, with the configuration that `runs` made, in a network namespace of its own.
+/// Returns the resident memory in KiB of a relay without clients, run in a network namespace with
+/// the configuration made by `runs`.
 fn resident(program: &Path, dir: &Path) -> Result<u64> {
     let socket = dir.join("admin.sock");
-    // `unshare` becomes the program: the process is the same.
+    // `unshare` executes the program, so the process id stays the same.
     let mut command = Command::new("unshare");
     command.arg("--net").arg(program).arg("serve").arg("--config").arg(dir.join("relay.toml"));
     command.env("HOME_RELAY_STATE_DIR", dir.join("state")).env("HOME_RELAY_ADMIN_SOCKET", &socket);
@@ -115,7 +117,7 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    // What it does once, it has done then.
+    // After a second all initialisation is done.
     std::thread::sleep(Duration::from_secs(1));
     let path = format!("/proc/{}/status", relay.0.id());
     let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
@@ -123,12 +125,12 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
     line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmRSS is {line}"))
 }
 
-/// A process that does not outlive this.
+/// A child process that is killed when dropped.
 struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

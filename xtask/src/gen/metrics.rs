@@ -1,4 +1,4 @@
-//! docs/metrics.md, of what the programs declare.
+//! Generates docs/metrics.md from the programs' declarations.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ mod mobile;
 #[allow(dead_code, reason = "what counts is all of them together")]
 mod home_relay;
 
-/// Where it is kept.
+/// The generated file.
 const FILE: &str = "docs/metrics.md";
 
 const HEAD: &str = "\
@@ -27,11 +27,11 @@ reason. Base units; counters end in `_total` and start with the process, unless 
 Both packages bring alert rules and a Grafana dashboard: [operating.md](operating.md), \"Watching\". The tables below are what the programs declare: `cargo xtask gen` makes them.
 ";
 
-/// What each program is called there, and what it declares.
+/// Each program's name in the file, and its metrics.
 const PROGRAMS: [(&str, &[Metric]); 2] =
     [("mobile agent", mobile::ALL), ("home-relay serve", home_relay::ALL)];
 
-/// Writes the file anew.
+/// Writes the file.
 pub(super) fn write() -> Result<()> {
     let path = shell::root().join(FILE);
     fs::write(&path, page()).with_context(|| format!("cannot write {}", path.display()))?;
@@ -39,7 +39,7 @@ pub(super) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Every metric of both programs.
+/// Returns every metric of both programs.
 pub(crate) fn all() -> impl Iterator<Item = Metric> {
     PROGRAMS.iter().flat_map(|(_, metrics)| metrics.iter().copied())
 }
@@ -78,7 +78,7 @@ mod tests {
         for Metric { name, kind, help, .. } in all() {
             assert!(name.starts_with("mobile_") || name.starts_with("homerelay_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
-            // It stands in a cell of a table, and in one line of a scrape.
+            // The help stands in a table cell, and on one line of a scrape.
             assert!(help.ends_with('.') && !help.contains(['|', '\n']), "{name}: {help}");
         }
         names.sort_unstable();

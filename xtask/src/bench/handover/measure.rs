@@ -1,4 +1,4 @@
-//! One run: a lab, an application, the event, and the gap.
+//! One run of the handover benchmark: a lab, an application, an event, and the gap.
 
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -12,20 +12,22 @@ use super::event::Event;
 use super::machine_lock::MachineLock;
 use super::subject::HandoverSubject;
 
-/// Longer than this without a number is no ordinary pause of a connection with a round trip of 20 ms.
+/// The shortest gap in milliseconds that cannot be an ordinary pause of a connection with 20 ms of
+/// round trip.
 const PAUSE_MS: f64 = 100.0;
 
-/// For so long numbers must come again before a run is over: a second gap soon after the first counts too. TCP's own
-/// timer starts at 0.2 s.
+/// The time in milliseconds for which numbers must have arrived again before a run ends.
+///
+/// A second gap soon after the first counts too. TCP's retransmission timer starts at 0.2 s.
 const SETTLED_MS: f64 = 500.0;
 
-/// Often enough to end a run in time, seldom enough not to disturb it.
+/// The interval of reports: often enough to end a run in time, seldom enough not to disturb it.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The longest gap of each way the numbers went, in milliseconds; infinite where they did not come back.
+/// The longest gap in milliseconds of each direction; infinite if numbers never arrived again.
 pub(crate) type Gaps = Vec<f64>;
 
-/// Runs it; after `patience` of silence, nothing is waited for any more.
+/// Runs the event, and gives up after `patience` without numbers.
 pub(crate) fn measure(
     event: Event,
     peer: Option<&CompetitorKind>,
@@ -46,7 +48,7 @@ pub(crate) fn measure(
                 break heard;
             }
             if heard.now > happened + SETTLED_MS {
-                // What takes so long is waiting for a timer: others may go on.
+                // A gap that long waits for a timer, so other labs may be measured.
                 lock.release();
             }
             sleep(LOOK);
@@ -104,7 +106,7 @@ mod tests {
         assert!(!WATCH.is_over(&early), "{early:?}");
         let late = heard(&[(1_000.0, 1_300.0)], 1_810.0);
         assert!(WATCH.is_over(&late) && !WATCH.is_dead(&late), "{late:?}");
-        // A second gap starts the while anew.
+        // A second gap starts the time anew.
         let again = heard(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
         assert!(!WATCH.is_over(&again), "{again:?}");
     }

@@ -1,4 +1,4 @@
-//! Who is measured: ours, or a peer, in a lab of its own.
+//! The subject of a run: this project's programs or a competitor, in a lab of its own.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use mobile_tests::{Agent, Lab, LabOptions, Testbed, UplinkName, program, wait_fo
 
 use super::event::Event;
 
-/// How long a standby path may take to come up; it takes a few round trips.
+/// The timeout for a standby path, which takes a few round trips.
 const STANDBY: Duration = Duration::from_secs(5);
 
-/// How many numbers come before the event: half a second, in which whatever a start leaves behind settles.
+/// The count of numbers before the event: half a second, in which effects of the start settle.
 const BEFORE: u64 = 100;
 
-/// One lab, and what keeps the connection in it.
+/// One lab and the means that keeps its connections.
 pub(crate) enum HandoverSubject {
-    /// `mobile` and `home-relay`.
+    /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// Somebody else's. It ends before its lab.
+    /// A competitor, which ends before its lab.
     Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl HandoverSubject {
-    /// Everything running, as `event` needs it.
+    /// Starts the subject as `event` requires it.
     pub(crate) fn start(peer: Option<&CompetitorKind>, event: Event) -> Result<Self> {
         match peer {
             None => {
@@ -51,7 +51,7 @@ impl HandoverSubject {
         }
     }
 
-    /// The lab.
+    /// Returns the subject's lab.
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
@@ -59,7 +59,7 @@ impl HandoverSubject {
         }
     }
 
-    /// An application that measures, with its first numbers.
+    /// Starts an application that measures gaps, and waits for its first numbers.
     pub(crate) fn pulse(&self, way: PulseMode) -> Result<Pulse> {
         match self {
             Self::Ours(bed) => {
@@ -71,7 +71,7 @@ impl HandoverSubject {
         }
     }
 
-    /// A network manager's dispatcher; ours needs none.
+    /// Runs the hook of a network manager's dispatcher; the agent needs none.
     pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
         match self {
             Self::Ours(_) => Ok(()),
@@ -79,26 +79,26 @@ impl HandoverSubject {
         }
     }
 
-    /// `mobile use`.
+    /// Runs `mobile use` with an uplink.
     pub(crate) fn use_uplink(&mut self, name: UplinkName) -> Result<()> {
         self.ours()?.agent.cli(&["use", name.device()])?.ok().map(drop)
     }
 
-    /// SIGKILL, and a start.
+    /// Kills the agent with SIGKILL and starts it again.
     pub(crate) fn restart_agent(&mut self) -> Result<()> {
         let bed = self.ours()?;
         bed.agent.kill()?;
         bed.agent.start()
     }
 
-    /// SIGKILL, and a start.
+    /// Kills the relay with SIGKILL and starts it again.
     pub(crate) fn restart_relay(&mut self) -> Result<()> {
         let bed = self.ours()?;
         bed.relay.kill()?;
         bed.relay.start()
     }
 
-    /// Where the tunnel has to be in the end, or the event was not what it says.
+    /// Checks that the tunnel is where the event must have moved it.
     pub(crate) fn verify(&mut self, event: Event) -> Result<()> {
         let Self::Ours(bed) = self else { return Ok(()) };
         let expected = match event {
@@ -111,12 +111,12 @@ impl HandoverSubject {
     fn ours(&mut self) -> Result<&mut Testbed> {
         match self {
             Self::Ours(bed) => Ok(bed),
-            Self::Competitor(..) => bail!("this event is not for peers"),
+            Self::Competitor(..) => bail!("this event is not measured of competitors"),
         }
     }
 }
 
-/// The default is to have one on every uplink.
+/// Configures the agent without standby paths; by default every uplink has one.
 fn without_standby(agent: &Agent) -> Result<()> {
     agent.configure("uplink", "standby", Vec::<String>::new())
 }
@@ -134,9 +134,11 @@ fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
     })
 }
 
-/// The uplinks as they are before the event: one that starts on the worse uplink starts without the better one. The
-/// host knows the hardware address of the gateways it has, as it does a moment after it joined a network; a gateway
-/// that comes with the event is not known.
+/// Puts the uplinks into the state before the event.
+///
+/// An event that starts on the worse uplink starts without the better one. The host knows the
+/// hardware addresses of the gateways it has, as it does shortly after joining a network, and not
+/// that of a gateway that comes with the event.
 fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
     if start == UplinkName::Wlan {
         lab.eth().take_down()?;

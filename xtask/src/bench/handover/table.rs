@@ -1,4 +1,4 @@
-//! The figures as Markdown, for docs/benchmarks.md.
+//! Prints the results of the handover benchmark as Markdown for docs/benchmarks.md.
 
 use mobile_tests::pulse::PulseMode;
 
@@ -6,12 +6,12 @@ use super::event::Event;
 use crate::bench::stats::Spread;
 use crate::bench::subject::OURS;
 
-/// What was measured of one event and one subject.
+/// The results of one event and one subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
-    /// For each run, one gap for each way.
+    /// For each run, one gap for each direction.
     pub(crate) runs: Vec<Vec<f64>>,
-    /// Why there are fewer than asked for.
+    /// The errors of failed runs.
     pub(crate) failures: Vec<String>,
 }
 
@@ -21,14 +21,15 @@ impl Figures {
     }
 }
 
-/// A column: who, how long it is waited for, and the figures or the reason why there are none for each event.
+/// A column: its name, its patience in seconds, and for each event the results or the reason why
+/// there are none.
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) patience: f64,
     pub(crate) cells: Vec<Result<Figures, String>>,
 }
 
-/// The rows of `events`: a title and the place of the figure in each run.
+/// Returns the rows of `events`: the event's index, the index of the gap in each run, and a title.
 fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     let mut rows = Vec::new();
     for (index, event) in events.iter().enumerate() {
@@ -44,7 +45,7 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     rows
 }
 
-/// Ours: median and greatest, and who of the others does best.
+/// Returns the table of this project's results: median and greatest, and the best competitor.
 pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> String {
     let mut out = "| event | median | maximum | runs | best other, median |\n".to_owned();
     out.push_str("| --- | --- | --- | --- | --- |\n");
@@ -65,7 +66,7 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
     out
 }
 
-/// The least median of everyone but us, and whose it is.
+/// Returns the least median of the competitors, with its name.
 fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     let others = columns.iter().filter(|column| column.name != OURS);
     let medians = others.filter_map(|column| {
@@ -82,7 +83,7 @@ fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     }
 }
 
-/// Everyone side by side: median, least and greatest.
+/// Returns the table of all subjects: median, least and greatest.
 pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| event | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
@@ -96,7 +97,7 @@ pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     out
 }
 
-/// Below the tables: what went wrong, so that nothing disappears.
+/// Returns the errors of failed runs, to print below the tables.
 pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
     let mut out = String::new();
     for column in columns {
@@ -134,7 +135,7 @@ fn count(good: usize, figures: &Figures) -> String {
     }
 }
 
-/// A figure, or that it is beyond the patience.
+/// Formats a gap, or that it exceeds the patience.
 pub(crate) fn number(figure: f64, patience: f64) -> String {
     if figure.is_infinite() { format!("> {patience} s") } else { format!("{figure:.0}") }
 }

@@ -1,16 +1,16 @@
-//! The tables, as Markdown for docs/benchmarks.md.
+//! The tables of this benchmark as Markdown for docs/benchmarks.md.
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
 use super::{WRITE_PATTERNS, Sample};
 
-/// The runs of one subject and one pattern.
+/// The runs of one contestant and one write pattern.
 pub(super) type Column = Vec<Sample>;
 
-/// All of one subject.
+/// The results of one contestant.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// One for each pattern.
+    /// One column for each write pattern.
     pub(super) columns: [Column; WRITE_PATTERNS.len()],
 }
 
@@ -20,18 +20,18 @@ impl Row {
     }
 }
 
-/// What the real device carried beyond what the process wrote, in percent of that.
+/// Returns the bytes on the real device beyond those written, in percent.
 pub(super) fn over(sample: &Sample, length: usize) -> f64 {
     let [sent, received] = sample.real;
     ((sent + received) as f64 / length as f64 - 1.0) * 100.0
 }
 
-/// The same of several runs.
+/// Returns the spread of [`over`] over several runs.
 pub(super) fn spread(column: &Column, length: usize) -> Option<Spread> {
     Spread::of(&column.iter().map(|sample| over(sample, length)).collect::<Vec<_>>())
 }
 
-/// The paper's own table, of ours, with Nagle on.
+/// Returns the paper's own table, of mobile, with Nagle's algorithm on.
 pub(super) fn paper(rows: &[Row], length: usize) -> String {
     let mut out = "| | sent | received | total |\n| --- | --- | --- | --- |\n".to_owned();
     let mut line = |title: &str, [sent, received]: [u64; 2]| {
@@ -53,7 +53,7 @@ pub(super) fn paper(rows: &[Row], length: usize) -> String {
     out
 }
 
-/// What the real device carried beyond what the process wrote, of everyone.
+/// Returns the table of the bytes beyond those written, of all contestants.
 pub(super) fn overhead(rows: &[Row], length: usize) -> String {
     let titles = WRITE_PATTERNS.map(|pattern| pattern.title).join(" | ");
     let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(WRITE_PATTERNS.len() + 1));
