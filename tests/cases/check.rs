@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mobile_tests::{
-    CommandOutput, LabOptions, PATIENCE, CaptivePortal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
+    CaptivePortal, CommandOutput, LabOptions, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
+    port,
 };
 
 use crate::{Outcome, copy, server};

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mobile_tests::{CommandOutput, PATIENCE, LineProcess, Terminal, Testbed, UplinkName, addr, finish_within, program};
+use mobile_tests::{
+    CommandOutput, LineProcess, PATIENCE, Terminal, Testbed, UplinkName, addr, finish_within, program,
+};
 use nix::errno::Errno;
 
 use crate::Outcome;

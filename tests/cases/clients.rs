@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use mobile_tests::{
-    Agent, LabOptions, PATIENCE, RELAY_PORT, LineProcess, Testbed, UplinkName, addr, finish_within, port, until,
+    Agent, LabOptions, LineProcess, PATIENCE, RELAY_PORT, Testbed, UplinkName, addr, finish_within, port,
+    until,
 };
 
 use crate::{Outcome, ip_of, server, urls};

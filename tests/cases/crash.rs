@@ -162,7 +162,8 @@ impl Worker<'_> {
             {
                 *known = now.clone();
             }
-            if let (ClientState::Client { key, ipv4 }, ClientState::Client { key: found, ipv4: at }) = (&*known, &now)
+            if let (ClientState::Client { key, ipv4 }, ClientState::Client { key: found, ipv4: at }) =
+                (&*known, &now)
                 && (key.is_empty() && ipv4 == at && !found.is_empty())
             {
                 *known = now.clone();

@@ -1,7 +1,7 @@
 //! Ports of the relay that are forwarded to a client.
 
 use mobile_tests::{
-    Agent, LabOptions, Services, LineProcess, TcpService, Terminal, Testbed, UplinkName, addr, until,
+    Agent, LabOptions, LineProcess, Services, TcpService, Terminal, Testbed, UplinkName, addr, until,
 };
 
 use crate::Outcome;

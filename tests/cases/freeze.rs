@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mobile_tests::{PATIENCE, Process, LineProcess, TcpService, Testbed, UplinkName, http, port, wait_for};
+use mobile_tests::{LineProcess, PATIENCE, Process, TcpService, Testbed, UplinkName, http, port, wait_for};
 
 use crate::{Outcome, server, urls};
 

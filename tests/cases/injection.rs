@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mobile_tests::{Capture, Forger, TcpNumbers, Sniffer, LineProcess, Testbed, UplinkName, addr, port, until};
+use mobile_tests::{
+    Capture, Forger, LineProcess, Sniffer, TcpNumbers, Testbed, UplinkName, addr, port, until,
+};
 
 use crate::{Outcome, server};
 

@@ -1,7 +1,7 @@
 //! The log lines of both programs as services, as the real journal records them.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, BootedMachine, program, until};
+use mobile_tests::{BootedMachine, Lab, program, until};
 use serde_json::Value;
 
 use crate::Outcome;

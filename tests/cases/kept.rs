@@ -4,7 +4,9 @@
 use std::os::unix::fs::symlink;
 
 use anyhow::Context as _;
-use mobile_tests::{METRICS, PATIENCE, Process, LineProcess, Testbed, addr, finish_within, port, program, until};
+use mobile_tests::{
+    LineProcess, METRICS, PATIENCE, Process, Testbed, addr, finish_within, port, program, until,
+};
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of, server, urls};

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use mobile_tests::{
-    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, LineProcess, Terminal, UplinkName, addr, program,
-    until, wait_for,
+    Blackhole, Direction, Lab, LabOptions, LineProcess, PATIENCE, Services, Terminal, UplinkName, addr,
+    program, until, wait_for,
 };
 
 type Outcome = anyhow::Result<()>;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use mobile_tests::{
-    Family, LabOptions, CaptivePortal, RelayName, RelayLocation, LineProcess, Testbed, Tether, UplinkName, addr, port, until,
-    wait_for,
+    CaptivePortal, Family, LabOptions, LineProcess, RelayLocation, RelayName, Testbed, Tether, UplinkName,
+    addr, port, until, wait_for,
 };
 use nix::sys::signal::Signal;
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mobile_tests::{
-    Capture, CommandOutput, Lab, PATIENCE, RELAY_PORT, LineProcess, TcpService, Testbed, addr, finish_within, port,
-    program, until,
+    Capture, CommandOutput, Lab, LineProcess, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
+    port, program, until,
 };
 use socket2::Protocol;
 

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use mobile_tests::{
-    Agent, Lab, LabOptions, BootedMachine, Ns, PATIENCE, Process, LineProcess, Testbed, UplinkName, addr, finish_within,
-    port, until,
+    Agent, BootedMachine, Lab, LabOptions, LineProcess, Ns, PATIENCE, Process, Testbed, UplinkName, addr,
+    finish_within, port, until,
 };
 
 use crate::leaks::{assert_no_leak_in, captures_in};

@@ -1,7 +1,7 @@
 //! The agent beside a real systemd and real network managers, installed from its package.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, BootedMachine, Relay, UplinkName, addr, until};
+use mobile_tests::{BootedMachine, Lab, Relay, UplinkName, addr, until};
 
 use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};

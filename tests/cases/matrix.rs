@@ -15,7 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, ensure};
-use mobile_tests::matrix::{Caller, SocketProcess, EgressDevices, SOCKET_NUMBERS, AttachTiming, MatrixServer, EgressWatch};
+use mobile_tests::matrix::{
+    AttachTiming, Caller, EgressDevices, EgressWatch, MatrixServer, SOCKET_NUMBERS, SocketProcess,
+};
 use mobile_tests::{LabOptions, Testbed};
 use serde_json::Value;
 
@@ -237,7 +239,8 @@ fn measure(state: State) -> Result<Vec<Cell>> {
             let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
             let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
             let left = left.get(&number).cloned().unwrap_or_default();
-            let from_us = |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
+            let from_us =
+                |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
             let astray = left.iter().any(|(device, packet)| device != "mobile0" && from_us(packet));
             cells.push(Cell {
                 timing: process.timing,

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::ensure;
-use mobile_tests::{Lab, LabOptions, PATIENCE, Process, LineProcess, Testbed, addr, finish_within, port, until};
+use mobile_tests::{
+    Lab, LabOptions, LineProcess, PATIENCE, Process, Testbed, addr, finish_within, port, until,
+};
 
 use crate::{Outcome, ip_of, server, urls};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, PATIENCE, LineProcess, Testbed, addr, finish_within, port, until};
+use mobile_tests::{LabOptions, LineProcess, PATIENCE, Testbed, addr, finish_within, port, until};
 
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
 use mobile_tests::guide::{self, GuideStep};
-use mobile_tests::{Lab, BootedMachine, Services, LineProcess, UplinkName, addr, until};
+use mobile_tests::{BootedMachine, Lab, LineProcess, Services, UplinkName, addr, until};
 
 use crate::Outcome;
 
@@ -100,7 +100,8 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
         ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
     }
 
-    let daemon = |machine: &BootedMachine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
+    let daemon =
+        |machine: &BootedMachine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
     let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
     install(&relay, &relay_package)?;

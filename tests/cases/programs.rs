@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use mobile_tests::dns::{Resolver, with_resolver};
 use mobile_tests::{
-    Capture, LabOptions, PATIENCE, Postgres, Process, Services, LineProcess, Terminal, Testbed, UplinkName, addr,
-    finish_within, http, port, until, wait_for,
+    Capture, LabOptions, LineProcess, PATIENCE, Postgres, Process, Services, Terminal, Testbed, UplinkName,
+    addr, finish_within, http, port, until, wait_for,
 };
 
 use nix::sys::signal::Signal;

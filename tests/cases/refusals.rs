@@ -3,7 +3,8 @@
 use std::process::Command;
 
 use mobile_tests::{
-    CommandOutput, LabOptions, Ns, PATIENCE, Process, Relay, LineProcess, Testbed, addr, finish_within, port, wait_for,
+    CommandOutput, LabOptions, LineProcess, Ns, PATIENCE, Process, Relay, Testbed, addr, finish_within, port,
+    wait_for,
 };
 
 use crate::{Outcome, copy, server, urls};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::keys::PublicKey;
 use mobile_tests::{
-    Agent, LabOptions, Ns, PATIENCE, LineProcess, TcpService, Testbed, UdpService, addr, finish_within, port,
+    Agent, LabOptions, LineProcess, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, port,
     program, until,
 };
 use socket2::{Domain, Socket, Type};

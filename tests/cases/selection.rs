@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 
-use mobile_tests::{PATIENCE, LineProcess, Testbed, addr, finish_within, port, program};
+use mobile_tests::{LineProcess, PATIENCE, Testbed, addr, finish_within, port, program};
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
@@ -30,8 +30,16 @@ fn mobile_and_ordinary_processes_take_their_own_routes_at_the_same_time() -> Out
         }
         for kind in ["udp", "udp-connected"] {
             // The first datagram of each socket is tested.
-            assert_eq!(ip_of(&bed.mobile_labtool(&[kind, server])?.request("first")?), RELAY[family], "{kind}");
-            assert_eq!(ip_of(&bed.ordinary_labtool(&[kind, server])?.request("first")?), direct[family], "{kind}");
+            assert_eq!(
+                ip_of(&bed.mobile_labtool(&[kind, server])?.request("first")?),
+                RELAY[family],
+                "{kind}"
+            );
+            assert_eq!(
+                ip_of(&bed.ordinary_labtool(&[kind, server])?.request("first")?),
+                direct[family],
+                "{kind}"
+            );
         }
     }
     bed.finish()

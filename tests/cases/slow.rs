@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mobile_tests::{
-    LabOptions, Ns, PATIENCE, Process, Services, LineProcess, Testbed, addr, http, port, until, wait_for,
+    LabOptions, LineProcess, Ns, PATIENCE, Process, Services, Testbed, addr, http, port, until, wait_for,
 };
 
 use crate::{Outcome, server, urls};
@@ -60,11 +60,9 @@ impl Load {
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
-        wait_for(
-            "a path that is full to go by rate",
-            self.patience,
-            || Ok(has_congestion_control(bed, "bbr").then_some(())),
-        )
+        wait_for("a path that is full to go by rate", self.patience, || {
+            Ok(has_congestion_control(bed, "bbr").then_some(()))
+        })
         .context(what.to_owned())?;
         bed.lab.eth().set_delay(LabOptions::DELAY);
         bed.lab.eth().link().set_loss(0.0);
@@ -152,10 +150,15 @@ fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_onc
     until("the queue to be found somebody else's", || has_congestion_control(&bed, "cubic"))?;
     other.kill()?;
     // Each time competing traffic is detected, the next attempt comes later.
-    wait_for("the path to go by rate again", 3 * PATIENCE, || Ok(has_congestion_control(&bed, "bbr").then_some(())))?;
+    wait_for("the path to go by rate again", 3 * PATIENCE, || {
+        Ok(has_congestion_control(&bed, "bbr").then_some(()))
+    })?;
     // Longer than the detection of competing traffic takes.
     std::thread::sleep(Duration::from_secs(4));
-    anyhow::ensure!(has_congestion_control(&bed, "bbr"), "alone on the uplink, its own queue was taken for somebody else's");
+    anyhow::ensure!(
+        has_congestion_control(&bed, "bbr"),
+        "alone on the uplink, its own queue was taken for somebody else's"
+    );
     bed.finish()
 }
 

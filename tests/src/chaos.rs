@@ -7,11 +7,11 @@
 mod ends;
 mod flows;
 mod options;
+mod resource_usage;
 mod run;
 mod script;
 mod stage;
 mod stream;
-mod resource_usage;
 
 pub use ends::client;
 pub use options::Options;

@@ -13,10 +13,10 @@ use anyhow::{Result, bail, ensure};
 
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
+use crate::line_process::LineProcess;
 use crate::process::Process;
 use crate::pulse::{Pulse, PulseMode};
 use crate::services::port;
-use crate::line_process::LineProcess;
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 

@@ -4,8 +4,8 @@
 //! packets. Each has a source address in an IPv6 /64 of its own, so that the relay's limits per
 //! source apply to each alone. Floods of unauthorised attempts come from other /64 prefixes.
 
-mod flood;
 mod client;
+mod flood;
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -21,8 +21,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-pub use self::flood::{Attack, Flood, Sources};
 pub use self::client::CrowdClient;
+pub use self::flood::{Attack, Flood, Sources};
 use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::product::{RELAY_PORT, Relay};

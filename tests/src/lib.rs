@@ -15,8 +15,8 @@
 //!
 //! Every machine is an anonymous network namespace ([`Ns`]). Threads of the test process carry the
 //! frames between the host and the visited networks ([`LinkEmulator`]), so that a case can delay,
-//! limit, lose, blackhole or cut them. With [`LabOptions::delay`] set to `None` the uplinks are plain
-//! veth pairs instead.
+//! limit, lose, blackhole or cut them. With [`LabOptions::delay`] set to `None` the uplinks are
+//! plain veth pairs instead.
 //!
 //! # A case
 //!
@@ -44,12 +44,12 @@
 //!
 //! # What is removed
 //!
-//! Dropping the lab kills every process in its cgroup ([`LabCgroup`]), stops the links and services,
-//! and removes the pinned eBPF programs, the records of kernel objects and the lab's directory. The
-//! namespaces are anonymous and end with their last process. The same happens when the test process
-//! is killed, except for the cgroup, the pins and the directory: the next lab removes those of any
-//! process that has ended. One setting of the machine itself may change: a congestion control may be
-//! added to `tcp_allowed_congestion_control`.
+//! Dropping the lab kills every process in its cgroup ([`LabCgroup`]), stops the links and
+//! services, and removes the pinned eBPF programs, the records of kernel objects and the lab's
+//! directory. The namespaces are anonymous and end with their last process. The same happens when
+//! the test process is killed, except for the cgroup, the pins and the directory: the next lab
+//! removes those of any process that has ended. One setting of the machine itself may change: a
+//! congestion control may be added to `tcp_allowed_congestion_control`.
 //!
 //! # Where to find what
 //!
@@ -66,23 +66,24 @@
 //! | play random events under checked flows | [`chaos`] |
 
 mod binaries;
+mod booted_machine;
+pub mod call_timing;
+mod captive_portal;
 mod capture;
+mod cgroup;
 pub mod chaos;
+pub mod competitors;
 pub mod crowd;
 pub mod datagrams;
 pub mod dns;
 mod forge;
-mod cgroup;
 pub mod guide;
 pub mod http;
 mod lab;
+mod line_process;
 mod link;
-mod booted_machine;
 pub mod matrix;
 mod ns;
-pub mod call_timing;
-pub mod competitors;
-mod captive_portal;
 mod postgres;
 mod process;
 mod product;
@@ -92,7 +93,6 @@ mod relay_name;
 pub mod root_programs;
 mod services;
 mod storm;
-mod line_process;
 mod tap;
 mod testbed;
 mod tether;
@@ -103,22 +103,22 @@ mod vpn;
 mod wait;
 
 pub use binaries::{BIN_DIR, program};
-pub use capture::Capture;
-pub use forge::{Forger, TcpNumbers, Sniffer};
-pub use cgroup::LabCgroup;
-pub use lab::{Lab, LabOptions, addr};
-pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};
 pub use booted_machine::BootedMachine;
-pub use ns::Ns;
 pub use captive_portal::CaptivePortal;
+pub use capture::Capture;
+pub use cgroup::LabCgroup;
+pub use forge::{Forger, Sniffer, TcpNumbers};
+pub use lab::{Lab, LabOptions, addr};
+pub use line_process::LineProcess;
+pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};
+pub use ns::Ns;
 pub use postgres::Postgres;
 pub use process::{CommandOutput, Process, finish_within};
 pub use product::{Agent, METRICS, RELAY_PORT, Relay};
 pub use pty::Terminal;
-pub use relay_name::{RelayName, RelayLocation};
+pub use relay_name::{RelayLocation, RelayName};
 pub use services::{Services, TcpService, UdpService, port};
 pub use storm::{many_routes, netlink_storm, route_storm};
-pub use line_process::LineProcess;
 pub use testbed::Testbed;
 pub use tether::Tether;
 pub use uplink::{Family, Uplink, UplinkName};

@@ -46,7 +46,8 @@ pub enum Blackhole {
 pub struct LinkCounters {
     /// Frames delivered.
     pub frames: u64,
-    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands for.
+    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands
+    /// for.
     pub bytes: u64,
     /// Frames dropped: by chance, by a full queue, by a blackhole or on a cut cable.
     pub dropped: u64,
@@ -195,7 +196,8 @@ impl Default for DirectionState {
     fn default() -> Self {
         // A FIFO of 250 ms, as in a modest home router.
         let queue = Duration::from_millis(250);
-        let shape = LinkShape { delay: Duration::ZERO, rate: None, queue, loss: 0.0, blackholed: false, cut: false };
+        let shape =
+            LinkShape { delay: Duration::ZERO, rate: None, queue, loss: 0.0, blackholed: false, cut: false };
         let zero = || AtomicU64::new(0);
         Self { shape: Mutex::new(shape), frames: zero(), bytes: zero(), dropped: zero() }
     }

@@ -19,9 +19,9 @@ pub use egress::{EgressDevices, EgressWatch};
 
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
+use crate::line_process::LineProcess;
 use crate::ns::Ns;
 use crate::services::{TcpService, UdpService, whoami};
-use crate::line_process::LineProcess;
 use crate::testbed::Testbed;
 use crate::uplink::UplinkName;
 
@@ -147,7 +147,8 @@ impl SocketProcess {
             AttachTiming::Ordinary => (eth.address4(), eth.address6()),
             _ => (bed.agent.address4, bed.agent.address6),
         };
-        let index = AttachTiming::ALL.iter().position(|one| *one == timing).context("unknown attach timing")?;
+        let index =
+            AttachTiming::ALL.iter().position(|one| *one == timing).context("unknown attach timing")?;
         let args = [
             format!("base={}", SOCKET_NUMBERS.start + STRIDE * u16::try_from(index)?),
             format!("server4={}", addr::SERVER4),

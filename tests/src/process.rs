@@ -41,7 +41,11 @@ impl CommandOutput {
 }
 
 /// Runs `command` to its end. Kills it and fails if it takes longer than `patience`.
-pub fn finish_within(command: &mut Command, input: Option<&[u8]>, patience: Duration) -> Result<CommandOutput> {
+pub fn finish_within(
+    command: &mut Command,
+    input: Option<&[u8]>,
+    patience: Duration,
+) -> Result<CommandOutput> {
     let stdin = match input {
         Some(bytes) => {
             let mut file = tempfile::tempfile()?;

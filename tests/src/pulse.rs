@@ -13,8 +13,8 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use crate::lab::addr;
-use crate::services::port;
 use crate::line_process::LineProcess;
+use crate::services::port;
 use crate::wait::wait_for;
 
 /// The interval between two numbers.

@@ -4,8 +4,8 @@ use anyhow::{Result, bail, ensure};
 
 use crate::binaries::program;
 use crate::lab::{Lab, LabOptions};
-use crate::product::{Agent, Relay};
 use crate::line_process::LineProcess;
+use crate::product::{Agent, Relay};
 use crate::uplink::UplinkName;
 use crate::wait::until;
 

@@ -14,11 +14,11 @@ use crate::shell::{self, step};
 
 mod archive;
 mod deb;
+#[cfg(test)]
+mod monitoring;
 mod sums;
 mod tree;
 pub(crate) mod verify;
-#[cfg(test)]
-mod monitoring;
 
 /// Arguments of `cargo xtask dist`.
 #[derive(clap::Args)]

@@ -18,11 +18,15 @@ pub(super) fn is_broken(state: State, cell: &Cell) -> bool {
     let Cell { timing, kind, left, .. } = cell;
     let is = |kinds: &[&str]| kinds.contains(&kind.as_str());
     let cleaned = matches!(state, State::NobodyMobile | State::RouteGone);
-    let connected_before =
-        is(&CONNECTED) && matches!(timing, AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect);
+    let connected_before = is(&CONNECTED)
+        && matches!(timing, AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect);
     let (may_tunnel, may_direct) = match timing {
         // After a cleanup no process is mobile, but sockets may still have the mark.
-        AttachTiming::Mobile | AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect if cleaned => (true, true),
+        AttachTiming::Mobile | AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect
+            if cleaned =>
+        {
+            (true, true)
+        }
         AttachTiming::Mobile | AttachTiming::AttachedAfterSocket => (true, is(&LOCAL)),
         AttachTiming::AttachedAfterConnect => (!connected_before, is(&LOCAL) || connected_before),
         // The subflows of an MPTCP socket follow the process that made or connected it.
@@ -34,8 +38,11 @@ pub(super) fn is_broken(state: State, cell: &Cell) -> bool {
     let direct = left.keys().any(|device| device == "eth0" || device == "wlan0");
     // Ordinary processes that write the header themselves; and, once that route is gone, those that
     // insist on the address.
-    let ordinary =
-        cleaned || !matches!(timing, AttachTiming::Mobile | AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect);
+    let ordinary = cleaned
+        || !matches!(
+            timing,
+            AttachTiming::Mobile | AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect
+        );
     let insists = (ordinary && kind == "raw-hdrincl") || (state == State::RouteGone && is(&OF_SOURCE));
     let astray = cell.astray && !insists;
     (tunnel && !may_tunnel) || (direct && !may_direct) || astray

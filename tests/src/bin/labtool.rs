@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mobile_tests::dns::Transport;
-use mobile_tests::pulse::{PULSE, Recorder, PulseMode, monotonic_ms};
+use mobile_tests::pulse::{PULSE, PulseMode, Recorder, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::net::if_::if_nametoindex;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::ends::{EndState, serve};
 use crate::binaries::program;
 use crate::lab::addr;
-use crate::services::TcpService;
 use crate::line_process::LineProcess;
+use crate::services::TcpService;
 use crate::testbed::Testbed;
 
 /// The port on which the server's ends listen.
@@ -52,7 +52,12 @@ impl FlowPlan {
             _ => (true, true),
         };
         let bulk = matches!(number, 0 | 1 | 8 | 9);
-        Self { up, down, rate: (!bulk).then_some(INTERACTIVE_RATE), seed: seed.wrapping_add(2 * number as u64) }
+        Self {
+            up,
+            down,
+            rate: (!bulk).then_some(INTERACTIVE_RATE),
+            seed: seed.wrapping_add(2 * number as u64),
+        }
     }
 
     fn words(&self) -> [String; 3] {

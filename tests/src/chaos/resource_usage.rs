@@ -98,7 +98,9 @@ mod tests {
 
     #[test]
     fn bursts_are_no_growth_and_a_leak_is() {
-        resource_usage((0..100).map(|number| (if number % 10 == 0 { 60 } else { 20 }, 12))).check_growth().unwrap();
+        resource_usage((0..100).map(|number| (if number % 10 == 0 { 60 } else { 20 }, 12)))
+            .check_growth()
+            .unwrap();
         let error = resource_usage((0..100).map(|number| (20 + number / 4, 12))).check_growth().unwrap_err();
         assert!(error.to_string().starts_with("memory grew"), "{error}");
         let error = resource_usage((0..100).map(|number| (20, 12 + number / 10))).check_growth().unwrap_err();

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::flows::Flows;
 use super::options::Options;
+use super::resource_usage::ResourceUsage;
 use super::script::{EventKind, Script};
 use super::stage::Stage;
-use super::resource_usage::ResourceUsage;
 use crate::wait::{PATIENCE, wait_for};
 
 /// The interval at which flows are checked while no event is due.

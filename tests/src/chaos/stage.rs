@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::script::{Event, EventKind};
+use crate::captive_portal::CaptivePortal;
 use crate::lab::LabOptions;
 use crate::link::Blackhole;
-use crate::captive_portal::CaptivePortal;
-use crate::relay_name::{RelayName, RelayLocation};
+use crate::relay_name::{RelayLocation, RelayName};
 use crate::storm::netlink_storm;
 use crate::testbed::Testbed;
 use crate::tether::Tether;
@@ -127,7 +127,9 @@ impl Stage {
             EventKind::CarrierCut => link.cut(),
             EventKind::LinkDown => uplink.take_down(),
             EventKind::AddressGone => uplink.remove_address(),
-            EventKind::RouteGone => Family::ALL.into_iter().try_for_each(|family| uplink.flush_routes(family)),
+            EventKind::RouteGone => {
+                Family::ALL.into_iter().try_for_each(|family| uplink.flush_routes(family))
+            }
             EventKind::Ipv4Gone => uplink.remove_family(Family::Four),
             EventKind::Ipv6Gone => uplink.remove_family(Family::Six),
             // The uplink is brought up first, because only a reachable network answers DHCP.
@@ -176,7 +178,9 @@ impl Stage {
         let lab = &self.bed.lab;
         let link = lab.uplink(uplink).link();
         match kind {
-            EventKind::SilentUp | EventKind::SilentDown | EventKind::SilentBoth => silence(link, Blackhole::None),
+            EventKind::SilentUp | EventKind::SilentDown | EventKind::SilentBoth => {
+                silence(link, Blackhole::None)
+            }
             EventKind::Loss => {
                 link.set_loss(0.0);
                 Ok(())

@@ -5,8 +5,13 @@ use anyhow::Result;
 use super::{Competitor, CompetitorKind, no_requirements};
 use crate::lab::Lab;
 
-pub(super) const KIND: CompetitorKind =
-    CompetitorKind { name: "direct", over_tcp: false, tools: &[], make: || Box::new(Direct), refusal: no_requirements };
+pub(super) const KIND: CompetitorKind = CompetitorKind {
+    name: "direct",
+    over_tcp: false,
+    tools: &[],
+    make: || Box::new(Direct),
+    refusal: no_requirements,
+};
 
 struct Direct;
 

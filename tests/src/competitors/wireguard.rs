@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Change, INNER, Competitor, CompetitorKind, device, make_gateway, needs_tun, pids, use_tunnel};
+use super::{Change, Competitor, CompetitorKind, INNER, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
 use crate::process::Process;

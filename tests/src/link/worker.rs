@@ -134,7 +134,8 @@ impl Worker {
     }
 
     fn admit(&mut self, shape: LinkShape, frame: &[u8]) -> Admission {
-        if shape.cut || shape.blackholed || (shape.loss > 0.0 && self.chance.random_bool(shape.loss.min(1.0))) {
+        if shape.cut || shape.blackholed || (shape.loss > 0.0 && self.chance.random_bool(shape.loss.min(1.0)))
+        {
             return Admission::Lost;
         }
         if shape.delay.is_zero() && shape.rate.is_none() {

@@ -190,7 +190,8 @@ fn take(process: &mut LineProcess) -> Result<Figures> {
 }
 
 fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
-    let took: Timing = process.request(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
+    let took: Timing =
+        process.request(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 
 use super::cpu_usage::peak_of_tree;
 use super::goals::{self, Goal};
-use super::grid::{GridCell, Grid};
-use super::hosts::{HostSetup, HostArgs};
+use super::grid::{Grid, GridCell};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;

@@ -145,7 +145,8 @@ impl<S> Grid<S> {
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
     ) -> Option<f64> {
-        let over_tcp = |name: &str| CompetitorKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
+        let over_tcp =
+            |name: &str| CompetitorKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
         let figures = self.others(column, figure).filter(|(name, _)| over_tcp(name));
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }

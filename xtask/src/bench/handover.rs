@@ -16,8 +16,8 @@ use super::subject::{OURS, refusal};
 use crate::shell::step;
 
 mod event;
-mod measure;
 mod machine_lock;
+mod measure;
 mod subject;
 mod table;
 
@@ -93,7 +93,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(gaps) => format_gaps(gaps, participant.patience),
             Err(error) => format!("failed: {error:#}"),
         };
-        step(&format!("{}, {}, run {} of {}: {text}", event.title(), participant.name(), job.run, participant.runs));
+        step(&format!(
+            "{}, {}, run {} of {}: {text}",
+            event.title(),
+            participant.name(),
+            job.run,
+            participant.runs
+        ));
         (job, gaps)
     };
     let mut results: Vec<(Job, Result<Vec<f64>>)> = short.into_iter().map(done).collect();

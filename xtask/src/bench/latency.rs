@@ -10,10 +10,10 @@ use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within,
 use serde_json::Value;
 
 use self::table::{Figures, Sample};
-use super::hosts::{HostSetup, HostArgs};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, CompetitorArgs, Subject};
+use super::subject::{CompetitorArgs, OURS, Subject};
 use crate::shell::step;
 
 mod table;

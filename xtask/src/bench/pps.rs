@@ -9,7 +9,7 @@ use mobile_tests::{addr, port, program};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{HostSetup, HostArgs};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
@@ -63,7 +63,8 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let best = grid.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
 
     let at = best.map(|(_, rate)| rate).or(grid.median(1, 0, rate).map(|ours| ours / 3.0)).unwrap_or(FIRST);
-    let trial = |contestant: &Contestant, _| search_of(&mut searches, contestant)?.datagrams.trial(at, 2 * lasting);
+    let trial =
+        |contestant: &Contestant, _| search_of(&mut searches, contestant)?.datagrams.trial(at, 2 * lasting);
     let told = |trial: &Trial| format!("{:.3} % lost", trial.loss() * 100.0);
     let title = vec![format!("% lost at {at:.0} a second")];
     let losses = Grid::measure(&labs.contestants, title, args.runs, trial, told);
@@ -92,7 +93,10 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     labs.finish()
 }
 
-fn search_of<'a>(searches: &'a mut HashMap<&str, RateSearch>, contestant: &Contestant) -> Result<&'a mut RateSearch> {
+fn search_of<'a>(
+    searches: &'a mut HashMap<&str, RateSearch>,
+    contestant: &Contestant,
+) -> Result<&'a mut RateSearch> {
     searches.get_mut(contestant.name).context("nobody sends there")
 }
 

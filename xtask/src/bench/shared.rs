@@ -12,7 +12,7 @@ use mobile_tests::{LabOptions, Process, Services, addr};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{HostSetup, HostArgs};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::subject::{Contestant, ContestantArgs, ContestantLabs};

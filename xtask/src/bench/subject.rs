@@ -63,14 +63,17 @@ impl ContestantArgs {
 }
 
 fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
-    PossibleValuesParser::new(CompetitorKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
+    PossibleValuesParser::new(CompetitorKind::TUNNELS.iter().map(|kind| kind.name))
+        .map(|name| name.to_lowercase())
 }
 
 impl CompetitorArgs {
     /// Returns the chosen tunnels. MPTCP is not one: on one uplink it is a direct connection.
     pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static CompetitorKind> {
         let named = |kind: &&CompetitorKind| self.peers.iter().any(|name| name == kind.name);
-        CompetitorKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
+        CompetitorKind::TUNNELS
+            .iter()
+            .filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use self::table::Row;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, CompetitorArgs, Subject};
+use super::subject::{CompetitorArgs, OURS, Subject};
 use crate::shell::{self, step};
 
 mod table;
@@ -58,7 +58,12 @@ const WRITE_PATTERNS: [WritePattern; 5] = [
     WritePattern { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
     WritePattern { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
     WritePattern { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
-    WritePattern { title: "text, one write each 2 ms", plot: "table2-text-paced", pace: "paced", data: Data::Text },
+    WritePattern {
+        title: "text, one write each 2 ms",
+        plot: "table2-text-paced",
+        pace: "paced",
+        data: Data::Text,
+    },
 ];
 
 /// The bytes of one run, sent and received.
@@ -135,7 +140,8 @@ fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> 
     for run in 1..=runs {
         for (column, pattern) in WRITE_PATTERNS.iter().enumerate() {
             for ((name, subject), row) in subjects.iter().zip(&mut rows) {
-                let sample = sample(subject, pattern).with_context(|| format!("{name}, {}", pattern.title))?;
+                let sample =
+                    sample(subject, pattern).with_context(|| format!("{name}, {}", pattern.title))?;
                 let over = table::over(&sample, LENGTH);
                 step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", pattern.title));
                 row.columns[column].push(sample);

@@ -9,8 +9,8 @@ use mobile_tests::LabOptions;
 use serde_json::Value;
 
 use super::goals::{self, Goal};
-use super::grid::{GridCell, Grid};
-use super::hosts::{HostSetup, HostArgs};
+use super::grid::{Grid, GridCell};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
@@ -106,8 +106,11 @@ struct Sample {
 /// connects.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let chosen = |setup: &StreamSetup| args.only.is_empty() || args.only.contains(setup);
-    let (near, far): (Vec<StreamSetup>, Vec<StreamSetup>) =
-        StreamSetup::value_variants().iter().copied().filter(chosen).partition(|setup| setup.delay().is_none());
+    let (near, far): (Vec<StreamSetup>, Vec<StreamSetup>) = StreamSetup::value_variants()
+        .iter()
+        .copied()
+        .filter(chosen)
+        .partition(|setup| setup.delay().is_none());
     args.hosts.each(|host| {
         let mut groups =
             [&near, &far].into_iter().filter_map(|setups| Some((setups, setups.first()?.delay())));
@@ -117,7 +120,13 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
 
 /// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
 /// measured at a time.
-fn measure(args: &Args, setups: &[StreamSetup], host: &HostSetup, delay: Option<Duration>, plot: bool) -> Result<()> {
+fn measure(
+    args: &Args,
+    setups: &[StreamSetup],
+    host: &HostSetup,
+    delay: Option<Duration>,
+    plot: bool,
+) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(delay))?;
     let titles = setups.iter().map(|setup| setup.title().to_owned()).collect();
     let one = |contestant: &Contestant, column: usize| sample(contestant, setups[column], args.seconds);

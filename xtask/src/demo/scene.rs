@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::screen::Screen;
 use super::session::Session;
-use super::timeline::{TimelineRow, Timeline};
+use super::timeline::{Timeline, TimelineRow};
 use crate::shell::step;
 
 /// The one-way delay of each uplink.

@@ -12,9 +12,9 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::Config;
 use crate::icmp;
 use crate::kind::{Family, SocketKind};
-use crate::config::Config;
 
 /// The interval between two datagrams that were not answered.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -156,7 +156,9 @@ impl SocketCell {
                 socket.send_to_with_flags(LINE, &target, libc::MSG_FASTOPEN).map(|_| Outcome::Waiting)
             }
             // These send nothing until there is data.
-            SocketKind::FastOpenConnect | SocketKind::UdpConnected => socket.connect(&target).map(|()| Outcome::Ok),
+            SocketKind::FastOpenConnect | SocketKind::UdpConnected => {
+                socket.connect(&target).map(|()| Outcome::Ok)
+            }
             kind if kind.is_stream() => socket.connect(&target).map(|()| Outcome::Waiting),
             _ => Ok(Outcome::Ok),
         };

@@ -20,18 +20,18 @@
 //! of the lab, so that it also runs in a virtual machine.
 
 mod cell;
+mod config;
 mod icmp;
 mod kind;
-mod config;
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cell::{SocketCell, Outcome};
-use kind::{Family, SocketKind};
+use cell::{Outcome, SocketCell};
 use config::Config;
+use kind::{Family, SocketKind};
 
 /// The interval at which the sockets are polled.
 const PAUSE: Duration = Duration::from_millis(5);

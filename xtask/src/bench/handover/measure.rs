@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use mobile_tests::competitors::CompetitorKind;
-use mobile_tests::pulse::{PulseReport, Pulse, monotonic_ms};
+use mobile_tests::pulse::{Pulse, PulseReport, monotonic_ms};
 
 use super::event::Event;
 use super::machine_lock::MachineLock;

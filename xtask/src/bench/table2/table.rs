@@ -2,7 +2,7 @@
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
-use super::{WRITE_PATTERNS, Sample};
+use super::{Sample, WRITE_PATTERNS};
 
 /// The runs of one contestant and one write pattern.
 pub(super) type Column = Vec<Sample>;
@@ -56,7 +56,8 @@ pub(super) fn paper(rows: &[Row], length: usize) -> String {
 /// Returns the table of the bytes beyond those written, of all contestants.
 pub(super) fn overhead(rows: &[Row], length: usize) -> String {
     let titles = WRITE_PATTERNS.map(|pattern| pattern.title).join(" | ");
-    let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(WRITE_PATTERNS.len() + 1));
+    let mut out =
+        format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(WRITE_PATTERNS.len() + 1));
     for row in rows {
         let cells = row.columns.iter().map(|column| {
             spread(column, length).map_or("–".to_owned(), |Spread { median, least, greatest }| {
