@@ -77,9 +77,9 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let last_tick = sent.load(Ordering::Relaxed);
     for talk in &mut echoes {
         talk.send_line("after")?;
-        assert_eq!(heard_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
+        assert_eq!(lines_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
     }
-    heard_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
+    lines_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
     bed.finish()
 }
 
@@ -190,7 +190,7 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     let back = Instant::now();
     let (last_tick, last_said) = (sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
     let heard = Cell::new(0);
-    let lines = heard_until(&mut ticks, back, LONGEST_PAUSE, |line| {
+    let lines = lines_until(&mut ticks, back, LONGEST_PAUSE, |line| {
         heard.set(line.parse().unwrap_or(0));
         heard.get() > last_tick
     })?;
@@ -231,7 +231,7 @@ fn impatient(bed: &Testbed) -> Outcome {
 }
 
 /// Returns how many lines arrive within `patience` up to the one that is `wanted`.
-fn heard_until(
+fn lines_until(
     talk: &mut LineProcess,
     since: Instant,
     patience: Duration,

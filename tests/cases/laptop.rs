@@ -36,7 +36,7 @@ fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
 
 type Waking = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// What happens to the network during each suspend, and the uplink of the tunnel afterwards.
+/// The changes of the network during a suspend, each with the uplink of the tunnel afterwards.
 const WAKINGS: [Waking; 5] = [
     ("the same network", |_| Ok(()), UplinkName::Eth),
     ("another address", |bed| bed.lab.eth().renumber(), UplinkName::Eth),

@@ -33,7 +33,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     for key in ["id", "known_hosts"] {
         laptop.copy_in(&lab.dir().join(key))?;
     }
-    // What the guide presupposes: host names, and a server that accepts the login.
+    // The guide presupposes host names and a server that accepts the login.
     let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
     laptop.run(&format!(
         "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\

@@ -1,4 +1,4 @@
-//! What a client can reach through the relay, and what others can reach at a client through it.
+//! The destinations that a client can reach through the relay, and what others can reach at a client.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};

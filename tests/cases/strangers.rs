@@ -1,5 +1,4 @@
-//! What unauthorised parties can do: at the relay's port, at the programs' sockets, and through the
-//! metrics.
+//! Access by unauthorised parties: to the relay's port, to the programs' sockets and to the metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;

@@ -141,7 +141,7 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
 
 #[test]
 fn a_path_that_takes_much_without_a_queue_may_have_more_on_its_way_than_one_connection() -> Outcome {
-    // So long that even a slow machine fills the path.
+    // A delay so long that even a slow machine fills the path.
     let bed = Testbed::with(&LabOptions { delay: Some(LabOptions::DELAY * 10), ..LabOptions::default() })?;
     let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
     let server = addr::SERVER4.to_string();

@@ -35,7 +35,7 @@ impl TimedCall {
 
     /// Returns the name of the call, which is also the command for it.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::Datagram => "datagram",
@@ -72,7 +72,8 @@ impl FromStr for Timing {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (median, least) = text.split_once(' ').with_context(|| format!("{text:?} is not two figures"))?;
+        let (median, least) =
+            text.split_once(' ').with_context(|| format!("{text:?} does not have two figures"))?;
         Ok(Self { median: median.parse()?, least: least.parse()? })
     }
 }
@@ -86,8 +87,8 @@ pub fn serve() -> Result<()> {
         let took = match line.strip_prefix("run\t") {
             Some(argv) => command(&argv.split('\t').collect::<Vec<_>>())?,
             None => {
-                let call = TimedCall::ALL.into_iter().find(|call| call.word() == line);
-                call.with_context(|| format!("{line:?} is nothing to time"))?.measure()?
+                let call = TimedCall::ALL.into_iter().find(|call| call.name() == line);
+                call.with_context(|| format!("{line:?} is not a call to time"))?.measure()?
             }
         };
         writeln!(std::io::stdout().lock(), "{took}")?;
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pace_takes_time_and_a_failed_command_is_no_figure() {
+    fn every_call_takes_time_and_a_failed_command_is_an_error() {
         for call in TimedCall::ALL {
             let took = call.measure().unwrap();
             assert!(0 < took.least && took.least <= took.median, "{call:?}: {took}");

@@ -28,7 +28,7 @@ pub struct CaptivePortal {
 impl CaptivePortal {
     /// Puts the portal in front of the visited network, and cuts off established connections to the
     /// relay.
-    pub fn close(visited: &Ns) -> Result<Self> {
+    pub fn install(visited: &Ns) -> Result<Self> {
         let intercepted = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&intercepted);
         let server = TcpService::start(visited, PORT, move |stream, _| {

@@ -62,7 +62,7 @@ impl Capture {
             bail!("tcpdump ended by itself ({status}): the capture is not complete");
         }
         self.tcpdump.signal(Signal::SIGINT)?;
-        self.tcpdump.wait(PATIENCE).context("tcpdump does not stop")?;
+        self.tcpdump.wait(PATIENCE).context("tcpdump did not stop")?;
         Ok(self.packets())
     }
 }

@@ -54,8 +54,8 @@ pub trait Competitor {
     }
 
     /// Starts an application that measures gaps through the competitor.
-    fn pulse(&self, lab: &Lab, way: PulseMode, numbers: u64) -> Result<Pulse> {
-        Pulse::start(&mut pulse_command(lab, way)?, numbers)
+    fn pulse(&self, lab: &Lab, mode: PulseMode, numbers: u64) -> Result<Pulse> {
+        Pulse::start(&mut pulse_command(lab, mode)?, numbers)
     }
 }
 
@@ -68,7 +68,7 @@ pub struct CompetitorKind {
     /// The required programs, each with the Debian package that has it.
     pub tools: &'static [(&'static str, &'static str)],
     make: fn() -> Box<dyn Competitor>,
-    refusal: fn() -> Option<String>,
+    unavailable_reason: fn() -> Option<String>,
 }
 
 impl CompetitorKind {
@@ -99,8 +99,8 @@ impl CompetitorKind {
 
     /// Returns why the competitor cannot run on this machine, or `None` if it can.
     #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        (self.refusal)()
+    pub fn unavailable_reason(&self) -> Option<String> {
+        (self.unavailable_reason)()
     }
 }
 
@@ -114,9 +114,9 @@ fn needs_tun() -> Option<String> {
     (!Path::new("/dev/net/tun").exists()).then(|| "this kernel has no /dev/net/tun".to_owned())
 }
 
-fn pulse_command(lab: &Lab, way: PulseMode) -> Result<Command> {
+fn pulse_command(lab: &Lab, mode: PulseMode) -> Result<Command> {
     let mut command = lab.host.command(program("labtool")?);
-    command.args(["pulse", way.word(), "tcp", &way.server().to_string()]);
+    command.args(["pulse", mode.name(), "tcp", &mode.server().to_string()]);
     Ok(command)
 }
 

@@ -91,7 +91,7 @@ impl Crowd {
         std::fs::write(&file, list)?;
         let said = relay.cli(&["authorize", "--from", &file.display().to_string()])?.ok()?;
         let named = said.lines().count();
-        ensure!(named == count as usize, "{named} of {count} clients were let in");
+        ensure!(named == count as usize, "only {named} of {count} clients were authorised");
         Ok(())
     }
 

@@ -106,7 +106,7 @@ pub fn send(address: &str) -> Result<()> {
     nix::sys::prctl::set_timerslack(1)?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let (rate, lasting) = line.split_once(' ').context("RATE MILLISECONDS")?;
+        let (rate, lasting) = line.split_once(' ').context("expected RATE MILLISECONDS")?;
         println!("{}", burst(&socket, rate.parse()?, Duration::from_millis(lasting.parse()?))?);
     }
     Ok(())
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lossless_is_the_rate_asked_for_and_next_to_nothing_lost() {
+    fn a_trial_is_lossless_at_the_requested_rate_with_almost_no_loss() {
         let trial = Trial { rate: 1000.0, lasted: Duration::from_secs(2), sent: 2000, received: 1999 };
         assert!(trial.is_lossless());
         assert!(!Trial { received: 1997, ..trial }.is_lossless());

@@ -122,7 +122,7 @@ impl Forger {
             match (asker, target) {
                 (IpAddr::V4(asker), IpAddr::V4(target)) => self.ask_arp(to, asker, target)?,
                 (IpAddr::V6(asker), IpAddr::V6(target)) => self.solicit(to, asker, target)?,
-                _ => bail!("{asker} and {target} are of two families"),
+                _ => bail!("{asker} and {target} are of different families"),
             }
         }
         Ok(())
@@ -191,7 +191,7 @@ impl Forger {
     }
 
     fn send(&self, frame: &[u8]) -> Result<()> {
-        ensure!(self.socket.send(frame)? == frame.len(), "a frame was cut");
+        ensure!(self.socket.send(frame)? == frame.len(), "a frame was truncated");
         Ok(())
     }
 }
@@ -238,7 +238,7 @@ fn headers(from: IpAddr, to: IpAddr) -> Result<IpHeaders> {
             },
             Ipv6Extensions::default(),
         ),
-        _ => bail!("{from} and {to} are of two families"),
+        _ => bail!("{from} and {to} are of different families"),
     })
 }
 
@@ -247,7 +247,7 @@ fn hardware_address(ns: &Ns, device: &str) -> Result<[u8; 6]> {
     let text = shown[0]["address"].as_str().with_context(|| format!("{device} has no address"))?;
     let bytes: Vec<u8> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no Ethernet address"))
+    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is not an Ethernet address"))
 }
 
 /// Opens a socket for every frame on one device.

@@ -2,12 +2,12 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | `GET /bytes/N` | N bytes that look random and are the same each time |
-//! | `GET /sum/N` | the SHA-256 of those, in hex |
+//! | `GET /bytes/N` | N pseudorandom bytes, the same in every answer |
+//! | `GET /sum/N` | the SHA-256 of those bytes, in hex |
 //! | `PUT /sum` | the SHA-256 of the body |
 //! | `GET /ip` | the address the request came from |
-//! | `GET /page/N` | a page for a browser, with a script of its own, `/script/N` |
-//! | `GET /script/N` | N bytes of comment, then what writes the address that this request came from into the page |
+//! | `GET /page/N` | a page for a browser that loads `/script/N` |
+//! | `GET /script/N` | N bytes of comment, then code that writes the request's source address |
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

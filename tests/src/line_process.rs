@@ -46,8 +46,8 @@ impl LineProcess {
 
     /// Writes a line to the process's stdin.
     pub fn send_line(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("its stdin is closed")?;
-        writeln!(stdin, "{line}").context("it does not listen any more")
+        let stdin = self.stdin.as_mut().context("stdin of the process is closed")?;
+        writeln!(stdin, "{line}").context("the process does not read its stdin")
     }
 
     /// Returns the next line of stdout, waiting at most [`PATIENCE`].
@@ -59,8 +59,8 @@ impl LineProcess {
     pub fn next_line_within(&mut self, patience: Duration) -> Result<String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("it said nothing for {patience:?}"),
-            Err(RecvTimeoutError::Disconnected) => bail!("it has ended: {}", self.child.wait()?),
+            Err(RecvTimeoutError::Timeout) => bail!("the process printed no line for {patience:?}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the process has ended: {}", self.child.wait()?),
         }
     }
 
@@ -72,7 +72,7 @@ impl LineProcess {
     /// Writes a line and returns the next line of stdout.
     pub fn request(&mut self, line: &str) -> Result<String> {
         self.send_line(line)?;
-        self.next_line().with_context(|| format!("after {line:?}"))
+        self.next_line().with_context(|| format!("after sending {line:?}"))
     }
 
     /// Closes stdin, waits until the process ends and returns its exit code.

@@ -197,7 +197,7 @@ impl SocketProcess {
             }
         }
         if reports.is_empty() {
-            bail!("a process without a socket");
+            bail!("the process reported no socket");
         }
         self.reports = reports;
         Ok(())

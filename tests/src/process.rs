@@ -74,7 +74,7 @@ pub fn finish_within(
             child.kill()?;
             child.wait()?;
             let (out, err) = (slurp(&mut stdout)?, slurp(&mut stderr)?);
-            bail!("{command:?} took longer than {patience:?}; it said: {out}{err}");
+            bail!("{command:?} took longer than {patience:?}; its output: {out}{err}");
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
@@ -123,7 +123,7 @@ impl Process {
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         wait_for(&format!("the end of {name}"), patience, || self.ended())
-            .with_context(|| format!("it said: {}", self.output()))
+            .with_context(|| format!("its output: {}", self.output()))
     }
 
     /// Waits until the output contains `text`. Fails if the program ends before.
@@ -134,10 +134,18 @@ impl Process {
                 if self.output().contains(text) {
                     break;
                 }
-                bail!("{} ended ({status}) before it said {text:?}; it said: {}", self.name, self.output());
+                bail!(
+                    "{} ended ({status}) before it printed {text:?}; its output: {}",
+                    self.name,
+                    self.output()
+                );
             }
             if Instant::now() >= end {
-                bail!("{} did not say {text:?} in {patience:?}; it said: {}", self.name, self.output());
+                bail!(
+                    "{} did not print {text:?} within {patience:?}; its output: {}",
+                    self.name,
+                    self.output()
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -46,7 +46,7 @@ pub enum PulseMode {
 impl PulseMode {
     /// Returns the name that `labtool pulse` takes.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Echo => "echo",
             Self::Down => "down",
@@ -196,11 +196,11 @@ impl Pulse {
             bail!("labtool pulse: {first}");
         }
         wait_for("the first numbers", crate::wait::PATIENCE, || {
-            let heard = pulse.since(0.0)?;
-            if let Some(error) = heard.error {
+            let report = pulse.since(0.0)?;
+            if let Some(error) = report.error {
                 return Ok(Some(Err(anyhow::anyhow!("{error}"))));
             }
-            Ok((heard.numbers >= numbers).then_some(Ok(())))
+            Ok((report.numbers >= numbers).then_some(Ok(())))
         })??;
         Ok(pulse)
     }
@@ -224,37 +224,37 @@ mod tests {
 
     #[test]
     fn the_gap_around_an_event_counts_whole_and_one_before_it_not_at_all() {
-        let heard = recorder(&[0.0, 100.0, 105.0, 130.0, 135.0]).report(110.0, 138.0);
-        assert_eq!(heard.gaps, [Gap { from: 105.0, to: 130.0 }]);
-        assert_eq!((heard.longest, heard.longest_within), (25.0, 20.0));
-        assert_eq!((heard.numbers, heard.silence()), (4, 3.0));
+        let report = recorder(&[0.0, 100.0, 105.0, 130.0, 135.0]).report(110.0, 138.0);
+        assert_eq!(report.gaps, [Gap { from: 105.0, to: 130.0 }]);
+        assert_eq!((report.longest, report.longest_within), (25.0, 20.0));
+        assert_eq!((report.numbers, report.silence()), (4, 3.0));
     }
 
     #[test]
     fn a_second_gap_after_the_return_counts_when_it_is_the_longer_one() {
         // The path is cut at 10 ms and back at 5000 ms: an old number arrives at once, the next
         // ones with the sender's retransmission timer.
-        let heard = recorder(&[5.0, 10.0, 5030.0, 5400.0, 5405.0]).report(5000.0, 5410.0);
-        assert_eq!(heard.longest_within, 370.0);
-        assert_eq!(heard.longest, 5020.0);
+        let report = recorder(&[5.0, 10.0, 5030.0, 5400.0, 5405.0]).report(5000.0, 5410.0);
+        assert_eq!(report.longest_within, 370.0);
+        assert_eq!(report.longest, 5020.0);
     }
 
     #[test]
     fn silence_is_a_gap_that_has_not_ended() {
-        let heard = recorder(&[0.0, 5.0]).report(6.0, 1005.0);
-        assert_eq!(heard.gaps, [Gap { from: 5.0, to: 1005.0 }]);
-        assert_eq!((heard.longest, heard.longest_within), (1000.0, 999.0));
+        let report = recorder(&[0.0, 5.0]).report(6.0, 1005.0);
+        assert_eq!(report.gaps, [Gap { from: 5.0, to: 1005.0 }]);
+        assert_eq!((report.longest, report.longest_within), (1000.0, 999.0));
     }
 
     #[test]
-    fn what_labtool_prints_is_what_is_read() {
+    fn a_report_survives_the_round_trip_through_json() {
         let mut recorder = recorder(&[0.5, 30.25]);
-        let heard = recorder.report(0.0, 32.0);
-        assert_eq!(PulseReport::from_json(&heard.to_json().to_string()).unwrap(), heard);
+        let report = recorder.report(0.0, 32.0);
+        assert_eq!(PulseReport::from_json(&report.to_json().to_string()).unwrap(), report);
         recorder.fail("connection reset".into());
-        let heard = recorder.report(0.0, 32.0);
+        let report = recorder.report(0.0, 32.0);
         assert_eq!(
-            PulseReport::from_json(&heard.to_json().to_string()).unwrap().error,
+            PulseReport::from_json(&report.to_json().to_string()).unwrap().error,
             Some("connection reset".into())
         );
         assert!(PulseReport::from_json("! connect: refused").is_err());

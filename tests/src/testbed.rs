@@ -146,7 +146,7 @@ impl Testbed {
         };
         let lines: Vec<&str> = log.lines().filter(bad).collect();
         if !lines.is_empty() {
-            bail!("{name} warned of what this case does not expect:\n{}", lines.join("\n"));
+            bail!("{name} logged a warning that this case does not expect:\n{}", lines.join("\n"));
         }
         Ok(())
     }

@@ -32,8 +32,10 @@ pub fn wait_for<T>(
         };
         if Instant::now() >= end {
             match last {
-                Some(error) => return Err(error.context(format!("waited {patience:?} in vain for {what}"))),
-                None => bail!("waited {patience:?} in vain for {what}"),
+                Some(error) => {
+                    return Err(error.context(format!("timed out after {patience:?} waiting for {what}")));
+                }
+                None => bail!("timed out after {patience:?} waiting for {what}"),
             }
         }
         std::thread::sleep(INTERVAL);

@@ -62,7 +62,7 @@ impl Drop for ServiceStartBlock {
             && let Err(error) = fs::remove_file(POLICY)
         {
             eprintln!(
-                "xtask: cannot remove {POLICY}: {error}: remove it, or no package can start its service"
+                "xtask: cannot remove {POLICY}: {error}: remove it, otherwise no package can start its services"
             );
         }
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debian_and_its_children_are_recognised() {
+    fn debian_and_its_derivatives_are_recognised() {
         assert!(os_is_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
         assert!(os_is_debian("ID=ubuntu\nID_LIKE=debian\n"));
         assert!(os_is_debian("ID=mint\nID_LIKE=\"ubuntu debian\"\n"));

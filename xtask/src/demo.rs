@@ -32,7 +32,9 @@ pub(crate) fn run() -> Result<()> {
     }
     let clean = footprint.check();
     let result = match (played, &clean) {
-        (Err(failure), Err(left)) => return Err(failure.context(format!("{left:#}; and before that"))),
+        (Err(failure), Err(left)) => {
+            return Err(failure.context(format!("{left:#}; before that the demonstration failed")));
+        }
         (played, _) => played?,
     };
     clean.context("the demonstration worked, but did not clean up after itself")?;
@@ -54,7 +56,7 @@ fn verdict(result: &DemoResult) -> Result<()> {
     for ((screen, answers), expected) in result.screens.iter().zip(&result.answers).zip(expected) {
         if *answers != expected {
             bail!(
-                "{} answered before the cut: {}, after it: {}; expected {} and {}",
+                "{}: answered before the cut: {}, after the cut: {}; expected {} and {}",
                 screen.title,
                 answers.0,
                 answers.1,
@@ -65,20 +67,17 @@ fn verdict(result: &DemoResult) -> Result<()> {
     }
     let (pressed, echoed) = result.keys;
     if pressed != echoed {
-        bail!("{pressed} keys were pressed in the mobile session, and {echoed} came back");
+        bail!("{pressed} keys were pressed in the mobile session, but {echoed} were echoed");
     }
     let [mobile, plain] = &result.timeline.rows;
     let blackout =
-        result.timeline.longest_silence(mobile).length().context("the mobile session fell silent")?;
+        result.timeline.longest_silence(mobile).length().context("the mobile session did not recover")?;
     if let Some(silence) = result.timeline.longest_silence(plain).length() {
-        bail!(
-            "the plain session was heard again after {} ms: its uplink was not really cut",
-            silence.as_millis()
-        );
+        bail!("the plain session recovered after {} ms: its uplink was not cut", silence.as_millis());
     }
     println!(
-        "\nBlackout: {} ms, the longest the mobile session was silent (a key every {} ms, a round trip of {} ms).\n\
-         Each of its {pressed} keys came back, once. The plain session is dead.",
+        "\nBlackout: {} ms, the longest gap in the mobile session (a key every {} ms, {} ms of round trip).\n\
+         All {pressed} keys were echoed exactly once. The plain session is dead.",
         blackout.as_millis(),
         scene::KEY_EVERY.as_millis(),
         scene::ROUND_TRIP.as_millis()

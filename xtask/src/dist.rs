@@ -149,7 +149,7 @@ fn source_date() -> Result<String> {
         Ok(given) => Ok(given),
         Err(_) => {
             shell::output(Command::new("git").current_dir(shell::root()).args(["log", "-1", "--format=%ct"]))
-                .context("the time of the commit is needed: build in a clone, or set SOURCE_DATE_EPOCH")
+                .context("cannot read the commit's time: build in a git clone, or set SOURCE_DATE_EPOCH")
         }
     }
 }
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn units_leave_the_daemons_little_to_do_harm_with() {
+    fn the_units_exposure_scores_are_low() {
         // systemd's exposure score times ten: 0 is the best, 100 the worst.
         for (package, unit, at_most) in
             [("mobile-agent", "mobile.service", 40), ("home-relay", "home-relay.service", 25)]

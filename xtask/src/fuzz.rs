@@ -102,7 +102,7 @@ fn build(only: Option<&str>) -> Result<Vec<Target>> {
     let names: Vec<String> = match only {
         None => all,
         Some(name) if all.iter().any(|known| known == name) => vec![name.to_owned()],
-        Some(name) => bail!("there is no fuzz target {name}: there are {}", all.join(", ")),
+        Some(name) => bail!("there is no fuzz target {name}; the targets are {}", all.join(", ")),
     };
     step("building the fuzz targets");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -114,7 +114,7 @@ fn build(only: Option<&str>) -> Result<Vec<Target>> {
     cargo.args(["--target", &triple, "--target-dir"]).arg(&folder);
     cargo.args(names.iter().flat_map(|name| ["--bin", name]));
     cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", RUSTFLAGS);
-    shell::run(&mut cargo).context("the fuzz targets cannot be built")?;
+    shell::run(&mut cargo).context("cannot build the fuzz targets")?;
     let binaries = folder.join(triple).join("release");
     Ok(names.into_iter().map(|name| Target { binary: binaries.join(&name), name }).collect())
 }

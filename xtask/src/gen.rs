@@ -13,17 +13,11 @@ use clap_complete::Shell;
 use crate::shell::{self, step};
 
 #[path = "../../mobile-agent/src/cli/args.rs"]
-#[allow(
-    dead_code,
-    reason = "what was typed is read by the program; here only what may be typed is of interest"
-)]
+#[allow(dead_code, reason = "only the command line definition is used here, not its parsed values")]
 mod mobile;
 
 #[path = "../../home-relay/src/cli/args.rs"]
-#[allow(
-    dead_code,
-    reason = "what was typed is read by the program; here only what may be typed is of interest"
-)]
+#[allow(dead_code, reason = "only the command line definition is used here, not its parsed values")]
 mod home_relay;
 
 /// The shells with completions, and the prefix and suffix of the file name that each expects.

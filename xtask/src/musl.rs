@@ -37,7 +37,7 @@ impl Arch {
             "x86_64" => Ok(Self::X86_64),
             "aarch64" => Ok(Self::Aarch64),
             "arm" => Ok(Self::Armv7),
-            other => bail!("no static programs are made for {other}"),
+            other => bail!("no static programs are built for {other}"),
         }
     }
 
@@ -159,7 +159,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
 /// Checks that a program has no PT_INTERP segment, which would name a dynamic linker.
 pub(crate) fn assert_static(program: &Path) -> Result<()> {
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let interpreter = interpreter(&bytes).with_context(|| format!("{} is no ELF file", program.display()))?;
+    let interpreter =
+        interpreter(&bytes).with_context(|| format!("{} is not an ELF file", program.display()))?;
     if interpreter {
         bail!("{} is not static: it names a dynamic linker", program.display());
     }
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamic_program_is_told_from_what_is_none() {
+    fn a_dynamic_program_is_recognised_by_its_interpreter() {
         let own = env::current_exe().and_then(fs::read).expect("the test's own program");
         assert_eq!(interpreter(&own), Some(true), "tests are linked with the system's C library");
         assert_eq!(interpreter(&own[..50]), None);

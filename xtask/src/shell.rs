@@ -97,7 +97,7 @@ pub(crate) fn require_root() -> Result<()> {
     }
     let verb = env::args().skip(1).collect::<Vec<_>>().join(" ");
     bail!(
-        "this makes network namespaces, devices and BPF programs and so needs root: \
+        "this creates network namespaces, devices and BPF programs and therefore needs root: \
          run `sudo -E env \"PATH=$PATH\" cargo xtask {verb}`"
     )
 }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_program_is_named_with_its_complaint() {
+    fn the_error_of_a_failing_program_has_its_name_and_stderr() {
         let error = output(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("sh -c"), "{text}");

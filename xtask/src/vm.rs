@@ -46,9 +46,7 @@ const CASES: &[&str] = &[
 /// the default cases.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
-        bail!(
-            "the kernels are for x86_64, and so are the tests that run on them: run this on such a machine"
-        );
+        bail!("the kernels and the tests that run on them are for x86_64: run this on an x86_64 machine");
     }
     setup::install(TOOLS)?;
     let (kernels, filters): (Vec<&str>, Vec<&str>) = words
@@ -60,7 +58,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
 
     let programs = programs()?;
     let cases = if filters.is_empty() { CASES } else { &filters };
-    let (_, e2e) = programs.last().context("the program of the cases is one of ours")?;
+    let (_, e2e) = programs.last().context("the programs do not include the test program")?;
     cases.iter().try_for_each(|case| assert_there(e2e, case))?;
     // One case at a time: emulated processors are slow enough without a second one.
     let commands = format!("/mobile/e2e --test-threads=1 {}\n", cases.join(" "));

@@ -212,7 +212,7 @@ fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     let mut stream = TcpStream::from(socket);
     let recorder = Arc::new(Mutex::new(Recorder::new(monotonic_ms())));
     say("connected");
-    if way == PulseMode::Echo.word() {
+    if way == PulseMode::Echo.name() {
         let mut writer = stream.try_clone()?;
         std::thread::spawn(move || {
             for number in 0..=u64::MAX {

@@ -87,7 +87,7 @@ fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> R
             Some(bytes) => bytes
                 .check(&buffer[..count])
                 .map_err(|place| anyhow::anyhow!("byte {} is wrong", so_far + place as u64))?,
-            None => bail!("{count} bytes where none are due"),
+            None => bail!("received {count} bytes in a direction without data"),
         }
         received.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -149,5 +149,5 @@ pub fn client(args: &[&str]) -> Result<()> {
         }
         sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
     })?;
-    tell("done ").context("the last word")
+    tell("done ").context("the last report")
 }

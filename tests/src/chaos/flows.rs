@@ -168,7 +168,7 @@ impl ChaosFlow {
             self.parse_report(&line)?;
         }
         self.check_server()?;
-        ensure!(!self.server.done.load(Ordering::Acquire), "the connection ended before it was told to");
+        ensure!(!self.server.done.load(Ordering::Acquire), "the connection ended early");
         let places = [self.server.received.load(Ordering::Relaxed), self.received];
         let used = [self.plan.up, self.plan.down];
         for ((moved, place), used) in self.moved.iter_mut().zip(places).zip(used) {
@@ -176,7 +176,7 @@ impl ChaosFlow {
                 *moved = (Instant::now(), place);
             }
             let pause = moved.0.elapsed();
-            ensure!(pause < LONGEST_PAUSE, "stands still for {pause:?} at {places:?} bytes");
+            ensure!(pause < LONGEST_PAUSE, "no progress for {pause:?} at {places:?} bytes");
         }
         Ok(())
     }
@@ -231,15 +231,15 @@ impl ChaosFlow {
         }
         while !self.server.done.load(Ordering::Acquire) {
             self.check_server()?;
-            ensure!(Instant::now() < end, "the server's end does not come to an end");
+            ensure!(Instant::now() < end, "the server's end does not finish");
             std::thread::sleep(Duration::from_millis(5));
         }
         let (sent, received) =
             (self.server.sent.load(Ordering::Relaxed), self.server.received.load(Ordering::Relaxed));
         ensure!(self.sent == received, "up: {} bytes sent, {received} received", self.sent);
         ensure!(sent == self.received, "down: {sent} bytes sent, {} received", self.received);
-        ensure!(!self.plan.up || received > 0, "nothing went up");
-        ensure!(!self.plan.down || sent > 0, "nothing came down");
+        ensure!(!self.plan.up || received > 0, "no byte was sent up");
+        ensure!(!self.plan.down || sent > 0, "no byte was sent down");
         Ok(sent + received)
     }
 }

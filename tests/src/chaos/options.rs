@@ -30,9 +30,9 @@ impl Options {
     pub fn parse(mut args: impl Iterator<Item = String>, random: u64) -> Result<Self> {
         let mut options = Self { seed: random, events: SHORT, tunnel: Vec::new() };
         while let Some(arg) = args.next() {
-            let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             let number = |text: String| -> Result<u64> {
-                text.parse().with_context(|| format!("{arg} {text}: no number"))
+                text.parse().with_context(|| format!("{arg} {text}: not a number"))
             };
             match arg.as_str() {
                 "--seed" => options.seed = number(value()?)?,
@@ -40,15 +40,17 @@ impl Options {
                 "--long" => options.events = LONG,
                 "--tunnel" => {
                     let text = value()?;
-                    let (key, value) = text.split_once('=').context("--tunnel wants KEY=VALUE")?;
+                    let (key, value) = text.split_once('=').context("--tunnel needs KEY=VALUE")?;
                     options.tunnel.push((key.to_owned(), value.to_owned()));
                 }
                 other => {
-                    bail!("unknown {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…")
+                    bail!(
+                        "unknown argument {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…"
+                    )
                 }
             }
         }
-        ensure!(options.events >= FEWEST, "{} events are too few: at least {FEWEST}", options.events);
+        ensure!(options.events >= FEWEST, "{} events are too few: use at least {FEWEST}", options.events);
         Ok(options)
     }
 }
@@ -62,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_say_what_is_played_and_the_rest_is_usual() {
+    fn flags_override_the_defaults() {
         let usual = Options { seed: 42, events: SHORT, tunnel: Vec::new() };
         assert_eq!(parse("").unwrap(), usual);
         assert_eq!(parse("--long").unwrap(), Options { events: LONG, ..usual.clone() });
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_arguments_are_refused() {
         for line in ["--seed", "--seed x", "--events 9", "--sead 7", "7", "--tunnel", "--tunnel fifo"] {
             parse(line).unwrap_err();
         }

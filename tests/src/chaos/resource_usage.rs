@@ -37,7 +37,11 @@ impl ResourceUsage {
     /// last sample.
     pub(super) fn sample(&mut self, pid: Option<i32>) -> Result<()> {
         let pid = pid.with_context(|| format!("{} is not running", self.name))?;
-        ensure!(*self.pid.get_or_insert(pid) == pid, "{} is another process than before", self.name);
+        ensure!(
+            *self.pid.get_or_insert(pid) == pid,
+            "{} was restarted: its process id has changed",
+            self.name
+        );
         let sample = read_sample(pid).with_context(|| format!("{} is gone", self.name))?;
         self.samples.push(sample);
         Ok(())
@@ -49,7 +53,7 @@ impl ResourceUsage {
     /// allowance.
     pub(super) fn check_growth(&self) -> Result<String> {
         let quarter = self.samples.len() / 4;
-        ensure!(quarter > 0, "{} was looked at only {} times", self.name, self.samples.len());
+        ensure!(quarter > 0, "{} has too few samples: {}", self.name, self.samples.len());
         let (first, last) = (&self.samples[..quarter], &self.samples[self.samples.len() - quarter..]);
         let (rss, descriptors) = (
             [first, last].map(|part| median(part, |sample| sample.rss)),
@@ -76,7 +80,7 @@ fn read_sample(pid: i32) -> Result<Sample> {
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.trim().strip_suffix(" kB"))
         // A zombie has no VmRSS line.
-        .context("it holds no memory: it has ended")?;
+        .context("no VmRSS: the process has ended")?;
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
     Ok(Sample { rss: rss.trim().parse::<u64>()? << 10, descriptors })
 }
@@ -97,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn bursts_are_no_growth_and_a_leak_is() {
+    fn a_leak_is_growth_and_a_burst_is_not() {
         resource_usage((0..100).map(|number| (if number % 10 == 0 { 60 } else { 20 }, 12)))
             .check_growth()
             .unwrap();
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen_and_a_dead_or_another_one_is_an_error() {
+    fn sampling_a_dead_or_replaced_process_fails() {
         let mut own = ResourceUsage::new("this");
         let pid = i32::try_from(std::process::id()).unwrap();
         own.sample(Some(pid)).unwrap();

@@ -34,7 +34,7 @@ pub fn run(options: &Options) -> Result<()> {
             println!("{line}");
         }
         let tunnel: String = tunnel.iter().map(|(key, value)| format!(" --tunnel {key}={value}")).collect();
-        println!("the same again: cargo xtask test chaos --seed {seed} --events {events}{tunnel}");
+        println!("replay this run with: cargo xtask test chaos --seed {seed} --events {events}{tunnel}");
     }
     outcome
 }
@@ -68,7 +68,7 @@ fn play(script: &Script, options: &Options, played: &mut Vec<String>) -> Result<
 
     println!("survived {} events in {} s:", script.events.len(), took.as_secs());
     for (kind, count) in survived {
-        println!("{count:6}  {}", kind.words());
+        println!("{count:6}  {}", kind.description());
     }
     println!("{bytes} bytes checked, none wrong or missing, no connection lost");
     for words in resource_usage {

@@ -130,7 +130,7 @@ impl EventKind {
 
     /// Returns a short description for output.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::AgentKilled => "agent killed",
             Self::RelayKilled => "relay killed",
@@ -200,7 +200,7 @@ pub struct Event {
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:8.3} s  {}", self.at.as_secs_f64(), self.kind.words())?;
+        write!(f, "{:8.3} s  {}", self.at.as_secs_f64(), self.kind.description())?;
         if self.kind == EventKind::Loss {
             write!(f, " of {} %", self.percent)?;
         }

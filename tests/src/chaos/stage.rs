@@ -54,7 +54,7 @@ impl Stage {
 
     /// Performs an event. [`Stage::undo_until`] undoes an event that lasts.
     pub(super) fn perform(&mut self, event: &Event) -> Result<()> {
-        self.begin(event).with_context(|| format!("cannot carry out: {event}"))?;
+        self.begin(event).with_context(|| format!("cannot perform the event: {event}"))?;
         if event.kind.lasts() {
             self.undo.push((Instant::now() + event.lasting, event.kind, event.uplink));
         }
@@ -67,7 +67,8 @@ impl Stage {
         let (due, later): (Vec<_>, Vec<_>) = self.undo.drain(..).partition(|(at, ..)| *at <= now);
         self.undo = later;
         for (_, kind, uplink) in due {
-            self.end(kind, uplink).with_context(|| format!("cannot undo: {}", kind.words()))?;
+            self.end(kind, uplink)
+                .with_context(|| format!("cannot undo the event: {}", kind.description()))?;
         }
         Ok(())
     }

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_the_same_however_it_is_cut() {
+    fn a_stream_does_not_depend_on_the_chunk_size() {
         let mut whole = [0; 1_000];
         Stream::new(5).fill(&mut whole);
         let mut checked = Stream::new(5);

@@ -10,7 +10,7 @@ pub(super) const KIND: CompetitorKind = CompetitorKind {
     over_tcp: false,
     tools: &[],
     make: || Box::new(Direct),
-    refusal: no_requirements,
+    unavailable_reason: no_requirements,
 };
 
 struct Direct;

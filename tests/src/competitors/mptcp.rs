@@ -19,7 +19,7 @@ pub(super) const KIND: CompetitorKind = CompetitorKind {
     over_tcp: true,
     tools: &[("ip", "iproute2"), ("ss", "iproute2")],
     make: || Box::new(Mptcp { services: Vec::new(), up: Vec::new() }),
-    refusal,
+    unavailable_reason,
 };
 
 /// Ports of the MPTCP services at the server, beside those of ordinary TCP.
@@ -87,10 +87,10 @@ impl Competitor for Mptcp {
         Ok(())
     }
 
-    fn pulse(&self, lab: &Lab, way: PulseMode, numbers: u64) -> Result<Pulse> {
-        let port = if way == PulseMode::Echo { ECHO } else { NUMBERS };
+    fn pulse(&self, lab: &Lab, mode: PulseMode, numbers: u64) -> Result<Pulse> {
+        let port = if mode == PulseMode::Echo { ECHO } else { NUMBERS };
         let mut command = lab.host.command(program("labtool")?);
-        command.args(["pulse", way.word(), "mptcp", &format!("{}:{port}", addr::SERVER4)]);
+        command.args(["pulse", mode.name(), "mptcp", &format!("{}:{port}", addr::SERVER4)]);
         let pulse = Pulse::start(&mut command, numbers)?;
         // Wait for both subflows: a connection that fell back to TCP would have only one for ever.
         wait_for("a subflow on each uplink", PATIENCE, || {
@@ -126,7 +126,7 @@ fn id(name: UplinkName) -> &'static str {
     }
 }
 
-fn refusal() -> Option<String> {
+fn unavailable_reason() -> Option<String> {
     match fs::metadata("/proc/sys/net/mptcp/enabled") {
         Ok(_) => None,
         Err(_) => Some("this kernel has no MPTCP".to_owned()),

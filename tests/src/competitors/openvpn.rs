@@ -18,7 +18,7 @@ pub(super) const UDP: CompetitorKind = CompetitorKind {
     over_tcp: false,
     tools: &[("openvpn", "openvpn"), ("openssl", "openssl")],
     make: || Box::new(OpenVpn { tcp: false, current: None, running: Vec::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 pub(super) const TCP: CompetitorKind = CompetitorKind {
@@ -100,7 +100,7 @@ impl Competitor for OpenVpn {
             Change::Down(_) => return Ok(()),
         };
         self.current = next;
-        self.running.last().context("it was not started")?.signal(Signal::SIGUSR1)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGUSR1)
     }
 }
 

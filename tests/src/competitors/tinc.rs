@@ -19,7 +19,7 @@ pub(super) const UDP: CompetitorKind = CompetitorKind {
     over_tcp: false,
     tools: &[("tincd", "tinc")],
     make: || Box::new(Tinc { tcp: false, running: Vec::new(), relay: PathBuf::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 pub(super) const TCP: CompetitorKind = CompetitorKind {
@@ -79,7 +79,10 @@ impl Competitor for Tinc {
                 &format!("link set {DEVICE} up"),
             ])?;
         }
-        self.running.last_mut().context("it was not started")?.wait_output("activated", PATIENCE)?;
+        self.running
+            .last_mut()
+            .context("the competitor was not started")?
+            .wait_output("activated", PATIENCE)?;
         use_tunnel(lab, DEVICE)?;
         if self.tcp { Ok(()) } else { use_udp(lab) }
     }
@@ -92,7 +95,7 @@ impl Competitor for Tinc {
     /// last read.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         fs::File::options().append(true).open(&self.relay)?.set_modified(SystemTime::now())?;
-        self.running.last().context("it was not started")?.signal(Signal::SIGHUP)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }
 }
 
@@ -129,5 +132,5 @@ fn datagrams_sent(ns: &Ns) -> Result<u64> {
     let said = ns.run(&["cat", "/proc/net/snmp"])?;
     let figures = said.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
     let sent = figures.and_then(|figures| figures.split_whitespace().nth(3));
-    sent.with_context(|| format!("no datagrams in {said}"))?.parse().context("/proc/net/snmp")
+    sent.with_context(|| format!("no UDP counters in {said}"))?.parse().context("/proc/net/snmp")
 }

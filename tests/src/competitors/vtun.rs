@@ -16,7 +16,7 @@ pub(super) const KIND: CompetitorKind = CompetitorKind {
     over_tcp: true,
     tools: &[("vtund", "vtun")],
     make: || Box::new(Vtun { running: Vec::new(), lock: None }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 const PORT: u16 = 5000;
@@ -80,6 +80,6 @@ impl Competitor for Vtun {
 
     /// Makes the client reconnect with SIGHUP.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
-        self.running.last().context("it was not started")?.signal(Signal::SIGHUP)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }
 }

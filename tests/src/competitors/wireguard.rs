@@ -16,7 +16,7 @@ pub(super) const KIND: CompetitorKind = CompetitorKind {
     over_tcp: false,
     tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
     make: || Box::new(WireGuard { running: Vec::new(), sockets: Vec::new(), relay_key: String::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 const PORT: u16 = 51820;

@@ -69,8 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     if foreign > 0 {
         println!(
-            "Programs of others at the root of the cgroup hierarchy: up to {foreign} at one hook while our agent was stopped. They \
-             are in every figure, so that the ratios are nearer to 1 than on a machine without them: end the others, and measure again."
+            "Other eBPF programs are attached at the root of the cgroup hierarchy: up to {foreign} at one hook while the agent was stopped. \
+             They are part of every figure, so the ratios are nearer to 1 than without them: detach them and measure again."
         );
     }
     bed.finish()
@@ -83,11 +83,15 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     let mut ordinary = bed.ordinary_labtool(&["time-calls"])?;
     let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
     for round in 1..=rounds {
-        let mut person = bed.mobile_labtool(&["time-calls"])?;
-        let [a, b, c, d] =
-            [take(&mut ordinary)?, take(&mut person)?, take(&mut person)?, take(&mut ordinary)?];
+        let mut mobile_process = bed.mobile_labtool(&["time-calls"])?;
+        let [a, b, c, d] = [
+            take(&mut ordinary)?,
+            take(&mut mobile_process)?,
+            take(&mut mobile_process)?,
+            take(&mut ordinary)?,
+        ];
         mobile.push((mean(a, d), mean(b, c)));
-        drop(person);
+        drop(mobile_process);
         let on = take(&mut ordinary)?;
         bed.agent.stop()?;
         bed.agent.cli(&["cleanup"])?.ok()?;
@@ -122,7 +126,7 @@ fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)])
     let shortest = spread(&|_, other| other.least)?.least / spread(&|base, _| base.least)?.least;
     Ok(format!(
         "| {} | {what} | {:.0} / {:.0} ns | {} | {shortest:.3} |",
-        call.word(),
+        call.name(),
         other.median,
         base.median,
         format_ratio(ratio)
@@ -184,7 +188,7 @@ impl Drop for NamedNetns<'_> {
 fn take(process: &mut LineProcess) -> Result<Figures> {
     let mut figures = Figures::default();
     for (figure, call) in figures.iter_mut().zip(TimedCall::ALL) {
-        *figure = ask(process, call.word())?;
+        *figure = ask(process, call.name())?;
     }
     Ok(figures)
 }

@@ -39,7 +39,7 @@ struct Sample {
     /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
     /// Processor time in seconds per GB at the host and at the relay, or `None` without a tunnel.
-    effort: Option<[f64; 2]>,
+    cpu_seconds: Option<[f64; 2]>,
     /// Peak memory in MiB so far at the host and at the relay, or `None` without a tunnel.
     memory: Option<[f64; 2]>,
 }
@@ -61,7 +61,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
          (least–greatest)\n",
         args.runs, args.megabytes
     );
-    println!("{}", grid.table(1, |cell, _| effort(cell)));
+    println!("{}", grid.table(1, |cell, _| cpu_seconds(cell)));
     println!(
         "Mbit/s reached\n\n{}",
         grid.table(0, |cell, _| Some(cell.spread(|it| Some(it.mbits))?.to_string()))
@@ -75,7 +75,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);
-            let bars = grid.bars(column, total_effort);
+            let bars = grid.bars(column, total_cpu_seconds);
             host.plot(Plot { file, title, unit: "seconds for each GB", bars })?;
         }
     }
@@ -84,11 +84,11 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
 
 /// Uploads once.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
-    let before = contestant.subject.effort()?;
+    let before = contestant.subject.cpu_usage()?;
     let said = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
-    let after = contestant.subject.effort()?;
+    let after = contestant.subject.cpu_usage()?;
     let (mbits, bytes) = received(&said)?;
-    let effort = before.zip(after).map(|(before, after)| {
+    let cpu_seconds = before.zip(after).map(|(before, after)| {
         // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
@@ -96,24 +96,24 @@ fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample>
         let [host, relay] = pids.map(|pid| peak_of_tree(pid).context("memory"));
         Ok([host?, relay?].map(|bytes| bytes as f64 / f64::from(1 << 20)))
     });
-    Ok(Sample { mbits, effort, memory: memory.transpose()? })
+    Ok(Sample { mbits, cpu_seconds, memory: memory.transpose()? })
 }
 
 fn format_sample(sample: &Sample) -> String {
-    match sample.effort {
+    match sample.cpu_seconds {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
     }
 }
 
-fn total_effort(sample: &Sample) -> Option<f64> {
-    sample.effort.map(|[host, relay]| host + relay)
+fn total_cpu_seconds(sample: &Sample) -> Option<f64> {
+    sample.cpu_seconds.map(|[host, relay]| host + relay)
 }
 
-fn effort(cell: &GridCell<Sample>) -> Option<String> {
-    let host = cell.spread(|sample| Some(sample.effort?[0]))?.median;
-    let relay = cell.spread(|sample| Some(sample.effort?[1]))?.median;
-    let Spread { median, least, greatest } = cell.spread(total_effort)?;
+fn cpu_seconds(cell: &GridCell<Sample>) -> Option<String> {
+    let host = cell.spread(|sample| Some(sample.cpu_seconds?[0]))?.median;
+    let relay = cell.spread(|sample| Some(sample.cpu_seconds?[1]))?.median;
+    let Spread { median, least, greatest } = cell.spread(total_cpu_seconds)?;
     Some(format!("{host:.2} + {relay:.2} = {median:.2} ({least:.2}–{greatest:.2})"))
 }
 
@@ -125,10 +125,14 @@ fn memory(cell: &GridCell<Sample>) -> Option<String> {
 /// Returns the goals: an eighth of the best competitor's processor time.
 fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
     let goal = |(column, title): (usize, &String)| {
-        let best = grid.others(column, total_effort).min_by(|a, b| a.1.total_cmp(&b.1));
-        let ratio = grid.median(1, column, total_effort).zip(best).map(|(ours, (_, best))| ours / best);
-        let name = best.map_or("the best peer", |(name, _)| name);
-        Goal::at_most(format!("{title}: part of {name}'s processor time, the best peer's"), 0.125, ratio)
+        let best = grid.competitors(column, total_cpu_seconds).min_by(|a, b| a.1.total_cmp(&b.1));
+        let ratio = grid.median(1, column, total_cpu_seconds).zip(best).map(|(ours, (_, best))| ours / best);
+        let name = best.map_or("the best competitor", |(name, _)| name);
+        Goal::at_most(
+            format!("{title}: part of {name}'s processor time, the best competitor's"),
+            0.125,
+            ratio,
+        )
     };
     titles.iter().enumerate().map(goal).collect()
 }
@@ -138,19 +142,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_peer_is_the_one_that_takes_least() {
+    fn the_best_competitor_uses_the_least_processor_time() {
         let titles = vec!["full speed".to_owned()];
         let mut grid = Grid::new(titles.clone(), ["direct", "mobile", "a", "b"].into_iter());
-        for (row, effort) in grid.rows.iter_mut().zip([None, Some(1.0), Some(10.0), Some(4.0)]) {
-            let effort = effort.map(|effort| [effort / 2.0, effort / 2.0]);
-            row.cells[0].samples.push(Sample { mbits: 1.0, effort, memory: effort });
+        for (row, cpu_seconds) in grid.rows.iter_mut().zip([None, Some(1.0), Some(10.0), Some(4.0)]) {
+            let cpu_seconds = cpu_seconds.map(|cpu_seconds| [cpu_seconds / 2.0, cpu_seconds / 2.0]);
+            row.cells[0].samples.push(Sample { mbits: 1.0, cpu_seconds, memory: cpu_seconds });
         }
         let goals = goals::markdown(&goals(&grid, &titles));
         assert!(
-            goals.contains("part of b's processor time, the best peer's | ≤ 0.125 | 0.250 | **missed**"),
+            goals
+                .contains("part of b's processor time, the best competitor's | ≤ 0.125 | 0.250 | **missed**"),
             "{goals}"
         );
-        assert_eq!(effort(&grid.rows[1].cells[0]).unwrap(), "0.50 + 0.50 = 1.00 (1.00–1.00)");
+        assert_eq!(cpu_seconds(&grid.rows[1].cells[0]).unwrap(), "0.50 + 0.50 = 1.00 (1.00–1.00)");
         assert_eq!(memory(&grid.rows[1].cells[0]).unwrap(), "0.5 + 0.5");
     }
 }

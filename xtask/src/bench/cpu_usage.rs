@@ -14,16 +14,16 @@ pub(crate) struct CpuUsage {
 impl CpuUsage {
     /// Reads the usage of one process.
     pub(crate) fn of(pid: i32) -> Result<Self> {
-        let mut effort = Self { switches: 0, nanoseconds: 0 };
+        let mut cpu_usage = Self { switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = task?.path();
-            effort.switches += switches(&fs::read_to_string(task.join("status"))?);
+            cpu_usage.switches += switches(&fs::read_to_string(task.join("status"))?);
             let schedstat =
                 fs::read_to_string(task.join("schedstat")).context("this kernel has no schedstat")?;
             let first = schedstat.split_whitespace().next().context("an empty schedstat")?;
-            effort.nanoseconds += first.parse::<u64>()?;
+            cpu_usage.nanoseconds += first.parse::<u64>()?;
         }
-        Ok(effort)
+        Ok(cpu_usage)
     }
 
     /// Returns the processor time in nanoseconds since `then`.
@@ -33,17 +33,17 @@ impl CpuUsage {
 
     /// Reads the usage of a process and all its running descendants.
     pub(crate) fn of_tree(pid: i32) -> Result<Self> {
-        let mut effort = Self::of(pid)?;
+        let mut cpu_usage = Self::of(pid)?;
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
                 // The child may have ended meanwhile.
                 let Ok(child) = Self::of_tree(child.parse()?) else { continue };
-                effort.switches += child.switches;
-                effort.nanoseconds += child.nanoseconds;
+                cpu_usage.switches += child.switches;
+                cpu_usage.nanoseconds += child.nanoseconds;
             }
         }
-        Ok(effort)
+        Ok(cpu_usage)
     }
 }
 
@@ -77,12 +77,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_switches_count() {
+    fn voluntary_and_involuntary_switches_count() {
         assert_eq!(switches("Name:\tx\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t2\n"), 42);
     }
 
     #[test]
-    fn our_own_effort_can_be_read_and_grows() {
+    fn the_usage_of_this_process_can_be_read_and_grows() {
         let own = i32::try_from(std::process::id()).unwrap();
         let before = CpuUsage::of(own).unwrap();
         sleep(Duration::from_millis(2));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_s_effort_is_its_parent_s_too() {
+    fn the_usage_of_a_tree_includes_its_children() {
         let own = i32::try_from(std::process::id()).unwrap();
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         sleep(Duration::from_millis(50));

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn met_missed_and_not_measured() {
+    fn goals_are_met_missed_or_left_out() {
         let text = markdown(&[
             Goal::at_least("fast", 0.4, Some(0.4)),
             Goal::at_most("cheap", 0.125, Some(0.2)),

@@ -130,7 +130,7 @@ impl<S> Grid<S> {
     }
 
     /// Returns the names and medians of the competitors.
-    pub(crate) fn others(
+    pub(crate) fn competitors(
         &self,
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
@@ -147,7 +147,7 @@ impl<S> Grid<S> {
     ) -> Option<f64> {
         let over_tcp =
             |name: &str| CompetitorKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
-        let figures = self.others(column, figure).filter(|(name, _)| over_tcp(name));
+        let figures = self.competitors(column, figure).filter(|(name, _)| over_tcp(name));
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }
 
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_for_everyone_with_its_part_of_direct_and_what_failed() {
+    fn the_table_has_ratios_to_direct_and_counts_failures() {
         let mut grid =
             Grid::new(vec!["one".to_owned(), "two".to_owned()], ["direct", "mobile", "other"].into_iter());
         grid.rows[0].cells[0].samples = vec![100.0, 300.0];
@@ -180,7 +180,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| mobile | 50 (20–60): 0.25 | –, 3 failed |"), "{text}");
-        assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
+        assert_eq!(grid.competitors(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
         assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), None);
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), Some(10.0));
         // Another build of this project is not a competitor.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
-        assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);
+        assert_eq!(grid.competitors(0, |sample| Some(*sample)).count(), 0);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 2);
     }
 }

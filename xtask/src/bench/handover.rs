@@ -12,7 +12,7 @@ use self::event::Event;
 use self::measure::measure;
 use self::table::{Column, Figures};
 use super::machine;
-use super::subject::{OURS, refusal};
+use super::subject::{OURS, unavailable_reason};
 use crate::shell::step;
 
 mod event;
@@ -134,9 +134,9 @@ fn everyone(args: &Args) -> Vec<Participant> {
 
 /// Returns a column without results; an event that cannot be measured has the reason.
 fn column(participant: Participant, events: &[Event]) -> Column {
-    let refusal = participant.peer.and_then(refusal);
-    let cell = |event: &Event| match (participant.peer, &refusal) {
-        (Some(_), _) if !event.is_for_peers() => Err("not for peers".to_owned()),
+    let unavailable_reason = participant.peer.and_then(unavailable_reason);
+    let cell = |event: &Event| match (participant.peer, &unavailable_reason) {
+        (Some(_), _) if !event.is_for_competitors() => Err("mobile only".to_owned()),
         (_, Some(reason)) => Err(reason.clone()),
         _ => Ok(Figures::default()),
     };
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn everyone_takes_part_in_each_round_that_is_theirs() {
+    fn each_participant_takes_part_in_its_rounds() {
         let events = [Event::KillAgent, Event::Better];
         let everyone = [participant(None, 3), participant(Some(&CompetitorKind::ALL[0]), 2)];
         let columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_run_together_only_as_many_as_allowed_and_each_once() {
+    fn jobs_run_once_each_with_limited_parallelism() {
         let jobs: Vec<Job> = (1..=12).map(|run| Job { event: 0, column: 0, run }).collect();
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let mut runs = run_in_parallel(jobs, 3, &|job| {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_with_its_unit() {
+    fn gaps_are_formatted_with_their_unit() {
         assert_eq!(format_gaps(&[21.4], Duration::from_secs(3)), "21 ms");
         assert_eq!(format_gaps(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
     }

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_are_told_apart_by_their_direction() {
+    fn packets_are_counted_by_direction() {
         let lines = [
             "12:00:00.1 IP 10.22.0.2.40000 > 198.51.100.2.443: Flags [.], ack 1, length 0",
             "12:00:00.2 IP 198.51.100.2.443 > 10.22.0.2.40000: Flags [.], ack 1, length 0",

@@ -38,7 +38,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     if let Some(bad) = args.loss.iter().find(|loss| !(0.0..=100.0).contains(*loss)) {
-        bail!("--loss {bad} is no percentage: give figures from 0 to 100, as in --loss 0,0.1,1");
+        bail!("--loss {bad} is not a percentage: use values from 0 to 100, for example --loss 0,0.1,1");
     }
     args.hosts.each(|host| compare(args, host, plot))
 }
@@ -91,7 +91,7 @@ fn goals(grid: &Grid<f64>, losses: &[f64]) -> Vec<Goal> {
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         let part = if *loss == 0.0 { 0.97 } else { 0.9 };
         goals.push(Goal::at_least(format!("{loss} % lost: part of direct's speed"), part, ratio(direct)));
-        let what = format!("{loss} % lost: times the speed of the best peer over TCP");
+        let what = format!("{loss} % lost: times the speed of the best competitor over TCP");
         goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, mbits))));
     }
     goals
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_peers_over_tcp_are_to_be_beaten() {
+    fn the_goal_compares_only_with_competitors_over_tcp() {
         let names = ["direct", "mobile", "wireguard-go", "vtun", "tinc-tcp"];
         let mut grid = Grid::new(vec!["1 % lost".to_owned()], names.into_iter());
         for (row, mbits) in grid.rows.iter_mut().zip([20.0, 60.0, 90.0, 30.0, 40.0]) {
@@ -110,6 +110,6 @@ mod tests {
         }
         let goals = goals::markdown(&goals(&grid, &[1.0]));
         assert!(goals.contains("part of direct's speed | ≥ 0.9 | 3.000 | met"), "{goals}");
-        assert!(goals.contains("best peer over TCP | ≥ 1 | 1.500 | met"), "{goals}");
+        assert!(goals.contains("best competitor over TCP | ≥ 1 | 1.500 | met"), "{goals}");
     }
 }

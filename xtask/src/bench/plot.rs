@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_for_everyone_within_the_picture() {
+    fn every_bar_lies_within_the_chart() {
         let spread = |least, median, greatest| Spread { least, median, greatest };
         let bars = vec![("direct", spread(90.0, 100.0, 200.0)), ("mobile", spread(-60.0, -50.0, -40.0))];
         let svg = Plot { file: "x", title: "a < b".to_owned(), unit: "%", bars }.svg();

@@ -60,7 +60,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let told = |rate: &f64| format!("{rate:.0} a second");
     let title = vec!["datagrams a second".to_owned()];
     let grid = Grid::measure(&labs.contestants, title, args.runs, search, told);
-    let best = grid.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
+    let best = grid.competitors(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
 
     let at = best.map(|(_, rate)| rate).or(grid.median(1, 0, rate).map(|ours| ours / 3.0)).unwrap_or(FIRST);
     let trial =
@@ -97,7 +97,7 @@ fn search_of<'a>(
     searches: &'a mut HashMap<&str, RateSearch>,
     contestant: &Contestant,
 ) -> Result<&'a mut RateSearch> {
-    searches.get_mut(contestant.name).context("nobody sends there")
+    searches.get_mut(contestant.name).context("this contestant has no sender")
 }
 
 fn rate(sample: &f64) -> Option<f64> {
@@ -111,12 +111,16 @@ fn lost(trial: &Trial) -> Option<f64> {
 /// Returns the goals: three times the best competitor's rate, and no more loss than it at its rate.
 fn goals(rates: &Grid<f64>, losses: &Grid<Trial>) -> Vec<Goal> {
     let ours = rates.median(1, 0, rate);
-    let Some((name, best)) = rates.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
+    let Some((name, best)) = rates.competitors(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
         return Vec::new();
     };
-    let theirs = losses.others(0, lost).find(|(other, _)| *other == name).map_or(0.0, |(_, lost)| lost);
+    let theirs = losses.competitors(0, lost).find(|(other, _)| *other == name).map_or(0.0, |(_, lost)| lost);
     vec![
-        Goal::at_least(format!("times {name}'s rate, the best peer's"), 3.0, ours.map(|ours| ours / best)),
+        Goal::at_least(
+            format!("times {name}'s rate, the best competitor's"),
+            3.0,
+            ours.map(|ours| ours / best),
+        ),
         Goal::at_most(format!("% lost at {name}'s rate"), theirs, losses.median(1, 0, lost)),
     ]
 }
@@ -174,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_search_ends_just_below_what_loses() {
+    fn the_search_ends_just_below_the_rate_that_loses() {
         for limit in [150.0, 9_000.0, 10_000.0, 345_678.0] {
             for step in [2.0, 1.25] {
                 let mut trials = 0;

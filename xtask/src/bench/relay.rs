@@ -114,9 +114,9 @@ fn packets(lab: &Lab, pid: i32, members: &[CrowdClient]) -> Result<()> {
     let active = &members[..members.len().min(1000)];
     let all: Vec<SocketAddr> = active.iter().filter_map(|member| address(member, 9)).collect();
     let (sent, took, before, worked) = {
-        let (before, effort) = (total(active), CpuUsage::of(pid)?);
+        let (before, cpu_usage) = (total(active), CpuUsage::of(pid)?);
         let (sent, took) = lab.relay.enter(|| blast(&all, Duration::from_secs(5)))?;
-        (sent, took, before, CpuUsage::of(pid)?.nanoseconds - effort.nanoseconds)
+        (sent, took, before, CpuUsage::of(pid)?.nanoseconds - cpu_usage.nanoseconds)
     };
     sleep(Duration::from_millis(500));
     let got = total(active) - before;
@@ -223,14 +223,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_times() {
+    fn percentiles_do_not_depend_on_the_order() {
         let took = (1..=100).rev().map(Duration::from_millis).collect();
         assert_eq!(percentiles(took), [51.0, 96.0, 100.0]);
         assert_eq!(percentiles(vec![Duration::from_millis(7)]), [7.0; 3]);
     }
 
     #[test]
-    fn our_own_memory_can_be_read() {
+    fn the_memory_of_this_process_can_be_read() {
         assert!(resident(i32::try_from(std::process::id()).unwrap()).unwrap() > 100);
     }
 }

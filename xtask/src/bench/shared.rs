@@ -57,7 +57,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let flags = DIRECTIONS[column].1;
-        let (mut other, _server) = somebody_else(contestant, args.seconds, flags)?;
+        let (mut other, _server) = other_transfer(contestant, args.seconds, flags)?;
         let said = contestant.iperf3(args.seconds, flags)?;
         ensure!(other.ended()?.is_none(), "the other transfer has ended: {}", other.output());
         Ok(received(&said)?.0 * 1e3)
@@ -68,7 +68,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     println!("{}", grid.against_direct(kbits));
     println!("{}", goals::markdown(&goals(&grid)));
     println!(
-        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one connection of somebody else with {}; {}",
+        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one other connection with {}; {}",
         machine::describe(),
         args.rate,
         LabOptions::CONGESTION_CONTROL,
@@ -76,7 +76,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     );
     if plot {
         for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
-            let title = format!("{} Mbit/s shared with somebody else, {direction}", args.rate);
+            let title = format!("{} Mbit/s shared with another transfer, {direction}", args.rate);
             host.plot(Plot { file: PLOTS[column], title, unit: "kbit/s", bars: grid.bars(column, kbits) })?;
         }
     }
@@ -85,9 +85,9 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
 
 /// Starts a transfer between the host and the relay's machine outside the tunnel, which ends when
 /// dropped.
-fn somebody_else(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
+fn other_transfer(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
     let lab = contestant.subject.lab();
-    let dir = lab.dir().join("somebody-else");
+    let dir = lab.dir().join("other-transfer");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let server = Services::iperf3(&lab.relay, &dir)?;
     let mut client = lab.host.command("iperf3");
@@ -112,7 +112,7 @@ fn goals(grid: &Grid<f64>) -> Vec<Goal> {
         let (direct, ours) = (grid.median(0, column, kbits), grid.median(1, column, kbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         goals.push(Goal::at_least(format!("{direction}: part of direct's speed"), 0.9, ratio(direct)));
-        let what = format!("{direction}: times the speed of the best peer over TCP");
+        let what = format!("{direction}: times the speed of the best competitor over TCP");
         goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, kbits))));
     }
     goals

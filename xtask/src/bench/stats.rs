@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_and_the_ends() {
+    fn the_spread_has_median_least_and_greatest() {
         let odd = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
         assert_eq!(odd.to_string(), "2 (1–3)");
         let even = Spread::of(&[4.0, 1.0, 2.0, 100.0]).unwrap();

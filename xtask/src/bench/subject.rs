@@ -89,7 +89,7 @@ impl Subject {
     /// Starts mobile, or a competitor whose programs are installed if they are missing.
     pub(crate) fn start(peer: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
         let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
-        if let Some(reason) = refusal(kind) {
+        if let Some(reason) = unavailable_reason(kind) {
             bail!(reason);
         }
         let lab = Lab::with(options)?;
@@ -138,7 +138,7 @@ impl Subject {
     }
 
     /// Returns what these processes and their children have used of the processors so far.
-    pub(crate) fn effort(&self) -> Result<Option<[CpuUsage; 2]>> {
+    pub(crate) fn cpu_usage(&self) -> Result<Option<[CpuUsage; 2]>> {
         let Some([host, relay]) = self.processes() else { return Ok(None) };
         Ok(Some([CpuUsage::of_tree(host)?, CpuUsage::of_tree(relay)?]))
     }
@@ -158,10 +158,10 @@ impl Subject {
 }
 
 /// Returns why a competitor cannot run here, or `None`; installs its programs if possible.
-pub(crate) fn refusal(peer: &CompetitorKind) -> Option<String> {
+pub(crate) fn unavailable_reason(peer: &CompetitorKind) -> Option<String> {
     let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
-    installed.or_else(|| peer.refusal())
+    installed.or_else(|| peer.unavailable_reason())
 }
 
 /// A contestant that is measured with iperf3.

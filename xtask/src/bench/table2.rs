@@ -49,7 +49,7 @@ pub(crate) struct WritePattern {
 enum Data {
     /// Random bytes, which no compression makes smaller.
     Random,
-    /// This project's own sources, as an example of text.
+    /// The sources of this project, as an example of text.
     Text,
 }
 
@@ -218,7 +218,7 @@ fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
         let bytes = json.pointer(&format!("/0/stats64/{way}/bytes")).and_then(Value::as_u64);
         bytes.with_context(|| format!("no {way} bytes in {said}"))
     };
-    // What the host sends, the kernel transmits into the device.
+    // The kernel transmits into the device what the host sends.
     Ok(Some([bytes("tx")?, bytes("rx")?]))
 }
 

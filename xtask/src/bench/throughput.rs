@@ -96,7 +96,7 @@ struct Sample {
     /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
     /// Processor time in seconds per GB, of the tunnel's processes at the host and at the relay.
-    effort: Option<[f64; 2]>,
+    cpu_seconds: Option<[f64; 2]>,
 }
 
 /// Measures the setups with delay apart from those without.
@@ -136,7 +136,7 @@ fn measure(
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together (least–greatest)\n"
     );
-    println!("{}", grid.table(1, |cell, _| effort(cell)));
+    println!("{}", grid.table(1, |cell, _| cpu_seconds(cell)));
     println!("{}", goals::markdown(&goals(&grid, setups)));
     println!("{}; {host}", machine::describe());
     if plot {
@@ -151,20 +151,20 @@ fn measure(
 
 /// Runs iperf3 once.
 fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<Sample> {
-    let before = contestant.subject.effort()?;
+    let before = contestant.subject.cpu_usage()?;
     let said = contestant.iperf3(seconds, setup.flags())?;
-    let after = contestant.subject.effort()?;
+    let after = contestant.subject.cpu_usage()?;
     let (mbits, bytes) = received(&said)?;
-    let effort = before.zip(after).map(|(before, after)| {
+    let cpu_seconds = before.zip(after).map(|(before, after)| {
         // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
-    Ok(Sample { mbits, effort })
+    Ok(Sample { mbits, cpu_seconds })
 }
 
 /// Formats one sample for the progress output.
 fn format_sample(sample: &Sample) -> String {
-    match sample.effort {
+    match sample.cpu_seconds {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
     }
@@ -174,8 +174,8 @@ fn mbits(sample: &Sample) -> Option<f64> {
     Some(sample.mbits)
 }
 
-fn effort(cell: &GridCell<Sample>) -> Option<String> {
-    let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.effort.map(figure));
+fn cpu_seconds(cell: &GridCell<Sample>) -> Option<String> {
+    let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.cpu_seconds.map(figure));
     let (host, relay) = (of(|[host, _]| host)?, of(|[_, relay]| relay)?);
     let Spread { median, least, greatest } = of(|[host, relay]| host + relay)?;
     Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
@@ -189,9 +189,9 @@ fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
         let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         goals.push(Goal::at_least(format!("{}: part of direct's speed", setup.title()), part, ratio(direct)));
-        let best = grid.others(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
-        let name = best.map_or("the best peer", |(name, _)| name);
-        let what = format!("{}: times {name}'s speed, the best peer's", setup.title());
+        let best = grid.competitors(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
+        let name = best.map_or("the best competitor", |(name, _)| name);
+        let what = format!("{}: times {name}'s speed, the best competitor's", setup.title());
         goals.push(Goal::at_least(what, times, ratio(best.map(|(_, speed)| speed))));
     }
     goals
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iperf3_s_own_error_is_told() {
+    fn the_error_of_iperf3_is_reported() {
         let error = received(r#"{"error":"unable to connect"}"#).unwrap_err();
         assert!(error.to_string().contains("unable to connect"), "{error}");
         let json = r#"{"end":{"sum_received":{"bits_per_second":2.5e9,"bytes":1e9}}}"#;
@@ -222,19 +222,22 @@ mod tests {
     }
 
     #[test]
-    fn effort_is_that_of_both_ends_and_goals_are_ratios() {
+    fn processor_time_counts_both_ends_and_goals_are_ratios() {
         let mut grid =
             Grid::new(vec!["one stream".to_owned()], ["direct", "mobile", "slow", "slower"].into_iter());
-        let sample = |mbits, effort| Sample { mbits, effort };
-        let runs = [[1.0, 2.0], [2.0, 4.0], [1.5, 2.0]].map(|effort| sample(500.0, Some(effort)));
+        let sample = |mbits, cpu_seconds| Sample { mbits, cpu_seconds };
+        let runs = [[1.0, 2.0], [2.0, 4.0], [1.5, 2.0]].map(|cpu_seconds| sample(500.0, Some(cpu_seconds)));
         grid.rows[0].cells[0].samples = vec![sample(1000.0, None)];
         grid.rows[1].cells[0].samples = runs.to_vec();
         grid.rows[2].cells[0].samples = vec![sample(100.0, None)];
         grid.rows[3].cells[0].samples = vec![sample(50.0, None)];
-        let table = grid.table(1, |cell, _| effort(cell));
+        let table = grid.table(1, |cell, _| cpu_seconds(cell));
         assert!(table.contains("| mobile | 1.50 + 2.00 = 3.50 (3.00–6.00) |"), "{table}");
         let goals = goals::markdown(&goals(&grid, &[StreamSetup::One]));
         assert!(goals.contains("part of direct's speed | ≥ 0.4 | 0.500 | met"), "{goals}");
-        assert!(goals.contains("times slow's speed, the best peer's | ≥ 8 | 5.000 | **missed**"), "{goals}");
+        assert!(
+            goals.contains("times slow's speed, the best competitor's | ≥ 8 | 5.000 | **missed**"),
+            "{goals}"
+        );
     }
 }

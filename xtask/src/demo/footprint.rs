@@ -57,7 +57,7 @@ fn objects() -> Result<BTreeSet<String>> {
     for namespace in names("/run/netns") {
         all.insert(format!("named namespace {namespace}"));
     }
-    for fd in fs::read_dir("/proc/self/fd").context("cannot list our own descriptors")?.flatten() {
+    for fd in fs::read_dir("/proc/self/fd").context("cannot list the open descriptors")?.flatten() {
         if let Ok(target) = fs::read_link(fd.path())
             && target.to_string_lossy().starts_with("net:[")
         {
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_lab_is_ours_and_another_process_s_is_not() {
+    fn only_objects_of_this_process_s_lab_count() {
         assert!(is_ours(&format!("mobile-lab-{}-1", std::process::id())));
         assert!(!is_ours("mobile-lab-1-1"));
         assert!(is_ours("mobile"));

@@ -43,13 +43,13 @@ pub(crate) struct DemoResult {
 /// Runs the demonstration in a lab, which ends with it.
 pub(crate) fn play() -> Result<DemoResult> {
     step(
-        "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
+        "creating the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
     );
     let mut bed = Testbed::installed(&LabOptions { delay: Some(DELAY), ..LabOptions::default() })?;
-    step("starting home-relay, and the agent on the mobile host");
+    step("starting home-relay and the agent");
     bed.start()?;
     let result = run_sessions(&bed)?;
-    step("ending the sessions, the agent, the relay and the lab");
+    step("ending the sessions, stopping both programs and removing the lab");
     bed.finish()?;
     Ok(result)
 }
@@ -61,18 +61,18 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
 
     let server = addr::SERVER4.to_string();
     step(&format!(
-        "the tunnel is up on {before}; one `mobile run -- telnet` and one plain `telnet` to the same server"
+        "the tunnel is up on {before}; starting `mobile run -- telnet` and plain `telnet` to the same server"
     ));
     let mut mobile = Session::open("mobile run -- telnet server", &mut agent.run(&["telnet", &server]))?;
     let mut plain = Session::open("telnet server", lab.host.command("telnet").arg(&server))?;
     let mut notes = vec![seen_by_server(lab)?];
 
-    step("typing into both: echo hello-1");
+    step("typing into both sessions: echo hello-1");
     mobile.type_echo("hello-1");
     plain.type_echo("hello-1");
     let first = (mobile.shows_line("hello-1", PATIENCE), plain.shows_line("hello-1", PATIENCE));
 
-    step(&format!("holding a key down in both, and cutting {before}"));
+    step(&format!("holding a key down in both sessions and cutting {before}"));
     mobile.begin_typing();
     plain.begin_typing();
     let start = Instant::now();
@@ -83,7 +83,7 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     hold_key(&mut mobile, &mut plain, AFTER);
     let end = start.elapsed();
 
-    step("typing into both: echo hello-2");
+    step("typing into both sessions: echo hello-2");
     mobile.end_typing();
     plain.end_typing();
     // Only the mobile session is waited for; whether the plain one still answers is checked below.
@@ -99,7 +99,7 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
         uplinks.push((ms(since), handover.to.clone()));
         let noticed = since.saturating_sub(handover.blackout).saturating_sub(cut);
         notes.push(format!(
-            "The agent heard of it after {} ms ({}), and had the tunnel on {} {} ms later; records sent again: {}.",
+            "The agent noticed the cut after {} ms ({}) and moved the tunnel to {} in {} ms; records replayed: {}.",
             ms(noticed),
             handover.cause,
             handover.to,
@@ -181,10 +181,10 @@ fn seen_by_server(lab: &Lab) -> Result<String> {
         .collect();
     let (relayed, direct): (Vec<IpAddr>, Vec<IpAddr>) = peers.iter().partition(|peer| **peer == addr::RELAY4);
     let ([relayed], [direct]) = (&relayed[..], &direct[..]) else {
-        bail!("the server should see one guest at the relay's address and one elsewhere, and sees {peers:?}");
+        bail!("the server must see one session from the relay and one from elsewhere, but sees {peers:?}");
     };
     Ok(format!(
-        "The server sees the mobile session at {relayed} (the relay), the plain one at {direct} (a NAT)."
+        "The server sees the mobile session from {relayed} (the relay), the plain session from {direct} (a NAT)."
     ))
 }
 

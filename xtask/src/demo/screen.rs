@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longer_screen_decides_the_height_and_keys_held_are_counted() {
+    fn the_longer_screen_sets_the_height_and_long_runs_are_counted() {
         let screens = [
             Screen { title: "mobile".into(), transcript: "$ echo a\r\na\r\n$ xxxxxxxxxxxx\r\n$ ".into() },
             Screen { title: "plain".into(), transcript: "$ echo a\r\n".into() },

@@ -85,7 +85,7 @@ impl Timeline {
         }
         picture.push_str(&self.uplink_row());
         picture.push_str(&self.cut_mark());
-        let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · never heard again", "");
+        let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · no further echo", "");
         picture
     }
 
@@ -227,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn a_session_never_heard_is_silent_for_good() {
+    fn a_session_without_echoes_is_silent_without_end() {
         let row = TimelineRow { name: "mobile", echoes: vec![] };
         assert_eq!(sample().longest_silence(&row).length(), None);
     }
 
     #[test]
-    fn the_picture_shows_the_dead_and_the_living_and_fits_the_window() {
+    fn the_picture_shows_both_sessions_and_fits_100_columns() {
         let drawn = sample().draw(false);
         let lines: Vec<&str> = drawn.lines().collect();
         assert_eq!(lines.len(), 6, "{drawn}");

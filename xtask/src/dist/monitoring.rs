@@ -46,7 +46,7 @@ fn every_alert_fires_when_it_should_and_only_then() {
 }
 
 #[test]
-fn alerts_and_dashboards_are_about_metrics_that_there_are() {
+fn alerts_and_dashboards_name_only_existing_metrics() {
     let declared: Vec<&str> = metrics::all().map(|metric| metric.name).collect();
     let mut shown = Vec::new();
     for package in &PACKAGES {

@@ -63,7 +63,7 @@ impl Tree {
                 Some("bash") => "usr/share/bash-completion/completions",
                 Some("zsh") => "usr/share/zsh/vendor-completions",
                 Some("fish") => "usr/share/fish/vendor_completions.d",
-                _ => anyhow::bail!("{} is of no kind that can be installed", file.display()),
+                _ => anyhow::bail!("{} is not a kind of file that can be installed", file.display()),
             };
             let installed = self.put(&file, &format!("{to}/{name}"), 0o644)?;
             if kind == Some("man") {

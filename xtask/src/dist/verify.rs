@@ -53,19 +53,19 @@ pub(crate) fn run() -> Result<()> {
             let resident = resident(&program, dir.path())?;
             if resident > MAX_RESIDENT_KIB {
                 bail!(
-                    "{} with no client has {resident} KiB in memory: more than {MAX_RESIDENT_KIB}",
+                    "{} without clients uses {resident} KiB of memory: more than {MAX_RESIDENT_KIB}",
                     program.display()
                 );
             }
-            step(&format!("{name}: {resident} KiB in memory with no client"));
+            step(&format!("{name}: {resident} KiB of memory without clients"));
         }
-        step(&format!("{name}: {size} bytes; it runs"));
+        step(&format!("{name}: {size} bytes, runs"));
         let bin = dir.path().join("again");
         fs::create_dir(&bin)?;
         fs::copy(&program, bin.join(relay.program))?;
         let again = archive::build(relay, arch, &bin, version, &dir.path().join("out"))?;
         if fs::read(&again)? != before {
-            bail!("{} comes out otherwise when it is packed again", packed.display());
+            bail!("{} differs when it is packed again: the build is not reproducible", packed.display());
         }
     }
     Ok(())
@@ -89,11 +89,11 @@ fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     };
     let said = shell::output(command().arg("--version"))?;
     if !said.ends_with(env!("CARGO_PKG_VERSION")) {
-        bail!("{} says it is {said}", program.display());
+        bail!("{} reports another version: {said}", program.display());
     }
     let key = shell::output(command().arg("init").arg("--config").arg(dir.join("relay.toml")))?;
     if key.len() != 44 {
-        bail!("{} made no key: {key}", program.display());
+        bail!("{} created no key: {key}", program.display());
     }
     Ok(())
 }
@@ -110,10 +110,10 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
     let since = Instant::now();
     while !socket.exists() {
         if let Some(status) = relay.0.try_wait()? {
-            bail!("{} ended before it served: {status}", program.display());
+            bail!("{} ended before it served clients: {status}", program.display());
         }
         if since.elapsed() > START {
-            bail!("{} does not serve", program.display());
+            bail!("{} does not start serving", program.display());
         }
         std::thread::sleep(Duration::from_millis(10));
     }

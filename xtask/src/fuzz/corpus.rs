@@ -18,7 +18,7 @@ const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
 pub(super) fn minimise(target: &Target) -> Result<()> {
     step(&format!("minimising the corpus of {}", target.name));
     let seeds = target.fresh_dir("seeds")?;
-    shell::output(target.command().env(SEEDS, &seeds)).context("the seeds cannot be made")?;
+    shell::output(target.command().env(SEEDS, &seeds)).context("cannot create the seeds")?;
     let (fresh, found, committed) =
         (target.fresh_dir("fresh")?, target.work_dir("found")?, target.committed());
     fs::create_dir_all(&committed).with_context(|| format!("cannot create {}", committed.display()))?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_somebody_put_there_stays() {
+    fn files_added_by_hand_stay() {
         let dir = tempfile::tempdir().unwrap();
         let (committed, fresh) = (dir.path().join("committed"), dir.path().join("fresh"));
         let (old, new) = ("a".repeat(40), "b".repeat(40));

@@ -108,7 +108,7 @@ impl Target {
             bail!("{}", self.failure(&text, status));
         }
         self.outcome(&text)
-            .with_context(|| format!("{} ended without its figures: see {}", self.name, log.display()))
+            .with_context(|| format!("{} ended without statistics: see {}", self.name, log.display()))
     }
 
     /// Runs one input and shows all its output.
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_read_from_the_log() {
+    fn statistics_are_read_from_the_log() {
         let log = "#2\tINITED cov: 40 ft: 41 corp: 1/1b exec/s: 0 rss: 40Mb\n\
                    #900\tDONE   cov: 456 ft: 789 corp: 55/1203b lim: 21 exec/s: 90 rss: 60Mb\n\
                    Done 900 runs in 10 second(s)\nstat::number_of_executed_units: 900\nstat::peak_rss_mb: 60\n";
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_how_to_see_it_again() {
+    fn a_failure_says_how_to_reproduce_it() {
         use std::os::unix::process::ExitStatusExt as _;
 
         let log = "thread panicked\nartifact_prefix='/t/'; Test unit written to /t/crash-12\nBase64: AA==\n";

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_is_what_the_programs_declare() {
+    fn the_page_is_up_to_date_with_the_declarations() {
         let written = fs::read_to_string(shell::root().join(FILE)).unwrap();
         assert!(written == page(), "{FILE} is not what the programs declare: run `cargo xtask gen`");
     }

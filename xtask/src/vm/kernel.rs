@@ -144,7 +144,7 @@ fn mirror() -> Result<String> {
         "Created-By: Packages",
     ]))?;
     targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|")).map(str::to_owned).context(
-        "apt knows no mirror of Debian: the kernels are Debian's. Run this on Debian, after `apt-get update`",
+        "apt has no Debian mirror to fetch the kernels from: run this on Debian, after `apt-get update`",
     )
 }
 

@@ -68,12 +68,12 @@ pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> 
             step(&format!("Linux {series}: every case passed, {} s in all", begin.elapsed().as_secs()));
             Ok(())
         }
-        Some(false) => bail!("cases failed on Linux {series}; its whole console is in {}", log.display()),
+        Some(false) => bail!("cases failed on Linux {series}; the console log is in {}", log.display()),
         None => {
             for line in tail {
                 eprintln!("{line}");
             }
-            bail!("the machine with Linux {series} {how}; its whole console is in {}", log.display())
+            bail!("the machine with Linux {series} {how}; the console log is in {}", log.display())
         }
     }
 }

@@ -84,7 +84,7 @@ impl Event {
     }
 
     /// Returns the directions in which numbers are sent.
-    pub(crate) fn ways(self) -> &'static [PulseMode] {
+    pub(crate) fn modes(self) -> &'static [PulseMode] {
         if self.outage().is_some() { &[PulseMode::Echo, PulseMode::Down] } else { &[PulseMode::Echo] }
     }
 
@@ -95,7 +95,7 @@ impl Event {
 
     /// Returns whether the event is measured of competitors too, whose standby paths cannot be
     /// turned off.
-    pub(crate) fn is_for_peers(self) -> bool {
+    pub(crate) fn is_for_competitors(self) -> bool {
         !matches!(self, Self::Use | Self::LinkDownCold | Self::KillAgent | Self::KillRelay)
     }
 
@@ -105,7 +105,7 @@ impl Event {
     }
 
     /// Returns whether another uplink must have a standby path before the event.
-    pub(crate) fn wants_standby(self) -> bool {
+    pub(crate) fn needs_standby(self) -> bool {
         matches!(self, Self::Use | Self::LinkDown | Self::Blackhole)
     }
 
@@ -115,7 +115,7 @@ impl Event {
     }
 
     /// Causes the event, and returns the time from which gaps count.
-    pub(crate) fn happen(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
+    pub(crate) fn trigger(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
         if let Some(length) = self.outage() {
             return return_after(length, subject, lock);
         }

@@ -36,25 +36,26 @@ pub(crate) fn measure(
 ) -> Result<Gaps> {
     let mut lock = MachineLock::take(machine);
     let mut subject = HandoverSubject::start(peer, event)?;
-    let mut pulses: Vec<Pulse> = event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
-    let since = event.happen(&mut subject, &mut lock)?;
+    let mut pulses: Vec<Pulse> =
+        event.modes().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
+    let since = event.trigger(&mut subject, &mut lock)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();
     for pulse in &mut pulses {
         let watch = Watch { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
-        let heard = loop {
-            let heard = pulse.since(since)?;
-            if watch.is_over(&heard) {
-                break heard;
+        let report = loop {
+            let report = pulse.since(since)?;
+            if watch.is_over(&report) {
+                break report;
             }
-            if heard.now > happened + SETTLED_MS {
+            if report.now > happened + SETTLED_MS {
                 // A gap that long waits for a timer, so other labs may be measured.
                 lock.release();
             }
             sleep(LOOK);
         };
-        let gap = if event.outage().is_some() { heard.longest_within } else { heard.longest };
-        gaps.push(if watch.is_dead(&heard) || gap > watch.patience_ms { f64::INFINITY } else { gap });
+        let gap = if event.outage().is_some() { report.longest_within } else { report.longest };
+        gaps.push(if watch.is_dead(&report) || gap > watch.patience_ms { f64::INFINITY } else { gap });
     }
     subject.verify(event)?;
     subject.lab().passed();
@@ -68,15 +69,15 @@ struct Watch {
 }
 
 impl Watch {
-    fn is_dead(&self, heard: &PulseReport) -> bool {
-        let silent_since = heard.last.max(self.since);
-        heard.error.is_some() || heard.now - silent_since > self.patience_ms
+    fn is_dead(&self, report: &PulseReport) -> bool {
+        let silent_since = report.last.max(self.since);
+        report.error.is_some() || report.now - silent_since > self.patience_ms
     }
 
-    fn is_over(&self, heard: &PulseReport) -> bool {
-        let pauses = heard.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
+    fn is_over(&self, report: &PulseReport) -> bool {
+        let pauses = report.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
         let flowing_since = pauses.map(|gap| gap.to).fold(self.happened, f64::max);
-        self.is_dead(heard) || (heard.silence() < PAUSE_MS && heard.now >= flowing_since + SETTLED_MS)
+        self.is_dead(report) || (report.silence() < PAUSE_MS && report.now >= flowing_since + SETTLED_MS)
     }
 }
 
@@ -88,7 +89,7 @@ mod tests {
 
     const WATCH: Watch = Watch { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
 
-    fn heard(silences: &[(f64, f64)], now: f64) -> PulseReport {
+    fn report(silences: &[(f64, f64)], now: f64) -> PulseReport {
         let mut recorder = Recorder::new(0.0);
         let mut at = 5.0;
         while at <= now {
@@ -101,21 +102,21 @@ mod tests {
     }
 
     #[test]
-    fn a_run_lasts_until_numbers_have_come_again_for_a_while() {
-        let early = heard(&[(1_000.0, 1_300.0)], 1_790.0);
+    fn a_run_lasts_until_numbers_have_arrived_again_for_some_time() {
+        let early = report(&[(1_000.0, 1_300.0)], 1_790.0);
         assert!(!WATCH.is_over(&early), "{early:?}");
-        let late = heard(&[(1_000.0, 1_300.0)], 1_810.0);
+        let late = report(&[(1_000.0, 1_300.0)], 1_810.0);
         assert!(WATCH.is_over(&late) && !WATCH.is_dead(&late), "{late:?}");
         // A second gap starts the time anew.
-        let again = heard(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
+        let again = report(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
         assert!(!WATCH.is_over(&again), "{again:?}");
     }
 
     #[test]
-    fn silence_is_given_up_on_only_after_the_patience_since_the_event() {
-        let waiting = heard(&[(900.0, 9_000.0)], 3_990.0);
+    fn a_silent_run_ends_only_after_the_patience_since_the_event() {
+        let waiting = report(&[(900.0, 9_000.0)], 3_990.0);
         assert!(!WATCH.is_over(&waiting));
-        assert!(WATCH.is_dead(&heard(&[(900.0, 9_000.0)], 4_010.0)));
+        assert!(WATCH.is_dead(&report(&[(900.0, 9_000.0)], 4_010.0)));
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl HandoverSubject {
                 bed.relay.start()?;
                 bed.agent.start()?;
                 bed.agent.wait_active(event.starts_on())?;
-                if event.wants_standby() {
+                if event.needs_standby() {
                     wait_standby(&bed.agent, UplinkName::Wlan)?;
                 }
                 Ok(Self::Ours(Box::new(bed)))
@@ -60,7 +60,7 @@ impl HandoverSubject {
     }
 
     /// Starts an application that measures gaps, and waits for its first numbers.
-    pub(crate) fn pulse(&self, way: PulseMode) -> Result<Pulse> {
+    pub(crate) fn pulse(&self, mode: PulseMode) -> Result<Pulse> {
         match self {
             Self::Ours(bed) => {
                 let tool = program("labtool")?.display().to_string();

@@ -33,7 +33,7 @@ pub(crate) struct Column {
 fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     let mut rows = Vec::new();
     for (index, event) in events.iter().enumerate() {
-        for (place, way) in event.ways().iter().enumerate() {
+        for (place, way) in event.modes().iter().enumerate() {
             let title = match (event.outage(), way) {
                 (None, _) => event.title().to_owned(),
                 (Some(_), PulseMode::Echo) => format!("{}: application sending", event.title()),
@@ -88,7 +88,7 @@ pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| event | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
     for (index, place, title) in rows(events) {
-        if !events[index].is_for_peers() {
+        if !events[index].is_for_competitors() {
             continue;
         }
         let cells: Vec<String> = columns.iter().map(|column| cell(column, index, place)).collect();
@@ -103,7 +103,7 @@ pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
     for column in columns {
         for (event, cell) in events.iter().zip(&column.cells) {
             let reasons: Vec<String> = match cell {
-                Err(reason) if event.is_for_peers() || column.name == OURS => vec![reason.clone()],
+                Err(reason) if event.is_for_competitors() || column.name == OURS => vec![reason.clone()],
                 Err(_) => continue,
                 Ok(figures) => figures.failures.clone(),
             };
@@ -164,14 +164,14 @@ mod tests {
             column(
                 "direct",
                 vec![
-                    Err("not for peers".into()),
+                    Err("mobile only".into()),
                     figures(&[&[f64::INFINITY]]),
                     figures(&[&[9.0, f64::INFINITY]]),
                 ],
             ),
             column(
                 "MPTCP",
-                vec![Err("not for peers".into()), figures(&[&[30.0]]), figures(&[&[10.0, f64::INFINITY]])],
+                vec![Err("mobile only".into()), figures(&[&[30.0]]), figures(&[&[10.0, f64::INFINITY]])],
             ),
         ];
         let table = ours(&events, &column(OURS, cells), &peers);
@@ -193,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_shown_and_what_is_not_for_peers_is_left_out() {
+    fn dead_connections_are_shown_and_events_of_mobile_only_are_left_out() {
         let events = [Event::Use, Event::Better];
         let columns = [
             column(OURS, vec![figures(&[&[20.0]]), figures(&[&[21.0], &[23.0], &[22.0]])]),
-            column("direct", vec![Err("not for peers".into()), figures(&[&[f64::INFINITY]])]),
-            column("MPTCP", vec![Err("not for peers".into()), Err("this kernel has no MPTCP".into())]),
+            column("direct", vec![Err("mobile only".into()), figures(&[&[f64::INFINITY]])]),
+            column("MPTCP", vec![Err("mobile only".into()), Err("this kernel has no MPTCP".into())]),
         ];
         let table = all(&events, &columns);
         assert!(
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(table.lines().count(), 3);
         let notes = notes(&events, &columns);
         assert!(notes.contains("- MPTCP, a better uplink appears"), "{notes}");
-        assert!(notes.contains("this kernel has no MPTCP") && !notes.contains("not for peers"), "{notes}");
+        assert!(notes.contains("this kernel has no MPTCP") && !notes.contains("mobile only"), "{notes}");
     }
 
     #[test]

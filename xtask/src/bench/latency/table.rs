@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_held_against_idle_and_against_direct() {
+    fn figures_are_compared_with_idle_and_with_direct() {
         let sample = |median, mbits| Sample { median, p99: median * 2.0, mbits };
         let column = |name, loaded, mbits| Figures {
             name,

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_paper_s_three_rows_and_everyone_s_overhead() {
+    fn the_tables_have_the_papers_rows_and_every_overhead() {
         let mut row = Row::new(OURS);
         for real in [1100, 1050, 1200] {
             row.columns[0].push(Sample { virtual_device: Some([1010, 10]), real: [real, 50] });
