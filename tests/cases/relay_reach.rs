@@ -1,4 +1,4 @@
-//! The destinations that a client can reach through the relay, and what others can reach at a client.
+//! Reachability: of destinations for a client through the relay, and of a client for others.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};

@@ -1,4 +1,4 @@
-//! Access by unauthorised parties: to the relay's port, to the programs' sockets and to the metrics.
+//! Access by unauthorised parties to the relay's port, the programs' sockets and the metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;

@@ -28,7 +28,7 @@ fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome 
         terminal.expect("\x1b[?1049l")?;
         let shown = terminal.transcript();
         let frames: Vec<&str> = shown.split("\x1b[H").collect();
-        // The output switches to the alternate screen and back once, redraws in between, and never clears.
+        // The output switches to the alternate screen and back once, and redraws without clearing.
         assert!(frames[0].starts_with("\x1b[?1049h\x1b[?25l") && frames.len() > 2, "{shown:?}");
         assert!(shown.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "{shown:?}");
         assert!(!shown.contains("\x1b[2J") && shown.matches("\x1b[?1049").count() == 2, "{shown:?}");

@@ -120,7 +120,8 @@ impl Uplink {
 
     /// Returns the emulated link to the visited network, to slow down, blackhole or cut it.
     ///
-    /// # Panics Panics if the uplink is a plain veth pair, which cannot do any of that.
+    /// # Panics
+    /// Panics if the uplink is a plain veth pair, which cannot do any of that.
     #[must_use]
     pub fn link(&self) -> &LinkEmulator {
         self.link.as_ref().expect("the links of this lab are plain wires: ask for a delay, if only of zero")
@@ -174,7 +175,8 @@ impl Uplink {
     /// Takes the carrier away, as when a cable is pulled or an access point is out of range.
     /// Addresses and routes stay.
     ///
-    /// # Panics Panics if the uplink is a plain veth pair.
+    /// # Panics
+    /// Panics if the uplink is a plain veth pair.
     pub fn cut(&self) -> Result<()> {
         self.link().cut()?;
         until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
@@ -271,7 +273,8 @@ impl Uplink {
 
     /// Sets the one-way delay of the link.
     ///
-    /// # Panics Panics if the uplink is a plain veth pair.
+    /// # Panics
+    /// Panics if the uplink is a plain veth pair.
     pub fn set_delay(&self, delay: Duration) {
         self.link().set_delay(delay);
     }

@@ -36,7 +36,8 @@ impl Stream {
 
     /// Compares the stream's next bytes with `got`.
     ///
-    /// # Errors Returns the index in `got` of the first byte that differs.
+    /// # Errors
+    /// Returns the index in `got` of the first byte that differs.
     pub fn check(&mut self, got: &[u8]) -> Result<(), usize> {
         let mut expected = vec![0; got.len()];
         self.fill(&mut expected);

@@ -69,7 +69,8 @@ const WRITE_PATTERNS: [WritePattern; 5] = [
 /// The bytes of one run, sent and received.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// The tunnel device's counters, or `None` without a tunnel. A GSO packet counts as one header.
+    /// The tunnel device's counters, or `None` without a tunnel. A GSO packet counts with one
+    /// header.
     virtual_device: Option<[u64; 2]>,
     /// The counters of both uplinks, Ethernet headers included.
     real: [u64; 2],
