@@ -46,7 +46,7 @@ fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outco
 }
 
 #[test]
-fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart() -> Outcome {
+fn ps_reports_the_exact_bytes_of_each_process_over_a_handover_and_a_restart() -> Outcome {
     let mut bed = Testbed::new()?;
     let mut shell = Shell(LineProcess::start(&mut bed.agent.run(&["bash"]))?);
     let mut ordinary = Shell(LineProcess::start(&mut bed.lab.host.command("bash"))?);

@@ -45,7 +45,7 @@ fn assert_line(done: &CommandOutput, start: &str, part: &str) {
 }
 
 #[test]
-fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
+fn a_healthy_machine_gets_ok_on_every_line() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
     let done = check(&bed)?;
@@ -161,7 +161,7 @@ fn a_full_tunnels_rule_with_no_room_before_it_fails() -> Outcome {
 }
 
 #[test]
-fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
+fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
     let open = bed.lab.dir().join("open");
@@ -182,7 +182,7 @@ fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
 }
 
 #[test]
-fn the_relays_own_check_is_well_before_and_while_it_serves() -> Outcome {
+fn the_relays_own_check_passes_before_and_while_it_serves() -> Outcome {
     let mut bed = installed()?;
     for serving in ["is free", "is served by the running relay"] {
         let done = bed.relay.cli(&["check"])?;
@@ -220,7 +220,7 @@ fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() 
 }
 
 #[test]
-fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Outcome {
+fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome {
     let mut bed = installed()?;
     bed.agent.configure("routing", "bypass", vec![format!("{}/128", addr::SERVER6)])?;
     bed.start()?;

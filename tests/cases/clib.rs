@@ -214,7 +214,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
 }
 
 #[test]
-fn inet_setmobile_takes_raw_sockets_along() -> Outcome {
+fn inet_setmobile_also_marks_raw_sockets() -> Outcome {
     const SCRIPT: &str = "
 import ctypes, socket, sys
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -233,7 +233,7 @@ for flag in (1, 0):
 }
 
 #[test]
-fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() -> Outcome {
+fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let library = Library::install(&bed)?;
     let ask = library.compile(&case("ask.c"), &[])?;

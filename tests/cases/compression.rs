@@ -76,7 +76,7 @@ fn an_upload_of_text_is_compressed_on_both_sides_of_a_handover() -> Outcome {
 }
 
 #[test]
-fn a_relay_that_does_not_allow_it_gets_plain_packets_and_status_says_so() -> Outcome {
+fn a_relay_that_does_not_allow_compression_gets_plain_packets_and_status_says_so() -> Outcome {
     let bed = testbed("zstd", "off")?;
     bed.agent.wait_status("the relay's refusal", |status| status["compression"] == "refused")?;
     let mut talk = bed.mobile_labtool(&["tcp", "192.0.2.2:7"])?;

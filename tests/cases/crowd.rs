@@ -12,7 +12,7 @@ use crate::Outcome;
 const CLIENTS: u32 = 200;
 
 #[test]
-fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outcome {
+fn two_hundred_clients_keep_their_sessions_and_receive_during_a_flood() -> Outcome {
     let lab = Lab::with(&LabOptions::default())?;
     let mut relay = Relay::install(&lab)?;
     let crowd = Crowd::start(&lab, &relay)?;

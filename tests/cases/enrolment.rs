@@ -81,7 +81,7 @@ fn a_laptop_joins_by_an_invitation_alone_and_nobody_joins_by_it_again() -> Outco
 }
 
 #[test]
-fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
+fn an_invalid_invitation_is_refused_with_the_reason_and_leaves_nothing() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let offline = bed.relay.invite("offline", &[])?;
     let told = refused(&bed, "down", &offline)?;
@@ -125,7 +125,7 @@ fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
 }
 
 #[test]
-fn a_qr_code_is_for_the_eyes_and_the_line_for_the_pipe() -> Outcome {
+fn a_qr_code_goes_to_the_terminal_and_the_line_to_the_pipe() -> Outcome {
     let bed = Testbed::installed(&LabOptions::default())?;
     let endpoint = ["--endpoint", "relay.example.org:443"];
     let shown = bed.relay.cli(&[&["invite", "phone", "--qr"][..], &endpoint].concat())?;

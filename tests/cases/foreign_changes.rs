@@ -37,7 +37,7 @@ fn state(bed: &Testbed) -> anyhow::Result<String> {
 }
 
 #[test]
-fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
+fn changes_to_the_device_are_undone_and_counted() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
@@ -70,7 +70,7 @@ fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
 }
 
 #[test]
-fn without_its_device_the_agent_ends_with_the_reason_and_the_next_goes_on() -> Outcome {
+fn without_its_device_the_agent_ends_with_the_reason_and_the_next_agent_adopts_all() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
@@ -131,7 +131,7 @@ fn a_firewall_with_marks_of_its_own_and_ours_leave_each_other_alone() -> Outcome
 }
 
 #[test]
-fn two_programs_that_both_want_to_be_first_do_not_fight_for_ever() -> Outcome {
+fn two_programs_that_both_insist_on_the_first_rule_do_not_fight_for_ever() -> Outcome {
     let mut bed = Testbed::new()?;
     // The new rule comes before all others.
     let push = || bed.lab.host.run(&["ip", "-4", "rule", "add", "not", "fwmark", "0xca6c", "table", "51820"]);

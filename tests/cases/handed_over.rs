@@ -19,7 +19,7 @@ fn advised(said: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
+fn a_running_browser_is_named_and_can_be_attached() -> Outcome {
     let bed = Testbed::new()?;
     let (host, dir) = (&bed.lab.host, bed.lab.dir());
     let profile = format!("--user-data-dir={}", dir.join("profile").display());
@@ -61,7 +61,7 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
 }
 
 #[test]
-fn a_terminal_multiplexer_that_is_running_is_named_by_run_and_by_explain() -> Outcome {
+fn a_running_terminal_multiplexer_is_named_by_run_and_by_explain() -> Outcome {
     let bed = Testbed::new()?;
     let socket = bed.lab.dir().join("tmux").display().to_string();
     let tmux = ["tmux", "-f", "/dev/null", "-S", &socket];

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::Outcome;
 
 #[test]
-fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
+fn each_line_in_the_journal_has_its_priority() -> Outcome {
     let lab = Lab::new()?;
     let machine = BootedMachine::boot(&lab, &lab.relay)?;
     machine.copy_in(&program("home-relay")?)?;

@@ -141,7 +141,7 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
 }
 
 #[test]
-fn loss_is_the_share_asked_for() -> Outcome {
+fn the_share_of_lost_frames_is_as_set() -> Outcome {
     let lab = Lab::with(&quick())?;
     lab.eth().link().set_loss(0.2);
     let said = ping(&lab, &["-c", "400", "-i", "0.002", "-I", "eth0", "-q"], "10.22.0.1")?;
@@ -307,7 +307,7 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
 }
 
 #[test]
-fn of_a_killed_lab_nothing_is_left_once_the_next_one_is_made() -> Outcome {
+fn the_next_lab_removes_what_a_killed_one_left() -> Outcome {
     let mut killed = LineProcess::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
     let group = std::path::PathBuf::from(killed.next_line()?);
     let pids =

@@ -122,7 +122,7 @@ fn what_a_real_systemd_runs_in_mobile_slice_is_mobile_whenever_agent_and_slice_c
 }
 
 #[test]
-fn systemd_networkd_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
+fn systemd_networkd_that_takes_over_an_uplink_leaves_the_agents_objects() -> Outcome {
     let laptop = Laptop::new()?;
     let before = laptop.route()?;
     let (machine, eth) = (&laptop.machine, laptop.lab.eth());
@@ -155,7 +155,7 @@ fn systemd_networkd_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
 }
 
 #[test]
-fn network_manager_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
+fn network_manager_that_takes_over_an_uplink_leaves_the_agents_objects() -> Outcome {
     let laptop = Laptop::new()?;
     let before = laptop.route()?;
     let (machine, eth) = (&laptop.machine, laptop.lab.eth());

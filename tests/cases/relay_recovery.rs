@@ -41,7 +41,7 @@ fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
 }
 
 #[test]
-fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> Outcome {
+fn a_relay_restores_its_rules_after_the_ruleset_was_flushed_or_changed() -> Outcome {
     let mut bed = Testbed::new()?;
     let relay = bed.lab.relay.clone();
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
@@ -83,7 +83,7 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
 }
 
 #[test]
-fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome {
+fn settings_addresses_and_routes_of_the_relays_device_are_restored() -> Outcome {
     let mut bed = Testbed::new()?;
     let relay = bed.lab.relay.clone();
     let state = || -> anyhow::Result<String> {
@@ -130,7 +130,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome 
 }
 
 #[test]
-fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() -> Outcome {
+fn a_relay_whose_rules_cannot_be_restored_says_so_and_a_reload_applies_them() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let tools = bed.lab.dir().join("tools");
     std::fs::create_dir(&tools)?;
@@ -174,7 +174,7 @@ fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() ->
 }
 
 #[test]
-fn without_its_device_the_relay_ends_with_the_reason_and_the_next_goes_on() -> Outcome {
+fn without_its_device_the_relay_ends_with_the_reason_and_the_next_relay_adopts_all() -> Outcome {
     let mut bed = Testbed::new()?;
     let mut talks = talks(&bed)?;
     bed.lab.relay.run(&["ip", "link", "del", "home0"])?;

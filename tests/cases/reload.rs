@@ -58,7 +58,7 @@ fn a_reload_changes_what_it_can_names_what_it_cannot_and_ends_no_session() -> Ou
 }
 
 #[test]
-fn a_broken_configuration_is_refused_whole() -> Outcome {
+fn a_broken_configuration_is_refused_as_a_whole() -> Outcome {
     let mut bed = Testbed::new()?;
     let good = std::fs::read_to_string(bed.relay.config())?;
     let [four, _] = server(port::ECHO);

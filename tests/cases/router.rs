@@ -32,7 +32,7 @@ fn transfer(bed: &Testbed) -> Outcome {
 }
 
 #[test]
-fn segments_fit_a_smaller_mtu_on_the_relays_way_out_though_icmp_is_eaten() -> Outcome {
+fn segments_fit_a_smaller_mtu_behind_the_relay_though_icmp_is_dropped() -> Outcome {
     // Set before the tunnel connects, because the tunnel's own TCP is not under test.
     let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.lab.relay.ip(&["link set wan0 mtu 1400"])?;

@@ -7,7 +7,7 @@ use mobile_tests::{PATIENCE, Testbed, addr, finish_within, port, until};
 use crate::{Outcome, ip_of, server, urls};
 
 #[test]
-fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
+fn flushed_rules_and_routes_are_restored() -> Outcome {
     let mut bed = Testbed::new()?;
     let host = bed.lab.host.clone();
     let state = || -> anyhow::Result<String> {

@@ -36,16 +36,16 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
 }
 
 #[test]
-fn when_nothing_gets_up_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_upstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Up)
 }
 
 #[test]
-fn when_nothing_comes_down_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_downstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Down)
 }
 
 #[test]
-fn when_nothing_passes_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_all_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Both)
 }

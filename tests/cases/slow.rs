@@ -105,7 +105,7 @@ fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outc
 /// If bbr is every host's default, a path must not be paced from its first byte, since the kernel
 /// never stops pacing a connection.
 #[test]
-fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outcome {
+fn on_hosts_with_bbr_a_path_uses_bbr_only_once_it_is_bandwidth_limited() -> Outcome {
     let hosts = LabOptions { congestion_control: Some("bbr".into()), ..LabOptions::default() };
     let bed = Testbed::with(&hosts)?;
     let ends = [(&bed.lab.host, "dport = :443"), (&bed.lab.relay, "sport = :443")];
@@ -131,7 +131,7 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
 /// A path that yields to a competing queue would leave the uplink to it: the tunnel got a third of
 /// a plain connection's share.
 #[test]
-fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_once_it_is_alone() -> Outcome {
+fn beside_a_competing_upload_a_path_restores_cubic_and_returns_to_bbr_once_alone() -> Outcome {
     let bed = Testbed::new()?;
     limit_rate(&bed)?;
     let upload = |mut command: Command, name: &str, address: Ipv4Addr| -> anyhow::Result<Process> {

@@ -52,7 +52,7 @@ fn a_download_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     assert!(status.success(), "curl: {status}: {}", curl.output());
     let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
     assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(SIZE).as_str()));
-    one_path_an_uplink_is_left(&bed)?;
+    assert_one_path_per_uplink(&bed)?;
     bed.expect_quick_replug();
     bed.finish()
 }
@@ -73,7 +73,7 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     let status = curl.wait(Duration::from_secs(60))?;
     assert!(status.success(), "curl: {status}: {}", curl.output());
     assert_eq!(std::fs::read_to_string(&answer)?.trim(), http::pattern_sum(SIZE));
-    one_path_an_uplink_is_left(&bed)?;
+    assert_one_path_per_uplink(&bed)?;
     bed.expect_quick_replug();
     bed.finish()
 }
@@ -140,7 +140,7 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
 }
 
 #[test]
-fn a_path_that_takes_much_without_a_queue_may_have_more_on_its_way_than_one_connection() -> Outcome {
+fn a_path_without_a_queue_gets_a_send_limit_above_one_connections_window() -> Outcome {
     // A delay so long that even a slow machine fills the path.
     let bed = Testbed::with(&LabOptions { delay: Some(LabOptions::DELAY * 10), ..LabOptions::default() })?;
     let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
@@ -198,7 +198,7 @@ fn ten_handovers(
 
 /// Checks that one path on each uplink is left, one active and one standby, and nothing of the
 /// handovers.
-fn one_path_an_uplink_is_left(bed: &Testbed) -> Outcome {
+fn assert_one_path_per_uplink(bed: &Testbed) -> Outcome {
     assert_eq!(bed.relay.sessions()?.len(), 1);
     until("the relay to hold one path an uplink", || bed.relay.paths().is_ok_and(|paths| paths.len() == 2))?;
     bed.relay.active_peer()?;

@@ -7,7 +7,7 @@ use mobile_tests::{Process, Terminal, Testbed, UplinkName, until};
 use crate::Outcome;
 
 #[test]
-fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome {
+fn a_terminal_is_redrawn_in_place_and_restored_at_the_end() -> Outcome {
     let bed = Testbed::new()?;
     for colours in [true, false] {
         bed.agent.cli(&["use", "eth0"])?.ok()?;
@@ -43,7 +43,7 @@ fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome 
 }
 
 #[test]
-fn elsewhere_it_prints_a_plain_block_each_second_while_somebody_reads() -> Outcome {
+fn without_a_terminal_it_prints_a_plain_block_each_second_while_it_has_a_reader() -> Outcome {
     let bed = Testbed::new()?;
     let file = bed.lab.dir().join("watch.txt");
     let process = Process::start("watch", &mut bed.agent.command(&["status", "--watch"]), &file)?;

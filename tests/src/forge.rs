@@ -56,7 +56,8 @@ impl Forger {
         })
     }
 
-    /// Sends a TCP segment without data, and with no other flags than `flags`.
+    /// Sends a TCP segment with `data` and exactly the flags in `flags` (letters of SYN, ACK, RST,
+    /// PSH).
     pub fn segment(
         &self,
         from: SocketAddr,
