@@ -65,14 +65,14 @@ struct Job {
 /// A participant, in the order of the table's columns.
 #[derive(Clone, Copy)]
 struct Participant {
-    peer: Option<&'static CompetitorKind>,
+    competitor: Option<&'static CompetitorKind>,
     runs: u32,
     patience: Duration,
 }
 
 impl Participant {
     fn name(self) -> &'static str {
-        self.peer.map_or(OURS, |peer| peer.name)
+        self.competitor.map_or(OURS, |competitor| competitor.name)
     }
 }
 
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let machine = Mutex::new(());
     let done = |job: Job| -> (Job, Result<Vec<f64>>) {
         let (event, participant) = (events[job.event], everyone[job.column]);
-        let gaps = measure(event, participant.peer, participant.patience, &machine);
+        let gaps = measure(event, participant.competitor, participant.patience, &machine);
         let text = match &gaps {
             Ok(gaps) => format_gaps(gaps, participant.patience),
             Err(error) => format!("failed: {error:#}"),
@@ -119,23 +119,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn everyone(args: &Args) -> Vec<Participant> {
     let mut everyone = Vec::new();
     if !args.no_mobile {
-        everyone.push(Participant { peer: None, runs: args.runs, patience: OUR_PATIENCE });
+        everyone.push(Participant { competitor: None, runs: args.runs, patience: OUR_PATIENCE });
     }
-    let wanted = |peer: &&CompetitorKind| {
-        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
+    let wanted = |competitor: &&CompetitorKind| {
+        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(competitor.name))
     };
     if !args.no_peers {
         let patience = Duration::from_secs(args.cap);
         let peers = CompetitorKind::ALL.iter().filter(wanted);
-        everyone.extend(peers.map(|peer| Participant { peer: Some(peer), runs: args.peer_runs, patience }));
+        everyone.extend(peers.map(|competitor| Participant {
+            competitor: Some(competitor),
+            runs: args.peer_runs,
+            patience,
+        }));
     }
     everyone
 }
 
 /// Returns a column without results; an event that cannot be measured has the reason.
 fn column(participant: Participant, events: &[Event]) -> Column {
-    let unavailable_reason = participant.peer.and_then(unavailable_reason);
-    let cell = |event: &Event| match (participant.peer, &unavailable_reason) {
+    let unavailable_reason = participant.competitor.and_then(unavailable_reason);
+    let cell = |event: &Event| match (participant.competitor, &unavailable_reason) {
         (Some(_), _) if !event.is_for_competitors() => Err("mobile only".to_owned()),
         (_, Some(reason)) => Err(reason.clone()),
         _ => Ok(Figures::default()),
@@ -217,8 +221,8 @@ mod tests {
 
     use super::*;
 
-    fn participant(peer: Option<&'static CompetitorKind>, runs: u32) -> Participant {
-        Participant { peer, runs, patience: Duration::from_secs(3) }
+    fn participant(competitor: Option<&'static CompetitorKind>, runs: u32) -> Participant {
+        Participant { competitor, runs, patience: Duration::from_secs(3) }
     }
 
     #[test]

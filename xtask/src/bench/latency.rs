@@ -58,11 +58,13 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     // Direct, mobile, then the competitors.
     let mut everyone = vec![Some(CompetitorKind::DIRECT), None];
     everyone.extend(args.competitors.chosen().map(Some));
-    let mut columns: Vec<Figures> =
-        everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
+    let mut columns: Vec<Figures> = everyone
+        .iter()
+        .map(|competitor| Figures::new(competitor.map_or(OURS, |competitor| competitor.name)))
+        .collect();
     for run in 1..=args.runs {
-        for (column, peer) in columns.iter_mut().zip(&everyone) {
-            let samples = measure(args, host, *peer).with_context(|| column.name)?;
+        for (column, competitor) in columns.iter_mut().zip(&everyone) {
+            let samples = measure(args, host, *competitor).with_context(|| column.name)?;
             let told: Vec<String> =
                 BESIDE.iter().zip(&samples).map(|((title, _), sample)| format!("{title} {sample}")).collect();
             step(&format!("run {run} of {}, {}: {}", args.runs, column.name, told.join("; ")));
@@ -92,8 +94,8 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
 }
 
 /// Runs one contestant once, in a lab of its own.
-fn measure(args: &Args, host: &HostSetup, peer: Option<&CompetitorKind>) -> Result<Vec<Sample>> {
-    let subject = Subject::start(peer, &host.lab(Some(LabOptions::DELAY)))?;
+fn measure(args: &Args, host: &HostSetup, competitor: Option<&CompetitorKind>) -> Result<Vec<Sample>> {
+    let subject = Subject::start(competitor, &host.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
     // A real uplink's FIFO holds packets that the kernel has already segmented.
     lab.eth().link().set_offload(false)?;

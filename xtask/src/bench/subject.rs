@@ -87,15 +87,15 @@ pub(crate) enum Subject {
 
 impl Subject {
     /// Starts mobile, or a competitor whose programs are installed if they are missing.
-    pub(crate) fn start(peer: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
-        let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
+    pub(crate) fn start(competitor: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
+        let Some(kind) = competitor else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
         if let Some(reason) = unavailable_reason(kind) {
             bail!(reason);
         }
         let lab = Lab::with(options)?;
-        let mut peer = kind.make();
-        peer.start(&lab)?;
-        Ok(Self::Competitor(peer, Box::new(lab)))
+        let mut competitor = kind.make();
+        competitor.start(&lab)?;
+        Ok(Self::Competitor(competitor, Box::new(lab)))
     }
 
     /// Starts mobile with these settings of `[tunnel]` at both ends.
@@ -132,7 +132,7 @@ impl Subject {
     pub(crate) fn processes(&self) -> Option<[i32; 2]> {
         let [relay, host] = match self {
             Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
-            Self::Competitor(peer, _) => peer.processes()?,
+            Self::Competitor(competitor, _) => competitor.processes()?,
         };
         Some([host, relay])
     }
@@ -148,8 +148,8 @@ impl Subject {
     pub(crate) fn finish(self) -> Result<()> {
         match self {
             Self::Ours(bed) => bed.finish(),
-            Self::Competitor(peer, lab) => {
-                drop(peer);
+            Self::Competitor(competitor, lab) => {
+                drop(competitor);
                 lab.passed();
                 Ok(())
             }
@@ -158,10 +158,11 @@ impl Subject {
 }
 
 /// Returns why a competitor cannot run here, or `None`; installs its programs if possible.
-pub(crate) fn unavailable_reason(peer: &CompetitorKind) -> Option<String> {
-    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+pub(crate) fn unavailable_reason(competitor: &CompetitorKind) -> Option<String> {
+    let tools: Vec<Tool> =
+        competitor.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
-    installed.or_else(|| peer.unavailable_reason())
+    installed.or_else(|| competitor.unavailable_reason())
 }
 
 /// A contestant that is measured with iperf3.
@@ -219,10 +220,10 @@ impl ContestantLabs {
 }
 
 impl Contestant {
-    fn start(peer: Option<&'static CompetitorKind>, options: &LabOptions) -> Result<Self> {
-        let subject = Subject::start(peer, options)?;
+    fn start(competitor: Option<&'static CompetitorKind>, options: &LabOptions) -> Result<Self> {
+        let subject = Subject::start(competitor, options)?;
         let server = Services::iperf3(&subject.lab().server, subject.lab().dir())?;
-        Ok(Self { name: peer.map_or(OURS, |kind| kind.name), _server: server, subject })
+        Ok(Self { name: competitor.map_or(OURS, |kind| kind.name), _server: server, subject })
     }
 
     /// Runs iperf3 for `seconds` with these flags and returns its JSON.

@@ -119,8 +119,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
 }
 
-fn start(peer: Option<&CompetitorKind>) -> Result<Subject> {
-    prepare(Subject::start(peer, &LabOptions::default())?)
+fn start(competitor: Option<&CompetitorKind>) -> Result<Subject> {
+    prepare(Subject::start(competitor, &LabOptions::default())?)
 }
 
 /// Sets up the uplinks as the paper's and writes the data files.

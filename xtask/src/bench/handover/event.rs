@@ -150,7 +150,7 @@ fn return_after(length: Duration, subject: &mut HandoverSubject, lock: &mut Mach
         subject.lab().uplink(name).take_down()?;
         subject.hook(Change::Down(name))?;
     }
-    lock.rest(length);
+    lock.sleep_released(length);
     let eth = subject.lab().eth();
     eth.bring_up_without_route()?;
     let since = monotonic_ms();

@@ -14,15 +14,15 @@ impl<'a> MachineLock<'a> {
     /// Waits for the lock and takes it.
     pub(crate) fn take(machine: &'a Mutex<()>) -> Self {
         let mut lock = Self { machine, held: None };
-        lock.again();
+        lock.acquire();
         lock
     }
 
     /// Releases the lock for `length`, and for as much longer as other labs need.
-    pub(crate) fn rest(&mut self, length: Duration) {
+    pub(crate) fn sleep_released(&mut self, length: Duration) {
         self.release();
         sleep(length);
-        self.again();
+        self.acquire();
     }
 
     /// Releases the lock.
@@ -30,7 +30,7 @@ impl<'a> MachineLock<'a> {
         self.held = None;
     }
 
-    fn again(&mut self) {
+    fn acquire(&mut self) {
         self.held = Some(self.machine.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -22,7 +22,7 @@ const PAUSE_MS: f64 = 100.0;
 const SETTLED_MS: f64 = 500.0;
 
 /// The interval of reports: often enough to end a run in time, seldom enough not to disturb it.
-const LOOK: Duration = Duration::from_millis(100);
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest gap in milliseconds of each direction; infinite if numbers never arrived again.
 pub(crate) type Gaps = Vec<f64>;
@@ -30,45 +30,49 @@ pub(crate) type Gaps = Vec<f64>;
 /// Runs the event, and gives up after `patience` without numbers.
 pub(crate) fn measure(
     event: Event,
-    peer: Option<&CompetitorKind>,
+    competitor: Option<&CompetitorKind>,
     patience: Duration,
     machine: &Mutex<()>,
 ) -> Result<Gaps> {
     let mut lock = MachineLock::take(machine);
-    let mut subject = HandoverSubject::start(peer, event)?;
+    let mut subject = HandoverSubject::start(competitor, event)?;
     let mut pulses: Vec<Pulse> =
-        event.modes().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
+        event.modes().iter().map(|mode| subject.pulse(*mode)).collect::<Result<_>>()?;
     let since = event.trigger(&mut subject, &mut lock)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();
     for pulse in &mut pulses {
-        let watch = Watch { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
+        let condition = EndCondition { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
         let report = loop {
             let report = pulse.since(since)?;
-            if watch.is_over(&report) {
+            if condition.is_over(&report) {
                 break report;
             }
             if report.now > happened + SETTLED_MS {
                 // A gap that long waits for a timer, so other labs may be measured.
                 lock.release();
             }
-            sleep(LOOK);
+            sleep(REPORT_INTERVAL);
         };
         let gap = if event.outage().is_some() { report.longest_within } else { report.longest };
-        gaps.push(if watch.is_dead(&report) || gap > watch.patience_ms { f64::INFINITY } else { gap });
+        gaps.push(if condition.is_dead(&report) || gap > condition.patience_ms {
+            f64::INFINITY
+        } else {
+            gap
+        });
     }
     subject.verify(event)?;
     subject.lab().passed();
     Ok(gaps)
 }
 
-struct Watch {
+struct EndCondition {
     since: f64,
     happened: f64,
     patience_ms: f64,
 }
 
-impl Watch {
+impl EndCondition {
     fn is_dead(&self, report: &PulseReport) -> bool {
         let silent_since = report.last.max(self.since);
         report.error.is_some() || report.now - silent_since > self.patience_ms
@@ -87,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    const WATCH: Watch = Watch { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
+    const CONDITION: EndCondition = EndCondition { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
 
     fn report(silences: &[(f64, f64)], now: f64) -> PulseReport {
         let mut recorder = Recorder::new(0.0);
@@ -98,31 +102,31 @@ mod tests {
             }
             at += 5.0;
         }
-        recorder.report(WATCH.since, now)
+        recorder.report(CONDITION.since, now)
     }
 
     #[test]
     fn a_run_lasts_until_numbers_have_arrived_again_for_some_time() {
         let early = report(&[(1_000.0, 1_300.0)], 1_790.0);
-        assert!(!WATCH.is_over(&early), "{early:?}");
+        assert!(!CONDITION.is_over(&early), "{early:?}");
         let late = report(&[(1_000.0, 1_300.0)], 1_810.0);
-        assert!(WATCH.is_over(&late) && !WATCH.is_dead(&late), "{late:?}");
+        assert!(CONDITION.is_over(&late) && !CONDITION.is_dead(&late), "{late:?}");
         // A second gap starts the time anew.
         let again = report(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
-        assert!(!WATCH.is_over(&again), "{again:?}");
+        assert!(!CONDITION.is_over(&again), "{again:?}");
     }
 
     #[test]
     fn a_silent_run_ends_only_after_the_patience_since_the_event() {
         let waiting = report(&[(900.0, 9_000.0)], 3_990.0);
-        assert!(!WATCH.is_over(&waiting));
-        assert!(WATCH.is_dead(&report(&[(900.0, 9_000.0)], 4_010.0)));
+        assert!(!CONDITION.is_over(&waiting));
+        assert!(CONDITION.is_dead(&report(&[(900.0, 9_000.0)], 4_010.0)));
     }
 
     #[test]
     fn a_broken_connection_is_dead_at_once() {
         let mut recorder = Recorder::new(0.0);
         recorder.fail("connection reset".into());
-        assert!(WATCH.is_over(&recorder.report(1_000.0, 1_020.0)));
+        assert!(CONDITION.is_over(&recorder.report(1_000.0, 1_020.0)));
     }
 }

@@ -25,8 +25,8 @@ pub(crate) enum HandoverSubject {
 
 impl HandoverSubject {
     /// Starts the subject as `event` requires it.
-    pub(crate) fn start(peer: Option<&CompetitorKind>, event: Event) -> Result<Self> {
-        match peer {
+    pub(crate) fn start(competitor: Option<&CompetitorKind>, event: Event) -> Result<Self> {
+        match competitor {
             None => {
                 let mut bed = Testbed::installed(&LabOptions::default())?;
                 if event.is_without_standby() {
@@ -44,9 +44,9 @@ impl HandoverSubject {
             Some(kind) => {
                 let lab = Lab::new()?;
                 arrange(&lab, event.starts_on())?;
-                let mut peer = kind.make();
-                peer.start(&lab)?;
-                Ok(Self::Competitor(peer, Box::new(lab)))
+                let mut competitor = kind.make();
+                competitor.start(&lab)?;
+                Ok(Self::Competitor(competitor, Box::new(lab)))
             }
         }
     }
@@ -64,10 +64,10 @@ impl HandoverSubject {
         match self {
             Self::Ours(bed) => {
                 let tool = program("labtool")?.display().to_string();
-                let address = way.server().to_string();
-                Pulse::start(&mut bed.agent.run(&[&tool, "pulse", way.word(), "tcp", &address]), BEFORE)
+                let address = mode.server().to_string();
+                Pulse::start(&mut bed.agent.run(&[&tool, "pulse", mode.name(), "tcp", &address]), BEFORE)
             }
-            Self::Competitor(peer, lab) => peer.pulse(lab, way, BEFORE),
+            Self::Competitor(competitor, lab) => competitor.pulse(lab, mode, BEFORE),
         }
     }
 
@@ -75,7 +75,7 @@ impl HandoverSubject {
     pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
         match self {
             Self::Ours(_) => Ok(()),
-            Self::Competitor(peer, lab) => peer.hook(lab, change),
+            Self::Competitor(competitor, lab) => competitor.hook(lab, change),
         }
     }
 

@@ -16,8 +16,8 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    fn way(&self, way: usize) -> Vec<f64> {
-        self.runs.iter().filter_map(|gaps| gaps.get(way).copied()).collect()
+    fn mode(&self, mode: usize) -> Vec<f64> {
+        self.runs.iter().filter_map(|gaps| gaps.get(mode).copied()).collect()
     }
 }
 
@@ -33,8 +33,8 @@ pub(crate) struct Column {
 fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     let mut rows = Vec::new();
     for (index, event) in events.iter().enumerate() {
-        for (place, way) in event.modes().iter().enumerate() {
-            let title = match (event.outage(), way) {
+        for (place, mode) in event.modes().iter().enumerate() {
+            let title = match (event.outage(), mode) {
                 (None, _) => event.title().to_owned(),
                 (Some(_), PulseMode::Echo) => format!("{}: application sending", event.title()),
                 (Some(_), PulseMode::Down) => format!("{}: server sending", event.title()),
@@ -53,7 +53,7 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
         let cells = match &ours.cells[index] {
             Err(reason) => format!("– ({reason}) | – | 0"),
             Ok(figures) => {
-                let runs = figures.way(place);
+                let runs = figures.mode(place);
                 let spread = Spread::of(&runs);
                 let say =
                     |figure: Option<f64>| figure.map_or("–".to_owned(), |one| number(one, ours.patience));
@@ -71,7 +71,7 @@ fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     let others = columns.iter().filter(|column| column.name != OURS);
     let medians = others.filter_map(|column| {
         let figures = column.cells[index].as_ref().ok()?;
-        Some((Spread::of(&figures.way(place))?.median, column))
+        Some((Spread::of(&figures.mode(place))?.median, column))
     });
     let best = medians.min_by(|(one, _), (other, _)| one.total_cmp(other));
     match best {
@@ -117,7 +117,7 @@ pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
 
 fn cell(column: &Column, index: usize, place: usize) -> String {
     let Ok(figures) = &column.cells[index] else { return "–".to_owned() };
-    let runs = figures.way(place);
+    let runs = figures.mode(place);
     let Some(spread) = Spread::of(&runs) else { return "–".to_owned() };
     let say = |figure| number(figure, column.patience);
     let text = if spread.least.is_infinite() {
