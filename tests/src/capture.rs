@@ -35,8 +35,8 @@ impl Capture {
         command.arg(&log);
         let mut tcpdump = Process::start("tcpdump", &mut command, &lines)?;
         until("tcpdump to listen", || {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            said.contains("listening on") || tcpdump.ended().is_ok_and(|status| status.is_some())
+            let output = std::fs::read_to_string(&log).unwrap_or_default();
+            output.contains("listening on") || tcpdump.ended().is_ok_and(|status| status.is_some())
         })?;
         if tcpdump.ended()?.is_some() {
             bail!("tcpdump ended at once: {}", std::fs::read_to_string(&log).unwrap_or_default());

@@ -173,6 +173,6 @@ fn seen_address(lab: &Lab) -> Result<IpAddr> {
     let connected = talk.next_line()?;
     ensure!(connected.starts_with("connected"), "{connected}");
     let answer = talk.request("who am I?")?;
-    let Some((address, _port)) = answer.rsplit_once(':') else { bail!("whoami said {answer:?}") };
+    let Some((address, _port)) = answer.rsplit_once(':') else { bail!("whoami answered {answer:?}") };
     Ok(address.parse()?)
 }

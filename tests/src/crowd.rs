@@ -89,8 +89,8 @@ impl Crowd {
         }
         let file = lab.dir().join("crowd-clients");
         std::fs::write(&file, list)?;
-        let said = relay.cli(&["authorize", "--from", &file.display().to_string()])?.ok()?;
-        let named = said.lines().count();
+        let output = relay.cli(&["authorize", "--from", &file.display().to_string()])?.ok()?;
+        let named = output.lines().count();
         ensure!(named == count as usize, "only {named} of {count} clients were authorised");
         Ok(())
     }

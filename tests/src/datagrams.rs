@@ -69,8 +69,8 @@ impl Datagrams {
     /// ADDRESS`.
     pub fn start(sender: &mut Command, counter: &mut Command) -> Result<Self> {
         let mut counter = LineProcess::start(counter)?;
-        let said = counter.next_line()?;
-        ensure!(said == "ready", "the counter says {said}");
+        let output = counter.next_line()?;
+        ensure!(output == "ready", "the counter says {output}");
         Ok(Self { sender: LineProcess::start(sender)?, counter })
     }
 
@@ -78,8 +78,8 @@ impl Datagrams {
     pub fn trial(&mut self, rate: f64, lasting: Duration) -> Result<Trial> {
         let before = self.count()?;
         self.sender.send_line(&format!("{rate} {}", lasting.as_millis()))?;
-        let said = self.sender.next_line_within(PATIENCE + lasting)?;
-        let sent = said.parse().with_context(|| format!("the sender says {said}"))?;
+        let output = self.sender.next_line_within(PATIENCE + lasting)?;
+        let sent = output.parse().with_context(|| format!("the sender says {output}"))?;
         let mut now = self.count()?;
         loop {
             sleep(QUIET);
@@ -91,8 +91,8 @@ impl Datagrams {
     }
 
     fn count(&mut self) -> Result<u64> {
-        let said = self.counter.request("how many?")?;
-        said.parse().with_context(|| format!("the counter says {said}"))
+        let output = self.counter.request("how many?")?;
+        output.parse().with_context(|| format!("the counter says {output}"))
     }
 }
 

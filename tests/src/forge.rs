@@ -135,7 +135,7 @@ impl Forger {
         while let Some(frame) = read(&self.socket, end)? {
             // The fields compared are ARP's operation and sender, or neighbour discovery's type and
             // target.
-            let said = match target {
+            let output = match target {
                 IpAddr::V4(address) => {
                     frame.get(12..14) == Some(&[0x08, 0x06])
                         && frame.get(20..22) == Some(&[0, 2])
@@ -148,7 +148,7 @@ impl Forger {
                         && frame.get(62..78) == Some(&address.octets())
                 }
             };
-            if said && frame.get(6..12) == Some(&self.host) {
+            if output && frame.get(6..12) == Some(&self.host) {
                 return Ok(true);
             }
         }

@@ -128,8 +128,8 @@ impl Ns {
         command.args(args);
         let done = finish_within(&mut command, Some(input.as_bytes()), COMMAND_PATIENCE)?;
         if !done.status.success() {
-            let said = done.stderr.trim();
-            bail!("`{}` in {}: {}: {said}; its input:\n{input}", argv.join(" "), self.name, done.status);
+            let output = done.stderr.trim();
+            bail!("`{}` in {}: {}: {output}; its input:\n{input}", argv.join(" "), self.name, done.status);
         }
         Ok(())
     }

@@ -162,7 +162,7 @@ impl PulseReport {
 
     /// Parses a line that holds a report as JSON.
     pub fn from_json(line: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("labtool said {line:?}"))?;
+        let value: Value = serde_json::from_str(line).with_context(|| format!("labtool printed {line:?}"))?;
         let field = |name: &str| value[name].as_f64().with_context(|| format!("{name} is missing in {line}"));
         let gaps = value["gaps"].as_array().with_context(|| format!("no gaps in {line}"))?;
         let gaps = gaps.iter().map(|gap| {

@@ -135,7 +135,7 @@ impl Identity {
             "-out",
             &text(&certificate),
         ])?;
-        let said = lab.host.run(&[
+        let output = lab.host.run(&[
             "openssl",
             "x509",
             "-in",
@@ -144,7 +144,7 @@ impl Identity {
             "-fingerprint",
             "-sha256",
         ])?;
-        let fingerprint = said.trim().rsplit('=').next().unwrap_or_default().to_owned();
+        let fingerprint = output.trim().rsplit('=').next().unwrap_or_default().to_owned();
         Ok(Self { key, certificate, fingerprint })
     }
 

@@ -129,8 +129,8 @@ fn use_udp(lab: &Lab) -> Result<()> {
 ///
 /// The second line that begins with `Udp:` has the values; the fourth is `OutDatagrams`.
 fn datagrams_sent(ns: &Ns) -> Result<u64> {
-    let said = ns.run(&["cat", "/proc/net/snmp"])?;
-    let figures = said.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
+    let output = ns.run(&["cat", "/proc/net/snmp"])?;
+    let figures = output.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
     let sent = figures.and_then(|figures| figures.split_whitespace().nth(3));
-    sent.with_context(|| format!("no UDP counters in {said}"))?.parse().context("/proc/net/snmp")
+    sent.with_context(|| format!("no UDP counters in {output}"))?.parse().context("/proc/net/snmp")
 }

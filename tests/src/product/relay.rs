@@ -92,8 +92,8 @@ impl Relay {
 
     /// Authorises a client and returns its persistent addresses.
     pub fn authorize(&self, name: &str, public_key: &str) -> Result<Vec<IpAddr>> {
-        let said = self.program.stdout(&["authorize", name, public_key])?;
-        said.lines().map(|line| Ok(line.parse()?)).collect()
+        let output = self.program.stdout(&["authorize", name, public_key])?;
+        output.lines().map(|line| Ok(line.parse()?)).collect()
     }
 
     /// Invites a client, with the relay's address in the lab as the endpoint, and returns the

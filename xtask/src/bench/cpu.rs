@@ -85,9 +85,9 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
 /// Uploads once.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
     let before = contestant.subject.cpu_usage()?;
-    let said = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
+    let output = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
     let after = contestant.subject.cpu_usage()?;
-    let (mbits, bytes) = received(&said)?;
+    let (mbits, bytes) = received(&output)?;
     let cpu_seconds = before.zip(after).map(|(before, after)| {
         // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))

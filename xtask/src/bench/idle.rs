@@ -69,8 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Returns the state of each uplink according to `mobile uplinks`.
 fn states(bed: &Testbed) -> Result<Vec<String>> {
-    let said: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
-    let list = said["uplinks"].as_array().context("`uplinks` has no list")?;
+    let output: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
+    let list = output["uplinks"].as_array().context("`uplinks` has no list")?;
     UPLINKS
         .iter()
         .map(|device| {

@@ -52,10 +52,10 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let sample = |contestant: &Contestant, column: usize| {
         let link = contestant.subject.lab().eth().link();
         link.set_loss(args.loss[column] / 100.0);
-        let said = contestant.iperf3(args.seconds, &[]);
+        let output = contestant.iperf3(args.seconds, &[]);
         // No losses while others are measured.
         link.set_loss(0.0);
-        Ok(received(&said?)?.0)
+        Ok(received(&output?)?.0)
     };
     let grid =
         Grid::measure(&labs.contestants, titles, args.runs, sample, |mbits| format!("{mbits:.1} Mbit/s"));

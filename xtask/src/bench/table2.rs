@@ -213,11 +213,11 @@ fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     if UplinkName::ALL.iter().any(|uplink| uplink.device() == device) {
         return Ok(None);
     }
-    let said = host.run(&["ip", "-json", "-statistics", "link", "show", "dev", &device])?;
-    let json: Value = serde_json::from_str(&said)?;
+    let output = host.run(&["ip", "-json", "-statistics", "link", "show", "dev", &device])?;
+    let json: Value = serde_json::from_str(&output)?;
     let bytes = |way: &str| {
         let bytes = json.pointer(&format!("/0/stats64/{way}/bytes")).and_then(Value::as_u64);
-        bytes.with_context(|| format!("no {way} bytes in {said}"))
+        bytes.with_context(|| format!("no {way} bytes in {output}"))
     };
     // The kernel transmits into the device what the host sends.
     Ok(Some([bytes("tx")?, bytes("rx")?]))

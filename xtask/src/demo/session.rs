@@ -40,8 +40,8 @@ impl Session {
 
     /// Returns whether the server prints `word` on its own line within `patience`.
     pub(crate) fn shows_line(&self, word: &str, patience: Duration) -> bool {
-        let said = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
-        wait_for(word, patience, || Ok(said().then_some(()))).is_ok()
+        let output = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
+        wait_for(word, patience, || Ok(output().then_some(()))).is_ok()
     }
 
     /// Prepares the line for [`Session::press_key`].

@@ -123,12 +123,12 @@ fn without_standby(agent: &Agent) -> Result<()> {
 
 fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
     wait_for(&format!("a standby path on {}", uplink.device()), STANDBY, || {
-        let said = agent.cli(&["uplinks", "--json"])?.ok()?;
-        let uplinks: serde_json::Value = serde_json::from_str(&said)?;
+        let output = agent.cli(&["uplinks", "--json"])?.ok()?;
+        let uplinks: serde_json::Value = serde_json::from_str(&output)?;
         let list = uplinks["uplinks"].as_array().context("no list of uplinks")?;
         let stands_by = |one: &serde_json::Value| one["name"] == uplink.device() && one["state"] == "standby";
         if !list.iter().any(stands_by) {
-            bail!("`uplinks` says {said}");
+            bail!("`uplinks` says {output}");
         }
         Ok(Some(()))
     })
