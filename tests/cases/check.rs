@@ -121,7 +121,7 @@ fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
     assert_line(&done, "warn  relay over eth0: ", "captive portal");
     assert_line(&done, "ok    relay over wlan0: ", "");
     assert_eq!(faults(&done).len(), 1, "{done:?}");
-    assert!(portal.caught() > 0);
+    assert!(portal.intercepted() > 0);
     drop(portal);
     bed.finish()
 }

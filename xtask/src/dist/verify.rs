@@ -34,7 +34,7 @@ pub(crate) fn run() -> Result<()> {
     setup::install(TOOLS)?;
     let version = env!("CARGO_PKG_VERSION");
     let out = shell::target_dir()?.join("dist");
-    let made = super::everything(version, &out)?;
+    let made = super::build_all(version, &out)?;
     super::sums::write(&made, &out)?;
     let relay = &PACKAGES[1];
     for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
