@@ -22,7 +22,7 @@ const HEAD: &str = "\
 # Metrics
 
 Prometheus text over HTTP at `[metrics] listen`, path `/metrics`; off unless set. `/healthz` beside it answers 200 when the program does its work, otherwise 503 with the
-reason. Base units; counters end in `_total` and start with the process, unless output otherwise; nothing is labelled by pid, command or destination.
+reason. Base units; counters end in `_total` and start with the process, unless said otherwise; nothing is labelled by pid, command or destination.
 
 Both packages bring alert rules and a Grafana dashboard: [operating.md](operating.md), \"Watching\". The tables below are what the programs declare: `cargo xtask gen` makes them.
 ";
