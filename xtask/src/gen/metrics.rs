@@ -8,11 +8,11 @@ use mobile_io::metrics::Metric;
 use crate::shell::{self, step};
 
 #[path = "../../../mobile-agent/src/metrics/declared.rs"]
-#[allow(dead_code, reason = "what counts is all of them together")]
+#[allow(dead_code, reason = "only the list of all metrics is used")]
 mod mobile;
 
 #[path = "../../../home-relay/src/metrics/declared.rs"]
-#[allow(dead_code, reason = "what counts is all of them together")]
+#[allow(dead_code, reason = "only the list of all metrics is used")]
 mod home_relay;
 
 /// The generated file.
