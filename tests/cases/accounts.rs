@@ -1,41 +1,42 @@
-//! `mobile ps` says what each mobile process's connections carried: those that are open and those that are over.
+//! `mobile ps` reports what each mobile process's connections carried, both open and closed ones.
 
-use mobile_tests::{Talk, Testbed, UplinkName, addr, port, until};
+use mobile_tests::{LineProcess, Testbed, UplinkName, addr, port, until};
 use serde_json::{Value, json};
 
 use crate::{Outcome, server};
 
-/// A shell, whose connections are its own descriptors.
-struct Shell(Talk);
+/// A shell that holds connections as its own descriptors.
+struct Shell(LineProcess);
 
 impl Shell {
     /// Opens a connection to the echo service.
     fn open(&mut self, fd: u8, address: impl std::fmt::Display) -> Outcome {
-        let said = self.0.ask(&format!("exec {fd}<>/dev/tcp/{address}/{} && echo open", port::ECHO))?;
+        let said = self.0.request(&format!("exec {fd}<>/dev/tcp/{address}/{} && echo open", port::ECHO))?;
         assert_eq!(said, "open");
         Ok(())
     }
 
-    /// Sends so many bytes and hears them again.
+    /// Sends so many bytes and reads them back.
     fn echo(&mut self, fd: u8, bytes: u64) -> Outcome {
-        self.0.say(&format!("printf %0{bytes}d 0 >&{fd}; read -N {bytes} -u {fd} x; echo ${{#x}}"))?;
-        assert_eq!(self.0.hear()?, bytes.to_string());
+        self.0.send_line(&format!("printf %0{bytes}d 0 >&{fd}; read -N {bytes} -u {fd} x; echo ${{#x}}"))?;
+        assert_eq!(self.0.next_line()?, bytes.to_string());
         Ok(())
     }
 
     fn close(&mut self, fd: u8) -> Outcome {
-        assert_eq!(self.0.ask(&format!("exec {fd}>&-; echo closed"))?, "closed");
+        assert_eq!(self.0.request(&format!("exec {fd}>&-; echo closed"))?, "closed");
         Ok(())
     }
 }
 
-/// What `mobile ps --json` says of a process.
+/// Returns the entry of a process in `mobile ps --json`.
 fn listed(bed: &Testbed, pid: i32) -> anyhow::Result<Option<Value>> {
     let list: Vec<Value> = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
     Ok(list.into_iter().find(|process| process["pid"] == pid))
 }
 
-/// So many connections are open, so many were made, and they carried so much in each direction.
+/// Waits until a process has `open` of `made` connections open, which carried `bytes` in each
+/// direction.
 fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outcome {
     let process = listed(bed, pid)?.expect("it is mobile");
     let expected = json!({"connections": made, "bytes_sent": bytes, "bytes_received": bytes});
@@ -45,13 +46,13 @@ fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outco
 }
 
 #[test]
-fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart() -> Outcome {
+fn ps_reports_the_exact_bytes_of_each_process_over_a_handover_and_a_restart() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut shell = Shell(Talk::start(&mut bed.agent.run(&["bash"]))?);
-    let mut ordinary = Shell(Talk::start(&mut bed.lab.host.command("bash"))?);
+    let mut shell = Shell(LineProcess::start(&mut bed.agent.run(&["bash"]))?);
+    let mut ordinary = Shell(LineProcess::start(&mut bed.lab.host.command("bash"))?);
     let pid = shell.0.pid();
     // The command runs once its process is mobile.
-    assert_eq!(shell.0.ask("echo mobile")?, "mobile");
+    assert_eq!(shell.0.request("echo mobile")?, "mobile");
     carried(&bed, pid, 0, 0, 0)?;
     for shell in [&mut shell, &mut ordinary] {
         shell.open(3, addr::SERVER4)?;
@@ -69,8 +70,8 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
     shell.echo(4, 500)?;
     carried(&bed, pid, 1, 2, 21_500)?;
 
-    // A child has an account of its own; the connections it inherits stay on its parent's.
-    let child = shell.0.ask(&format!(
+    // A child has an account of its own; inherited connections stay on its parent's.
+    let child = shell.0.request(&format!(
         "(exec 5<>/dev/tcp/{}/{} 4>&-; printf %0300d 0 >&5; read -N 300 -u 5 x; echo $BASHPID; read -u 5 x) &",
         addr::SERVER4,
         port::ECHO
@@ -79,7 +80,7 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
     carried(&bed, child, 1, 1, 300)?;
     carried(&bed, pid, 1, 2, 21_500)?;
 
-    // What was made before its process was mobile is not on the account.
+    // Connections made before the process was mobile are not on its account.
     bed.agent.cli(&["attach", &ordinary.0.pid().to_string()])?.ok()?;
     carried(&bed, ordinary.0.pid(), 0, 0, 0)?;
 
@@ -113,9 +114,9 @@ fn ps_says_to_the_byte_what_each_process_carried_over_a_handover_and_a_restart()
 fn a_connection_to_a_bypassed_network_is_on_no_account() -> Outcome {
     let bed = Testbed::new()?;
     bed.agent.cli(&["bypass", "add", &format!("{}/32", addr::SERVER4)])?.ok()?;
-    let mut talk = bed.mobile_talk(&["tcp", &server(port::ECHO)[0]])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("direct")?, "direct");
+    let mut talk = bed.mobile_labtool(&["tcp", &server(port::ECHO)[0]])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("direct")?, "direct");
     carried(&bed, talk.pid(), 0, 0, 0)?;
     bed.finish()
 }

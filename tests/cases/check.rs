@@ -1,21 +1,22 @@
-//! `check` and `explain` say what is, and what to do about what is not well.
+//! `check` and `explain` report the state, and how to repair what is wrong.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mobile_tests::{
-    Finished, LabOptions, PATIENCE, Portal, RELAY_PORT, TcpService, Testbed, addr, finish_within, port,
+    CaptivePortal, CommandOutput, LabOptions, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
+    port,
 };
 
 use crate::{Outcome, copy, server};
 
-/// Both installed, neither running, no delay on the links.
+/// Installs both programs without starting them; the links have no delay.
 fn installed() -> anyhow::Result<Testbed> {
     Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
 }
 
-/// `mobile check`, on a host whose resolver is a local one.
-fn check(bed: &Testbed) -> anyhow::Result<Finished> {
+/// Runs `mobile check` on a host with a local resolver.
+fn check(bed: &Testbed) -> anyhow::Result<CommandOutput> {
     let resolv = local_resolver(bed)?;
     let command = bed.agent.command(&["check"]);
     let mut shell = bed.lab.host.command("unshare");
@@ -31,20 +32,20 @@ fn local_resolver(bed: &Testbed) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The lines that are not `ok`.
-fn faults(done: &Finished) -> Vec<&str> {
+/// Returns the lines that are not `ok`.
+fn faults(done: &CommandOutput) -> Vec<&str> {
     done.stdout.lines().filter(|line| !line.starts_with("ok ")).collect()
 }
 
-/// One of the lines begins with `start` and holds `part`.
+/// Checks that one of the lines begins with `start` and contains `part`.
 #[track_caller]
-fn assert_line(done: &Finished, start: &str, part: &str) {
+fn assert_line(done: &CommandOutput, start: &str, part: &str) {
     let found = done.stdout.lines().any(|line| line.starts_with(start) && line.contains(part));
     assert!(found, "no line {start:?} with {part:?} in\n{}{}", done.stdout, done.stderr);
 }
 
 #[test]
-fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
+fn a_healthy_machine_gets_ok_on_every_line() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
     let done = check(&bed)?;
@@ -57,7 +58,7 @@ fn a_machine_that_is_well_gets_a_line_of_ok_for_everything() -> Outcome {
         assert_line(&done, &format!("ok    relay over {uplink}: "), &addr::RELAY4.to_string());
     }
     assert_line(&done, "ok    agent: ", "not running");
-    // It has only looked: nothing is left, and the relay has seen no session.
+    // The check only reads: it leaves nothing, and the relay has seen no session.
     assert!(bed.relay.sessions()?.is_empty());
     for made in [&bed.agent.pin_dir, &bed.agent.cgroup] {
         let (dir, name) = (made.parent().expect("a directory"), made.file_name().expect("a name"));
@@ -114,13 +115,13 @@ fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
 fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
-    let portal = Portal::close(&bed.lab.visited[1])?;
+    let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 0, "{done:?}");
     assert_line(&done, "warn  relay over eth0: ", "captive portal");
     assert_line(&done, "ok    relay over wlan0: ", "");
     assert_eq!(faults(&done).len(), 1, "{done:?}");
-    assert!(portal.caught() > 0);
+    assert!(portal.intercepted() > 0);
     drop(portal);
     bed.finish()
 }
@@ -160,7 +161,7 @@ fn a_full_tunnels_rule_with_no_room_before_it_fails() -> Outcome {
 }
 
 #[test]
-fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
+fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
     let mut bed = installed()?;
     bed.relay.start()?;
     let open = bed.lab.dir().join("open");
@@ -181,7 +182,7 @@ fn an_ordinary_user_is_told_what_was_not_looked_at() -> Outcome {
 }
 
 #[test]
-fn the_relays_own_check_is_well_before_and_while_it_serves() -> Outcome {
+fn the_relays_own_check_passes_before_and_while_it_serves() -> Outcome {
     let mut bed = installed()?;
     for serving in ["is free", "is served by the running relay"] {
         let done = bed.relay.cli(&["check"])?;
@@ -219,7 +220,7 @@ fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() 
 }
 
 #[test]
-fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Outcome {
+fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome {
     let mut bed = installed()?;
     bed.agent.configure("routing", "bypass", vec![format!("{}/128", addr::SERVER6)])?;
     bed.start()?;
@@ -239,14 +240,14 @@ fn explain_says_what_a_mobile_an_ordinary_and_a_bypassed_connection_get() -> Out
     let mobile = said.split("an ordinary process:").next().expect("a part");
     assert!(mobile.contains("is bypassed") && mobile.contains("dev eth0"), "{said}");
 
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     let said = explain(&talk.pid().to_string())?;
     assert!(said.contains("is mobile: it is in the mobile cgroup"), "{said}");
     assert!(said.contains(&format!("-> {four}: on the MOBILE route")), "{said}");
     assert!(said.contains("its next IPv4 connection") && said.contains("through the tunnel"), "{said}");
-    let mut plain = bed.ordinary_talk(&["tcp", &four])?;
-    plain.hear()?;
+    let mut plain = bed.ordinary_labtool(&["tcp", &four])?;
+    plain.next_line()?;
     let said = explain(&plain.pid().to_string())?;
     assert!(said.contains("is not mobile") && said.contains(": direct, route of table"), "{said}");
     assert!(!said.contains("through the tunnel"), "{said}");

@@ -1,30 +1,32 @@
-//! The paper's C interface, installed as docs/use/c-interface.md says, compiled against and run.
+//! The paper's C interface: installed as docs/operating.md says, compiled against and used.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mobile_tests::{Finished, PATIENCE, Talk, Terminal, Testbed, UplinkName, addr, finish_within, program};
+use mobile_tests::{
+    CommandOutput, LineProcess, PATIENCE, Terminal, Testbed, UplinkName, addr, finish_within, program,
+};
 use nix::errno::Errno;
 
 use crate::Outcome;
 
-/// What every C compiler is asked: warnings are errors.
+/// Flags for every C compiler: warnings are errors.
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 
-/// `nobody`, who owns nothing.
+/// The user `nobody`, who owns nothing.
 const USER: u32 = 65_534;
 
-/// Where a packager would put it.
+/// The prefix where a packager would install it.
 const PREFIX: &str = "/opt/mobile";
 
-/// The library in a staged tree, and programs that use it.
+/// The library in a staged tree, for programs that use it.
 struct Library {
     stage: PathBuf,
     control: PathBuf,
 }
 
 impl Library {
-    /// Installs it by its own script.
+    /// Installs the library with its own script.
     fn install(bed: &Testbed) -> anyhow::Result<Self> {
         let stage = bed.lab.dir().join("stage");
         let library = program("libmobile.so")?;
@@ -48,7 +50,7 @@ impl Library {
         Ok(run(&mut ask)?.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// A program of one C source.
+    /// Compiles a program from one C source.
     fn compile(&self, source: &Path, more: &[&str]) -> anyhow::Result<PathBuf> {
         let out = self.stage.join(source.file_stem().expect("a source has a name"));
         let mut cc = Command::new("cc");
@@ -57,7 +59,7 @@ impl Library {
         Ok(out)
     }
 
-    /// The variables by which a program finds library and agent.
+    /// Sets the environment variables by which a program finds library and agent.
     fn place<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LD_LIBRARY_PATH", self.lib()).env("MOBILE_CONTROL_SOCKET", &self.control)
     }
@@ -101,7 +103,7 @@ fn the_c_library_exports_two_functions_and_its_header_is_clean_c_and_cpp() -> Ou
             compile.args(["-x", language, &format!("-std={standard}"), "-fsyntax-only"]).args(STRICT);
             compile.args(&flags).arg("-");
             let done = finish_within(&mut compile, Some(header.as_bytes()), PATIENCE)?;
-            // The old standard has no `//` comments, nor has the header.
+            // C89 has no `//` comments, so the header has none.
             done.ok()?;
         }
     }
@@ -122,7 +124,7 @@ fn the_papers_program_runs_telnet_with_the_persistent_address_over_a_handover() 
 
     let listed: serde_json::Value = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
     let processes = listed.as_array().expect("ps --json is a list");
-    // No process stands between: the command has the pid that was started.
+    // No process stands in between: the command has the process id that was started.
     let own = processes.iter().find(|process| process["pid"] == telnet.pid()).expect("it is mobile");
     let local = own["connections"][0]["local"].as_str().expect("it has a connection");
     assert!(local.starts_with(&format!("{}:", bed.agent.address4)), "{local}");
@@ -146,7 +148,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     let library = Library::install(&bed)?;
     let ask = library.compile(&case("ask.c"), &[])?;
     let number =
-        |done: Finished| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
+        |done: CommandOutput| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
     let done = Errno::UnknownErrno;
     let asked = |args: &[&str]| {
         let mut command = bed.lab.host.command(&ask);
@@ -157,10 +159,10 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
         number(finish_within(library.place(command.args(args)), None, PATIENCE)?)
     };
 
-    // Another process, of another user and the other's own.
-    let shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    // A process of another user, and one of the same user.
+    let shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     let roots = shell.pid().to_string();
-    let theirs = Talk::start(&mut bed.lab.host.command_as(USER, "sh"))?;
+    let theirs = LineProcess::start(&mut bed.lab.host.command_as(USER, "sh"))?;
     let users = theirs.pid().to_string();
     let is_mobile = |pid: &str| -> anyhow::Result<bool> {
         Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
@@ -179,7 +181,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     assert_eq!(asked(&["mobile", "0", "2"])?, Errno::EINVAL);
     assert_eq!(asked(&["mobile", "-1", "1"])?, Errno::EINVAL);
     assert_eq!(asked(&["mobile", &i32::MAX.to_string(), "1"])?, Errno::ESRCH);
-    let elsewhere = Talk::start(&mut bed.lab.server.command("sh"))?;
+    let elsewhere = LineProcess::start(&mut bed.lab.server.command("sh"))?;
     assert_eq!(asked(&["mobile", &elsewhere.pid().to_string(), "1"])?, Errno::EOPNOTSUPP);
 
     for gateway in ["null", "0.0.0.0", &bed.agent.address4.to_string(), &addr::RELAY4.to_string()] {
@@ -187,12 +189,12 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     }
     assert_eq!(asked(&["route", "192.0.2.200"])?, Errno::EADDRNOTAVAIL);
 
-    // Many at once, from one process.
+    // Many calls at once from one process.
     let threads = library.compile(&case("threads.c"), &["-pthread"])?;
     let mut command = bed.lab.host.command(&threads);
     assert_eq!(finish_within(library.place(command.arg(&users)), None, PATIENCE)?.ok()?.trim(), "0");
 
-    // A program with another user's rights does not let itself be led to another agent.
+    // A program with another user's rights must not be led to another agent.
     let trusting = library.compile(&case("ask.c"), &[&format!("-Wl,-rpath,{}", library.lib())])?;
     run(Command::new("chmod").arg("4755").arg(&trusting))?;
     let route = ["route", &bed.agent.address4.to_string()];
@@ -212,7 +214,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
 }
 
 #[test]
-fn inet_setmobile_takes_raw_sockets_along() -> Outcome {
+fn inet_setmobile_also_marks_raw_sockets() -> Outcome {
     const SCRIPT: &str = "
 import ctypes, socket, sys
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -231,7 +233,7 @@ for flag in (1, 0):
 }
 
 #[test]
-fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() -> Outcome {
+fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let library = Library::install(&bed)?;
     let ask = library.compile(&case("ask.c"), &[])?;
@@ -241,7 +243,7 @@ fn setmroute_puts_back_what_was_removed_and_says_when_there_is_no_route_yet() ->
         let said = finish_within(library.place(command.args(["route", "null"])), None, PATIENCE)?.ok()?;
         Ok(Errno::from_raw(said.trim().parse()?))
     };
-    // The relay has not been reached yet.
+    // The agent has not reached the relay yet.
     bed.agent.start()?;
     assert_eq!(set()?, Errno::ENETDOWN);
     bed.relay.start()?;

@@ -1,9 +1,10 @@
-//! Several clients of one relay, and several ways to reach it.
+//! Several clients of one relay, and several ways to reach the relay.
 
 use std::net::IpAddr;
 
 use mobile_tests::{
-    Agent, LabOptions, PATIENCE, RELAY_PORT, Talk, Testbed, UplinkName, addr, finish_within, port, until,
+    Agent, LabOptions, LineProcess, PATIENCE, RELAY_PORT, Testbed, UplinkName, addr, finish_within, port,
+    until,
 };
 
 use crate::{Outcome, ip_of, server, urls};
@@ -11,7 +12,7 @@ use crate::{Outcome, ip_of, server, urls};
 #[test]
 fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Outcome {
     let bed = Testbed::new()?;
-    // The other one sits in eth0's visited network, on its router.
+    // The other client is on the router of eth0's visited network.
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     other.start()?;
@@ -24,28 +25,28 @@ fn two_clients_have_addresses_of_their_own_and_do_not_disturb_each_other() -> Ou
     let [four, six] = server(port::ECHO);
     let mut talks = Vec::new();
     for server in [&four, &six] {
-        talks.push((bed.mobile_talk(&["tcp", server])?, "laptop"));
-        talks.push((Talk::start(&mut other.run(&[&tool, "tcp", server]))?, "desktop"));
+        talks.push((bed.mobile_labtool(&["tcp", server])?, "laptop"));
+        talks.push((LineProcess::start(&mut other.run(&[&tool, "tcp", server]))?, "desktop"));
     }
     for (talk, name) in &mut talks {
-        let greeting = talk.hear()?;
+        let greeting = talk.next_line()?;
         let local = ip_of(greeting.split(' ').nth(1).expect("connected LOCAL PEER"));
         let agent = if *name == "laptop" { &bed.agent } else { &other };
         assert!([IpAddr::V4(agent.address4), IpAddr::V6(agent.address6)].contains(&local), "{name}: {local}");
     }
-    // One's handover and one's death are nothing to the other.
+    // A handover and a kill of one client do not affect the other.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     other.kill()?;
     for (talk, name) in &mut talks {
-        talk.say(name)?;
+        talk.send_line(name)?;
     }
     for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "laptop") {
-        assert_eq!(talk.hear()?, *name);
+        assert_eq!(talk.next_line()?, *name);
     }
     other.start()?;
     for (talk, name) in talks.iter_mut().filter(|(_, name)| *name == "desktop") {
-        assert_eq!(talk.hear()?, *name);
+        assert_eq!(talk.next_line()?, *name);
     }
     drop(talks);
     other.stop()?;
@@ -63,7 +64,7 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
     for address in [bed.agent.address4.to_string(), bed.agent.address6.to_string()] {
         let mut ping = other.run(&["ping", "-n", "-c", "3", "-i", "0.1", "-W", "1", &address]);
         assert_eq!(finish_within(&mut ping, None, PATIENCE)?.code(), 1, "{address} answers");
-        // The relay itself may: so it was not the laptop that was silent.
+        // The relay itself reaches the laptop, so the laptop was not unreachable.
         bed.lab.relay.run(&["ping", "-n", "-c", "1", "-W", "5", &address])?;
     }
     other.stop()?;
@@ -74,19 +75,19 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
 #[test]
 fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_handover() -> Outcome {
     let mut bed = Testbed::new()?;
-    // Its answers take the second rule, the one for the source address.
+    // The server's answers match the second rule, which is for the source address.
     let _echo = mobile_tests::TcpService::start(&bed.lab.host, 7, |mut stream, _| {
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
     })?;
     let tool = mobile_tests::program("labtool")?;
     for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
-        let mut talk = Talk::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = LineProcess::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert_eq!(talk.request("before")?, "before");
         bed.lab.eth().cut()?;
         bed.agent.wait_active(UplinkName::Wlan)?;
-        assert_eq!(talk.ask("after")?, "after");
+        assert_eq!(talk.request("after")?, "after");
         bed.lab.eth().bring_up()?;
         bed.agent.wait_active(UplinkName::Eth)?;
     }
@@ -104,12 +105,12 @@ fn a_relay_reached_over_ipv6_carries_both_families() -> Outcome {
         assert_eq!(ip_of(&seen), relay);
     }
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     bed.lab.eth().cut()?;
     bed.lab.eth().give_up_address()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("after")?, "after");
+    assert_eq!(talk.request("after")?, "after");
     assert_eq!(bed.relay.active_peer()?.ip(), IpAddr::V6(bed.lab.wlan().address6()));
     bed.finish()
 }
@@ -122,7 +123,7 @@ fn a_client_keeps_its_addresses_over_restarts_of_both() -> Outcome {
     bed.agent.cli(&["cleanup"])?.ok()?;
     bed.relay.stop()?;
     bed.relay.cli(&["cleanup"])?.ok()?;
-    // Another client that comes in between gets others.
+    // A client that is authorised in between gets other addresses.
     let newcomer =
         bed.agent.cli(&["keygen", "--out", &bed.lab.dir().join("new.key").display().to_string()])?.ok()?;
     let others = bed.relay.authorize("newcomer", newcomer.trim())?;
@@ -137,7 +138,7 @@ fn a_client_keeps_its_addresses_over_restarts_of_both() -> Outcome {
 
 #[test]
 fn a_stream_of_datagrams_that_nobody_answers_is_one_connection() -> Outcome {
-    // More than a client may begin as connections in that time: 200 a second and 2,000 at once.
+    // More than a client's connection limit in that time: 200 a second and 2,000 at once.
     const DATAGRAMS: u32 = 4000;
     let bed = Testbed::new()?;
     let receive = format!(
@@ -146,15 +147,15 @@ fn a_stream_of_datagrams_that_nobody_answers_is_one_connection() -> Outcome {
          s.recv(16); got += 1\nexcept TimeoutError: pass\nprint(got, flush=True)\n",
         addr::SERVER4
     );
-    let mut receiver = Talk::start(bed.lab.server.command("python3").args(["-c", &receive]))?;
-    assert_eq!(receiver.hear()?, "ready");
+    let mut receiver = LineProcess::start(bed.lab.server.command("python3").args(["-c", &receive]))?;
+    assert_eq!(receiver.next_line()?, "ready");
     let send = format!(
         "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
          for _ in range({DATAGRAMS}): s.sendto(b'x', ('{0}', 4700)); time.sleep(0.001)\n",
         addr::SERVER4
     );
     finish_within(&mut bed.agent.run(&["python3", "-c", &send]), None, PATIENCE)?.ok()?;
-    let got: u32 = receiver.hear_within(PATIENCE)?.parse()?;
+    let got: u32 = receiver.next_line_within(PATIENCE)?.parse()?;
     assert!(got > DATAGRAMS * 19 / 20, "{got} of {DATAGRAMS} arrived");
     bed.finish()
 }

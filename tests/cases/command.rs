@@ -1,10 +1,11 @@
-//! `mobile run CMD` is CMD: its status, signals, terminal, directory and identity are its own.
+//! `mobile run CMD` behaves as CMD: exit status, signals, terminal, directory and identity are the
+//! command's own.
 
-use mobile_tests::{Finished, LabOptions, PATIENCE, Terminal, Testbed, finish_within};
+use mobile_tests::{CommandOutput, LabOptions, PATIENCE, Terminal, Testbed, finish_within};
 
 use crate::Outcome;
 
-fn run(bed: &Testbed, argv: &[&str]) -> anyhow::Result<Finished> {
+fn run(bed: &Testbed, argv: &[&str]) -> anyhow::Result<CommandOutput> {
     finish_within(&mut bed.agent.run(argv), None, PATIENCE)
 }
 
@@ -59,7 +60,7 @@ fn the_terminal_is_the_commands_own() -> Outcome {
     let bed = Testbed::new()?;
     let script = "trap 'echo caught; exit 7' INT; echo $$ on $(tty); stty size; while :; do sleep 0.1; done";
     let mut terminal = Terminal::start(&mut bed.agent.run(&["sh", "-c", script]))?;
-    // No process of ours stands between: the command has the pid that was started.
+    // No process stands in between: the command has the process id that was started.
     terminal.expect(&format!("{} on /dev/pts/", terminal.pid()))?;
     terminal.expect("24 80")?;
     terminal.send("\x03")?;

@@ -1,4 +1,4 @@
-//! Compression: done where both ends want it, across a handover, and said to whoever asks.
+//! Compression is used if both ends want it, also after a handover, and status reports it.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use mobile_tests::{Direction, LabOptions, PATIENCE, Process, Testbed, UplinkName
 
 use crate::{Outcome, urls};
 
-/// Text that compresses about as well as a log does.
+/// Returns text that compresses about as well as a log.
 fn log(lines: u32) -> String {
     let mut text = String::new();
     for line in 0..lines {
         let number = line.wrapping_mul(2_654_435_761);
-        // A string takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(
             text,
             "{line:08} INFO request {number:08x} from 10.0.{}.{}: 200 OK",
@@ -76,13 +76,13 @@ fn an_upload_of_text_is_compressed_on_both_sides_of_a_handover() -> Outcome {
 }
 
 #[test]
-fn a_relay_that_does_not_allow_it_gets_plain_packets_and_status_says_so() -> Outcome {
+fn a_relay_that_does_not_allow_compression_gets_plain_packets_and_status_says_so() -> Outcome {
     let bed = testbed("zstd", "off")?;
     bed.agent.wait_status("the relay's refusal", |status| status["compression"] == "refused")?;
-    let mut talk = bed.mobile_talk(&["tcp", "192.0.2.2:7"])?;
-    assert!(talk.hear()?.starts_with("connected"));
+    let mut talk = bed.mobile_labtool(&["tcp", "192.0.2.2:7"])?;
+    assert!(talk.next_line()?.starts_with("connected"));
     let line = "again and again ".repeat(60);
-    assert_eq!(talk.ask(&line)?, line.trim_end());
+    assert_eq!(talk.request(&line)?, line.trim_end());
     assert_eq!(bed.agent.status()?["traffic"]["sent_compressible_bytes"], 0);
     drop(talk);
     bed.finish()

@@ -1,4 +1,5 @@
-//! The relay is killed at any instant: its store opens, has what was acknowledged, and nothing by halves.
+//! The relay is killed at random times: its store opens, contains everything acknowledged, and
+//! nothing partial.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -19,18 +20,20 @@ use serde_json::Value;
 use crate::Outcome;
 
 const KILLS: u32 = 100;
-/// A kill comes so long after the start at the latest: some commands take part of it, and an enrolment all.
+/// The latest time of a kill after the start: some commands take part of it, an enrolment all of
+/// it.
 const LIFE: Duration = Duration::from_millis(250);
 
-/// What is known of a name.
+/// The expected state of a client's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Known {
+enum ClientState {
     Client { key: String, ipv4: String },
     Invited { ipv4: String },
     Gone,
 }
 
-/// One person at work: names of their own, and what came of each command.
+/// One administrator with names of its own, and the state that its acknowledged commands must have
+/// caused.
 struct Worker<'a> {
     relay: &'a Relay,
     ns: Ns,
@@ -39,13 +42,13 @@ struct Worker<'a> {
     random: StdRng,
     prefix: String,
     count: u32,
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, ClientState>,
     /// The name whose last command was not acknowledged.
     doubtful: Option<String>,
 }
 
 impl Worker<'_> {
-    /// A command that has to succeed to be known to have happened.
+    /// Runs a command and returns its output, or `None` if it was not acknowledged.
     fn acknowledged(&mut self, name: &str, args: &[&str]) -> Result<Option<String>> {
         self.doubtful = Some(name.to_owned());
         let done = self.relay.cli(args)?;
@@ -61,14 +64,15 @@ impl Worker<'_> {
         format!("{}-{}", self.prefix, self.count)
     }
 
-    /// Authorises, moves and revokes, until it is to stop or something was not acknowledged.
+    /// Authorises, moves and revokes clients until told to stop, or until a command is not
+    /// acknowledged.
     fn administer(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let clients: Vec<(String, String)> = self
                 .known
                 .iter()
                 .filter_map(|(name, known)| match known {
-                    Known::Client { key, .. } => Some((name.clone(), key.clone())),
+                    ClientState::Client { key, .. } => Some((name.clone(), key.clone())),
                     _ => None,
                 })
                 .collect();
@@ -88,15 +92,16 @@ impl Worker<'_> {
             };
             let Some(said) = said else { return Ok(()) };
             let known = match what {
-                2 => Known::Gone,
-                _ => Known::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
+                2 => ClientState::Gone,
+                _ => ClientState::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
             };
             self.known.insert(name, known);
         }
         Ok(())
     }
 
-    /// Invites and enrols; the enrolment is killed with the relay.
+    /// Invites and enrols clients until told to stop; an enrolment is killed together with the
+    /// relay.
     fn join(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let name = self.fresh();
@@ -105,14 +110,15 @@ impl Worker<'_> {
             else {
                 return Ok(());
             };
-            // Acknowledged, so it is there; which addresses it has, a relay that is killed meanwhile does not tell.
-            self.known.insert(name.clone(), Known::Invited { ipv4: String::new() });
+            // Acknowledged, so it must be stored. A relay that is killed meanwhile does not report
+            // the addresses.
+            self.known.insert(name.clone(), ClientState::Invited { ipv4: String::new() });
             let Some(ipv4) =
                 self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
             else {
                 return Ok(());
             };
-            self.known.insert(name.clone(), Known::Invited { ipv4: ipv4.clone() });
+            self.known.insert(name.clone(), ClientState::Invited { ipv4: ipv4.clone() });
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
             enroll.args(["enroll", "-", "--config"]).arg(&config);
@@ -132,8 +138,9 @@ impl Worker<'_> {
                 self.doubtful = Some(name);
                 return Ok(());
             }
-            // Written down here, so it is at the relay. Which key, nobody was told: that is looked up below.
-            self.known.insert(name, Known::Client { key: String::new(), ipv4 });
+            // The agent has stored its configuration, so the relay must have stored the client. Its
+            // key is looked up below.
+            self.known.insert(name, ClientState::Client { key: String::new(), ipv4 });
         }
         Ok(())
     }
@@ -142,20 +149,21 @@ impl Worker<'_> {
         self.dir.join(name).join("agent.toml")
     }
 
-    /// Compares what is known with what the store has.
-    fn verify(&mut self, found: &BTreeMap<String, Known>) -> Result<()> {
+    /// Compares the expected state with the store.
+    fn verify(&mut self, found: &BTreeMap<String, ClientState>) -> Result<()> {
         for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
-            let expected = self.known.get(name).is_some_and(|it| *it != Known::Gone);
+            let expected = self.known.get(name).is_some_and(|it| *it != ClientState::Gone);
             ensure!(expected || self.doubtful.as_ref() == Some(name), "{name} was not made: {known:?}");
         }
         for (name, known) in &mut self.known {
-            let now = found.get(name).cloned().unwrap_or(Known::Gone);
-            if let (Known::Invited { ipv4 }, Known::Invited { .. }) = (&*known, &now)
+            let now = found.get(name).cloned().unwrap_or(ClientState::Gone);
+            if let (ClientState::Invited { ipv4 }, ClientState::Invited { .. }) = (&*known, &now)
                 && ipv4.is_empty()
             {
                 *known = now.clone();
             }
-            if let (Known::Client { key, ipv4 }, Known::Client { key: found, ipv4: at }) = (&*known, &now)
+            if let (ClientState::Client { key, ipv4 }, ClientState::Client { key: found, ipv4: at }) =
+                (&*known, &now)
                 && (key.is_empty() && ipv4 == at && !found.is_empty())
             {
                 *known = now.clone();
@@ -168,29 +176,29 @@ impl Worker<'_> {
                 "{name} was acknowledged as {known:?}, and is {now:?}"
             );
             let whole = match (&*known, &now) {
-                // Invited, and perhaps enrolled: the same addresses.
-                (Known::Invited { ipv4 }, Known::Client { ipv4: at, .. }) => ipv4 == at,
-                // Perhaps moved, never to another key; perhaps revoked.
-                (Known::Client { key, .. }, Known::Client { key: found, .. }) => key == found,
-                (Known::Client { .. }, Known::Gone) => true,
+                // Invited and possibly enrolled: the addresses are the same.
+                (ClientState::Invited { ipv4 }, ClientState::Client { ipv4: at, .. }) => ipv4 == at,
+                // Possibly moved or revoked, but never with another key.
+                (ClientState::Client { key, .. }, ClientState::Client { key: found, .. }) => key == found,
+                (ClientState::Client { .. }, ClientState::Gone) => true,
                 _ => false,
             };
             ensure!(whole, "{name} was {known:?} and is {now:?}");
             *known = now;
         }
-        // What was not acknowledged and happened all the same is known now.
+        // A command that was not acknowledged but was executed is known from here on.
         if let Some(name) = self.doubtful.take()
             && let Some(now) = found.get(&name)
         {
             self.known.insert(name, now.clone());
         }
-        self.known.retain(|_, known| *known != Known::Gone);
+        self.known.retain(|_, known| *known != ClientState::Gone);
         Ok(())
     }
 }
 
-/// The store of a dead relay, as a command reads it.
-fn look(relay: &Relay) -> Result<BTreeMap<String, Known>> {
+/// Reads the store of a dead relay through a command.
+fn read_store(relay: &Relay) -> Result<BTreeMap<String, ClientState>> {
     let listed: Value = serde_json::from_str(&relay.cli(&["clients", "--json"])?.ok()?)?;
     let (mut found, mut unique) = (BTreeMap::new(), BTreeSet::new());
     for entry in listed.as_array().context("a list")? {
@@ -200,9 +208,9 @@ fn look(relay: &Relay) -> Result<BTreeMap<String, Known>> {
         let known = match text("public_key") {
             Some(key) => {
                 ensure!(unique.insert(key.clone()), "two clients have the key {key}");
-                Known::Client { key, ipv4: ipv4.clone() }
+                ClientState::Client { key, ipv4: ipv4.clone() }
             }
-            None => Known::Invited { ipv4: ipv4.clone() },
+            None => ClientState::Invited { ipv4: ipv4.clone() },
         };
         ensure!(unique.insert(ipv4) && unique.insert(ipv6), "two have one address: {listed}");
         ensure!(found.insert(name.clone(), known).is_none(), "{name} is there twice: {listed}");
@@ -219,7 +227,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
     bed.relay.configure("pool", "ipv4", "10.77.0.0/16")?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     let stop = AtomicBool::new(false);
-    let mut kept: Vec<(u32, BTreeMap<String, Known>)> = vec![(0, BTreeMap::new()); 2];
+    let mut kept: Vec<(u32, BTreeMap<String, ClientState>)> = vec![(0, BTreeMap::new()); 2];
     let begun = Instant::now();
     for round in 0..KILLS {
         bed.relay.start()?;
@@ -253,13 +261,14 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
             stop.store(true, Ordering::Relaxed);
             running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
         })?;
-        // A process takes a moment to die, and its socket with it. A store that does not open is told of below.
+        // A process takes a moment to die and its socket with it. A store that does not open fails
+        // below.
         let _ = until("the relay to be dead", || bed.relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
-        let found = look(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
+        let found = read_store(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
         for worker in &mut workers {
             worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
         }
-        // Key and configuration of a laptop: both or neither, whenever it was killed.
+        // A laptop has both key and configuration, or neither, whenever it was killed.
         for name in workers[1].known.keys() {
             let config = workers[1].config(name);
             let key = config.with_file_name("agent.key");
@@ -268,7 +277,7 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
         kept = workers.into_iter().map(|worker| (worker.count, worker.known)).collect();
         bed.relay.kill()?;
     }
-    let enrolled = kept[1].1.values().filter(|known| matches!(known, Known::Client { .. })).count();
+    let enrolled = kept[1].1.values().filter(|known| matches!(known, ClientState::Client { .. })).count();
     let pending = kept[1].1.len() - enrolled;
     println!(
         "{KILLS} kills, {} names authorised and moved, {enrolled} enrolled, {pending} invited, in {:?}",

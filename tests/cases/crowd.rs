@@ -1,4 +1,5 @@
-//! A relay with many clients: they are let in from a file, hold their sessions, and strangers do not get in their way.
+//! A relay with many clients: authorised from a file, with open sessions, during a flood of
+//! unauthorised attempts.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -11,11 +12,12 @@ use crate::Outcome;
 const CLIENTS: u32 = 200;
 
 #[test]
-fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outcome {
+fn two_hundred_clients_keep_their_sessions_and_receive_during_a_flood() -> Outcome {
     let lab = Lab::with(&LabOptions::default())?;
     let mut relay = Relay::install(&lab)?;
-    let crowd = Crowd::arrive(&lab, &relay)?;
-    // A part before the relay runs, and all of them once it does: who is in already stays as he is.
+    let crowd = Crowd::start(&lab, &relay)?;
+    // Some are authorised before the relay runs, all of them while it runs; existing clients stay
+    // unchanged.
     crowd.authorize(&relay, &lab, 50)?;
     relay.start()?;
     crowd.authorize(&relay, &lab, CLIENTS)?;
@@ -38,7 +40,8 @@ fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outc
         assert!(flood.attempts() >= 20);
     }
 
-    // Those of 0..5 have been replaced; each of the others still hears what is sent to its address.
+    // The sessions of clients 0 to 4 were replaced; each other client still receives at its
+    // address.
     let others = &members[..];
     lab.relay.enter(|| -> Outcome {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -62,7 +65,7 @@ fn two_hundred_clients_hold_sessions_and_receive_while_strangers_knock() -> Outc
     Ok(())
 }
 
-/// Resident memory in KiB.
+/// Returns the resident memory in KiB.
 fn resident(pid: i32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");

@@ -1,4 +1,5 @@
-//! DNS that follows: whatever resolver a mobile process asks, the relay's answers, under the address that was asked.
+//! DNS redirection: whichever resolver a mobile process queries, the relay's resolver answers,
+//! under the queried address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,29 +8,29 @@ use mobile_tests::{LabOptions, PATIENCE, Testbed, addr, finish_within, port, pro
 
 use crate::Outcome;
 
-/// What the relay's resolver says of every name.
+/// The answers of the relay's resolver to every name.
 const RELAYS: [IpAddr; 2] = [IpAddr::V4(addr::SERVER4), IpAddr::V6(addr::SERVER6)];
 
-/// What the visited network's resolver says of every name.
+/// The answers of the visited network's resolver to every name.
 const VISITED4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 const VISITED6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 1);
 const VISITED: [IpAddr; 2] = [IpAddr::V4(VISITED4), IpAddr::V6(VISITED6)];
 
-/// A testbed with a resolver of the visited network, and the relay's beyond the relay.
-struct Scene {
+/// A testbed with a resolver in the visited network and the relay's resolver on the server.
+struct DnsTestbed {
     bed: Testbed,
     visited: Resolver,
     relays: Resolver,
 }
 
-impl Scene {
+impl DnsTestbed {
     fn new() -> anyhow::Result<Self> {
         let mut scene = Self::installed(&RELAYS)?;
         scene.bed.start()?;
         Ok(scene)
     }
 
-    /// Not started yet; the relay pushes `servers`.
+    /// Installs both programs without starting them; the relay pushes `servers`.
     fn installed(servers: &[IpAddr]) -> anyhow::Result<Self> {
         let bed = Testbed::installed(&LabOptions::default())?;
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
@@ -39,26 +40,27 @@ impl Scene {
         Ok(Self { bed, visited, relays })
     }
 
-    /// The visited network's resolver as DHCP and router advertisements name it.
+    /// Returns the resolver addresses that DHCP and router advertisements of the visited network
+    /// name.
     fn visited_addresses(&self) -> [IpAddr; 2] {
         [self.bed.lab.eth().gateway4().into(), self.bed.lab.eth().gateway6().into()]
     }
 
-    /// What a mobile process hears, and from whom it thinks that it is.
+    /// Queries `resolver` from a mobile process. Returns the answer and its source address.
     fn mobile(&self, transport: Transport, resolver: SocketAddr) -> anyhow::Result<(IpAddr, SocketAddr)> {
         let tool = program("labtool")?.display().to_string();
         let argv = [&tool, "dns", transport.name(), &resolver.to_string()];
         heard(&finish_within(&mut self.bed.agent.run(&argv), None, PATIENCE)?.ok()?)
     }
 
-    /// The same of an ordinary one.
+    /// Queries `resolver` from an ordinary process. Returns the answer and its source address.
     fn ordinary(&self, transport: Transport, resolver: SocketAddr) -> anyhow::Result<(IpAddr, SocketAddr)> {
         let mut command = self.bed.lab.host.command(program("labtool")?);
         command.args(["dns", transport.name(), &resolver.to_string()]);
         heard(&finish_within(&mut command, None, PATIENCE)?.ok()?)
     }
 
-    /// An event counter of the eBPF programs.
+    /// Returns an event counter of the eBPF programs.
     fn events(&self, event: &str) -> anyhow::Result<u64> {
         self.bed.agent.counter(&format!("mobile_selection_events_total{{event=\"{event}\"}}"))
     }
@@ -75,7 +77,7 @@ fn at(address: IpAddr) -> SocketAddr {
 
 #[test]
 fn the_relays_resolver_answers_in_the_name_of_the_one_that_was_asked() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     for (family, resolver) in scene.visited_addresses().into_iter().enumerate() {
         for transport in Transport::ALL {
             let (answer, from) = scene.mobile(transport, at(resolver))?;
@@ -99,7 +101,7 @@ fn the_relays_resolver_answers_in_the_name_of_the_one_that_was_asked() -> Outcom
 
 #[test]
 fn ipv4_mapped_and_link_local_resolvers_and_public_ones_are_followed_too() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     let IpAddr::V4(visited) = scene.visited_addresses()[0] else { unreachable!("IPv4 comes first") };
     for asked in [visited, Ipv4Addr::new(192, 0, 2, 99)] {
         let mapped = SocketAddr::new(asked.to_ipv6_mapped().into(), port::DNS);
@@ -121,9 +123,10 @@ fn index_of(bed: &Testbed, device: &str) -> anyhow::Result<u32> {
     Ok(link.split(':').next().expect("INDEX: NAME").parse()?)
 }
 
-/// What `getent` says of a name with the visited resolver in `/etc/resolv.conf`.
+/// Returns the output of `getent` for a name, with the visited network's resolver in
+/// `/etc/resolv.conf`.
 fn getent(
-    scene: &Scene,
+    scene: &DnsTestbed,
     database: &str,
     resolver: IpAddr,
     mobile: bool,
@@ -147,7 +150,7 @@ fn getent(
 
 #[test]
 fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_tunnel() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = DnsTestbed::new()?;
     let lab = &scene.bed.lab;
     let captures = ["eth0", "wlan0"].map(|device| lab.capture(&lab.host, device, "port 53"));
     let [eth, wlan] = captures;
@@ -164,7 +167,7 @@ fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_t
         }
     }
     assert_eq!(scene.visited.asked_by(), [] as [IpAddr; 0]);
-    // The captures were awake: an ordinary process is seen.
+    // An ordinary process's query shows that the captures work.
     assert_eq!(getent(&scene, "ahostsv4", scene.visited_addresses()[0], false, false)?, VISITED[0]);
     until("the ordinary query and its answer", || eth.packets().len() >= 2)?;
     let packets = eth.stop()?;
@@ -184,7 +187,7 @@ fn names_resolve_for_programs_of_the_c_library_and_nothing_is_asked_beside_the_t
 fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
     const STUB4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 53);
     const STUB6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x53, 0, 0, 0, 0, 1);
-    let mut scene = Scene::installed(&RELAYS)?;
+    let mut scene = DnsTestbed::installed(&RELAYS)?;
     let visited = scene.visited_addresses();
     let nets: Vec<String> = vec![format!("{}/24", visited[0]), format!("{}/128", visited[1])];
     scene.bed.agent.configure("routing", "bypass", nets)?;
@@ -208,8 +211,8 @@ fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
 
 #[test]
 fn without_a_resolver_of_the_relay_queries_go_where_they_are_sent_through_the_tunnel() -> Outcome {
-    // None for IPv6.
-    let mut scene = Scene::installed(&RELAYS[..1])?;
+    // The relay pushes no IPv6 resolver.
+    let mut scene = DnsTestbed::installed(&RELAYS[..1])?;
     scene.bed.start()?;
     for transport in Transport::ALL {
         let [four, six] = [at(Ipv4Addr::new(192, 0, 2, 99).into()), at(RELAYS[1])];
@@ -222,7 +225,7 @@ fn without_a_resolver_of_the_relay_queries_go_where_they_are_sent_through_the_tu
 
 #[test]
 fn queries_follow_after_a_handover_and_a_killed_agent_and_what_the_relay_pushes_anew() -> Outcome {
-    let mut scene = Scene::installed(&[])?;
+    let mut scene = DnsTestbed::installed(&[])?;
     scene.bed.start()?;
     let resolver = at(scene.visited_addresses()[0]);
     scene.bed.relay.stop()?;
@@ -239,7 +242,7 @@ fn queries_follow_after_a_handover_and_a_killed_agent_and_what_the_relay_pushes_
     for transport in Transport::ALL {
         assert_eq!(scene.mobile(transport, resolver)?, (RELAYS[0], resolver), "{transport:?}");
     }
-    // The last resolver is asked from the network that has another one.
+    // The queried resolver belongs to the network that the tunnel has left.
     scene.bed.lab.eth().cut()?;
     scene.bed.agent.wait_active(scene.bed.lab.wlan().name)?;
     for transport in Transport::ALL {

@@ -1,18 +1,18 @@
-//! What new connections of mobile processes do without a session: wait, or go directly, as the configuration says.
+//! New connections of mobile processes without a session wait or go directly, as `on_failure` says.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, Talk, Testbed, addr, port, until};
+use mobile_tests::{LabOptions, LineProcess, Testbed, addr, port, until};
 use toml::Value;
 
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};
 
-/// More than the grace.
+/// Longer than the grace period.
 const LONG: Duration = Duration::from_secs(11);
 
-/// How often mobile processes began to go directly.
+/// The metric of how often mobile processes began to go directly.
 const OPENED: &str = "mobile_opened_total";
 
 fn started(on_failure: &str) -> anyhow::Result<Testbed> {
@@ -22,21 +22,22 @@ fn started(on_failure: &str) -> anyhow::Result<Testbed> {
     Ok(bed)
 }
 
-/// A mobile shell, which starts mobile processes also while there is no agent.
-struct Shell(Talk);
+/// A mobile shell, which can start mobile processes even without an agent.
+struct Shell(LineProcess);
 
 impl Shell {
     fn start(bed: &Testbed) -> anyhow::Result<Self> {
-        Ok(Self(Talk::start(&mut bed.agent.run(&["sh"]))?))
+        Ok(Self(LineProcess::start(&mut bed.agent.run(&["sh"]))?))
     }
 
-    /// As whom the server sees a new connection of a mobile process, if it gets there.
+    /// Returns the address under which the server sees a new connection of a mobile process, if it
+    /// connects.
     fn seen(&mut self, url: &str) -> anyhow::Result<Option<IpAddr>> {
-        let answer = self.0.ask(&format!("curl -s -m 1 {url} || echo none"))?;
+        let answer = self.0.request(&format!("curl -s -m 1 {url} || echo none"))?;
         Ok((answer != "none").then(|| ip_of(&answer)))
     }
 
-    /// New connections of both families are seen as these, at once or after a while.
+    /// Waits until the server sees new connections of both families from these addresses.
     fn expect_seen(&mut self, expected: [IpAddr; 2]) -> Outcome {
         for (url, expected) in urls("/ip").iter().zip(expected) {
             until(&format!("a new connection to come from {expected}"), || {
@@ -57,9 +58,9 @@ fn wait_open(bed: &Testbed) -> Outcome {
     bed.agent.wait_status("the failure to be open", |status| status["open"] == true)
 }
 
-/// It was made before, so it waits and goes on, whatever new ones do.
-fn assert_goes_on(talk: &mut Talk) -> Outcome {
-    assert_eq!(talk.ask("going on")?, "going on");
+/// Checks that an old connection still works.
+fn assert_goes_on(talk: &mut LineProcess) -> Outcome {
+    assert_eq!(talk.request("going on")?, "going on");
     Ok(())
 }
 
@@ -67,8 +68,8 @@ fn assert_goes_on(talk: &mut Talk) -> Outcome {
 fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_wait() -> Outcome {
     let mut bed = started("open")?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut shell = Shell::start(&bed)?;
     assert_goes_on(&mut talk)?;
     let persistent = format!("host {} or host {}", bed.agent.address4, bed.agent.address6);
@@ -76,12 +77,12 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     shell.expect_seen(RELAY)?;
     assert_eq!(bed.agent.counter(OPENED)?, 0);
 
-    // The relay is gone. A connection that begins within the grace waits.
+    // The relay is gone. A connection that begins within the grace period waits.
     bed.relay.kill()?;
     bed.agent.wait_status("the loss to be seen", |status| status["session"] != "connected")?;
     assert_eq!(shell.seen(&urls("/ip")[0])?, None);
     wait_open(&bed)?;
-    talk.say("while it is open")?;
+    talk.send_line("while it is open")?;
     shell.expect_seen(direct(&bed))?;
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 1));
     let said = bed.agent.cli(&["status"])?.ok()?;
@@ -94,14 +95,14 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     let said = bed.agent.cli(&["check"])?.stdout;
     assert!(said.contains("warn  on_failure: open: there is no session"), "{said}");
 
-    // Back again.
+    // The relay returns.
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     shell.expect_seen(RELAY)?;
-    assert_eq!(talk.hear()?, "while it is open");
+    assert_eq!(talk.next_line()?, "while it is open");
     bed.agent.wait_status("the failure to be over", |status| status["open"] == false)?;
 
-    // Nobody is alive to open it.
+    // No agent is alive that could open the route.
     bed.agent.kill()?;
     shell.expect_seen(direct(&bed))?;
     bed.agent.start()?;
@@ -109,7 +110,7 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     shell.expect_seen(RELAY)?;
     assert_goes_on(&mut talk)?;
 
-    // No uplink: there is no direct route either, and no connection is refused for it afterwards.
+    // Without an uplink there is no direct route either; afterwards no connection may be refused.
     for uplink in [bed.lab.eth(), bed.lab.wlan()] {
         uplink.take_down()?;
     }
@@ -119,7 +120,7 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     bed.agent.wait_connected()?;
     shell.expect_seen(RELAY)?;
     assert_goes_on(&mut talk)?;
-    // Since this agent's start.
+    // Counted since this agent's start.
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 0));
     assert_eq!(waiting.stop()?, Vec::<String>::new());
     bed.expect_warning("relay");
@@ -132,8 +133,8 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
 fn closed_keeps_every_connection_in_the_tunnel_however_long_there_is_none() -> Outcome {
     let mut bed = started("closed")?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut shell = Shell::start(&bed)?;
     let captures = captures(&bed)?;
     let nobody_gets_through = |shell: &mut Shell| -> Outcome {

@@ -1,21 +1,21 @@
-//! Ports of the relay that lead to a client.
+//! Ports of the relay that are forwarded to a client.
 
 use mobile_tests::{
-    Agent, LabOptions, Services, Talk, TcpService, Terminal, Testbed, UplinkName, addr, until,
+    Agent, LabOptions, LineProcess, Services, TcpService, Terminal, Testbed, UplinkName, addr, until,
 };
 
 use crate::Outcome;
 
-/// `address:port` of the relay, both families, as the world sees it.
+/// Returns `address:port` of the relay for both families.
 fn at_relay(port: u16) -> [String; 2] {
     [format!("{}:{port}", addr::RELAY4), format!("[{}]:{port}", addr::RELAY6)]
 }
 
-/// Whether a connection from the server's side is taken.
+/// Returns whether a connection from the server's machine is accepted.
 fn answers(bed: &Testbed, address: &str) -> bool {
     let tool = mobile_tests::program("labtool").expect("built");
-    Talk::start(bed.lab.server.command(tool).args(["tcp", address]))
-        .and_then(|mut talk| talk.hear_within(std::time::Duration::from_secs(2)))
+    LineProcess::start(bed.lab.server.command(tool).args(["tcp", address]))
+        .and_then(|mut talk| talk.next_line_within(std::time::Duration::from_secs(2)))
         .is_ok_and(|said| said.starts_with("connected "))
 }
 
@@ -31,7 +31,7 @@ fn ssh_to_the_laptop_through_the_relays_port_keeps_its_session_over_handovers() 
     command.args(["-F", "none", "-tt", "-p", "2222", "-i", &file("id"), "-o", &known]);
     let mut ssh = Terminal::start(command.args([&format!("root@{relay}"), "/bin/sh"]))?;
     ssh.expect("# ")?;
-    // Its own address, not the relay's: what the laptop's sshd logs is worth something.
+    // The laptop sees the server's own address and not the relay's, so sshd's log is useful.
     ssh.send("echo from ${SSH_CONNECTION%% *}.\n")?;
     ssh.expect(&format!("from {}.", addr::SERVER4))?;
     for (number, uplink) in [UplinkName::Wlan, UplinkName::Eth].into_iter().enumerate() {
@@ -52,7 +52,7 @@ fn ssh_to_the_laptop_through_the_relays_port_keeps_its_session_over_handovers() 
 #[test]
 fn forwards_are_in_force_at_once_survive_a_restart_and_end_with_their_client() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    // Before the relay runs: kept, and in force when it does.
+    // Added before the relay runs: stored, and in force once it does.
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     bed.start()?;
     let _echo = TcpService::start(&bed.lab.host, 7, |mut stream, _| {
@@ -68,14 +68,14 @@ fn forwards_are_in_force_at_once_survive_a_restart_and_end_with_their_client() -
     assert_eq!(listed[1], serde_json::json!({"protocol": "tcp", "port": 2002, "client": "laptop", "to": 7}));
 
     let tool = mobile_tests::program("labtool")?;
-    let mut talk = Talk::start(bed.lab.server.command(&tool).args(["tcp", &at_relay(2002)[0]]))?;
-    talk.hear()?;
+    let mut talk = LineProcess::start(bed.lab.server.command(&tool).args(["tcp", &at_relay(2002)[0]]))?;
+    talk.next_line()?;
     bed.relay.stop()?;
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(talk.ask("after the restart")?, "after the restart");
+    assert_eq!(talk.request("after the restart")?, "after the restart");
     bed.relay.cli(&["forward", "del", "tcp", "2001"])?.ok()?;
-    assert_eq!(talk.ask("still")?, "still");
+    assert_eq!(talk.request("still")?, "still");
     for address in at_relay(2001) {
         assert!(!answers(&bed, &address), "{address} answers though it was deleted");
     }
@@ -112,7 +112,7 @@ fn forwards_that_cannot_work_are_refused_and_change_nothing() -> Outcome {
     }
     let done = bed.relay.cli(&["forward", "del", "udp", "2001"])?;
     assert!(done.code() == 1 && done.stderr.contains("udp port 2001 leads to no client"), "{done:?}");
-    // The same once more is no conflict.
+    // Adding the same forward again is not a conflict.
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     assert_eq!(rules()?, before);
     drop(other);

@@ -1,4 +1,5 @@
-//! Inner TCP outlives an outage: its senders are told that there is no room, wait, and go on at once.
+//! TCP connections of mobile processes survive an outage: their senders see a closed window, wait,
+//! and continue at once.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -7,28 +8,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mobile_tests::{PATIENCE, Process, Talk, TcpService, Testbed, UplinkName, http, port, wait_for};
+use mobile_tests::{LineProcess, PATIENCE, Process, TcpService, Testbed, UplinkName, http, port, wait_for};
 
 use crate::{Outcome, server, urls};
 
-/// How long nothing gets through: with the retries below, TCP gives up after 3 s.
+/// The length of the outage. With the retries set below, TCP would give up after 3 s.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// How soon after the tunnel's return data flows, in both directions.
+/// The time within which data flows in both directions after the tunnel's return.
 const RESUME: Duration = Duration::from_millis(300);
 
-/// Bulk transfers on a slow link first repeat what was in flight, and start slowly then.
+/// The same time for bulk transfers on a slow link, which first retransmit what was in flight and
+/// start slowly.
 const BULK_RESUME: Duration = Duration::from_secs(2);
 
-/// How soon with a restart of both programs meanwhile: a sender's pauses have grown with the outage.
+/// The same time if both programs were restarted: a sender's timer has backed off during the
+/// outage.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The size of each bulk transfer, a rate at which the outage falls into it, and what counts as data that flows.
+/// The size of each bulk transfer, a rate at which the outage falls into it, and the bytes that
+/// count as progress.
 const SIZE: u64 = 30_000_000;
 const RATE: u64 = 20_000_000;
 const PROGRESS: u64 = 500_000;
 
-/// A port of the server where it sends a number every so often, whatever the client does.
+/// A port on which the server sends a number at every interval, whatever the client does.
 const TICKS: u16 = 1102;
 const TICK: Duration = Duration::from_millis(50);
 
@@ -45,15 +49,15 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     })?;
     let mut echoes = Vec::new();
     for address in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &address])?;
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = bed.mobile_labtool(&["tcp", &address])?;
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
         echoes.push(talk);
     }
     let [four, _] = server(TICKS);
-    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
-    ticks.hear()?;
-    ticks.hear()?;
+    let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
+    ticks.next_line()?;
+    ticks.next_line()?;
 
     bed.lab.eth().cut()?;
     bed.lab.wlan().cut()?;
@@ -61,7 +65,7 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let mut count = 0;
     while start.elapsed() < OUTAGE {
         for talk in &mut echoes {
-            talk.say(&format!("during {count}"))?;
+            talk.send_line(&format!("during {count}"))?;
         }
         count += 1;
         std::thread::sleep(Duration::from_millis(250));
@@ -72,10 +76,10 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
     let back = Instant::now();
     let last_tick = sent.load(Ordering::Relaxed);
     for talk in &mut echoes {
-        talk.say("after")?;
-        assert_eq!(heard_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
+        talk.send_line("after")?;
+        assert_eq!(lines_until(talk, back, RESUME, |line| line == "after")?, count_of_lines(count));
     }
-    heard_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
+    lines_until(&mut ticks, back, RESUME, |line| line.parse::<u64>().is_ok_and(|tick| tick > last_tick))?;
     bed.finish()
 }
 
@@ -98,7 +102,7 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
         start(up, &["-T", &text(up), "-o", &text(answer), &urls("/sum")[0]])?,
         start(down, &["-o", &text(down), &urls(&format!("/bytes/{SIZE}"))[1]])?,
     ];
-    // Bytes that have come through at either end.
+    // Returns the bytes that have arrived at either end.
     let passed = || -> anyhow::Result<[u64; 2]> {
         let uploaded = bed.relay.sessions()?.iter().filter_map(|session| session["rx_bytes"].as_u64()).sum();
         Ok([uploaded, std::fs::metadata(file(down)).map_or(0, |meta| meta.len())])
@@ -131,13 +135,14 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
     bed.finish()
 }
 
-/// What either end had got was never acknowledged to the other, and both were shown a closed window: with that, each has only
-/// numbers to say which the other refuses as old. The bug was that such a connection ended a minute later.
+/// Regression test. Data that either end had received was never acknowledged to the other, and both
+/// saw a closed window. Each then had only sequence numbers that the other refuses as old, and the
+/// connection ended a minute later.
 #[test]
 fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_ways() -> Outcome {
     let mut bed = Testbed::new()?;
     for uplink in UplinkName::ALL {
-        // Ten ticks and their acknowledgements are always on their way.
+        // Ten ticks and their acknowledgements are always in flight.
         bed.lab.uplink(uplink).set_delay(TICK * 5);
     }
     let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -145,13 +150,13 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     let _ticks = TcpService::start(&bed.lab.server, TICKS, move |stream, _| {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // Too long to be repeated together with the next one, which could be heard.
+                // Each line is too long to be retransmitted together with the next one.
                 while writeln!(&stream, "{:01000}", counters.0.fetch_add(1, Ordering::Relaxed)).is_ok() {
                     std::thread::sleep(TICK);
                 }
             });
             for (line, expected) in BufReader::new(&stream).lines().map_while(Result::ok).zip(1..) {
-                // Nothing counts that comes behind what is not as it was said.
+                // Lines after a wrong one do not count.
                 if line.parse() != Ok(expected) {
                     break;
                 }
@@ -160,12 +165,12 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
         });
     })?;
     let [four, _] = server(TICKS);
-    let mut ticks = bed.mobile_talk(&["tcp", &four])?;
+    let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
     let mut said = 0;
-    let mut say = |ticks: &mut Talk, count: u32, pause: Duration| -> anyhow::Result<u64> {
+    let mut say = |ticks: &mut LineProcess, count: u32, pause: Duration| -> anyhow::Result<u64> {
         for _ in 0..count {
             said += 1;
-            ticks.say(&format!("{said:01000}"))?;
+            ticks.send_line(&format!("{said:01000}"))?;
             std::thread::sleep(pause);
         }
         Ok(said)
@@ -173,7 +178,7 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     say(&mut ticks, 40, TICK)?;
     bed.lab.eth().cut()?;
     bed.lab.wlan().cut()?;
-    // As much as the buffers in front of a closed window hold.
+    // As much as the buffers behind a closed window hold.
     say(&mut ticks, 20, OUTAGE / 40)?;
     bed.agent.kill()?;
     bed.relay.kill()?;
@@ -185,11 +190,11 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     let back = Instant::now();
     let (last_tick, last_said) = (sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
     let heard = Cell::new(0);
-    let lines = heard_until(&mut ticks, back, LONGEST_PAUSE, |line| {
+    let lines = lines_until(&mut ticks, back, LONGEST_PAUSE, |line| {
         heard.set(line.parse().unwrap_or(0));
         heard.get() > last_tick
     })?;
-    // That it is connected is said first.
+    // The first line says that it is connected.
     assert_eq!(lines, 1 + heard.get() + 1, "each tick was heard, from 0");
     wait_for("what was said last", LONGEST_PAUSE, || {
         Ok((received.load(Ordering::Relaxed) >= last_said).then_some(()))
@@ -204,20 +209,20 @@ fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
     bed.lab.eth().cut()?;
     bed.lab.wlan().cut()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    // Its first SYN waits in the tunnel's queue, and it sends more of them meanwhile.
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    // The first SYN waits in the tunnel's queue, and more are sent meanwhile.
     std::thread::sleep(OUTAGE);
-    assert_eq!(talk.overhear(), Vec::<String>::new());
+    assert_eq!(talk.take_lines(), Vec::<String>::new());
     bed.lab.wlan().bring_up()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     let back = Instant::now();
-    assert!(talk.hear_within(RESUME)?.starts_with("connected "));
+    assert!(talk.next_line_within(RESUME)?.starts_with("connected "));
     eprintln!("connected {:?} after the tunnel's return", back.elapsed());
-    assert_eq!(talk.ask("hello")?, "hello");
+    assert_eq!(talk.request("hello")?, "hello");
     bed.finish()
 }
 
-/// TCP that gives up soon, at both ends.
+/// Makes TCP give up soon, at both ends.
 fn impatient(bed: &Testbed) -> Outcome {
     for ns in [&bed.lab.host, &bed.lab.server] {
         ns.sysctl("net/ipv4/tcp_retries2", "3")?;
@@ -225,15 +230,15 @@ fn impatient(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// How many lines came, within the bound, up to the one that is `wanted`.
-fn heard_until(
-    talk: &mut Talk,
+/// Returns how many lines arrive within `patience` up to the one that is `wanted`.
+fn lines_until(
+    talk: &mut LineProcess,
     since: Instant,
     patience: Duration,
     wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<u64> {
     for count in 1.. {
-        let line = talk.hear_within(patience.saturating_sub(since.elapsed()))?;
+        let line = talk.next_line_within(patience.saturating_sub(since.elapsed()))?;
         if wanted(&line) {
             let number = line.trim_start_matches('0');
             eprintln!("{number}: {:?} after the tunnel's return", since.elapsed());
@@ -244,7 +249,7 @@ fn heard_until(
     unreachable!("an endless count ended")
 }
 
-/// Every line of the outage comes, and then the one behind it.
+/// Returns the count of lines if each line of the outage arrives, and then the next one.
 fn count_of_lines(during: u64) -> u64 {
     during + 1
 }

@@ -1,7 +1,7 @@
-//! Tests a relay that pushes addresses which are not its own to give: the host's, its router's, its
-//! network's, anybody's.
+//! A relay that pushes addresses it must not assign: the host's own, its router's, its network's,
+//! or public ones.
 //!
-//! Such a relay needs no more than `authorize --ipv4` and a pool of its operator's choice.
+//! Such a relay needs only `authorize --ipv4` and a pool of its operator's choice.
 
 use std::io::{Read, Write};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{Outcome, ip_of, server, urls};
 
-/// A service of the mobile host that is meant for its own network.
+/// A service of the mobile host for its local network.
 const LAN_SERVICE: u16 = 8080;
 
 /// Returns the refused claims, whatever the reason.
@@ -37,7 +37,7 @@ fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
         assert_eq!(ip_of(&seen.ok()?), expected, "{url}");
     }
     for echo in server(port::ECHO) {
-        assert_eq!(bed.ordinary_talk(&["udp", &echo])?.ask("direct")?, "direct");
+        assert_eq!(bed.ordinary_labtool(&["udp", &echo])?.request("direct")?, "direct");
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ fn assert_mobile_is_stopped(bed: &Testbed) -> Outcome {
 
 fn lan_service(bed: &Testbed) -> anyhow::Result<TcpService> {
     TcpService::start(&bed.lab.host, LAN_SERVICE, |mut stream, _| {
-        // Closing with the request unread would reset the connection.
+        // Closing with unread data would reset the connection.
         let _ = stream.read(&mut [0; 1024]);
         let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nfor the LAN\n");
     })
@@ -98,7 +98,7 @@ fn a_pushed_address_of_this_hosts_own_networks_is_refused() -> Outcome {
         assert_mobile_is_stopped(&bed)?;
         assert_eq!(uplink.stop()?, [] as [String; 0], "beside the tunnel");
         assert_ordinary_is_direct(&bed)?;
-        // The host does not answer what the relay sends to its own address, but does answer a
+        // The host does not answer packets from the relay to the host's own address, but answers a
         // neighbour.
         let mut curl = bed.lab.relay.command("curl");
         let stranger = finish_within(curl.args(["-s", "-m", "2", &own]), None, PATIENCE)?;
@@ -129,7 +129,7 @@ fn a_public_address_takes_a_setting_of_this_host() -> Outcome {
     assert!(is_nowhere(&bed, CLAIM.parse()?)?);
     let status = bed.agent.status()?;
     assert!(status["problem"].to_string().contains("[tunnel] addresses"), "{status}");
-    // The other family is in force as usual.
+    // The other family is in force.
     assert_eq!(status["addresses"].as_array().map(Vec::len), Some(1), "{status}");
     assert_ordinary_is_direct(&bed)?;
 
@@ -144,7 +144,7 @@ fn a_public_address_takes_a_setting_of_this_host() -> Outcome {
     assert_eq!(ip_of(&seen), IpAddr::V4(addr::RELAY4));
     assert_ordinary_is_direct(&bed)?;
 
-    // Saved while it was allowed, and judged again at the start, with the relay away.
+    // Stored while it was allowed, and judged again at the start, without the relay.
     bed.agent.stop()?;
     bed.relay.stop()?;
     bed.agent.configure("tunnel", "addresses", Vec::<String>::new())?;
@@ -164,9 +164,9 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
     let neighbour = format!("{a}.{b}.{c}.{}", if d < 128 { d + 100 } else { d - 100 });
     let mut talks = Vec::new();
     for echo in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
         talks.push(talk);
     }
     let in_force = |bed: &Testbed, yes: bool| {
@@ -178,7 +178,7 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
     let join = |bed: &Testbed, what: &str| {
         bed.lab.host.run(&["ip", "address", what, &format!("{neighbour}/24"), "dev", "wlan0"]).map(drop)
     };
-    // One network has the address among its own, and the other gives this host the very address.
+    // One network contains the address, and the other assigns it to this host.
     for given in [&neighbour, &address.to_string()] {
         let uses = |bed: &Testbed, what: &str| {
             bed.lab.host.run(&["ip", "address", what, &format!("{given}/24"), "dev", "wlan0"]).map(drop)
@@ -190,15 +190,15 @@ fn an_address_is_withdrawn_while_a_network_has_it_and_comes_back() -> Outcome {
         let problem = bed.agent.status()?["problem"].to_string();
         assert!(problem.contains(&address.to_string()) && problem.contains("wlan0"), "{problem}");
         assert_ordinary_is_direct(&bed)?;
-        talks[0].say("waiting")?;
-        assert!(talks[0].hear_within(Duration::from_secs(1)).is_err(), "it does not wait");
-        assert_eq!(talks[1].ask("the other family goes on")?, "the other family goes on");
+        talks[0].send_line("waiting")?;
+        assert!(talks[0].next_line_within(Duration::from_secs(1)).is_err(), "it does not wait");
+        assert_eq!(talks[1].request("the other family goes on")?, "the other family goes on");
         uses(&bed, "del")?;
         in_force(&bed, true)?;
-        assert_eq!(talks[0].hear()?, "waiting");
-        assert_eq!(talks[0].ask("back")?, "back");
+        assert_eq!(talks[0].next_line()?, "waiting");
+        assert_eq!(talks[0].request("back")?, "back");
     }
-    // The network is present when the agent starts, and the address returns although the relay is
+    // The network is present at the agent's start, and the address returns although the relay is
     // away.
     bed.agent.stop()?;
     bed.relay.stop()?;
@@ -232,7 +232,7 @@ fn a_pushed_resolver_of_this_hosts_own_networks_is_refused() -> Outcome {
     let before = left()?;
     let tool = mobile_tests::program("labtool")?.display().to_string();
     let asked = format!("{}:{}", addr::SERVER4, port::DNS);
-    // Nobody answers there, but queries are sent there.
+    // No resolver answers there, but the query must be sent there.
     finish_within(&mut bed.agent.run(&["timeout", "1", &tool, "dns", "udp", &asked]), None, PATIENCE)?;
     assert!(left()? > before);
     assert!(bed.agent.counter("mobile_claims_refused_total{reason=\"next_hop\"}")? >= 1);

@@ -1,17 +1,19 @@
-//! Tests that packets which a visited network forges towards a persistent address neither arrive
-//! nor are answered.
+//! Packets that a visited network forges to a persistent address are neither delivered nor
+//! answered.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use mobile_tests::{Capture, Forger, Numbers, Sniffer, Talk, Testbed, UplinkName, addr, port, until};
+use mobile_tests::{
+    Capture, Forger, LineProcess, Sniffer, TcpNumbers, Testbed, UplinkName, addr, port, until,
+};
 
 use crate::{Outcome, server};
 
-/// Long enough for an answer over the lab's links, also on a busy machine.
+/// Long enough for an answer over the lab's links, even on a busy machine.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-/// A port of the server that nobody uses, so only forged packets carry it.
+/// A port of the server that only forged packets carry.
 const FORGED_PORT: u16 = 4242;
 
 /// The metric of packets for a persistent address that came by another device than the tunnel's.
@@ -20,7 +22,7 @@ const DROPPED: &str = "mobile_ingress_dropped_packets_total";
 /// The metric of restored objects.
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// The states of the agent, in this order.
+/// The states of the agent, in the order of the case.
 const STATES: [&str; 3] = ["up", "killed", "restarted"];
 
 fn start_again(bed: &mut Testbed) -> Outcome {
@@ -40,21 +42,21 @@ fn pairs(bed: &Testbed) -> [(IpAddr, IpAddr); 2] {
 }
 
 /// Opens a mobile connection to the echo server, and returns the numbers of its next segments.
-fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(Talk, Numbers)> {
+fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(LineProcess, TcpNumbers)> {
     let sniffer = Sniffer::new(&bed.lab.host, "mobile0")?;
-    let mut talk = bed.mobile_talk(&["tcp", server])?;
-    let client = talk.hear()?.split(' ').nth(1).unwrap_or_default().parse()?;
-    assert_eq!(talk.ask("hello")?, "hello");
+    let mut talk = bed.mobile_labtool(&["tcp", server])?;
+    let client = talk.next_line()?.split(' ').nth(1).unwrap_or_default().parse()?;
+    assert_eq!(talk.request("hello")?, "hello");
     let numbers = sniffer.numbers(client, server.parse()?)?;
     Ok((talk, numbers))
 }
 
 /// Forges a segment with the right numbers, then resets, on both uplinks.
-fn attack(bed: &Testbed, talk: &mut Talk, numbers: Numbers, when: &str) -> Outcome {
-    let Numbers { client, server, sent, expected } = numbers;
-    let said = |talk: &mut Talk| {
+fn attack(bed: &Testbed, talk: &mut LineProcess, numbers: TcpNumbers, when: &str) -> Outcome {
+    let TcpNumbers { client, server, sent, expected } = numbers;
+    let said = |talk: &mut LineProcess| {
         std::thread::sleep(A_WHILE);
-        talk.overhear()
+        talk.take_lines()
     };
     for forger in forgers(bed)? {
         forger.segment(server, client, "PA", [expected, sent], b"forged\n")?;
@@ -85,18 +87,18 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
         if when == "killed" {
             start_again(&mut bed)?;
         } else {
-            // Two segments and four resets of each family; those sent to a killed agent's are
-            // counted too.
+            // Two segments and four resets of each family; those sent while the agent was dead
+            // count too.
             assert!(bed.agent.counter(DROPPED)? >= 12, "{when}");
         }
         for mut talk in talks {
-            assert_eq!(talk.ask("still here")?, "still here", "{when}");
+            assert_eq!(talk.request("still here")?, "still here", "{when}");
         }
     }
     bed.finish()
 }
 
-/// Sends every packet that a host answers by itself if one of its addresses is the destination.
+/// Sends every kind of packet that a host answers if one of its addresses is the destination.
 fn probe(forger: &Forger, persistent: IpAddr, server: IpAddr) -> Outcome {
     let from = SocketAddr::new(server, FORGED_PORT);
     // A port without a listener, and the metrics port, whose answer would differ.
@@ -140,7 +142,7 @@ fn a_visited_network_cannot_find_out_who_has_a_persistent_address() -> Outcome {
             assert!(packets.is_empty(), "{when}: the host answered:\n{}", packets.join("\n"));
         }
     }
-    // Eight of each family in each state.
+    // Eight packets of each family in each state.
     until("the capture to have seen what was forged", || arrivals.packets().len() >= 48)?;
     arrivals.stop()?;
     bed.finish()
@@ -163,7 +165,7 @@ fn an_uplink_does_not_say_that_it_has_a_persistent_address() -> Outcome {
                 forger.ask_who_has(gateways[i], persistent)?;
                 let name = uplink.device();
                 assert!(!forger.hears_answer(persistent, A_WHILE)?, "{when}: {name} has {persistent}");
-                // The address that the uplink does have is answered for.
+                // The host must answer for the address that the uplink has.
                 forger.ask_who_has(gateways[i], own[i])?;
                 assert!(forger.hears_answer(own[i], A_WHILE * 20)?, "{when}: {name} is deaf");
             }
@@ -180,8 +182,8 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
     let own: [(IpAddr, IpAddr); 2] =
         [(eth.gateway4().into(), eth.address4().into()), (eth.gateway6().into(), eth.address6().into())];
     for ((server, (persistent, _)), (gateway, own)) in server(port::ECHO).iter().zip(pairs(&bed)).zip(own) {
-        let mut talk = bed.mobile_talk(&["udp-connected", server])?;
-        assert_eq!(talk.ask("hello")?, "hello");
+        let mut talk = bed.mobile_labtool(&["udp-connected", server])?;
+        assert_eq!(talk.request("hello")?, "hello");
         let shown = bed.lab.host.run(&["ss", "-Hun", "dst", server])?;
         let port = shown
             .split_whitespace()
@@ -189,19 +191,19 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
             .find(|address| address.ip() == persistent)
             .map(|address| address.port());
         let sender = SocketAddr::new(persistent, port.unwrap_or_default());
-        // To the persistent address, and to the uplink's own: the quoted packet decides which
-        // socket it is for.
+        // To the persistent address and to the uplink's own: the quoted packet determines the
+        // socket.
         for to in [persistent, own] {
             forger.port_unreachable(gateway, to, [sender, server.parse()?])?;
         }
         std::thread::sleep(A_WHILE);
-        assert_eq!(talk.overhear(), [""; 0], "a forged error reached {sender}");
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.take_lines(), [""; 0], "a forged error reached {sender}");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     bed.finish()
 }
 
-/// Returns the agent's tables, without the counters' values.
+/// Returns the agent's nftables tables without counter values.
 fn tables(bed: &Testbed) -> anyhow::Result<String> {
     let script = "nft -s list table inet mobile_agent && nft -s list table arp mobile_agent";
     bed.lab.host.run(&["sh", "-c", script])
@@ -230,7 +232,7 @@ fn an_ingress_filter_that_somebody_removes_or_changes_is_put_back() -> Outcome {
                 && bed.agent.counter(RESTORED).is_ok_and(|restored| restored >= done)
         })?;
     }
-    // Tables of others must be left alone.
+    // Tables of other programs must be left alone.
     bed.lab.host.run(&["nft", "add table inet theirs"])?;
     bed.lab.host.run(&["nft", "delete table inet theirs"])?;
     std::thread::sleep(A_WHILE);
@@ -304,7 +306,7 @@ fn without_nftables_a_classifier_keeps_the_visited_network_out_and_it_is_said() 
             start_again(&mut bed)?;
         }
         for mut talk in talks {
-            assert_eq!(talk.ask("still here")?, "still here", "{when}");
+            assert_eq!(talk.request("still here")?, "still here", "{when}");
         }
         assert_eq!(bed.agent.status()?["ingress"]["filter"], "ebpf", "{when}");
     }

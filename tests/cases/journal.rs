@@ -1,16 +1,16 @@
-//! What the programs log as services, as the real journal has it.
+//! The log lines of both programs as services, as the real journal records them.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, Machine, program, until};
+use mobile_tests::{BootedMachine, Lab, program, until};
 use serde_json::Value;
 
 use crate::Outcome;
 
 #[test]
-fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
+fn each_line_in_the_journal_has_its_priority() -> Outcome {
     let lab = Lab::new()?;
-    let machine = Machine::boot(&lab, &lab.relay)?;
-    machine.give(&program("home-relay")?)?;
+    let machine = BootedMachine::boot(&lab, &lab.relay)?;
+    machine.copy_in(&program("home-relay")?)?;
     let config = "/etc/home-relay/relay.toml";
     machine.run(
         "/lab/home-relay init 2>/dev/null\n\
@@ -21,12 +21,12 @@ fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
     until("the relay to answer", || {
         machine.try_run(&format!("{relay} sessions")).is_ok_and(|done| done.code() == 0)
     })?;
-    // What it warns of: a configuration that it cannot use.
+    // A configuration that cannot be used causes a warning.
     machine.run(&format!(
         "cp {config} /root/good && echo nonsense >>{config}; systemctl kill --signal=HUP relay"
     ))?;
     let entries = |priorities: &str| -> anyhow::Result<Vec<(String, String)>> {
-        // The service's own lines; systemd's about it have another identifier.
+        // The service's own lines; systemd's lines about the service have another identifier.
         let text = machine.run(&format!(
             "journalctl --sync; journalctl _SYSTEMD_UNIT=relay.service --output=json --priority={priorities}"
         ))?;
@@ -43,18 +43,18 @@ fn the_journal_knows_how_urgent_each_line_is() -> Outcome {
     };
     until("the warning", || entries("warning").is_ok_and(|found| !found.is_empty()))?;
     let loud = entries("warning")?;
-    // It may have several lines, each an entry of its own.
+    // A message of several lines becomes several entries.
     ensure!(loud[0].1.contains("cannot reload the configuration"), "{loud:?}");
     ensure!(loud.iter().all(|(priority, _)| priority == "4"), "{loud:?}");
     let quiet = entries("info..info")?;
     ensure!(!quiet.is_empty() && quiet.iter().all(|(priority, _)| priority == "6"), "{quiet:?}");
     for (_, text) in loud.iter().chain(&quiet) {
-        // Neither colours, nor what the journal says itself, nor the mark of the priority.
+        // No colours, no time stamp, and no priority prefix.
         let twice = text.contains('\u{1b}') || text.starts_with(['<', ' ']);
         ensure!(!twice && !["INFO", "WARN", "ERROR"].iter().any(|level| text.contains(level)), "{text:?}");
         ensure!(!text.starts_with(|char: char| char.is_ascii_digit()), "{text:?}");
     }
-    // A service that cannot start says so as an error.
+    // A service that cannot start logs an error.
     machine.run("systemctl stop relay")?;
     machine.try_run(&format!(
         "systemd-run --quiet --wait --unit=relay-again /lab/home-relay serve --config {config}"

@@ -1,4 +1,4 @@
-//! docs/use/json.md is what the programs print: these fields, of these types, and no others.
+//! docs/json.md documents what the programs print: these fields, of these types, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{Outcome, server};
 
 const DOCUMENT: &str = include_str!("../../docs/use/json.md");
 
-/// The fields of each verb, with their types.
+/// The fields of each verb with their types.
 type Fields = BTreeMap<&'static str, &'static str>;
 
 fn documented() -> Result<BTreeMap<&'static str, Fields>> {
@@ -28,7 +28,7 @@ fn documented() -> Result<BTreeMap<&'static str, Fields>> {
     Ok(verbs)
 }
 
-/// What is in documents that were printed: each place, with the types seen there.
+/// The fields of printed documents, each with the types that occurred.
 #[derive(Default)]
 struct Printed(BTreeMap<String, BTreeSet<&'static str>>);
 
@@ -49,7 +49,7 @@ impl Printed {
             Value::Array(elements) => {
                 elements.iter().for_each(|element| self.add(&format!("{place}[]"), element));
             }
-            // The one object whose names are data.
+            // The only object whose member names are data.
             Value::Object(members) if place == "drops" => {
                 members.values().for_each(|member| self.add("drops.*", member));
             }
@@ -63,7 +63,8 @@ impl Printed {
         }
     }
 
-    /// Every place is documented with every type seen there, and everything documented was seen, null or not.
+    /// Checks that every printed field is documented with its types, and that every documented
+    /// field was printed, null or not.
     fn compare(&self, verb: &str, fields: &Fields) -> Outcome {
         for (place, kinds) in &self.0 {
             let types =
@@ -96,20 +97,20 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         Ok(())
     };
 
-    // Without a relay there is a problem; and later there is none.
+    // Without a relay there is a problem to print; later there is none.
     bed.expect_warning("relay");
     bed.agent.start()?;
     bed.agent.wait_status("a problem", |status| status["problem"].is_object())?;
     note(&bed, "mobile status")?;
     note(&bed, "mobile uplinks")?;
-    // The second address is the visited network's router, and so refused.
+    // The second address is the visited network's router, and is therefore refused.
     bed.relay.configure("dns", "servers", vec!["192.0.2.2".to_owned(), "10.22.0.1".to_owned()])?;
     bed.relay.start()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("here")?, "here");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("here")?, "here");
     bed.agent.cli(&["use", "wlan0"])?.ok()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     bed.agent.cli(&["bypass", "add", "198.51.100.192/26"])?.ok()?;

@@ -1,10 +1,10 @@
-//! The lab itself, without the programs under test: what the other cases take for granted.
+//! Tests of the lab itself, without the programs under test: what the other cases rely on.
 
 use std::time::{Duration, Instant};
 
 use mobile_tests::{
-    Blackhole, Direction, Lab, LabOptions, PATIENCE, Services, Talk, Terminal, UplinkName, addr, program,
-    until, wait_for,
+    Blackhole, Direction, Lab, LabOptions, LineProcess, PATIENCE, Services, Terminal, UplinkName, addr,
+    program, until, wait_for,
 };
 
 type Outcome = anyhow::Result<()>;
@@ -23,7 +23,7 @@ fn round_trip_is_twice_the_delay() -> Outcome {
     let lab = Lab::new()?;
     for target in [addr::SERVER4.to_string(), addr::SERVER6.to_string(), addr::RELAY4.to_string()] {
         for device in ["eth0", "wlan0"] {
-            // The least of many: a busy machine may delay some.
+            // The least of many round trips, since a busy machine delays some.
             let said = ping(&lab, &["-c", "20", "-i", "0.02", "-I", device], &target)?;
             let numbers = said.rsplit(" = ").next().expect("a summary");
             let best: f64 = numbers.split('/').next().expect("the least").parse()?;
@@ -83,7 +83,7 @@ fn every_loss_a_network_manager_can_cause_is_repaired_by_bring_up() -> Outcome {
         assert!(works(true).is_err(), "{way}");
         eth.bring_up()?;
         for four in [true, false] {
-            // The first may be lost while the router still asks for the old neighbour.
+            // The first attempt may be lost while the router still solicits the old neighbour.
             wait_for(way, PATIENCE, || works(four).map(Some))?;
         }
     }
@@ -122,7 +122,8 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
     for (blackhole, silent) in
         [(Blackhole::Up, [true, false]), (Blackhole::Down, [false, true]), (Blackhole::Both, [true, true])]
     {
-        // What the last blackhole left (a neighbour believed gone) may cost the first ping, and no more.
+        // The previous blackhole may have left a failed neighbour entry, which costs the first ping
+        // at most.
         wait_for("an answer before the blackhole", PATIENCE, || answers().map(Some))?;
         let before = lost();
         link.set_blackhole(blackhole);
@@ -130,7 +131,7 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
         assert!(lab.eth().has_carrier());
         let after = lost();
         let grew = [0, 1].map(|way| after[way] > before[way]);
-        // The question, or the answer to it; and never a frame of the other way.
+        // The request or its answer was dropped, and no frame of the other direction.
         assert_eq!(grew[0], silent[0], "{blackhole:?}: {before:?}, {after:?}");
         assert!(grew[1] == silent[1] || silent == [true, true], "{blackhole:?}: {before:?}, {after:?}");
         link.set_blackhole(Blackhole::None);
@@ -140,7 +141,7 @@ fn a_blackhole_keeps_the_carrier() -> Outcome {
 }
 
 #[test]
-fn loss_is_the_share_asked_for() -> Outcome {
+fn the_share_of_lost_frames_is_as_set() -> Outcome {
     let lab = Lab::with(&quick())?;
     lab.eth().link().set_loss(0.2);
     let said = ping(&lab, &["-c", "400", "-i", "0.002", "-I", "eth0", "-q"], "10.22.0.1")?;
@@ -149,7 +150,7 @@ fn loss_is_the_share_asked_for() -> Outcome {
         .find_map(|part| part.strip_suffix("% packet loss"))
         .and_then(|part| part.parse().ok())
         .expect("a share");
-    // Two directions with 20 % each: 36 %.
+    // 20 % in each of two directions: 36 % of the round trips.
     assert!((24.0..48.0).contains(&lost), "{said}");
     Ok(())
 }
@@ -184,7 +185,7 @@ fn direct_throughput_is_not_the_bottleneck() -> Outcome {
     lab.eth().set_delay(Duration::from_millis(10));
     let rate = received(&lab.host.run(&["iperf3", "-c", &addr::SERVER4.to_string(), "-t", "3", "-J"])?);
     eprintln!("direct at 20 ms: {rate:.0} Mbit/s");
-    // 1300 on an idle machine with 2 cores; here the other cases run too.
+    // 1300 on an idle machine with 2 cores; other cases run at the same time.
     assert!(rate > 150.0, "{rate} Mbit/s");
     Ok(())
 }
@@ -218,17 +219,17 @@ fn services_answer() -> Outcome {
     let tool = program("labtool")?;
     for server in [format!("{}:1001", addr::SERVER4), format!("[{}]:1001", addr::SERVER6)] {
         for kind in ["udp", "udp-connected"] {
-            let mut talk = Talk::start(lab.host.command(&tool).args([kind, &server]))?;
-            let from = talk.ask("hello")?;
+            let mut talk = LineProcess::start(lab.host.command(&tool).args([kind, &server]))?;
+            let from = talk.request("hello")?;
             assert!(
                 from.starts_with(&lab.eth().name.nat_address().to_string())
                     || from.starts_with("[2001:db8:22::2]"),
                 "{from}"
             );
         }
-        let mut talk = Talk::start(lab.host.command(&tool).args(["tcp", &server]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert!(talk.ask("hello")?.contains(':'));
+        let mut talk = LineProcess::start(lab.host.command(&tool).args(["tcp", &server]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert!(talk.request("hello")?.contains(':'));
         assert_eq!(talk.finish()?, Some(0));
     }
     let base = format!("http://{}", addr::SERVER4);
@@ -285,10 +286,10 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
     let started = Instant::now();
     let lab = Lab::with(&quick())?;
     eprintln!("made in {:?}", started.elapsed());
-    let (group, dir, pins) = (lab.group().path().to_owned(), lab.dir().to_owned(), lab.pin_dir());
+    let (group, dir, pins) = (lab.cgroup().path().to_owned(), lab.dir().to_owned(), lab.pin_dir());
     let telnet = Terminal::start(lab.host.command("telnet").arg(addr::SERVER4.to_string()))?;
     telnet.expect("# ")?;
-    let pids = lab.group().pids();
+    let pids = lab.cgroup().pids();
     assert!(pids.len() >= 3, "telnet, telnetd and its shell: {pids:?}");
     let started = Instant::now();
     drop(lab);
@@ -296,7 +297,7 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
     drop(telnet);
     assert!(!group.exists() && !dir.exists() && !pins.exists());
     for pid in pids {
-        // What nobody has reaped yet has no resources any more.
+        // A zombie has no resources left.
         until(&format!("the end of process {pid}"), || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             stat.is_empty() || stat.contains(") Z ")
@@ -306,9 +307,9 @@ fn a_dropped_lab_leaves_nothing() -> Outcome {
 }
 
 #[test]
-fn of_a_killed_lab_nothing_is_left_once_the_next_one_is_made() -> Outcome {
-    let mut killed = Talk::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
-    let group = std::path::PathBuf::from(killed.hear()?);
+fn the_next_lab_removes_what_a_killed_one_left() -> Outcome {
+    let mut killed = LineProcess::start(std::process::Command::new(program("labtool")?).arg("hold-lab"))?;
+    let group = std::path::PathBuf::from(killed.next_line()?);
     let pids =
         |group: &std::path::Path| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     assert!(pids(&group).lines().count() >= 3);

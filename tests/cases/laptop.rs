@@ -1,30 +1,31 @@
-//! What else happens to a laptop: it sleeps, its network changes under it, the relay's name leads elsewhere.
+//! Events on a laptop: suspend, changes of the network, a captive portal, a relay that moves, a
+//! tether.
 
 use std::time::Duration;
 
 use mobile_tests::{
-    Family, LabOptions, Portal, RelayName, RelayPlace, Talk, Testbed, Tether, UplinkName, addr, port, until,
-    wait_for,
+    CaptivePortal, Family, LabOptions, LineProcess, RelayLocation, RelayName, Testbed, Tether, UplinkName,
+    addr, port, until, wait_for,
 };
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of, server};
 
-/// A connection over each family, known to work.
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+/// Opens an echo connection over each family and checks that it works.
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
     let mut talks = Vec::new();
     for server in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &server])?;
-        talk.hear()?;
+        let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+        talk.next_line()?;
         talks.push(talk);
     }
     go_on(&mut talks, "before")?;
     Ok(talks)
 }
 
-fn go_on(talks: &mut [Talk], what: &str) -> Outcome {
+fn go_on(talks: &mut [LineProcess], what: &str) -> Outcome {
     for talk in talks {
-        assert_eq!(talk.ask(what)?, what);
+        assert_eq!(talk.request(what)?, what);
     }
     Ok(())
 }
@@ -35,7 +36,7 @@ fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
 
 type Waking = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// What has become of the network, and where the tunnel is then.
+/// The changes of the network during a suspend, each with the uplink of the tunnel afterwards.
 const WAKINGS: [Waking; 5] = [
     ("the same network", |_| Ok(()), UplinkName::Eth),
     ("another address", |bed| bed.lab.eth().renumber(), UplinkName::Eth),
@@ -50,22 +51,22 @@ fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> O
     let mut talks = talks(&bed)?;
     for (what, change, uplink) in WAKINGS {
         bed.agent.signal(Signal::SIGSTOP)?;
-        // What is sent while it sleeps waits in the kernel.
+        // Data sent while the agent is stopped waits in the kernel.
         for talk in &mut talks {
-            talk.say("asleep")?;
+            talk.send_line("asleep")?;
         }
         change(&bed)?;
-        // Longer than any patience with an unanswered path.
+        // Longer than any timeout of an unanswered path.
         std::thread::sleep(Duration::from_secs(4));
         bed.agent.signal(Signal::SIGCONT)?;
         for talk in &mut talks {
-            assert_eq!(talk.hear()?, "asleep", "{what}");
+            assert_eq!(talk.next_line()?, "asleep", "{what}");
         }
         bed.agent.wait_active(uplink)?;
         go_on(&mut talks, what)?;
     }
     bed.expect_quick_replug();
-    // A waking agent may take its own sleep for the path's silence.
+    // After waking, an agent may take its own sleep for the path's silence.
     bed.expect_warning("gone silent");
     bed.finish()
 }
@@ -129,11 +130,11 @@ fn an_uplink_without_a_default_route_is_not_used_and_says_why_until_the_route_ap
 #[test]
 fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let portal = Portal::close(&bed.lab.visited[1])?;
+    let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     bed.relay.start()?;
     bed.agent.start()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert!(portal.caught() > 0, "the agent never met the portal");
+    assert!(portal.intercepted() > 0, "the agent never met the portal");
     let eth = bed.agent.uplink("eth0")?;
     assert_eq!(eth["state"], "failing", "{eth}");
     for (field, named) in [("reason", "does not speak the expected protocol"), ("next_step", "captive portal")] {
@@ -144,8 +145,8 @@ fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> O
     bed.agent.wait_active(UplinkName::Eth)?;
     go_on(&mut talks, "logged in")?;
 
-    // It closes again, on the uplink in use.
-    let portal = Portal::close(&bed.lab.visited[1])?;
+    // The portal closes again, on the uplink in use.
+    let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     go_on(&mut talks, "locked out")?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     drop(portal);
@@ -160,10 +161,10 @@ fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> O
 #[test]
 fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
+    let name = RelayName::install(&mut bed, &RelayLocation::First.addresses())?;
     bed.start()?;
     let mut talks = talks(&bed)?;
-    for place in [RelayPlace::Second, RelayPlace::First] {
+    for place in [RelayLocation::Second, RelayLocation::First] {
         place.move_relay_here(&bed.lab)?;
         name.set(&place.addresses())?;
         go_on(&mut talks, "moved")?;
@@ -180,7 +181,7 @@ fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome
 fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let [four, six] = [addr::RELAY4.to_string(), addr::RELAY6.to_string()];
-    let _name = RelayName::give(&mut bed, &RelayPlace::First.addresses())?;
+    let _name = RelayName::install(&mut bed, &RelayLocation::First.addresses())?;
     bed.lab.eth().remove_family(Family::Four)?;
     bed.lab.wlan().remove_family(Family::Six)?;
     bed.start()?;
@@ -194,7 +195,7 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
     assert_eq!(reached(&bed)?, format!("{four}:443"));
     go_on(&mut talks, "over IPv4 only")?;
 
-    // The other way about, and the family of the path in use goes while the other one stays.
+    // The reverse: the path's family goes while the other family stays.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     for (family, address) in [(Family::Four, format!("[{six}]:443")), (Family::Six, format!("{four}:443"))] {
@@ -246,7 +247,7 @@ fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Ou
         assert!(bed.agent.uplink(Tether::DEVICE).is_err(), "the tether is still listed");
     }
 
-    // The only one there is.
+    // The only uplink.
     bed.lab.eth().take_down()?;
     bed.lab.wlan().take_down()?;
     let tether = Tether::plug_in(&bed.lab, 700)?;

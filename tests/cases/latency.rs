@@ -1,4 +1,4 @@
-//! A keystroke beside a bulk transfer, on an uplink that the transfer fills.
+//! The latency of a keystroke beside a bulk transfer that fills the uplink.
 
 use std::time::Duration;
 
@@ -7,14 +7,16 @@ use mobile_tests::{PATIENCE, Process, Testbed, finish_within, port, program};
 
 use crate::{Outcome, server};
 
-/// An ordinary uplink's rate.
+/// The rate of an ordinary uplink in bit/s.
 const RATE: u64 = 10_000_000;
 
-/// The queue's own figure is below 2; a FIFO of a quarter of a second makes it 11 for a direct connection, and 16 for a tunnel
-/// that fills it. Between them is room for a machine that does other things as well.
+/// The greatest allowed ratio of the loaded to the idle round trip.
+///
+/// With the fair queue it is below 2. With a FIFO of 250 ms it is 11 for a direct connection and 16
+/// for a tunnel that fills it; the bound leaves room for a busy machine.
 const BOUND: f64 = 5.0;
 
-/// The median of an echo's round trips, in milliseconds.
+/// Returns the median round trip of an echo, in milliseconds.
 pub(crate) fn echo(bed: &Testbed) -> anyhow::Result<f64> {
     let [server, _] = server(port::ECHO);
     let tool = program("labtool")?.display().to_string();
@@ -24,11 +26,11 @@ pub(crate) fn echo(bed: &Testbed) -> anyhow::Result<f64> {
     report["median_ms"].as_f64().with_context(|| said.clone())
 }
 
-/// Beside `bulk`, which runs until it is dropped.
+/// Measures an echo beside `bulk`, which runs until it is dropped.
 fn stays_quick_beside(bed: &Testbed, idle: f64, what: &str, bulk: &str) -> Outcome {
     let log = bed.lab.dir().join(format!("{what}.txt"));
     let mut transfer = Process::start(what, &mut bed.agent.run(&["sh", "-c", bulk]), &log)?;
-    // It has found its pace, and would have filled the FIFO long ago.
+    // By then the transfer has reached its rate, and would have filled a FIFO.
     std::thread::sleep(Duration::from_secs(3));
     let beside = echo(bed)?;
     ensure!(transfer.ended()?.is_none(), "the {what} has ended: {}", transfer.output());

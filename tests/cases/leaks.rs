@@ -1,27 +1,29 @@
-//! Nothing of a mobile process ever leaves by an uplink outside the tunnel.
+//! No packet of a mobile process leaves by an uplink outside the tunnel.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mobile_tests::{
-    Capture, Finished, Lab, PATIENCE, RELAY_PORT, Talk, TcpService, Testbed, addr, finish_within, port,
-    program, until,
+    Capture, CommandOutput, Lab, LineProcess, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
+    port, program, until,
 };
 use socket2::Protocol;
 
 use crate::{Outcome, server};
 
-/// Calls that the eBPF programs refused.
+/// The metric of calls that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
 
 /// The metric of packets that the eBPF programs refused.
 const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
 
-/// The server's port for MPTCP; its other ports are TCP's.
+/// The server's port for MPTCP; its other ports accept only TCP.
 const MPTCP_ECHO: u16 = 2007;
 
-/// Everything on an uplink but the tunnel itself and the link's own talk: ARP, neighbour discovery
-/// (ICMPv6 133 to 137) and multicast listener reports (behind a hop-by-hop header).
+/// Returns a filter for everything on an uplink except the tunnel and link-local protocols.
+///
+/// Those are ARP, neighbour discovery (ICMPv6 133 to 137) and multicast listener reports (behind a
+/// hop-by-hop header).
 fn outside_the_tunnel() -> String {
     format!(
         "not arp and not (ip6[6] == 58 and ip6[40] >= 133 and ip6[40] <= 137) and not ip6[6] == 0 \
@@ -34,18 +36,19 @@ pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     captures_in(&bed.lab)
 }
 
-/// Captures packets that leave the host of `lab` beside the tunnel, on each uplink.
+/// Captures packets that leave the host of `lab` outside the tunnel, on each uplink.
 pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
 }
 
-/// Proves that the captures were awake, and that they saw nothing else.
+/// Checks that the captures of [`captures`] worked and saw nothing else.
 pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
     assert_no_leak_in(&bed.lab, captures)
 }
 
-/// Asserts that the captures of [`captures_in`] worked, and that they saw nothing else.
+/// Checks that the captures of [`captures_in`] worked: they must have seen an ordinary ping and
+/// nothing else.
 pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     for (capture, uplink) in captures.into_iter().zip([lab.eth(), lab.wlan()]) {
         lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
@@ -57,68 +60,69 @@ pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     Ok(())
 }
 
-/// Mobile processes of every kind that send all the time, over new sockets and old ones.
-struct Crowd {
-    chatter: [Talk; 2],
-    pings: [Talk; 2],
-    shell: Talk,
+/// Mobile processes that send all the time, over new and old sockets of every kind.
+struct Senders {
+    chatter: [LineProcess; 2],
+    pings: [LineProcess; 2],
+    shell: LineProcess,
 }
 
-impl Crowd {
+impl Senders {
     fn start(bed: &Testbed) -> anyhow::Result<Self> {
         let [four, six] = server(port::ECHO);
-        let chatter = |server: &str| bed.mobile_talk(&["chatter", server, "50"]);
-        let ping = |argv: &[&str]| Talk::start(&mut bed.agent.run(argv));
+        let chatter = |server: &str| bed.mobile_labtool(&["chatter", server, "50"]);
+        let ping = |argv: &[&str]| LineProcess::start(&mut bed.agent.run(argv));
         let (target4, target6) = (addr::SERVER4.to_string(), addr::SERVER6.to_string());
-        let mut crowd = Self {
+        let mut senders = Self {
             chatter: [chatter(&four)?, chatter(&six)?],
             pings: [
                 ping(&["ping", "-n", "-i", "0.1", &target4])?,
                 ping(&["ping", "-n", "-i", "0.1", &target6])?,
             ],
-            shell: Talk::start(&mut bed.agent.run(&["sh"]))?,
+            shell: LineProcess::start(&mut bed.agent.run(&["sh"]))?,
         };
-        crowd.wait_all_works()?;
-        Ok(crowd)
+        senders.wait_all_works()?;
+        Ok(senders)
     }
 
     fn wait_all_works(&mut self) -> Outcome {
         for chatter in &mut self.chatter {
-            chatter.overhear();
-            while !chatter.hear()?.ends_with(": ok ok ok") {}
+            chatter.take_lines();
+            while !chatter.next_line()?.ends_with(": ok ok ok") {}
         }
         for ping in &mut self.pings {
-            ping.overhear();
-            while !ping.hear()?.contains("bytes from") {}
+            ping.take_lines();
+            while !ping.next_line()?.contains("bytes from") {}
         }
         Ok(())
     }
 
-    /// New sockets made just now, by a new process: none may get out, whatever becomes of them.
+    /// Sends over new sockets of new processes. No packet may leave outside the tunnel, whatever
+    /// the outcome.
     fn try_new_sockets(&mut self) -> Outcome {
         let tool = program("labtool")?.display().to_string();
         let [four, six] = server(port::ECHO);
         for kind in ["udp", "udp-connected"] {
             for server in [&four, &six] {
-                self.shell.say(&format!("echo lost | {tool} {kind} {server} >/dev/null"))?;
+                self.shell.send_line(&format!("echo lost | {tool} {kind} {server} >/dev/null"))?;
             }
         }
         for target in [addr::SERVER4.to_string(), addr::SERVER6.to_string()] {
-            self.shell.say(&format!("ping -n -c 2 -i 0.1 -W 1 {target} >/dev/null 2>&1"))?;
+            self.shell.send_line(&format!("ping -n -c 2 -i 0.1 -W 1 {target} >/dev/null 2>&1"))?;
         }
-        self.shell.overhear();
-        assert_eq!(self.shell.ask("echo done")?, "done");
+        self.shell.take_lines();
+        assert_eq!(self.shell.request("echo done")?, "done");
         Ok(())
     }
 
-    /// Waits until each process has gone on for some rounds, whether or not with success.
-    fn let_it_talk(&mut self) -> Outcome {
+    /// Waits until each sender has made ten more rounds, with or without success.
+    fn wait_some_rounds(&mut self) -> Outcome {
         for chatter in &mut self.chatter {
-            chatter.overhear();
+            chatter.take_lines();
             for _ in 0..10 {
-                let round = chatter.hear()?;
-                // 3.1 of the paper: sending does not fail while the host is cut off. The connect() of a new TCP
-                // connection is given up after a while, which is chatter's own impatience.
+                let round = chatter.next_line()?;
+                // Sending does not fail while the host is cut off (section 3.1 of the paper). Only
+                // the connect() of a new TCP connection fails, by chatter's own timeout.
                 assert!(round.contains(": ok ok "), "a send failed: {round}");
             }
         }
@@ -130,11 +134,11 @@ impl Crowd {
 fn nothing_leaks_while_the_agent_is_up() -> Outcome {
     let bed = Testbed::new()?;
     let captures = captures(&bed)?;
-    let mut crowd = Crowd::start(&bed)?;
-    crowd.try_new_sockets()?;
-    crowd.let_it_talk()?;
+    let mut senders = Senders::start(&bed)?;
+    senders.try_new_sockets()?;
+    senders.wait_some_rounds()?;
     assert_no_leak(&bed, captures)?;
-    drop(crowd);
+    drop(senders);
     bed.finish()
 }
 
@@ -142,16 +146,16 @@ fn nothing_leaks_while_the_agent_is_up() -> Outcome {
 fn nothing_leaks_while_the_agent_reconnects() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
-    let mut crowd = Crowd::start(&bed)?;
+    let mut senders = Senders::start(&bed)?;
     bed.relay.kill()?;
     bed.agent.wait_status("the loss of the relay to be seen", |status| status["session"] != "connected")?;
-    crowd.let_it_talk()?;
-    crowd.try_new_sockets()?;
+    senders.wait_some_rounds()?;
+    senders.try_new_sockets()?;
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    crowd.wait_all_works()?;
+    senders.wait_all_works()?;
     assert_no_leak(&bed, captures)?;
-    drop(crowd);
+    drop(senders);
     bed.expect_warning("relay");
     bed.finish()
 }
@@ -160,17 +164,17 @@ fn nothing_leaks_while_the_agent_reconnects() -> Outcome {
 fn nothing_leaks_over_a_handover() -> Outcome {
     let bed = Testbed::new()?;
     let captures = captures(&bed)?;
-    let mut crowd = Crowd::start(&bed)?;
+    let mut senders = Senders::start(&bed)?;
     for _ in 0..2 {
         bed.lab.eth().remove_route()?;
         bed.agent.wait_active(bed.lab.wlan().name)?;
-        crowd.let_it_talk()?;
+        senders.wait_some_rounds()?;
         bed.lab.eth().bring_up()?;
         bed.agent.wait_active(bed.lab.eth().name)?;
-        crowd.let_it_talk()?;
+        senders.wait_some_rounds()?;
     }
     assert_no_leak(&bed, captures)?;
-    drop(crowd);
+    drop(senders);
     bed.finish()
 }
 
@@ -178,15 +182,15 @@ fn nothing_leaks_over_a_handover() -> Outcome {
 fn nothing_leaks_while_the_agent_is_killed() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
-    let mut crowd = Crowd::start(&bed)?;
+    let mut senders = Senders::start(&bed)?;
     bed.agent.kill()?;
-    crowd.let_it_talk()?;
-    crowd.try_new_sockets()?;
+    senders.wait_some_rounds()?;
+    senders.try_new_sockets()?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    crowd.wait_all_works()?;
+    senders.wait_all_works()?;
     assert_no_leak(&bed, captures)?;
-    drop(crowd);
+    drop(senders);
     bed.finish()
 }
 
@@ -194,13 +198,13 @@ fn nothing_leaks_while_the_agent_is_killed() -> Outcome {
 fn nothing_leaks_while_there_is_no_relay_from_the_start() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let captures = captures(&bed)?;
-    // Never connected, so there is not even a persistent address to send from.
+    // The agent has never connected, so there is not even a persistent address to send from.
     bed.agent.start()?;
     let tool = program("labtool")?.display().to_string();
     for server in server(port::ECHO) {
         for kind in ["udp", "udp-connected"] {
             let mut command = bed.agent.run(&[&tool, kind, &server]);
-            let _either_way: Finished = finish_within(&mut command, Some(b"lost\n"), PATIENCE)?;
+            let _either_way: CommandOutput = finish_within(&mut command, Some(b"lost\n"), PATIENCE)?;
         }
         let mut command = bed.agent.run(&["curl", "-s", "-m", "1", &format!("http://{server}/ip")]);
         assert!(!finish_within(&mut command, None, PATIENCE)?.status.success());
@@ -220,7 +224,7 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
         let argv = ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "1", "-I", eth.device(), target];
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
     };
-    // Neighbours, which need no route, and hosts that have one.
+    // On-link neighbours, which need no router, and hosts behind a router.
     let neighbours = [eth.gateway4().to_string(), eth.gateway6().to_string()];
     for target in neighbours.iter().chain(&[addr::SERVER4.to_string(), addr::SERVER6.to_string()]) {
         assert!(!ping(target)?.status.success(), "{target}");
@@ -239,7 +243,7 @@ fn a_mobile_socket_bound_to_an_uplinks_device_does_not_leave_by_it() -> Outcome 
         assert!(!told.status.success(), "{to}: {told:?}");
     }
     assert_no_leak(&bed, captures)?;
-    // Ordinary ones do, and mobile ones to what is on the link by its nature.
+    // Ordinary sockets reach them, and so do mobile ones whose destination is link-local.
     for neighbour in &neighbours {
         let to = SocketAddr::new(neighbour.parse()?, port::ECHO).to_string();
         bed.lab.host.run(&[&tool, "udp-on", eth.device(), &to])?;
@@ -260,14 +264,14 @@ fn the_first_datagram_of_a_socket_made_before_attach_takes_the_tunnel() -> Outco
     for (server, relay) in
         server(port::WHOAMI).iter().zip([IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)])
     {
-        let mut talk = bed.ordinary_talk(&["udp", server])?;
-        assert_ne!(crate::ip_of(&talk.ask("before")?), relay);
+        let mut talk = bed.ordinary_labtool(&["udp", server])?;
+        assert_ne!(crate::ip_of(&talk.request("before")?), relay);
         let captures = captures(&bed)?;
         bed.agent.cli(&["attach", &talk.pid().to_string()])?.ok()?;
-        assert_eq!(crate::ip_of(&talk.ask("after")?), relay);
+        assert_eq!(crate::ip_of(&talk.request("after")?), relay);
         assert_no_leak(&bed, captures)?;
         bed.agent.cli(&["detach", &talk.pid().to_string()])?.ok()?;
-        assert_ne!(crate::ip_of(&talk.ask("and again")?), relay);
+        assert_ne!(crate::ip_of(&talk.request("and again")?), relay);
     }
     bed.finish()
 }
@@ -278,13 +282,14 @@ fn the_first_datagram_of_a_process_that_nobody_told_the_agent_of_takes_the_tunne
     for (server, relay) in
         server(port::WHOAMI).iter().zip([IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)])
     {
-        let mut talk = bed.ordinary_talk(&["udp", server])?;
-        assert_ne!(crate::ip_of(&talk.ask("before")?), relay);
+        let mut talk = bed.ordinary_labtool(&["udp", server])?;
+        assert_ne!(crate::ip_of(&talk.request("before")?), relay);
         let captures = captures(&bed)?;
-        // Not by `attach`, which sees to its sockets: so it is with one that another process handed over, too.
+        // Not by `attach`, which handles existing sockets. A socket passed on by another process is
+        // in the same state.
         std::fs::write(bed.agent.cgroup.join("cgroup.procs"), talk.pid().to_string())?;
         for message in ["first", "second"] {
-            assert_eq!(crate::ip_of(&talk.ask(message)?), relay, "{message}, {server}");
+            assert_eq!(crate::ip_of(&talk.request(message)?), relay, "{message}, {server}");
         }
         assert_no_leak(&bed, captures)?;
     }
@@ -301,7 +306,7 @@ fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> O
         let argv = [&["ping", "-n", "-c1", "-W5"], bound, &[neighbour.as_str()]].concat();
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?.ok()?;
     }
-    // The same while the agent runs.
+    // The same with a running agent.
     let argv = ["ping", "-n", "-c1", "-W1", "-I", bed.lab.eth().device(), &neighbour];
     for (change, reached) in [("del", false), ("add", true), ("del", false)] {
         bed.agent.cli(&["bypass", change, &format!("{neighbour}/24")])?.ok()?;
@@ -322,12 +327,12 @@ fn further_subflows_of_a_mobile_connection_are_stopped_however_many_sockets_othe
         let _ = stream.try_clone().and_then(|mut copy| std::io::copy(&mut copy, &mut stream));
     })?;
     let to = SocketAddr::new(addr::SERVER4.into(), MPTCP_ECHO).to_string();
-    let mut connection = bed.mobile_talk(&["pulse", "echo", "mptcp", &to])?;
-    assert_eq!(connection.hear()?, "connected");
-    let mut others = bed.mobile_talk(&["hold-mptcp", "19000"])?;
-    assert_eq!(others.hear()?, "ready");
+    let mut connection = bed.mobile_labtool(&["pulse", "echo", "mptcp", &to])?;
+    assert_eq!(connection.next_line()?, "connected");
+    let mut others = bed.mobile_labtool(&["hold-mptcp", "19000"])?;
+    assert_eq!(others.next_line()?, "ready");
     let captures = captures(&bed)?;
-    // It is refused when it connects.
+    // The new subflow is refused when it connects.
     let before = bed.agent.counter(REFUSED)?;
     let eth = bed.lab.eth();
     let address = eth.address4().to_string();
@@ -354,12 +359,13 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
         };
         let answers = format!("src host {address} and tcp src port {PORT}");
         let answers = bed.lab.capture(&bed.lab.host, eth.device(), &answers)?;
-        // A listener from before the process was mobile has no peer yet, like one made afterwards.
+        // A listener made before the process was attached has no peer yet, like one made
+        // afterwards.
         for is_attached in [false, true] {
             let before = bed.agent.counter(EGRESS_REFUSED)?;
             let mut listener =
-                if is_attached { bed.ordinary_talk(&listen)? } else { bed.mobile_talk(&listen)? };
-            assert_eq!(listener.hear()?, "ready");
+                if is_attached { bed.ordinary_labtool(&listen)? } else { bed.mobile_labtool(&listen)? };
+            assert_eq!(listener.next_line()?, "ready");
             if is_attached {
                 bed.agent.cli(&["attach", &listener.pid().to_string()])?.ok()?;
             }
@@ -368,7 +374,7 @@ fn a_mobile_listener_bound_to_an_uplinks_device_answers_nobody_there() -> Outcom
             assert!(bed.agent.counter(EGRESS_REFUSED)? > before, "something else stopped the answer");
             bed.agent.cli(&["detach", &listener.pid().to_string()])?.ok()?;
             if is_attached {
-                // The capture works: it sees an ordinary listener's answer.
+                // The capture sees an ordinary listener's answer, so it works.
                 call()?;
                 answers.wait_packet("Flags [S.]")?;
             }

@@ -1,4 +1,4 @@
-//! Tests boot, shutdown, stop and removal: what holds while the agent comes and goes.
+//! Boot, shutdown, stop and removal: what holds while the agent comes and goes.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use mobile_tests::{
-    Agent, Lab, LabOptions, Machine, Ns, PATIENCE, Process, Talk, Testbed, UplinkName, addr, finish_within,
-    port, until,
+    Agent, BootedMachine, Lab, LabOptions, LineProcess, Ns, PATIENCE, Process, Testbed, UplinkName, addr,
+    finish_within, port, until,
 };
 
 use crate::leaks::{assert_no_leak_in, captures_in};
@@ -15,7 +15,7 @@ use crate::managers::Laptop;
 use crate::packages::{VERSION, install, packages, purged};
 use crate::{Outcome, ip_of, server, urls};
 
-/// A service that is slow to stop. Units that stop after it, and processes of users, live on
+/// A service that takes 4 s to stop. Units that stop after it, and users' processes, live on
 /// meanwhile.
 const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n\
                     ExecStop=/bin/sleep 4\n' >slow.service; systemctl daemon-reload; systemctl start slow";
@@ -24,7 +24,7 @@ const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRem
 const RESCUE: &str = "cd /etc/systemd/system; printf '[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n\
                       [Service]\nExecStart=/bin/sleep infinity\n' >rescue.service; systemctl daemon-reload";
 
-/// Starts a mobile process that connects all the time, and ignores requests to end.
+/// Starts a mobile process that connects all the time and ignores SIGTERM and SIGHUP.
 fn restless(laptop: &Laptop) -> anyhow::Result<Process> {
     let [four, six] = urls("/ip");
     let mut command = laptop.machine.command(&format!(
@@ -45,8 +45,7 @@ fn no_shutdown_opens_the_route_for_processes_that_outlive_the_agent() -> Outcome
         laptop.machine.run(SLOW)?;
         let captures = captures_in(&laptop.lab)?;
         let process = restless(&laptop)?;
-        // The shell that runs the command is one of the machine's, and may end before it reports
-        // success.
+        // The shell that runs the command may be killed before it reports success.
         let _ = laptop.machine.try_run(&format!("systemctl {verb}"));
         laptop.machine.wait_shut_down().with_context(|| verb.to_owned())?;
         let said = process.output();
@@ -81,8 +80,9 @@ fn rescue_mode_leaves_the_route_and_the_agent_adopts_it_afterwards() -> Outcome 
     laptop.finish()
 }
 
-/// Makes `fetch.service`, in the slice, whose first act is a connection, and a service that stays.
-fn services(machine: &Machine) -> Outcome {
+/// Creates `fetch.service` in the slice, which connects first of all, and a service that keeps
+/// running.
+fn services(machine: &BootedMachine) -> Outcome {
     let [four, _] = urls("/ip");
     machine.run(&format!(
         "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nSlice=mobile.slice\n\
@@ -109,7 +109,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     for _ in 0..2 {
         machine.run("systemctl stop mobile.slice")?;
         fetch("with the slice made anew")?;
-        // The first service starts the agent, and waits for it.
+        // The first service starts the agent and waits for it.
         machine.run("systemctl stop mobile")?;
         fetch("without an agent")?;
         machine.run("systemctl kill --signal=KILL mobile")?;
@@ -117,7 +117,8 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
         machine.run("systemctl restart --no-block mobile mobile.slice")?;
         fetch("with an agent and a slice that start again")?;
     }
-    // A running service survives a restart of the agent, but not its end: it would go direct.
+    // A running service survives a restart of the agent but not its end, since it would go
+    // directly.
     machine.run("systemctl start stays && systemctl restart mobile && systemctl is-active stays")?;
     laptop.connected(UplinkName::Eth)?;
     machine.run("systemctl stop mobile")?;
@@ -127,7 +128,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
 
     // Without a configuration there is no agent.
     machine.run("mv /etc/mobile/agent.toml /root")?;
-    // Oftener than systemd starts a unit by default: 5 times in 10 seconds.
+    // More often than systemd starts a unit by default, which is 5 times in 10 s.
     for service in ["fetch", "stays"].repeat(3) {
         let refused = machine.try_run(&format!("rm -f /run/seen; systemctl start {service}"))?;
         ensure!(refused.code() != 0, "{service} was started without an agent: {refused:?}");
@@ -143,7 +144,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     laptop.finish()
 }
 
-/// Breaks a configuration as a slip of the keyboard does.
+/// Breaks a configuration with a typing error.
 fn break_configuration(config: &Path) -> Outcome {
     let text = std::fs::read_to_string(config)?;
     Ok(std::fs::write(config, format!("{text}\n[rooting]\ntabel = oops\n"))?)
@@ -153,7 +154,7 @@ fn break_configuration(config: &Path) -> Outcome {
 fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcome {
     let mut bed = Testbed::new()?;
     let text = std::fs::read_to_string(bed.agent.config())?;
-    // Another device than the default, which is known only from the agent's last start.
+    // A device other than the default, which only the agent's last start has recorded.
     bed.agent.stop()?;
     bed.agent.cli(&["cleanup"])?.ok()?;
     bed.agent.configure("tunnel", "device", "mobile7")?;
@@ -172,7 +173,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
         ensure!(!left.contains("mobile7") && !left.contains("7707"), "left: {left}");
         ensure!(!bed.agent.pin_dir.exists(), "pins are left");
         until("the mobile cgroup to go", || !bed.agent.cgroup.exists())?;
-        // Cleaning up again is harmless, and so is a missing file.
+        // Repeating the cleanup is harmless, and so is a missing file.
         bed.agent.cli(&["cleanup"])?.ok().err().context("nothing is known, and nothing is said")?;
         if running {
             bed.agent.wait_ended()?;
@@ -206,7 +207,7 @@ fn cleanup_takes_everything_whatever_has_become_of_the_configuration() -> Outcom
 #[test]
 fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Outcome {
     let laptop = Laptop::new()?;
-    let relay = Machine::boot(&laptop.lab, &laptop.lab.server)?;
+    let relay = BootedMachine::boot(&laptop.lab, &laptop.lab.server)?;
     let [relay_package, _] = packages(VERSION)?;
     install(&relay, &relay_package)?;
     relay.run("home-relay init && systemctl start home-relay")?;
@@ -231,8 +232,7 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
         })?;
         let failed = machine.run("systemctl list-units --failed --plain --no-legend")?;
         ensure!(!failed.contains("cleanup"), "{failed}");
-        // After removal the package can be installed again, and purged with whatever is then
-        // running.
+        // After removal the package can be installed again, and purged with whatever then runs.
         machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --remove {name}"))?;
         install(machine, package)?;
         purged(machine, name, unit)?;
@@ -241,15 +241,15 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     laptop.finish_off()
 }
 
-/// The kernel objects of the agents of a network namespace with default names: mobile
-/// cgroup and pins.
+/// The kernel objects of agents with default names in one network namespace: the mobile cgroup and
+/// the pins.
 struct Defaults([PathBuf; 2]);
 
 impl Defaults {
     fn of(lab: &Lab, ns: &Ns) -> anyhow::Result<Self> {
         let id = ns.run(&["stat", "--dereference", "--format=%i", "/proc/self/ns/net"])?;
         let name = format!("mobile-{}", id.trim());
-        let root = lab.group().path().parent().context("a lab's cgroup is below the root")?;
+        let root = lab.cgroup().path().parent().context("a lab's cgroup is below the root")?;
         Ok(Self([root.join(&name), Path::new("/sys/fs/bpf").join(&name)]))
     }
 
@@ -259,7 +259,7 @@ impl Defaults {
 }
 
 impl Drop for Defaults {
-    /// Removes the objects, which the lab does not if a case fails: they are outside its cgroup.
+    /// Removes the objects, which are outside the lab's cgroup and so would outlive a failed case.
     fn drop(&mut self) {
         let [cgroup, pins] = &self.0;
         let _ = Command::new("rm").arg("-rf").arg(pins).output();
@@ -284,32 +284,32 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
 
     let [echo, _] = server(port::ECHO);
     let tool = mobile_tests::program("labtool")?.display().to_string();
-    let mut here = bed.mobile_talk(&["tcp", &echo])?;
-    let mut there = Talk::start(&mut other.run(&[&tool, "tcp", &echo]))?;
+    let mut here = bed.mobile_labtool(&["tcp", &echo])?;
+    let mut there = LineProcess::start(&mut other.run(&[&tool, "tcp", &echo]))?;
     for talk in [&mut here, &mut there] {
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
     }
     let pids = |agent: &Agent| -> anyhow::Result<usize> {
         Ok(agent.status()?["mobile_processes"].as_u64().context("no number")?.try_into()?)
     };
     assert_eq!((pids(&bed.agent)?, pids(&other)?), (1, 1));
 
-    // The other agent ends, and everything of its own is removed.
+    // The other agent ends and removes everything of its own.
     other.stop()?;
     other.cli(&["cleanup"])?.ok()?;
     assert_eq!(names.each_ref().map(Defaults::there), [[true; 2], [false; 2]]);
-    assert_eq!(here.ask("after")?, "after");
+    assert_eq!(here.request("after")?, "after");
     assert_eq!(pids(&bed.agent)?, 1);
     works(&bed)?;
-    // The other agent starts again, is killed, and leaves the first alone at its next start too.
+    // The other agent starts again and is killed; its next start leaves the first agent alone too.
     other.start()?;
     other.kill()?;
     works(&bed)?;
     bed.agent.kill()?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(here.ask("adopted")?, "adopted");
+    assert_eq!(here.request("adopted")?, "adopted");
     other.cli(&["cleanup"])?.ok()?;
     works(&bed)?;
 
@@ -326,7 +326,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     Ok(())
 }
 
-/// Asserts that a new connection of a mobile process takes the tunnel.
+/// Checks that a new connection of a mobile process takes the tunnel.
 fn works(bed: &Testbed) -> Outcome {
     let [four, _] = urls("/ip");
     let seen = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", &four]), None, PATIENCE)?.ok()?;

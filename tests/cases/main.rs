@@ -1,4 +1,4 @@
-//! Every end-to-end case, a module for each topic. A case's name is the promise it keeps.
+//! All end-to-end cases, with a module for each topic. A case's name is the property it checks.
 
 mod accounts;
 mod check;
@@ -9,16 +9,16 @@ mod compression;
 mod crash;
 mod crowd;
 mod dns;
+mod enrolment;
 mod failure;
+mod foreign_changes;
 mod forward;
 mod freeze;
-mod handed;
+mod handed_over;
 mod hostile_relay;
 mod injection;
-mod join;
 mod journal;
 mod json;
-mod kept;
 mod lab;
 mod laptop;
 mod latency;
@@ -29,12 +29,12 @@ mod matrix;
 mod metrics;
 mod modes;
 mod neighbours;
-mod others;
 mod outage;
 mod packages;
 mod programs;
 mod refusals;
 mod relay_reach;
+mod relay_recovery;
 mod reload;
 mod restart;
 mod router;
@@ -57,28 +57,30 @@ use std::path::Path;
 
 use mobile_tests::{PATIENCE, Testbed, addr, finish_within};
 
-/// What a case returns.
+/// The result of a case.
 type Outcome = anyhow::Result<()>;
 
-/// `address:port` of the server, IPv4 and IPv6.
+/// Returns `address:port` of the server, for IPv4 and IPv6.
 fn server(port: u16) -> [String; 2] {
     [format!("{}:{port}", addr::SERVER4), format!("[{}]:{port}", addr::SERVER6)]
 }
 
-/// The server's URLs for `path`, IPv4 and IPv6.
+/// Returns the server's URLs of `path`, for IPv4 and IPv6.
 fn urls(path: &str) -> [String; 2] {
     [format!("http://{}{path}", addr::SERVER4), format!("http://[{}]{path}", addr::SERVER6)]
 }
 
-/// Copies a program. By `cp`, because a child of another case could inherit a descriptor of ours that is open for
-/// writing, and a program open for writing cannot be run.
+/// Copies a program with `cp`.
+///
+/// A child of another case could inherit a writable descriptor of this process, and a program open
+/// for writing cannot be executed.
 fn copy(bed: &Testbed, from: &OsStr, to: &Path) -> Outcome {
     let mut cp = bed.lab.host.command("cp");
     finish_within(cp.arg(from).arg(to), None, PATIENCE)?.ok()?;
     Ok(())
 }
 
-/// The address part of `address:port`.
+/// Returns the address of `address:port`.
 fn ip_of(seen: &str) -> std::net::IpAddr {
     seen.trim()
         .parse::<std::net::SocketAddr>()

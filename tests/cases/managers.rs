@@ -1,14 +1,14 @@
-//! A real systemd, and real network managers, on the machine where the agent is installed.
+//! The agent beside a real systemd and real network managers, installed from its package.
 
 use anyhow::{Context, ensure};
-use mobile_tests::{Lab, Machine, Relay, UplinkName, addr, until};
+use mobile_tests::{BootedMachine, Lab, Relay, UplinkName, addr, until};
 
 use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};
 
-/// A laptop with systemd, and the agent's package on it, connected.
+/// A laptop with systemd and the agent's package, connected.
 pub(crate) struct Laptop {
-    pub(crate) machine: Machine,
+    pub(crate) machine: BootedMachine,
     relay: Relay,
     pub(crate) lab: Lab,
 }
@@ -18,8 +18,8 @@ impl Laptop {
         let lab = Lab::new()?;
         let mut relay = Relay::install(&lab)?;
         relay.start()?;
-        let machine = Machine::boot(&lab, &lab.host)?;
-        // All machines of all labs share one kernel: the agent's cgroups and mark are not the usual ones.
+        let machine = BootedMachine::boot(&lab, &lab.host)?;
+        // All machines of all labs share one kernel, so cgroups and mark are not the defaults.
         let cgroup = format!("/sys/fs/cgroup/{}/mobile", machine.cgroup.display());
         let mark = lab.mark("laptop");
         machine.run(&format!(
@@ -42,7 +42,7 @@ impl Laptop {
         })
     }
 
-    /// What of the MOBILE route is in the kernel.
+    /// Returns the MOBILE route in the kernel: rules, routes and addresses.
     fn route(&self) -> anyhow::Result<String> {
         self.machine.run(
             "for family in -4 -6; do ip $family rule | grep 7700; ip $family route show table 7700; \
@@ -50,7 +50,8 @@ impl Laptop {
         )
     }
 
-    /// That a new connection of a mobile process is seen as the relay's, and one of an ordinary process is not.
+    /// Checks that the server sees a mobile process at the relay's address, and an ordinary one
+    /// elsewhere.
     fn works(&self, when: &str) -> Outcome {
         let [four, _] = urls("/ip");
         let fetch = format!("curl -s -m 10 {four}");
@@ -61,7 +62,8 @@ impl Laptop {
         Ok(())
     }
 
-    /// The end, after which neither program has warned of anything, and the agent has put nothing back.
+    /// Ends the case. Neither program may have logged a warning, and the agent may not have
+    /// restored anything.
     pub(crate) fn finish(self) -> Outcome {
         let loud = "journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT=mobile.service";
         let loud = self.machine.run(loud)?;
@@ -69,7 +71,7 @@ impl Laptop {
         self.finish_off()
     }
 
-    /// Reads the same lines of a laptop that is off, whose journal is gone with it.
+    /// Ends a case whose laptop is off and whose journal is lost: checks the relay only.
     pub(crate) fn finish_off(mut self) -> Outcome {
         self.relay.stop()?;
         self.relay.cli(&["cleanup"])?.ok()?;
@@ -85,7 +87,7 @@ fn what_a_real_systemd_runs_in_mobile_slice_is_mobile_whenever_agent_and_slice_c
     let laptop = Laptop::new()?;
     let machine = &laptop.machine;
     let [four, _] = urls("/ip");
-    // sleep: a slice that is made anew takes the agent a moment to hear of.
+    // The agent needs a moment to notice a slice that was created again.
     machine.run(&format!(
         "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nSlice=mobile.slice\nStandardOutput=truncate:/run/seen\n\
          ExecStartPre=/bin/sleep 0.1\nExecStart=/usr/bin/curl -s -m 10 {four}\n' >fetch.service\n\
@@ -120,11 +122,11 @@ fn what_a_real_systemd_runs_in_mobile_slice_is_mobile_whenever_agent_and_slice_c
 }
 
 #[test]
-fn systemd_networkd_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
+fn systemd_networkd_that_takes_over_an_uplink_leaves_the_agents_objects() -> Outcome {
     let laptop = Laptop::new()?;
     let before = laptop.route()?;
     let (machine, eth) = (&laptop.machine, laptop.lab.eth());
-    // As in a container: no udev tells it which links are ready.
+    // As in a container: no udev reports which links are ready.
     machine.run(&format!(
         "mount -o remount,ro,bind /sys\nmkdir -p /etc/systemd/network\nprintf '[Match]\nName=eth0\n[Network]\n\
          KeepConfiguration=yes\nLinkLocalAddressing=no\n[Route]\nGateway={}\nMetric=50\n' \
@@ -153,12 +155,13 @@ fn systemd_networkd_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
 }
 
 #[test]
-fn network_manager_that_takes_over_an_uplink_leaves_what_is_ours() -> Outcome {
+fn network_manager_that_takes_over_an_uplink_leaves_the_agents_objects() -> Outcome {
     let laptop = Laptop::new()?;
     let before = laptop.route()?;
     let (machine, eth) = (&laptop.machine, laptop.lab.eth());
     let device = || machine.run("nmcli -t -f DEVICE,STATE device");
-    // As in a container: no udev. The lab's links are TAPs, and so they are tun connections to NetworkManager.
+    // As in a container, without udev. The lab's links are TAP devices, which NetworkManager treats
+    // as tun connections.
     machine.run(
         "mount -o remount,ro,bind /sys\nmkdir -p /etc/NetworkManager/conf.d\n\
          printf '[main]\ndns=none\nplugins=keyfile\nno-auto-default=*\n' >/etc/NetworkManager/conf.d/lab.conf\n\

@@ -1,10 +1,11 @@
-//! Every kind of socket, in every state of the agent, whenever its process became mobile: nothing leaks, and what is
-//! documented is what happens.
+//! Sockets of every kind, in every state of the agent, by when their process became mobile: no
+//! packet leaks, and the documentation says what happens.
 //!
-//! A lab for each state, in which six processes have a socket of every kind and family each; all devices of the host are
-//! watched, and each packet carries the number of its socket. The tables in docs/understand/security.md are what this measures:
-//! `MATRIX=write cargo xtask test e2e matrix` writes them anew. On the older kernels of `cargo xtask test vm` it measures
-//! which sockets are not kept from leaving beside the tunnel, in some of the states: that list is there too.
+//! For each state a lab runs six processes, each with a socket of every kind and family. All
+//! devices of the host are watched, and each packet carries its socket's number. The tables in
+//! docs/security.md are the result: `MATRIX=write cargo xtask test e2e matrix` writes them. On the
+//! older kernels of `cargo xtask test vm` the case measures, in some of the states, which sockets
+//! can send outside the tunnel, and compares that list too.
 
 mod rules;
 mod table;
@@ -14,7 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use anyhow::{Context as _, Result, ensure};
-use mobile_tests::matrix::{Caller, Crew, Left, NUMBERS, Order, Server, Watch};
+use mobile_tests::matrix::{
+    AttachTiming, Caller, EgressDevices, EgressWatch, MatrixServer, SOCKET_NUMBERS, SocketProcess,
+};
 use mobile_tests::{LabOptions, Testbed};
 use serde_json::Value;
 
@@ -23,12 +26,13 @@ use crate::Outcome;
 #[test]
 fn the_matrix_of_sockets_and_states_is_as_documented() -> Outcome {
     let older = table::is_an_older_kernel();
-    // They mostly wait, and two cores are busy with four. An emulated kernel has enough to do with one.
+    // The labs mostly wait: four of them keep two cores busy. An emulated machine runs one.
     let (states, labs_at_once) = if older { (&State::DISTINCT[..], 1) } else { (&State::ALL[..], 4) };
     let todo = Mutex::new(states.to_vec());
     let measured = Mutex::new(HashMap::new());
     std::thread::scope(|scope| -> Outcome {
-        // Each lab belongs to one thread: its programs end with the thread that started them.
+        // A lab's programs end with the thread that started them, so each lab belongs to one
+        // thread.
         let worker = || -> Outcome {
             loop {
                 let Some(state) = todo.lock().expect("no panic").pop() else { return Ok(()) };
@@ -51,7 +55,7 @@ fn the_matrix_of_sockets_and_states_is_as_documented() -> Outcome {
     table::compare(&table::tables(&measured))
 }
 
-/// What the agent is doing meanwhile.
+/// The state of the agent while the sockets are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
     Up,
@@ -60,9 +64,9 @@ enum State {
     NoUplink,
     Killed,
     Upgrading,
-    /// `mobile cleanup`, interrupted after its first step: nobody is mobile.
+    /// `mobile cleanup` interrupted after its first step: no process is mobile.
     NobodyMobile,
-    /// The same after its second: there is no route.
+    /// `mobile cleanup` interrupted after its second step: there is no route.
     RouteGone,
 }
 
@@ -78,7 +82,7 @@ impl State {
         Self::RouteGone,
     ];
 
-    /// Those in which the programs and the routes have different things to decide; the others are these again, at other
+    /// The states that differ in what programs and routes decide; the others repeat these at other
     /// moments.
     const DISTINCT: [Self; 3] = [Self::Up, Self::NoUplink, Self::Killed];
 
@@ -100,7 +104,7 @@ impl State {
             Self::Killed | Self::Upgrading => bed.agent.kill()?,
             Self::NobodyMobile | Self::RouteGone => {
                 bed.agent.kill()?;
-                empty(&bed.agent.cgroup, bed.lab.group().path())?;
+                empty(&bed.agent.cgroup, bed.lab.cgroup().path())?;
                 if self == Self::RouteGone {
                     bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
                     for (family, rule) in [("-4", "4900"), ("-4", "4901"), ("-6", "4900"), ("-6", "4901")] {
@@ -115,7 +119,7 @@ impl State {
         Ok(())
     }
 
-    /// Back to where everything works, if there is a way back.
+    /// Returns to the state in which everything works, if that is possible.
     fn leave(self, bed: &mut Testbed) -> Result<bool> {
         match self {
             Self::Up | Self::NobodyMobile | Self::RouteGone => return Ok(false),
@@ -125,7 +129,7 @@ impl State {
                 bed.lab.wlan().bring_up()?;
             }
             Self::Killed => bed.agent.start()?,
-            // While the crews were sending.
+            // The upgrade happened while the processes were sending.
             Self::Upgrading => {}
         }
         bed.agent.wait_connected()?;
@@ -133,7 +137,8 @@ impl State {
     }
 }
 
-/// What `mobile cleanup` does first: nobody is mobile any more. As far as it got.
+/// Moves processes out of the mobile cgroups as far as possible, which is the first step of `mobile
+/// cleanup`.
 fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for entry in std::fs::read_dir(cgroup)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -143,84 +148,85 @@ fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for pid in std::fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
         std::fs::write(to.join("cgroup.procs"), pid)?;
     }
-    // One that has just ended may hold it a moment longer; an empty cgroup is nobody's.
+    // A process that has just ended may hold the cgroup a moment longer; an empty cgroup does not
+    // matter.
     let _may_stay = std::fs::remove_dir(cgroup);
     Ok(())
 }
 
-/// What became of one socket.
+/// The measurement of one socket.
 struct Cell {
-    order: Order,
+    timing: AttachTiming,
     kind: String,
     family: String,
-    /// Meanwhile.
+    /// The report in the state.
     first: Value,
-    /// When everything works again.
+    /// The report after everything works again, if it does.
     after: Option<Value>,
-    /// The devices that its packets left by.
-    left: Left,
-    /// Whether any left by an uplink with a persistent address.
+    /// The devices that the socket's packets left by.
+    left: EgressDevices,
+    /// Whether a packet with a persistent source address left by an uplink.
     astray: bool,
 }
 
 const OPEN: &str = "open";
 const CONNECT: &str = "connect 1500";
 const SEND: &str = "send 2500";
-/// The repetitions of a connect() are up to eight seconds apart by then.
+/// By then, TCP's retransmissions of a SYN are up to eight seconds apart.
 const SEND_AFTER: &str = "send 9000";
 
 fn measure(state: State) -> Result<Vec<Cell>> {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    // Others connect to the listening sockets unasked, which only a routed pool allows.
+    // The server connects to the listening sockets, which only a routed pool allows.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.configure("clients", "inbound", "routed")?;
-    let _server = Server::start(&bed)?;
+    let _server = MatrixServer::start(&bed)?;
     if state == State::NeverConnected {
         bed.agent.start()?;
     } else {
         bed.start()?;
     }
-    let watch = Watch::start(&bed.lab.host, NUMBERS)?;
-    let mut crews = Order::ALL.map(|order| Crew::start(&bed, order));
-    let mut crews: Vec<Crew> = crews.iter_mut().map(take).collect::<Result<_>>()?;
-    steps(&mut crews, |order| match order {
-        Order::Mobile | Order::Ordinary => &[],
-        Order::AttachedAfterSocket | Order::DetachedAfterSocket => &[OPEN],
-        Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
+    let watch = EgressWatch::start(&bed.lab.host, SOCKET_NUMBERS)?;
+    let mut processes = AttachTiming::ALL.map(|timing| SocketProcess::start(&bed, timing));
+    let mut processes: Vec<SocketProcess> = processes.iter_mut().map(take).collect::<Result<_>>()?;
+    steps(&mut processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[],
+        AttachTiming::AttachedAfterSocket | AttachTiming::DetachedAfterSocket => &[OPEN],
+        AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
     })?;
-    for crew in &crews {
-        let verb = match crew.order {
-            Order::Mobile | Order::Ordinary => continue,
-            Order::AttachedAfterSocket | Order::AttachedAfterConnect => "attach",
-            Order::DetachedAfterSocket | Order::DetachedAfterConnect => "detach",
+    for process in &processes {
+        let verb = match process.timing {
+            AttachTiming::Mobile | AttachTiming::Ordinary => continue,
+            AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect => "attach",
+            AttachTiming::DetachedAfterSocket | AttachTiming::DetachedAfterConnect => "detach",
         };
-        bed.agent.cli(&[verb, &crew.pid()])?.ok()?;
+        bed.agent.cli(&[verb, &process.pid()])?.ok()?;
     }
     let _before = watch.take()?;
 
     state.enter(&mut bed)?;
-    steps(&mut crews, |order| match order {
-        Order::Mobile | Order::Ordinary => &[OPEN],
+    steps(&mut processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[OPEN],
         _ => &[],
     })?;
-    let callers = callers(&bed, &crews);
-    let rest = |order| -> &'static [&'static str] {
-        match order {
-            Order::AttachedAfterConnect | Order::DetachedAfterConnect => &[SEND],
+    let callers = callers(&bed, &processes);
+    let rest = |timing| -> &'static [&'static str] {
+        match timing {
+            AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[SEND],
             _ => &[CONNECT, SEND],
         }
     };
-    for crew in &mut crews {
-        rest(crew.order).iter().try_for_each(|step| crew.say(step))?;
+    for process in &mut processes {
+        rest(process.timing).iter().try_for_each(|step| process.start_step(step))?;
     }
     if state == State::Upgrading {
         bed.agent.start()?;
     }
-    crews.iter_mut().try_for_each(|crew| crew.wait(SEND))?;
-    let first: Vec<Vec<Value>> = crews.iter().map(|crew| crew.reports.clone()).collect();
+    processes.iter_mut().try_for_each(|process| process.wait(SEND))?;
+    let first: Vec<Vec<Value>> = processes.iter().map(|process| process.reports.clone()).collect();
     let is_back = state.leave(&mut bed)?;
     if is_back {
-        steps(&mut crews, |_| &[SEND_AFTER])?;
+        steps(&mut processes, |_| &[SEND_AFTER])?;
     }
     let left = watch.take()?;
     watch.finish()?;
@@ -228,15 +234,16 @@ fn measure(state: State) -> Result<Vec<Cell>> {
 
     let persistent = [IpAddr::V4(bed.agent.address4), bed.agent.address6.into()];
     let mut cells = Vec::new();
-    for (crew, first) in crews.iter().zip(first) {
-        for (first, last) in first.into_iter().zip(&crew.reports) {
+    for (process, first) in processes.iter().zip(first) {
+        for (first, last) in first.into_iter().zip(&process.reports) {
             let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
             let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
             let left = left.get(&number).cloned().unwrap_or_default();
-            let from_us = |story: &str| persistent.iter().any(|ours| story.starts_with(&format!("{ours} ")));
-            let astray = left.iter().any(|(device, story)| device != "mobile0" && from_us(story));
+            let from_us =
+                |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
+            let astray = left.iter().any(|(device, packet)| device != "mobile0" && from_us(packet));
             cells.push(Cell {
-                order: crew.order,
+                timing: process.timing,
                 kind: text("kind"),
                 family: text("family"),
                 first,
@@ -246,31 +253,31 @@ fn measure(state: State) -> Result<Vec<Cell>> {
             });
         }
     }
-    drop(crews);
+    drop(processes);
     bed.expect_warnings_of_all_kinds();
     bed.finish()?;
     Ok(cells)
 }
 
-fn take(crew: &mut Result<Crew>) -> Result<Crew> {
-    std::mem::replace(crew, Err(anyhow::anyhow!("taken")))
+fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {
+    std::mem::replace(process, Err(anyhow::anyhow!("taken")))
 }
 
-/// Takes all crews through steps, all at once.
-fn steps(crews: &mut [Crew], of: impl Fn(Order) -> &'static [&'static str]) -> Outcome {
-    for crew in &mut *crews {
-        of(crew.order).iter().try_for_each(|step| crew.say(step))?;
+/// Runs steps in all processes at the same time.
+fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static [&'static str]) -> Outcome {
+    for process in &mut *processes {
+        of(process.timing).iter().try_for_each(|step| process.start_step(step))?;
     }
-    crews.iter_mut().try_for_each(|crew| match of(crew.order).last() {
-        Some(last) => crew.wait(last),
+    processes.iter_mut().try_for_each(|process| match of(process.timing).last() {
+        Some(last) => process.wait(last),
         None => Ok(()),
     })
 }
 
-/// Somebody at the server for each socket that listens.
-fn callers(bed: &Testbed, crews: &[Crew]) -> Vec<Caller> {
+/// Starts a caller at the server for each listening socket.
+fn callers(bed: &Testbed, processes: &[SocketProcess]) -> Vec<Caller> {
     let listening =
-        crews.iter().flat_map(|crew| &crew.reports).filter(|cell| cell["kind"] == "tcp-listening");
+        processes.iter().flat_map(|process| &process.reports).filter(|cell| cell["kind"] == "tcp-listening");
     let call = |cell: &Value| {
         let port = u16::try_from(cell["number"].as_u64()?).ok()?;
         let six = cell["family"] == "ipv6";

@@ -1,4 +1,4 @@
-//! Prometheus understands both programs, and what is shipped for it shows something.
+//! Prometheus reads both programs' metrics, and the shipped alerts and dashboards work with them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,39 +10,40 @@ use serde_json::Value;
 
 use crate::{Outcome, server};
 
-/// What the packages bring.
+/// The directories of the shipped alerts and dashboards.
 const DISTS: [&str; 2] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/../mobile-agent/dist"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/../home-relay/dist"),
 ];
 
-/// What has nothing to show where all is well: nothing is compressed, so that there is no ratio.
+/// The panels without data in a healthy setup: nothing is compressed, so there is no ratio.
 const EMPTY_PANELS: [&str; 1] = ["Compression"];
 
-/// Where Prometheus listens.
+/// The address on which Prometheus listens.
 const PROMETHEUS: &str = "127.0.0.1:9090";
 
-/// How often it scrapes here, and over which span rates are taken.
+/// The scrape interval, and the range over which rates are computed.
 const SCRAPE: &str = "200ms";
 const RATE_INTERVAL: &str = "5s";
 
-/// The page at `path`, and its status.
+/// Returns the page at `path` and its status.
 fn page(ns: &Ns, listen: &str, path: &str) -> Result<(String, String)> {
     let text = ns.run(&["curl", "-sS", "-w", "\n%{http_code}", &format!("http://{listen}{path}")])?;
     let (body, status) = text.rsplit_once('\n').context("no status")?;
     Ok((body.to_owned(), status.to_owned()))
 }
 
-/// The metrics that docs/use/metrics.md has of the programs whose metrics begin so.
+/// Returns the metrics with this prefix that docs/metrics.md has.
 fn documented(prefix: &str) -> BTreeSet<&'static str> {
     let names = include_str!("../../docs/use/metrics.md").lines().filter_map(|line| line.strip_prefix("| `"));
     names.filter_map(|line| line.split('`').next()).filter(|name| name.starts_with(prefix)).collect()
 }
 
-/// Labels whose values speak for themselves, or are the machine's own names.
+/// Labels whose values are self-explanatory or are the machine's own names.
 const PLAIN_LABELS: [&str; 4] = ["version", "uplink", "direction", "le"];
 
-/// Every value of every other label, as `metric: value`, that the metric's help does not explain.
+/// Returns each value of the other labels, as `metric: value`, that the metric's help does not
+/// explain.
 fn unexplained(text: &str) -> Vec<String> {
     let (mut help, mut found) = ("", Vec::new());
     for line in text.lines() {
@@ -61,7 +62,7 @@ fn unexplained(text: &str) -> Vec<String> {
     found
 }
 
-/// A real Prometheus on the host that scrapes both programs.
+/// A Prometheus server on the host that scrapes both programs.
 struct Prometheus<'a> {
     ns: &'a Ns,
     process: Process,
@@ -85,7 +86,7 @@ impl<'a> Prometheus<'a> {
         let process = Process::start("prometheus", &mut command, &dir.join("prometheus.txt"))?;
         let prometheus = Self { ns, process };
         wait_for("Prometheus to have scraped both", Duration::from_secs(40), || {
-            // It may not listen yet.
+            // The server may not listen yet.
             let up = prometheus.query("up == 1").unwrap_or_default();
             Ok((up.len() == 2).then_some(()))
         })
@@ -102,7 +103,7 @@ impl<'a> Prometheus<'a> {
         Ok(answer["data"].clone())
     }
 
-    /// The values that an expression has now.
+    /// Returns the current values of an expression.
     fn query(&self, expression: &str) -> Result<Vec<String>> {
         let data = self.api("query", &[&format!("query={expression}")])?;
         let series = data["result"].as_array().context("no result")?;
@@ -111,7 +112,7 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-/// Every panel of a dashboard has something to show, or is known to have nothing.
+/// Checks that every panel of a dashboard has data, unless it is known to have none.
 fn look_at_dashboard(prometheus: &Prometheus, dist: &str) -> Outcome {
     let text = std::fs::read_to_string(Path::new(dist).join("dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;
@@ -146,12 +147,12 @@ fn prometheus_scrapes_both_every_panel_shows_something_and_no_alert_fires() -> O
     bed.relay.configure("metrics", "listen", relay_metrics.as_str())?;
     bed.start()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     bed.agent.cli(&["use", "wlan0"])?.ok()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("after")?, "after");
+    assert_eq!(talk.request("after")?, "after");
     for (ns, listen, prefix) in
         [(&bed.lab.host, METRICS, "mobile_"), (&bed.lab.relay, &relay_metrics, "homerelay_")]
     {

@@ -1,5 +1,7 @@
-//! The same promises with what `[tunnel]` can turn on and off the other way round: segmentation offload, compression, and the
-//! queue in which flows take turns. Chaos is played in these modes too: `cargo xtask test chaos --tunnel KEY=VALUE`.
+//! Sessions and transfers with the other value of each setting in `[tunnel]`: segmentation offload,
+//! compression and the fair queue.
+//!
+//! The chaos test also runs in these modes: `cargo xtask test chaos --tunnel KEY=VALUE`.
 
 use std::time::Duration;
 
@@ -16,10 +18,11 @@ const OFFLOAD: Setting = ("offload", "off");
 const QUEUE: Setting = ("queue", "fifo");
 const COMPRESSION: Setting = ("compression", "zstd");
 
-/// The size of each transfer.
+/// The size of each transfer in bytes.
 const SIZE: u64 = 20_000_000;
 
-/// It takes some seconds, in which the uplink goes and comes back.
+/// The rate in bit/s, at which a transfer takes some seconds, enough for the uplink to go and
+/// return.
 const RATE: u64 = 40_000_000;
 
 fn testbed(settings: &[Setting]) -> anyhow::Result<Testbed> {
@@ -29,13 +32,14 @@ fn testbed(settings: &[Setting]) -> anyhow::Result<Testbed> {
     Ok(bed)
 }
 
-/// A session, a download and an upload of text at the same time, over the loss of an uplink and its return.
+/// Runs a session, a download and an upload of text at the same time, over the loss of an uplink
+/// and its return.
 fn outlive_handovers(settings: &[Setting]) -> Outcome {
     let mut bed = testbed(settings)?;
     limit(&bed, Some(RATE));
     let [echo, _] = server(port::ECHO);
-    let mut session = bed.mobile_talk(&["tcp", &echo])?;
-    session.hear()?;
+    let mut session = bed.mobile_labtool(&["tcp", &echo])?;
+    session.next_line()?;
     let (file, text, answer) =
         (bed.lab.dir().join("download"), bed.lab.dir().join("text"), bed.lab.dir().join("answer"));
     let line = "What compresses well, whatever the mode is that it is sent in. ";
@@ -46,7 +50,7 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
         curl(&bed, &["-T", path(&text), "-o", path(&answer), &upload])?,
     ];
     for (number, uplink) in [(1, UplinkName::Wlan), (2, UplinkName::Eth), (3, UplinkName::Wlan)] {
-        // Some megabytes between two handovers.
+        // Some megabytes pass between two handovers.
         std::thread::sleep(Duration::from_millis(700));
         if uplink == UplinkName::Wlan {
             bed.lab.eth().cut()?;
@@ -55,7 +59,7 @@ fn outlive_handovers(settings: &[Setting]) -> Outcome {
         }
         bed.agent.wait_active(uplink)?;
         let typed = format!("after handover {number}");
-        assert_eq!(session.ask(&typed)?, typed);
+        assert_eq!(session.request(&typed)?, typed);
     }
     limit(&bed, None);
     for transfer in &mut transfers {
@@ -115,7 +119,8 @@ fn without_offload_no_packet_on_either_device_is_larger_than_the_mtu() -> Outcom
     Ok(())
 }
 
-/// That the setting does something, and what it is for: beside an upload a keystroke waits behind what fills the uplink.
+/// Shows that the setting has an effect: without the fair queue a keystroke beside an upload waits
+/// behind the queued data.
 #[test]
 fn without_the_fair_queue_a_keystroke_waits_behind_an_upload() -> Outcome {
     let bed = testbed(&[QUEUE])?;
@@ -130,7 +135,7 @@ fn without_the_fair_queue_a_keystroke_waits_behind_an_upload() -> Outcome {
     std::thread::sleep(Duration::from_secs(3));
     let beside = latency::echo(&bed)?;
     ensure!(transfer.ended()?.is_none(), "the upload has ended: {}", transfer.output());
-    // The fair queue's own figure is below 2.
+    // With the fair queue the ratio is below 2.
     ensure!(beside > 2.5 * idle, "{idle} ms alone, {beside} ms beside an upload");
     bed.finish()
 }

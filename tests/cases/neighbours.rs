@@ -1,23 +1,26 @@
-//! Programs of others on the same host that route: openvpn as a full tunnel, and what Docker makes.
+//! Other software on the same host that changes routing: openvpn as a full tunnel, and Docker.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::ensure;
-use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{
+    Lab, LabOptions, LineProcess, PATIENCE, Process, Testbed, addr, finish_within, port, until,
+};
 
 use crate::{Outcome, ip_of, server, urls};
 
-/// As whom the server sees what goes through openvpn: the lab's router is its gateway.
+/// The address under which the server sees openvpn's traffic; the lab's router is its gateway.
 const FULL_TUNNEL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// As whom the server sees a new connection over IPv4 of a mobile process, and of an ordinary one.
+/// Returns the addresses under which the server sees a new IPv4 connection of a mobile and of an
+/// ordinary process.
 fn seen(bed: &Testbed) -> anyhow::Result<[IpAddr; 2]> {
     let fetch = ["curl", "-s", "-m", "10", &urls("/ip")[0]];
     let mobile = finish_within(&mut bed.agent.run(&fetch), None, PATIENCE)?.ok()?;
     Ok([ip_of(&mobile), ip_of(&bed.lab.host.run(&fetch)?)])
 }
 
-/// openvpn's server, with the key that both ends have.
+/// Starts openvpn's server with a static key that both ends have.
 fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     let key = lab.dir().join("static.key").display().to_string();
     lab.internet.run(&["openvpn", "--genkey", "secret", &key])?;
@@ -29,7 +32,7 @@ fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     openvpn(lab, "server", &["--multihome", "--ifconfig", "10.99.0.1", "10.99.0.2"])
 }
 
-/// openvpn's client, which takes the default route.
+/// Starts openvpn's client, which takes the default route.
 fn openvpn_client(lab: &Lab) -> anyhow::Result<Process> {
     let args =
         ["--remote", "198.51.100.1", "--ifconfig", "10.99.0.2", "10.99.0.1", "--redirect-gateway", "def1"];
@@ -60,19 +63,19 @@ fn openvpn_with_redirect_gateway_started_after_the_agent_takes_everything_but_wh
     let bed = Testbed::new()?;
     let _server = openvpn_server(&bed.lab)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let mut client = openvpn_client(&bed.lab)?;
     through_openvpn_but_for_mobile(&bed)?;
-    assert_eq!(talk.ask("still here")?, "still here");
-    // A handover beside it.
+    assert_eq!(talk.request("still here")?, "still here");
+    // A handover while openvpn is active.
     bed.lab.eth().flush_routes(mobile_tests::Family::Four)?;
     bed.agent.wait_active(bed.lab.wlan().name)?;
     assert_eq!(seen(&bed)?[0], IpAddr::V4(addr::RELAY4));
     client.signal(nix::sys::signal::Signal::SIGTERM)?;
     client.wait(PATIENCE)?;
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), bed.lab.wlan().name.nat_address().into()]);
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -86,8 +89,9 @@ fn openvpn_with_redirect_gateway_started_before_the_agent_takes_everything_but_w
     bed.finish()
 }
 
-/// What Docker's daemon makes of a host: a bridge, forwarding, its chains, a container behind a veth.
-fn docker(bed: &Testbed) -> anyhow::Result<Talk> {
+/// Sets up what Docker's daemon creates on a host: a bridge, forwarding, its chains, and a
+/// container behind a veth pair.
+fn docker(bed: &Testbed) -> anyhow::Result<LineProcess> {
     let host = &bed.lab.host;
     host.sysctl("net/ipv4/ip_forward", "1")?;
     host.ip(&[
@@ -95,7 +99,7 @@ fn docker(bed: &Testbed) -> anyhow::Result<Talk> {
         "address add 172.17.0.1/16 dev docker0",
         "link set docker0 up",
     ])?;
-    // As iptables-nft writes them.
+    // The rules as iptables-nft writes them.
     host.feed(
         &["nft", "-f", "-"],
         "table ip filter {\n chain DOCKER-USER { return; }\n chain DOCKER { }\n\
@@ -106,15 +110,15 @@ fn docker(bed: &Testbed) -> anyhow::Result<Talk> {
          ip saddr 172.17.0.0/16 oifname != docker0 masquerade\n }\n}\n",
     )?;
     let mut shell = host.command("unshare");
-    let mut container = Talk::start(shell.args(["--net", "sh"]))?;
-    // The shell itself: `unshare` has executed it by the time it answers.
-    container.ask("ip link set lo up; echo up")?;
+    let mut container = LineProcess::start(shell.args(["--net", "sh"]))?;
+    // Once the shell answers, `unshare` has executed it, so the process id is the shell's.
+    container.request("ip link set lo up; echo up")?;
     let pid = container.pid();
     host.ip(&[
         &format!("link add veth0 type veth peer name ceth0 netns {pid}"),
         "link set veth0 master docker0 up",
     ])?;
-    container.ask(
+    container.request(
         "ip link set ceth0 up; ip address add 172.17.0.2/16 dev ceth0; ip route add default via 172.17.0.1; echo up",
     )?;
     Ok(container)
@@ -126,15 +130,15 @@ fn beside_docker_mobile_processes_are_mobile_and_containers_cannot_be_attached()
     let mut container = docker(&bed)?;
     let fetch = format!("curl -s -m 10 {} | xargs echo", urls("/ip")[0]);
     let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
-    assert_eq!(ip_of(&container.ask(&fetch)?), direct);
+    assert_eq!(ip_of(&container.request(&fetch)?), direct);
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     let said = bed.agent.cli(&["attach", &container.pid().to_string()])?;
     ensure!(said.code() == 1 && said.stderr.contains("in another network namespace"), "{said:?}");
-    assert_eq!(ip_of(&container.ask(&fetch)?), direct);
+    assert_eq!(ip_of(&container.request(&fetch)?), direct);
     assert_eq!(seen(&bed)?, [IpAddr::V4(addr::RELAY4), direct]);
     drop(container);
     until("the container's end", || bed.lab.host.run(&["ip", "link", "show", "veth0"]).is_err())?;
-    // The agent's tables are of other families.
+    // The agent's tables are of other families, so this flush must not matter.
     bed.lab.host.run(&["nft", "flush", "ruleset", "ip"])?;
     bed.finish()
 }

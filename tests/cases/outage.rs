@@ -1,4 +1,5 @@
-//! No uplink at all: the host virtual device stays usable (the paper, 3.1), and the session waits.
+//! Outages of all uplinks: the host virtual device stays usable (section 3.1 of the paper), and the
+//! session waits.
 
 use std::time::{Duration, Instant};
 
@@ -6,29 +7,29 @@ use mobile_tests::{Blackhole, Testbed, UplinkName, port};
 
 use crate::{Outcome, server};
 
-/// How long there is no uplink.
+/// The length of the outage.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// Inner TCP may wait as long again before it tries once more.
+/// The timeout after the outage: TCP may wait as long again before it retransmits.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 #[test]
 fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outcome {
     let bed = Testbed::new()?;
     let [four, six] = server(port::ECHO);
-    let mut tcp = [bed.mobile_talk(&["tcp", &four])?, bed.mobile_talk(&["tcp", &six])?];
+    let mut tcp = [bed.mobile_labtool(&["tcp", &four])?, bed.mobile_labtool(&["tcp", &six])?];
     let mut udp = [
-        bed.mobile_talk(&["udp", &four])?,
-        bed.mobile_talk(&["udp-connected", &four])?,
-        bed.mobile_talk(&["udp", &six])?,
-        bed.mobile_talk(&["udp-connected", &six])?,
+        bed.mobile_labtool(&["udp", &four])?,
+        bed.mobile_labtool(&["udp-connected", &four])?,
+        bed.mobile_labtool(&["udp", &six])?,
+        bed.mobile_labtool(&["udp-connected", &six])?,
     ];
     for talk in &mut tcp {
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
     }
     for talk in &mut udp {
-        assert_eq!(talk.ask("before")?, "before");
+        assert_eq!(talk.request("before")?, "before");
     }
 
     bed.lab.eth().take_down()?;
@@ -39,15 +40,15 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
     let mut count = 0;
     while start.elapsed() < OUTAGE {
         for talk in tcp.iter_mut().chain(&mut udp) {
-            talk.say(&format!("during {count}"))?;
+            talk.send_line(&format!("during {count}"))?;
         }
         count += 1;
-        // An ordinary pace; the outage's length is what the case is about.
+        // An ordinary pace of typing; the length of the outage is fixed.
         std::thread::sleep(Duration::from_millis(250));
     }
     for talk in tcp.iter_mut().chain(&mut udp) {
-        // An error of send() or recv() would be said: `! send: Network is unreachable`.
-        assert_eq!(talk.overhear(), Vec::<String>::new());
+        // An error of send() or recv() would be printed: `! send: Network is unreachable`.
+        assert_eq!(talk.take_lines(), Vec::<String>::new());
     }
     assert_eq!(bed.agent.log().matches("no path to the relay").count(), 1, "said while it lasts, once");
 
@@ -55,15 +56,16 @@ fn with_no_uplink_for_20_s_send_does_not_fail_and_the_session_goes_on() -> Outco
     bed.agent.wait_active(UplinkName::Wlan)?;
     for talk in &mut tcp {
         for number in 0..count {
-            assert_eq!(talk.hear_within(RECOVERY)?, format!("during {number}"));
+            assert_eq!(talk.next_line_within(RECOVERY)?, format!("during {number}"));
         }
-        assert_eq!(talk.ask("after")?, "after");
+        assert_eq!(talk.request("after")?, "after");
     }
     for talk in &mut udp {
-        talk.say("after")?;
-        // Datagrams of the outage may come late; none may be garbled, and the new one must come.
+        talk.send_line("after")?;
+        // Datagrams of the outage may arrive late. None may be garbled, and the new one must
+        // arrive.
         loop {
-            match talk.hear()?.as_str() {
+            match talk.next_line()?.as_str() {
                 "after" => break,
                 late => assert!(late.starts_with("during "), "{late}"),
             }
@@ -77,11 +79,11 @@ fn a_silent_uplink_is_left_for_one_that_answers() -> Outcome {
     for blackhole in [Blackhole::Both, Blackhole::Up, Blackhole::Down] {
         let mut bed = Testbed::new()?;
         let [four, _] = server(port::ECHO);
-        let mut talk = bed.mobile_talk(&["tcp", &four])?;
-        talk.hear()?;
+        let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+        talk.next_line()?;
         bed.lab.eth().link().set_blackhole(blackhole);
         let start = Instant::now();
-        assert_eq!(talk.ask("anybody there?")?, "anybody there?");
+        assert_eq!(talk.request("anybody there?")?, "anybody there?");
         eprintln!("{blackhole:?}: {:?}", start.elapsed());
         assert_eq!(bed.agent.status()?["active_uplink"], "wlan0");
         bed.expect_warning("gone silent");

@@ -1,23 +1,24 @@
-//! The Debian packages, on machines with systemd: installed, upgraded under a live session, purged without a trace.
+//! The Debian packages on machines with systemd: installed, upgraded during a session, purged
+//! without leftovers.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
-use mobile_tests::guide::{self, Step};
-use mobile_tests::{Lab, Machine, Services, Talk, UplinkName, addr, until};
+use mobile_tests::guide::{self, GuideStep};
+use mobile_tests::{BootedMachine, Lab, LineProcess, Services, UplinkName, addr, until};
 
 use crate::Outcome;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The packages that `cargo xtask test` has built: the relay's and the agent's.
+/// Returns the packages that `cargo xtask test` has built: the relay's and the agent's.
 pub(crate) fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
     let dir = PathBuf::from(std::env::var_os("MOBILE_PACKAGES").context("run this as `cargo xtask test`")?);
     Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
 }
 
-pub(crate) fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
-    machine.give(package)?;
+pub(crate) fn install(machine: &BootedMachine, package: &std::path::Path) -> Outcome {
+    machine.copy_in(package)?;
     let name = package.file_name().context("a package is a file")?.display();
     machine.run(&format!("DEBIAN_FRONTEND=noninteractive dpkg --install /lab/{name}"))?;
     Ok(())
@@ -26,19 +27,20 @@ pub(crate) fn install(machine: &Machine, package: &std::path::Path) -> Outcome {
 #[test]
 fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purged() -> Outcome {
     let lab = Lab::new()?;
-    let relay = Machine::boot(&lab, &lab.relay)?;
-    let laptop = Machine::boot(&lab, &lab.host)?;
+    let relay = BootedMachine::boot(&lab, &lab.relay)?;
+    let laptop = BootedMachine::boot(&lab, &lab.host)?;
     let sshd = Services::sshd(&lab.server, lab.dir(), &["server.example.org"])?;
     for key in ["id", "known_hosts"] {
-        laptop.give(&lab.dir().join(key))?;
+        laptop.copy_in(&lab.dir().join(key))?;
     }
-    // What the reader of the guide has already: names, and a server that lets them in.
+    // The guide presupposes host names and a server that accepts the login.
     let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
     laptop.run(&format!(
         "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\
          mkdir -p ~/.ssh && printf 'IdentityFile /lab/id\nUserKnownHostsFile /lab/known_hosts\n' >~/.ssh/config"
     ))?;
-    // All machines of all labs share one kernel: the agent's cgroup and mark are not the usual ones.
+    // All machines of all labs share one kernel, so the agent's cgroup and mark are not the
+    // defaults.
     let cgroup = format!("/sys/fs/cgroup/{}/mobile", laptop.cgroup.display());
     let mark = lab.mark("laptop");
     laptop.run(&format!(
@@ -47,12 +49,12 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
          >/etc/systemd/system/$unit.service.d/lab.conf; done"
     ))?;
     let [relay_package, agent_package] = packages(VERSION)?;
-    relay.give(&relay_package)?;
-    laptop.give(&agent_package)?;
+    relay.copy_in(&relay_package)?;
+    laptop.copy_in(&agent_package)?;
 
     let mut invitation = String::new();
     let mut session = None;
-    for Step { machine, commands } in guide::steps("use/getting-started.md")? {
+    for GuideStep { machine, commands } in guide::steps("use/getting-started.md")? {
         let commands = format!("cd /lab\n{}", commands.replace("INVITATION", &format!("'{invitation}'")));
         match machine.as_str() {
             "relay" => {
@@ -61,9 +63,9 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
                     invitation = printed.trim().to_owned();
                 }
             }
-            // The last one: a session does not end by itself.
+            // The guide's last block: a session does not end by itself.
             "laptop" if commands.contains("mobile run") => {
-                session = Some(Talk::start(
+                session = Some(LineProcess::start(
                     &mut laptop.command(&format!("exec {}", commands.replace("cd /lab\n", ""))),
                 )?);
             }
@@ -78,33 +80,34 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
         })
     };
     connected(UplinkName::Eth)?;
-    let client = session.ask("echo $SSH_CLIENT")?;
+    let client = session.request("echo $SSH_CLIENT")?;
     ensure!(client.starts_with(&at_relay.to_string()), "the server sees {client}");
     lab.eth().cut()?;
     connected(UplinkName::Wlan)?;
-    ensure!(session.ask("echo after a handover")? == "after a handover");
+    ensure!(session.request("echo after a handover")? == "after a handover");
 
-    // `enroll` wrote a file that its owner alone reads, and the agent serves everybody.
+    // `enroll` wrote a file that only its owner may read, and still the agent serves every user.
     for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
         laptop.run(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups mobile {verb}"))?;
     }
 
-    // Killed is not stopped: nothing is cleaned up, nothing goes direct, and systemd starts another.
+    // After a kill nothing is cleaned up, nothing goes directly, and systemd starts another daemon.
     for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
         let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
         let before = machine.run(&cleaned)?;
         machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
-        ensure!(session.ask("echo after a kill")? == "after a kill");
+        ensure!(session.request("echo after a kill")? == "after a kill");
         ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
     }
 
-    let daemon = |machine: &Machine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
+    let daemon =
+        |machine: &BootedMachine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
     let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
     install(&relay, &relay_package)?;
-    ensure!(session.ask("echo after an upgrade of the relay")? == "after an upgrade of the relay");
+    ensure!(session.request("echo after an upgrade of the relay")? == "after an upgrade of the relay");
     install(&laptop, &agent_package)?;
-    ensure!(session.ask("echo after an upgrade of the agent")? == "after an upgrade of the agent");
+    ensure!(session.request("echo after an upgrade of the agent")? == "after an upgrade of the agent");
     let after = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
     ensure!(before[0] != after[0] && before[1] != after[1], "not restarted: {before:?} {after:?}");
     ensure!(sshd.output().matches("Accepted publickey").count() == 1, "{}", sshd.output());
@@ -126,8 +129,8 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     Ok(())
 }
 
-/// Purges `package`, and looks for what it could have left: files, a user, units, objects in the kernel.
-pub(crate) fn purged(machine: &Machine, package: &str, program: &str) -> Outcome {
+/// Purges `package` and checks what it could have left: files, a user, units, kernel objects.
+pub(crate) fn purged(machine: &BootedMachine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;
     ensure!(files.contains(&format!("/usr/bin/{program}")), "{files}");
@@ -140,7 +143,7 @@ pub(crate) fn purged(machine: &Machine, package: &str, program: &str) -> Outcome
     ]) {
         ensure!(machine.try_run(&format!("test -e {file}"))?.code() == 1, "{file} is left");
     }
-    // The directory of pins carries the network namespace in its name.
+    // The directory of pins has the network namespace in its name.
     let pins = machine.run("ls /sys/fs/bpf")?;
     ensure!(!pins.contains(program), "pins are left: {pins}");
     ensure!(machine.try_run(&format!("getent passwd {program}"))?.code() == 2, "the user {program} is left");

@@ -1,4 +1,5 @@
-//! Programs as they are, each by name and over a handover: what they ask, fetch and hold passes the tunnel and nothing beside it.
+//! Real programs that connect by name, over a handover: their queries and transfers pass the tunnel
+//! and nothing else.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -7,39 +8,41 @@ use std::time::Duration;
 
 use mobile_tests::dns::{Resolver, with_resolver};
 use mobile_tests::{
-    Capture, LabOptions, PATIENCE, Postgres, Process, Services, Talk, Terminal, Testbed, UplinkName, addr,
-    finish_within, http, port, until, wait_for,
+    Capture, LabOptions, LineProcess, PATIENCE, Postgres, Process, Services, Terminal, Testbed, UplinkName,
+    addr, finish_within, http, port, until, wait_for,
 };
 
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of};
 
-/// What the server sees of a mobile process.
+/// The addresses under which the server sees a mobile process.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
 
-/// The rate of each uplink while something is fetched, in bit/s, and what is fetched: three seconds of it.
+/// The rate of each uplink in bit/s during a transfer, and the size of the transfer: three seconds
+/// of it.
 const RATE: u64 = 8_000_000;
 const SIZE: u64 = 3_000_000;
 
-/// What must have passed before the uplink is cut.
+/// The bytes that must have passed before the uplink is cut.
 const PROGRESS: u64 = 300_000;
 
-/// A testbed where the visited network's resolver sends every name astray and the relay's knows the server; both uplinks
-/// watched for whatever leaves beside the tunnel.
-struct Scene {
+/// A testbed for real programs, with captures of packets beside the tunnel on both uplinks.
+///
+/// The visited network's resolver gives wrong addresses; the relay's resolver knows the server.
+struct ProgramTestbed {
     bed: Testbed,
     visited: Resolver,
     _relays: Resolver,
     beside: [Capture; 2],
 }
 
-impl Scene {
+impl ProgramTestbed {
     fn new() -> anyhow::Result<Self> {
         let mut bed = Testbed::installed(&LabOptions::default())?;
         let lab = &bed.lab;
         bed.relay.configure("dns", "servers", vec![addr::SERVER4.to_string(), addr::SERVER6.to_string()])?;
-        // Documentation addresses where nobody is.
+        // Documentation addresses that no host has.
         let astray = (Ipv4Addr::new(203, 0, 113, 80), Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 1));
         let visited = Resolver::start(&lab.visited[1], astray.0, astray.1)?;
         let relays = Resolver::start(&lab.server, addr::SERVER4, addr::SERVER6)?;
@@ -50,13 +53,13 @@ impl Scene {
         Ok(Self { bed, visited, _relays: relays, beside })
     }
 
-    /// A mobile process that has the visited network's resolver in its `/etc/resolv.conf`.
+    /// Returns a mobile command that has the visited network's resolver in its `/etc/resolv.conf`.
     fn run(&self, argv: &[&str]) -> anyhow::Result<Command> {
         let argv = with_resolver(&self.bed.lab, self.bed.lab.eth().gateway4().into(), argv)?;
         Ok(self.bed.agent.run(&argv.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
-    /// Starts one of those, with its words in a file.
+    /// Starts such a command with its output in a file.
     fn start(&self, name: &str, argv: &[&str]) -> anyhow::Result<Process> {
         Process::start(name, &mut self.run(argv)?, &self.bed.lab.dir().join(format!("{name}.txt")))
     }
@@ -65,21 +68,22 @@ impl Scene {
         self.bed.lab.dir().join(name).display().to_string()
     }
 
-    /// Makes what is fetched take seconds, or not any more.
+    /// Limits the uplinks so that a transfer takes seconds, or lifts the limit.
     fn limit(&self, rate: Option<u64>) {
         for uplink in [self.bed.lab.eth(), self.bed.lab.wlan()] {
             uplink.link().set_rate(rate);
         }
     }
 
-    /// What the relay has passed on, in both directions together.
+    /// Returns the bytes that the relay has forwarded in both directions.
     fn passed(&self) -> anyhow::Result<u64> {
         let count = |session: &serde_json::Value, field: &str| session[field].as_u64().unwrap_or(0);
         let sessions = self.bed.relay.sessions()?;
         Ok(sessions.iter().map(|one| count(one, "rx_bytes") + count(one, "tx_bytes")).sum())
     }
 
-    /// Cuts the uplink in the middle of a transfer, sees the tunnel move, and lets the transfer end.
+    /// Cuts the uplink in the middle of a transfer, waits for the handover, and lets the transfer
+    /// end.
     fn cut_amidst(&self, process: &mut Process) -> Outcome {
         let reached = self.passed()? + PROGRESS;
         wait_for("the transfer to be under way", PATIENCE, || {
@@ -99,7 +103,8 @@ impl Scene {
         self.bed.agent.wait_active(UplinkName::Wlan)
     }
 
-    /// Nothing was asked or sent beside the tunnel, by captures that were awake.
+    /// Ends the case: checks that nothing was queried or sent beside the tunnel, and that the
+    /// captures worked.
     fn finish(self) -> Outcome {
         let Self { bed, visited, _relays, beside: [eth, wlan] } = self;
         assert_eq!(visited.asked_by(), [] as [IpAddr; 0]);
@@ -121,12 +126,13 @@ impl Scene {
 #[test]
 fn curl_by_name_keeps_its_connection_over_a_handover() -> Outcome {
     for (flag, relay) in ["-4", "-6"].into_iter().zip(RELAY) {
-        let scene = Scene::new()?;
+        let scene = ProgramTestbed::new()?;
         let (seen, data) = (scene.file("seen"), scene.file("data"));
         scene.limit(Some(RATE));
         let bytes = format!("http://name.example/bytes/{SIZE}");
         let ip = "http://name.example/ip";
-        // One connection for all: the addresses before and after the transfer are the same.
+        // One connection for all requests, so the addresses before and after the transfer are
+        // equal.
         let urls = ["-o", &format!("{seen}.1"), ip, "-o", &data, &bytes, "-o", &format!("{seen}.2"), ip];
         let mut curl = scene.start("curl", &[&["curl", "-sS", "--fail", flag][..], &urls].concat())?;
         scene.cut_amidst(&mut curl)?;
@@ -142,7 +148,7 @@ fn curl_by_name_keeps_its_connection_over_a_handover() -> Outcome {
 
 #[test]
 fn rsync_over_ssh_copies_a_tree_there_and_back_over_handovers() -> Outcome {
-    let mut scene = Scene::new()?;
+    let mut scene = ProgramTestbed::new()?;
     let _sshd = Services::sshd(&scene.bed.lab.server, scene.bed.lab.dir(), &["name.example"])?;
     let [ours, theirs, back] = ["ours", "theirs", "back"].map(|name| scene.file(name));
     for (name, size) in [("a/b/large", SIZE), ("a/small", 17), ("empty", 0)] {
@@ -182,7 +188,7 @@ fn rsync_over_ssh_copies_a_tree_there_and_back_over_handovers() -> Outcome {
 #[test]
 fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> Outcome {
     const PORT: u16 = 9090;
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let lab = &scene.bed.lab;
     let prometheus = |name: &str, port: u16, jobs: &str| -> anyhow::Result<Vec<String>> {
         let file = scene.file(&format!("{name}.yml"));
@@ -217,7 +223,7 @@ fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> 
     until("the first scrapes", || {
         ask("sum_over_time(up{job=\"lab\"}[1h])").is_ok_and(|successes| successes >= 5.0)
     })?;
-    // The server's view: whom it has connections with.
+    // The server's connections, with their peers.
     let seen = || lab.server.run(&["ss", "-Htn", "state", "established", &format!("sport = :{PORT}")]);
     let before = seen()?;
     assert_eq!(before.lines().count(), 1, "{before}");
@@ -240,9 +246,10 @@ fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> 
 #[test]
 fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> Outcome {
     const PORT: u16 = 8080;
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let lab = &scene.bed.lab;
-    // No dynamic linker, so no C library: nothing could put itself before its connect() but the kernel.
+    // Without a dynamic linker there is no C library that could intercept connect(); only the
+    // kernel can.
     let segments = lab.server.run(&["readelf", "--program-headers", "--wide", "/usr/bin/scepclient"])?;
     assert!(segments.contains("LOAD") && !segments.contains("INTERP"), "it is not static: {segments}");
     let (depot, key, certificate) = (scene.file("depot"), scene.file("client.key"), scene.file("client.pem"));
@@ -250,9 +257,10 @@ fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> O
     let mut server = lab.server.command("scepserver");
     server.args(["-depot", &depot, "-port", &PORT.to_string(), "-challenge", "lab"]);
     let server = Process::start("scepserver", &mut server, &lab.dir().join("scepserver.txt"))?;
-    // Not its word for it: it says "listening" before it does.
+    // The server prints "listening" before it listens, so check the socket.
     lab.server.wait_listening(PORT)?;
-    // Stopped, so that its kernel accepts the connection and the request, and the answer waits for the handover.
+    // The server is stopped: its kernel accepts connection and request, and the answer waits for
+    // the handover.
     server.signal(Signal::SIGSTOP)?;
     let url = format!("http://name.example:{PORT}/scep");
     let argv = [
@@ -280,7 +288,7 @@ fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> O
     server.signal(Signal::SIGCONT)?;
     let status = client.wait(PATIENCE)?;
     assert!(status.success(), "{status}: {}", client.output());
-    // The connection of before carried all of it.
+    // The connection from before the handover carried the whole answer.
     answer.wait_packet(&peer.port().to_string())?;
     let packets = answer.stop()?;
     assert!(packets.iter().all(|line| line.contains(&format!(".{}", peer.port()))), "{packets:#?}");
@@ -291,7 +299,7 @@ fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> O
     scene.finish()
 }
 
-/// A client of asyncio, line by line, then urllib.
+/// An asyncio client that works line by line, then urllib.
 const PYTHON: &str = "
 import asyncio, sys, urllib.request
 async def main():
@@ -309,21 +317,21 @@ asyncio.run(main())
 
 #[test]
 fn python_s_asyncio_and_urllib_go_on_over_a_handover() -> Outcome {
-    let scene = Scene::new()?;
-    let mut python = Talk::start(&mut scene.run(&["python3", "-c", PYTHON])?)?;
-    let before = python.ask("who am I")?;
+    let scene = ProgramTestbed::new()?;
+    let mut python = LineProcess::start(&mut scene.run(&["python3", "-c", PYTHON])?)?;
+    let before = python.request("who am I")?;
     assert!(RELAY.contains(&ip_of(&before)), "{before}");
-    assert!(RELAY.contains(&ip_of(&python.ask("fetch")?)));
+    assert!(RELAY.contains(&ip_of(&python.request("fetch")?)));
     scene.cut()?;
-    assert_eq!(python.ask("who am I now")?, before);
-    assert!(RELAY.contains(&ip_of(&python.ask("fetch")?)));
+    assert_eq!(python.request("who am I now")?, before);
+    assert!(RELAY.contains(&ip_of(&python.request("fetch")?)));
     drop(python);
     scene.finish()
 }
 
 #[test]
 fn a_browser_loads_a_page_and_what_belongs_to_it_over_a_handover() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     scene.limit(Some(RATE));
     let page = format!("http://name.example/page/{SIZE}");
     let profile = format!("--user-data-dir={}", scene.file("profile"));
@@ -337,7 +345,7 @@ fn a_browser_loads_a_page_and_what_belongs_to_it_over_a_handover() -> Outcome {
     scene.finish()
 }
 
-/// A browser that does nothing but what it is asked, also as root.
+/// Flags for a browser without background traffic, also as root.
 pub(crate) const CHROMIUM: [&str; 9] = [
     "chromium",
     "--no-sandbox",
@@ -352,7 +360,7 @@ pub(crate) const CHROMIUM: [&str; 9] = [
 
 #[test]
 fn a_database_transaction_stays_open_over_a_handover_and_an_outage() -> Outcome {
-    let scene = Scene::new()?;
+    let scene = ProgramTestbed::new()?;
     let _postgres = Postgres::start(&scene.bed.lab.server, scene.bed.lab.dir())?;
     let argv = ["psql", "-X", "-h", "name.example", "-U", "postgres", "-P", "pager=off"];
     let psql = Terminal::start(&mut scene.run(&argv)?)?;
@@ -372,7 +380,7 @@ fn a_database_transaction_stays_open_over_a_handover_and_an_outage() -> Outcome 
     psql.expect("INSERT 0 2")?;
     scene.bed.lab.wlan().take_down()?;
     scene.bed.agent.wait_status("the loss of the last uplink", |status| status["session"] == "no_uplink")?;
-    // Typed into the outage.
+    // Sent during the outage.
     psql.send("insert into kept select 'outage' from generate_series(1, 3);\n")?;
     std::thread::sleep(Duration::from_secs(3));
     assert!(!psql.transcript().contains("INSERT 0 3"), "there was no outage:\n{}", psql.transcript());

@@ -1,27 +1,28 @@
-//! What cannot work is refused with a clear word, and leaves nothing half done.
+//! Requests that cannot work fail with a clear error and leave nothing behind.
 
 use std::process::Command;
 
 use mobile_tests::{
-    Finished, LabOptions, Ns, PATIENCE, Process, Relay, Talk, Testbed, addr, finish_within, port, wait_for,
+    CommandOutput, LabOptions, LineProcess, Ns, PATIENCE, Process, Relay, Testbed, addr, finish_within, port,
+    wait_for,
 };
 
 use crate::{Outcome, copy, server, urls};
 
-/// Both installed, neither running, no delay on the links.
+/// Installs both programs without starting them; the links have no delay.
 fn installed() -> anyhow::Result<Testbed> {
     Testbed::installed(&LabOptions { delay: Some(std::time::Duration::ZERO), ..LabOptions::default() })
 }
 
-/// Runs a daemon that must end by itself, with exit 1.
+/// Runs a daemon that must exit with code 1, and returns its stderr.
 fn refused(command: &mut Command) -> anyhow::Result<String> {
-    let done: Finished = finish_within(command, None, PATIENCE)?;
+    let done: CommandOutput = finish_within(command, None, PATIENCE)?;
     assert_eq!(done.code(), 1, "{done:?}");
     assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
     Ok(done.stderr)
 }
 
-/// The same in a mount namespace that `prepare` has changed.
+/// Runs such a daemon in a mount namespace that `prepare` has changed.
 fn refused_after(bed: &Testbed, prepare: &str, command: &Command) -> anyhow::Result<String> {
     let mut shell = bed.lab.host.command("unshare");
     shell.args([
@@ -69,7 +70,7 @@ fn an_unauthorised_client_is_refused_by_the_relay_and_told_so() -> Outcome {
     let problem = bed.agent.status()?["problem"].to_string();
     assert_says(&problem, &["authorize"]);
     assert!(bed.relay.sessions()?.is_empty());
-    // Let in while both run, it gets in by itself.
+    // Once the relay authorises the client, the agent connects by itself.
     let addresses = bed.relay.authorize("laptop", &bed.agent.public_key.clone())?;
     assert_eq!(addresses.len(), 2);
     bed.agent.wait_connected()?;
@@ -83,15 +84,15 @@ fn a_revoked_client_is_cut_off_at_once_and_stays_out() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
     let [four, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     assert!(bed.relay.sessions()?.is_empty(), "the session is still there");
     bed.agent.wait_status("the refusal", |status| status["session"] == "refused")?;
-    talk.say("after")?;
+    talk.send_line("after")?;
     assert!(
-        talk.hear_within(std::time::Duration::from_secs(2)).is_err(),
+        talk.next_line_within(std::time::Duration::from_secs(2)).is_err(),
         "a revoked client still gets answers"
     );
     assert!(bed.relay.cli(&["revoke", "laptop"])?.code() == 1, "revoking it twice is an error");
@@ -114,7 +115,7 @@ fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outc
     let before = rejected(&bed)?;
     let at_relay =
         bed.lab.capture(&bed.lab.relay, "home0", &format!("host {foreign4} or host {foreign6}"))?;
-    // On lo, because the agent keeps its own device tidy.
+    // The address is set on lo, because the agent restores its own device.
     bed.lab.host.ip(&[
         &format!("address add {foreign4}/32 dev lo"),
         &format!("address add {foreign6}/128 dev lo nodad"),
@@ -128,7 +129,7 @@ fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outc
     wait_for("the relay to count six packets", PATIENCE, || {
         Ok((rejected(&bed)? >= before + 6).then_some(()))
     })?;
-    // The honest one goes on, and shows that the capture would have seen something.
+    // A packet with the right source shows that the capture works.
     assert!(
         finish_within(&mut bed.agent.run(&["curl", "-sf", &urls("/ip")[0]]), None, PATIENCE)?
             .status
@@ -142,7 +143,7 @@ fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outc
     bed.finish()
 }
 
-/// Packets the relay has dropped for their source address.
+/// Returns the number of packets that the relay has dropped because of their source address.
 fn rejected(bed: &Testbed) -> anyhow::Result<u64> {
     let text = bed.lab.relay.run(&[
         "curl",
@@ -176,7 +177,9 @@ fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one(
     bed.finish()
 }
 
-/// Occupies a port. By a program, because a socket of this process could live on for a moment in a child that another
+/// Occupies a port.
+///
+/// Uses a program: a socket of the test process could live on for a moment in a child that another
 /// case has forked and not yet executed.
 fn squat(bed: &Testbed, ns: &Ns, port: u16) -> anyhow::Result<Process> {
     let mut command = ns.command("iperf3");
@@ -208,7 +211,7 @@ fn a_busy_port_is_named_and_nothing_is_left() -> Outcome {
     assert_says(&said, &["already running"]);
     let said = refused(&mut bed.relay.command(&["serve"]))?;
     assert_says(&said, &["already running"]);
-    // The refused second ones took nothing away from the first.
+    // The refused second daemons took nothing from the first ones.
     assert!(
         finish_within(&mut bed.agent.run(&["curl", "-sf", &urls("/ip")[0]]), None, PATIENCE)?
             .status
@@ -243,7 +246,7 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
     let bed = installed()?;
     let open = bed.lab.dir().join("open");
     std::fs::create_dir(&open)?;
-    // Everything may be read and written: what is missing is the right to make devices and routes.
+    // All files may be read and written; only the right to make devices and routes is missing.
     bed.lab.host.run(&["chown", "-R", "65534", &bed.lab.dir().display().to_string()])?;
     for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
         let program = open.join("program");
@@ -260,13 +263,13 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
 fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> Outcome {
     let mut bed = installed()?;
     bed.start()?;
-    let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
+    let mut shell = LineProcess::start(&mut bed.agent.run(&["sh"]))?;
     let missing = bed.lab.dir().join("nowhere/relay.toml");
     let mut second = bed.lab.relay.command(mobile_tests::program("home-relay")?);
     let said = refused(second.args(["serve", "--config"]).arg(&missing))?;
     assert_says(&said, &["nowhere/relay.toml"]);
     assert!(Relay::install(&bed.lab).is_err(), "init overwrote a configuration");
-    assert!(shell.ask(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
+    assert!(shell.request(&format!("curl -sf {}", urls("/ip")[0]))?.starts_with(&addr::RELAY4.to_string()));
     bed.finish()
 }
 

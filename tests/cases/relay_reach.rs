@@ -1,4 +1,4 @@
-//! Tests what a client can do at the relay, and what others can do to a client through it.
+//! Reachability: of destinations for a client through the relay, and of a client for others.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -9,20 +9,19 @@ use std::time::Duration;
 use anyhow::Context as _;
 use mobile_io::keys::PublicKey;
 use mobile_tests::{
-    Agent, LabOptions, Ns, PATIENCE, Talk, TcpService, Testbed, UdpService, addr, finish_within, port,
+    Agent, LabOptions, LineProcess, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, port,
     program, until,
 };
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 
-/// A private network behind the relay: its router's web page is on the machine at .2, the relay is
-/// at .1.
+/// A private network behind the relay: its router's web page is at .2, the relay at .1.
 const LAN: &str = "192.168.77";
 /// The IPv6 prefix of that private network.
 const LAN6: &str = "fd77:1::";
 
-/// The services of a machine.
+/// The services of one machine.
 struct Services {
     _tcp: TcpService,
     _udp: UdpService,
@@ -37,8 +36,7 @@ impl Services {
     }
 }
 
-/// Answers datagrams to one address with the secret: a service of the client at its persistent
-/// address.
+/// A service of the client at its persistent address, which answers datagrams with the secret.
 struct Responder {
     is_over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -68,7 +66,7 @@ impl Drop for Responder {
     }
 }
 
-/// Makes a machine in the relay's private network.
+/// Creates a machine in the relay's private network.
 fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     let machine = bed.lab.machine("lan")?;
     bed.lab.wire((&bed.lab.relay, "lan0"), (&machine, "eth0"))?;
@@ -85,7 +83,7 @@ fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     Ok(machine)
 }
 
-/// The time to wait for an answer: many round trips.
+/// The timeout of an answer: many round trips.
 const SOON: Duration = Duration::from_millis(1500);
 
 /// Returns whether a program at `ns` gets the secret over TCP from `to`, with a source address of
@@ -154,7 +152,7 @@ fn one_client_does_not_fill_the_relays_table_of_connections() -> Outcome {
     bed.lab.host.enter(|| -> Outcome {
         let socket = UdpSocket::bind((bed.agent.address4, 0))?;
         for port in 2_000..22_000_u16 {
-            // Wait while the queue is full.
+            // The queue is full: try again.
             while socket.send_to(b"x", (addr::SERVER4, port)).is_err() {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -165,14 +163,14 @@ fn one_client_does_not_fill_the_relays_table_of_connections() -> Outcome {
         Ok(())
     })?;
     let held = tracked(&bed, bed.agent.address4.into())? - before;
-    // Ten seconds' worth at once, and what the rate allows while the flood lasts.
+    // Ten seconds' worth at once, and what the rate allows during the flood.
     assert!((1..=4096).contains(&held), "{held} tracked connections of one client");
     until("the refused ones to be counted", || {
         let counted =
             |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
         counted("connection_rate").unwrap_or(0) + counted("connections").unwrap_or(0) >= 2_000
     })?;
-    // The others get through, and so does the client itself once it is slower.
+    // Other clients get through, and so does this client once it is slower.
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     other.start()?;
@@ -224,16 +222,16 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     let tool = program("labtool")?;
     let at_relay = format!("{}:2001", addr::RELAY4);
-    let mut inbound = Talk::start(bed.lab.server.command(&tool).args(["tcp", &at_relay]))?;
-    inbound.hear()?;
+    let mut inbound = LineProcess::start(bed.lab.server.command(&tool).args(["tcp", &at_relay]))?;
+    inbound.next_line()?;
     let [four, six] = crate::server(port::ECHO);
-    let mut talks = vec![bed.mobile_talk(&["tcp", &four])?, bed.mobile_talk(&["udp", &four])?];
-    talks.push(bed.mobile_talk(&["tcp", &six])?);
+    let mut talks = vec![bed.mobile_labtool(&["tcp", &four])?, bed.mobile_labtool(&["udp", &four])?];
+    talks.push(bed.mobile_labtool(&["tcp", &six])?);
     for (number, talk) in talks.iter_mut().enumerate() {
         if number != 1 {
-            talk.hear()?;
+            talk.next_line()?;
         }
-        assert_eq!(talk.ask("x")?, "x");
+        assert_eq!(talk.request("x")?, "x");
     }
     let (former4, former6) = (bed.agent.address4, bed.agent.address6);
     assert!(tracked(&bed, former4.into())? >= 3 && tracked(&bed, former6.into())? >= 1);
@@ -262,8 +260,8 @@ fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -
 fn a_client_moved_to_another_address_leaves_no_connection_at_the_former() -> Outcome {
     let mut bed = Testbed::new()?;
     let [four, _] = crate::server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &four])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &four])?;
+    talk.next_line()?;
     let former = bed.agent.address4;
     assert!(tracked(&bed, former.into())? >= 1);
     let other = Ipv4Addr::from(u32::from(former) + 7).to_string();
@@ -284,7 +282,7 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
     let _ssh = TcpService::start(&bed.lab.host, 22, |mut stream, _| {
         let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-secret");
     })?;
-    // A host beside the relay, on the segment to its provider: the relay routes what is sent to its
+    // A host beside the relay, on the segment to its provider: the relay routes packets sent to its
     // hardware address.
     let neighbour = &bed.lab.internet;
     let (client4, client6) = (bed.agent.address4, bed.agent.address6);
@@ -305,7 +303,7 @@ fn a_neighbour_of_the_relay_reaches_no_client_and_no_private_network_through_it(
             |reason: &str| bed.relay.counter(&format!("homerelay_drops_total{{reason=\"{reason}\"}}"));
         ["unsolicited", "transit"].into_iter().all(|reason| counted(reason).is_ok_and(|count| count > 1))
     })?;
-    // A host that was a router before stays one, and an operator may say that any host is.
+    // A host that was a router before stays one, and an operator may allow transit.
     bed.relay.configure("nat", "transit", "accept")?;
     bed.relay.cli(&["reload"])?.ok()?;
     assert!(tells_by_datagram(neighbour, None, &format!("{LAN}.2"), 5353)?, "transit is not let through");
@@ -361,8 +359,8 @@ fn forwarding_that_the_relay_turned_on_is_its_own_after_a_restart_and_ends_with_
 fn a_client_reaches_the_internet_and_nothing_private_behind_the_relay() -> Outcome {
     let bed = Testbed::new()?;
     let machine = lan(&bed)?;
-    // The cloud's metadata service, which virtual machines reach without a route of their own, and
-    // the relay's own services.
+    // The cloud's metadata service, which virtual machines reach without a route, and the relay's
+    // own services.
     machine.ip(&[
         "address add 169.254.169.254/32 dev lo",
         "address add 168.63.129.16/32 dev lo",
@@ -395,7 +393,7 @@ fn a_client_reaches_the_internet_and_nothing_private_behind_the_relay() -> Outco
     ] {
         assert_eq!(client_reaches(&bed, &host, 8080)?, (expected, expected), "{host}");
     }
-    // Directed broadcasts go to no program of the relay's machine, whatever clients reach.
+    // Directed broadcasts reach no program of the relay's machine, whatever clients may reach.
     assert!(!client_reaches(&bed, "198.51.100.255", 8080)?.1, "directed broadcast");
     let mut ping = bed.agent.run(&["ping", "-n", "-c", "1", "-W", "5", tunnel]);
     finish_within(&mut ping, None, PATIENCE)?
@@ -432,18 +430,18 @@ fn what_a_client_reaches_is_set_for_all_and_for_one_and_changes_while_it_is_conn
     }
     authorize("internet,192.168.77.0/24")?;
     assert_eq!(bed.relay.client("laptop")?["reach"], "internet,192.168.77.0/24");
-    // An open connection ends when its destination becomes out of reach.
+    // An open connection ends when its destination becomes unreachable.
     let _echo = TcpService::start(&machine, 7, |mut stream, _| {
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
     })?;
-    let mut talk = bed.mobile_talk(&["tcp", &format!("{private}:7")])?;
-    talk.hear()?;
-    assert_eq!(talk.ask("before")?, "before");
+    let mut talk = bed.mobile_labtool(&["tcp", &format!("{private}:7")])?;
+    talk.next_line()?;
+    assert_eq!(talk.request("before")?, "before");
     authorize("default")?;
     assert!(bed.relay.client("laptop")?["reach"].is_null());
-    talk.say("after")?;
-    assert!(talk.hear_within(Duration::from_secs(2)).is_err(), "it goes on");
+    talk.send_line("after")?;
+    assert!(talk.next_line_within(Duration::from_secs(2)).is_err(), "it goes on");
     assert_eq!(both()?, (false, true));
     bed.relay.configure("clients", "reach", "all")?;
     assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] reach\n");

@@ -1,24 +1,24 @@
-//! Either program may be killed and started again: the connections of mobile processes go on.
+//! Connections of mobile processes survive a kill and a restart of either program.
 
-use mobile_tests::{Talk, Testbed, port};
+use mobile_tests::{LineProcess, Testbed, port};
 
 use crate::{Outcome, server};
 
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
     let mut talks = Vec::new();
     for server in server(port::ECHO) {
-        let mut talk = bed.mobile_talk(&["tcp", &server])?;
-        talk.hear()?;
-        assert_eq!(talk.ask("before")?, "before");
+        let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+        talk.next_line()?;
+        assert_eq!(talk.request("before")?, "before");
         talks.push(talk);
     }
     Ok(talks)
 }
 
-fn go_on(talks: &mut [Talk]) -> Outcome {
+fn go_on(talks: &mut [LineProcess]) -> Outcome {
     for talk in &mut *talks {
-        assert_eq!(talk.hear()?, "meanwhile");
-        assert_eq!(talk.ask("after")?, "after");
+        assert_eq!(talk.next_line()?, "meanwhile");
+        assert_eq!(talk.request("after")?, "after");
     }
     Ok(())
 }
@@ -30,14 +30,14 @@ fn connections_go_on_after_the_agent_was_killed_and_started_again() -> Outcome {
     for _ in 0..2 {
         bed.agent.kill()?;
         for talk in &mut talks {
-            talk.say("meanwhile")?;
+            talk.send_line("meanwhile")?;
         }
         bed.agent.start()?;
         bed.agent.wait_connected()?;
         go_on(&mut talks)?;
     }
     assert_eq!(bed.relay.sessions()?.len(), 1, "the killed agent's session is replaced");
-    // What was mobile before is mobile still, and what starts now becomes it.
+    // The next agent has the same persistent addresses.
     let persistent = bed.agent.status()?["addresses"].clone();
     assert_eq!(persistent[0], bed.agent.address4.to_string());
     bed.finish()
@@ -50,7 +50,7 @@ fn connections_go_on_after_the_relay_was_killed_and_started_again() -> Outcome {
     for _ in 0..2 {
         bed.relay.kill()?;
         for talk in &mut talks {
-            talk.say("meanwhile")?;
+            talk.send_line("meanwhile")?;
         }
         bed.relay.start()?;
         bed.agent.wait_connected()?;
@@ -67,7 +67,7 @@ fn connections_go_on_after_an_orderly_restart_of_both() -> Outcome {
     bed.relay.stop()?;
     bed.agent.stop()?;
     for talk in &mut talks {
-        talk.say("meanwhile")?;
+        talk.send_line("meanwhile")?;
     }
     bed.relay.start()?;
     bed.agent.start()?;

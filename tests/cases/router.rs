@@ -1,4 +1,4 @@
-//! The relay is a router, and does what a good one does.
+//! The relay as a router: path MTU, ICMP errors, the host's firewall, and routed pools.
 
 use std::net::IpAddr;
 
@@ -6,10 +6,10 @@ use mobile_tests::{Agent, LabOptions, PATIENCE, TcpService, Testbed, addr, finis
 
 use crate::{Outcome, ip_of, urls};
 
-/// Bytes of a transfer that meets a smaller MTU: many windows.
+/// The bytes of a transfer that meets a smaller MTU: many windows.
 const SIZE: u64 = 2_000_000;
 
-/// Sends and fetches [`SIZE`] bytes over both families.
+/// Uploads and downloads [`SIZE`] bytes over both families.
 fn transfer(bed: &Testbed) -> Outcome {
     let file = bed.lab.dir().join("upload").display().to_string();
     http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
@@ -32,13 +32,13 @@ fn transfer(bed: &Testbed) -> Outcome {
 }
 
 #[test]
-fn segments_fit_a_smaller_mtu_on_the_relays_way_out_though_icmp_is_eaten() -> Outcome {
-    // Before the tunnel is made: its own TCP is not what this is about.
+fn segments_fit_a_smaller_mtu_behind_the_relay_though_icmp_is_dropped() -> Outcome {
+    // Set before the tunnel connects, because the tunnel's own TCP is not under test.
     let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.lab.relay.ip(&["link set wan0 mtu 1400"])?;
     bed.lab.internet.ip(&["link set torelay mtu 1400"])?;
     bed.start()?;
-    // The relay's own host says nothing, neither does the router: only the size announced in the SYN helps.
+    // Neither the relay's host nor the router sends ICMP errors: only the MSS in the SYN helps.
     for ns in [&bed.lab.relay, &bed.lab.internet] {
         ns.feed(
             &["nft", "-f", "-"],
@@ -63,7 +63,8 @@ fn segments_fit_a_smaller_mtu_on_the_relays_way_out_though_icmp_is_eaten() -> Ou
 #[test]
 fn icmp_errors_from_beyond_the_relay_reach_the_client() -> Outcome {
     let bed = Testbed::new()?;
-    // Narrow between the router and the server, which all the same tells its peers to send what fits an Ethernet.
+    // The link between the router and the server is narrow, and the server still announces an
+    // Ethernet's MSS.
     bed.lab.internet.ip(&["link set toserver mtu 1300"])?;
     bed.lab.server.ip(&["link set wan0 mtu 1300"])?;
     for (family, router, mss) in [("-4", "192.0.2.1", "1460"), ("-6", "2001:db8:52::1", "1440")] {
@@ -133,7 +134,7 @@ fn a_routed_ipv6_prefix_is_not_masqueraded() -> Outcome {
         let seen = finish_within(&mut bed.agent.run(&["curl", "-s", &url]), None, PATIENCE)?.ok()?;
         assert_eq!(ip_of(&seen), expected);
     }
-    // And the world reaches the client.
+    // The internet reaches the client.
     bed.lab.server.run(&["ping", "-n", "-c", "1", "-W", "5", &bed.agent.address6.to_string()])?;
     bed.finish()
 }
@@ -153,9 +154,9 @@ fn clients_reach_each_other_where_they_are_one_network() -> Outcome {
     assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] isolate\n");
     let tool = mobile_tests::program("labtool")?.display().to_string();
     for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
-        let mut talk = mobile_tests::Talk::start(&mut other.run(&[&tool, "tcp", &address]))?;
-        assert!(talk.hear()?.starts_with("connected "));
-        assert_eq!(talk.ask("hello")?, "hello");
+        let mut talk = mobile_tests::LineProcess::start(&mut other.run(&[&tool, "tcp", &address]))?;
+        assert!(talk.next_line()?.starts_with("connected "));
+        assert_eq!(talk.request("hello")?, "hello");
     }
     bed.relay.configure("clients", "isolate", true)?;
     bed.relay.cli(&["reload"])?.ok()?;

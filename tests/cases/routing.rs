@@ -1,4 +1,4 @@
-//! The MOBILE route on a host where others change rules, routes and links too.
+//! The MOBILE route on a host where other programs change rules, routes and links too.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use mobile_tests::{PATIENCE, Testbed, addr, finish_within, port, until};
 use crate::{Outcome, ip_of, server, urls};
 
 #[test]
-fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
+fn flushed_rules_and_routes_are_restored() -> Outcome {
     let mut bed = Testbed::new()?;
     let host = bed.lab.host.clone();
     let state = || -> anyhow::Result<String> {
@@ -19,8 +19,8 @@ fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
         Ok(all)
     };
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     let before = state()?;
     assert!(before.contains("unreachable default") && before.contains("lookup 7700"), "{before}");
     for family in ["-4", "-6"] {
@@ -31,7 +31,7 @@ fn rules_and_routes_that_somebody_flushes_are_put_back() -> Outcome {
             |error| error.context(format!("now:\n{}before:\n{before}", state().unwrap_or_default())),
         )?;
     }
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.expect_warning("put back");
     bed.finish()
 }
@@ -47,8 +47,8 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     };
     let reply_rule = || host.run(&["ip", "-6", "rule", "show", "pref", "4901"]);
     let [_, echo] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     assert!(reply_rule()?.contains(&bed.agent.address6.to_string()));
     let tunnel = bed.lab.capture(host, "mobile0", "ip6 and tcp")?;
 
@@ -59,13 +59,13 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     let before = tunnel.packets().len();
     let start = std::time::Instant::now();
     let refused = finish_within(host.command("curl").args(&fetch[1..]), None, PATIENCE)?;
-    // curl's "could not connect", and not its timeout.
+    // curl's "could not connect", not its timeout.
     assert_eq!(refused.code(), 7, "{refused:?}");
     assert!(start.elapsed() < std::time::Duration::from_secs(5));
     assert_eq!(tunnel.packets().len(), before, "an ordinary process is in the tunnel");
     assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
     until("the capture to see the mobile process", || tunnel.packets().len() > before)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
 
     for uplink in [bed.lab.eth(), bed.lab.wlan()] {
         uplink.bring_up()?;
@@ -77,7 +77,7 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     assert!(ip_of(&ordinary) != IpAddr::V6(addr::RELAY6), "{ordinary}");
     assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
     tunnel.stop()?;
-    // Nothing was put back: nobody had removed it.
+    // Nothing may have been restored, since nothing was removed.
     bed.finish()
 }
 
@@ -122,7 +122,7 @@ fn the_bypass_can_be_changed_while_the_agent_runs() -> Outcome {
         "[\"192.168.0.0/16\"]"
     );
     assert_eq!(bypass(&["del", "10.0.0.0/8"])?.code(), 1);
-    // Still what it was, whatever is put back.
+    // The bypass stays after rules and routes are restored.
     bed.lab.host.run(&["ip", "-4", "route", "flush", "table", "7700"])?;
     let table = || bed.lab.host.run(&["ip", "-4", "route", "show", "table", "7700"]);
     until("the bypass to be back", || table().is_ok_and(|table| table.contains("throw 192.168.0.0/16")))?;
@@ -139,9 +139,9 @@ fn loopback_stays_loopback_for_mobile_processes() -> Outcome {
         let _ = writeln!(&stream, "{peer}");
     })?;
     for address in ["127.0.0.1:8080", "[::1]:8080"] {
-        let mut talk = bed.mobile_talk(&["tcp", address])?;
-        talk.hear()?;
-        assert!(ip_of(&talk.hear()?).is_loopback());
+        let mut talk = bed.mobile_labtool(&["tcp", address])?;
+        talk.next_line()?;
+        assert!(ip_of(&talk.next_line()?).is_loopback());
     }
     bed.finish()
 }

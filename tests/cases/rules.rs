@@ -1,5 +1,5 @@
-//! Tests that what a command says of the relay's rules is what is in the kernel, also when nft or
-//! the kernel refuses.
+//! Commands report the relay's rules that are in the kernel, also when nft or the kernel refuses a
+//! change.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use mobile_tests::{LabOptions, PATIENCE, Testbed, finish_within, until};
 
 use crate::Outcome;
 
-/// An `nft` that refuses to install rules, or to list a table, while the file of that name is
-/// there.
-struct Nft {
+/// A replacement for `nft` that refuses to install rules, or to list a table, while a file of that
+/// name exists.
+struct FailingNft {
     dir: PathBuf,
 }
 
-impl Nft {
-    /// Installs it in place of nft for the relay's next start.
+impl FailingNft {
+    /// Installs the replacement for the relay's next start.
     fn install(bed: &mut Testbed) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
 
@@ -54,8 +54,8 @@ fn forwards(bed: &Testbed) -> anyhow::Result<String> {
 #[test]
 fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let nft = Nft::install(&mut bed)?;
-    // Without the forward, nothing in the configuration depends on the rules.
+    let nft = FailingNft::install(&mut bed)?;
+    // Without masquerading and the forward, nothing in the configuration needs the rules.
     bed.relay.configure("nat", "masquerade", false)?;
     bed.relay.start()?;
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
@@ -72,7 +72,7 @@ fn a_forward_that_nft_does_not_let_go_of_is_not_said_to_be_deleted() -> Outcome 
         nft.allow(what)?;
     }
 
-    // A client is always revoked, and the rules follow as soon as they can.
+    // A revocation always succeeds, and the rules follow as soon as possible.
     nft.refuse("install")?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     assert_eq!(forwards(&bed)?.trim(), "[]");
@@ -108,8 +108,8 @@ fn a_start_without_nft_does_not_leave_the_rules_of_the_former_one_in_force_unnot
 #[test]
 fn a_reload_that_fails_half_way_leaves_the_former_rules_in_force() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    let nft = Nft::install(&mut bed)?;
-    // A mount namespace of its own, to keep one sysctl out of its reach.
+    let nft = FailingNft::install(&mut bed)?;
+    // A mount namespace keeps one sysctl out of the relay's reach.
     bed.relay.start_under(&["/usr/bin/unshare", "--mount", "--propagation", "private"]);
     bed.relay.start()?;
     let before = rules(&bed)?;

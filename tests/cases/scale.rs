@@ -1,37 +1,38 @@
-//! A thousand mobile processes with ten thousand connections: no verb takes a long time for it, and no packet waits.
+//! A thousand mobile processes with ten thousand connections: no verb takes long, and no packet
+//! waits for one.
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{LabOptions, Talk, Testbed, addr, port, program};
+use mobile_tests::{LabOptions, LineProcess, Testbed, addr, port, program};
 
 use crate::{Outcome, server};
 
 const PROCESSES: usize = 1000;
 const SOCKETS: usize = 10;
 
-/// The longest a verb may take. It takes some 100 ms when every table is read once; when one is read for each process,
-/// minutes.
+/// The longest a verb may take. It takes some 100 ms if every table is read once, and minutes if
+/// one is read for each process.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest a keystroke may wait behind a verb: a round trip is 20 ms, the rest is for a machine under load.
+/// The longest a keystroke may wait during a verb: a round trip is 20 ms; the rest allows for load.
 const KEYSTROKE: Duration = Duration::from_secs(1);
 
-/// Where the crowd connects to.
+/// The port that the crowd connects to.
 const CROWD: u16 = 4000;
 
 #[test]
 fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
-    // Ten times what one client may have by default.
+    // The crowd needs ten times a client's default limit.
     bed.relay.configure("limits", "connections_per_client", 0)?;
     bed.relay.configure("limits", "connection_rate_per_client", 0)?;
     bed.start()?;
     let tool = program("labtool")?;
     let to = format!("{}:{CROWD}", addr::SERVER4);
-    let mut taker = Talk::start(bed.lab.server.command(&tool).args(["accept", &to]))?;
-    assert_eq!(taker.hear()?, "ready");
-    let mut crowd = bed.mobile_talk(&["crowd", &PROCESSES.to_string(), &SOCKETS.to_string(), &to])?;
-    assert_eq!(crowd.hear_within(Duration::from_secs(120))?, format!("ready {PROCESSES}"));
+    let mut taker = LineProcess::start(bed.lab.server.command(&tool).args(["accept", &to]))?;
+    assert_eq!(taker.next_line()?, "ready");
+    let mut crowd = bed.mobile_labtool(&["crowd", &PROCESSES.to_string(), &SOCKETS.to_string(), &to])?;
+    assert_eq!(crowd.next_line_within(Duration::from_secs(120))?, format!("ready {PROCESSES}"));
 
     let agent = bed.agent.pid().expect("it runs");
     let timed = |args: &[&str]| -> anyhow::Result<String> {
@@ -50,24 +51,24 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
 
     timed(&["status"])?;
     timed(&["explain", &crowd.pid().to_string()])?;
-    let mut shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let mut shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     timed(&["attach", &shell.pid().to_string()])?;
-    // All of them in one command; they are mobile already.
+    // All processes in one command; they are mobile already.
     let pids: Vec<String> = processes.iter().map(|process| process["pid"].to_string()).collect();
     let all: Vec<&str> = std::iter::once("attach").chain(pids.iter().map(String::as_str)).collect();
     let said = timed(&all)?;
     assert_eq!(said.lines().filter(|line| line.ends_with("is mobile")).count(), pids.len());
 
-    // Packets pass while the agent looks at the crowd.
-    let mut talk = bed.mobile_talk(&["tcp", &server(port::ECHO)[0]])?;
-    talk.hear()?;
+    // Packets must pass while the agent inspects the crowd.
+    let mut talk = bed.mobile_labtool(&["tcp", &server(port::ECHO)[0]])?;
+    talk.next_line()?;
     let worst = std::thread::scope(|scope| -> anyhow::Result<Duration> {
         let looking =
             scope.spawn(|| (0..5).try_for_each(|_| bed.agent.cli(&["ps", "--json"])?.ok().map(drop)));
         let mut worst = Duration::ZERO;
         while !looking.is_finished() {
             let start = Instant::now();
-            assert_eq!(talk.ask("key")?, "key");
+            assert_eq!(talk.request("key")?, "key");
             worst = worst.max(start.elapsed());
         }
         looking.join().expect("it did not panic")?;
@@ -75,20 +76,22 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     })?;
     println!("keystroke beside ps: {worst:.0?} at most");
     assert!(worst < KEYSTROKE, "a keystroke took {worst:?}");
-    assert_eq!(shell.ask("echo here")?, "here");
+    assert_eq!(shell.request("echo here")?, "here");
     let log = bed.agent.log();
     assert!(!log.contains("gone silent"), "{log}");
-    // When a thousand processes die at once, the kernel may be too busy for any acknowledgement for longer than a path that is well takes.
+    // When a thousand processes die at once, the kernel may be too busy to acknowledge anything for
+    // longer than a working path takes.
     bed.expect_warning("gone silent");
     drop((crowd, talk, shell, taker));
     bed.finish()
 }
 
-/// What a process has used of the processors, in user and system mode.
+/// Returns the processor time that a process has used in user and system mode.
 fn processor_time(pid: i32) -> anyhow::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect::<Vec<_>>());
-    // proc(5) numbers from 1, and the first of these is field 3: utime is 14, stime 15, in ticks of 10 ms.
+    // proc(5) numbers the fields from 1, and the first one here is field 3: utime is 14 and stime
+    // 15, in ticks of 10 ms.
     let ticks = |field: usize| fields.as_ref().and_then(|fields| fields.get(field - 3)?.parse::<u64>().ok());
     let ticks = ticks(14).zip(ticks(15)).map(|(user, system)| user + system);
     Ok(Duration::from_millis(10 * ticks.unwrap_or_default()))

@@ -1,14 +1,14 @@
-//! The MOBILE attribute decides, process by process.
+//! The MOBILE attribute selects, process by process, which route is taken.
 
 use std::fs::{self, Permissions};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 
-use mobile_tests::{PATIENCE, Talk, Testbed, addr, finish_within, port, program};
+use mobile_tests::{LineProcess, PATIENCE, Testbed, addr, finish_within, port, program};
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
-/// What the server sees of a mobile process.
+/// The addresses under which the server sees a mobile process.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
 
 #[test]
@@ -19,19 +19,27 @@ fn mobile_and_ordinary_processes_take_their_own_routes_at_the_same_time() -> Out
     let own = [IpAddr::V4(eth.address4()), IpAddr::V6(eth.address6())];
     let direct = [IpAddr::V4(eth.name.nat_address()), own[1]];
     for (family, server) in server(port::WHOAMI).iter().enumerate() {
-        let mut mobile = bed.mobile_talk(&["tcp", server])?;
-        let mut ordinary = bed.ordinary_talk(&["tcp", server])?;
+        let mut mobile = bed.mobile_labtool(&["tcp", server])?;
+        let mut ordinary = bed.ordinary_labtool(&["tcp", server])?;
         let local = |greeting: &str| ip_of(greeting.split(' ').nth(1).expect("connected LOCAL PEER"));
-        assert_eq!(local(&mobile.hear()?), persistent[family]);
-        assert_eq!(local(&ordinary.hear()?), own[family]);
+        assert_eq!(local(&mobile.next_line()?), persistent[family]);
+        assert_eq!(local(&ordinary.next_line()?), own[family]);
         for _ in 0..3 {
-            assert_eq!(ip_of(&mobile.ask("who am I")?), RELAY[family]);
-            assert_eq!(ip_of(&ordinary.ask("who am I")?), direct[family]);
+            assert_eq!(ip_of(&mobile.request("who am I")?), RELAY[family]);
+            assert_eq!(ip_of(&ordinary.request("who am I")?), direct[family]);
         }
         for kind in ["udp", "udp-connected"] {
-            // The very first datagram is what each is asked about.
-            assert_eq!(ip_of(&bed.mobile_talk(&[kind, server])?.ask("first")?), RELAY[family], "{kind}");
-            assert_eq!(ip_of(&bed.ordinary_talk(&[kind, server])?.ask("first")?), direct[family], "{kind}");
+            // The first datagram of each socket is tested.
+            assert_eq!(
+                ip_of(&bed.mobile_labtool(&[kind, server])?.request("first")?),
+                RELAY[family],
+                "{kind}"
+            );
+            assert_eq!(
+                ip_of(&bed.ordinary_labtool(&[kind, server])?.request("first")?),
+                direct[family],
+                "{kind}"
+            );
         }
     }
     bed.finish()
@@ -54,17 +62,17 @@ fn attach_and_detach_change_the_next_connection_of_a_running_shell() -> Outcome 
     let bed = Testbed::new()?;
     let ask = format!("curl -s {}", urls("/ip")[0]);
     let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
-    let mut shell = Talk::start(&mut bed.lab.host.command("sh"))?;
+    let mut shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     let pid = shell.pid().to_string();
     for _ in 0..2 {
-        assert_eq!(ip_of(&shell.ask(&ask)?), direct);
+        assert_eq!(ip_of(&shell.request(&ask)?), direct);
         bed.agent.cli(&["attach", &pid])?.ok()?;
-        assert_eq!(ip_of(&shell.ask(&ask)?), RELAY[0]);
+        assert_eq!(ip_of(&shell.request(&ask)?), RELAY[0]);
         let listed = bed.agent.cli(&["ps"])?.ok()?;
         assert!(listed.lines().any(|line| line.split_whitespace().next() == Some(&pid)), "{listed}");
         bed.agent.cli(&["detach", &pid])?.ok()?;
     }
-    assert_eq!(ip_of(&shell.ask(&ask)?), direct);
+    assert_eq!(ip_of(&shell.request(&ask)?), direct);
     let listed = bed.agent.cli(&["ps"])?.ok()?;
     assert!(!listed.lines().any(|line| line.split_whitespace().next() == Some(&pid)), "{listed}");
     bed.finish()
@@ -74,30 +82,30 @@ fn attach_and_detach_change_the_next_connection_of_a_running_shell() -> Outcome 
 fn attach_names_the_sockets_that_keep_their_route_and_detach_leaves_them_mobile() -> Outcome {
     let bed = Testbed::new()?;
     let [server, _] = server(port::WHOAMI);
-    let mut talk = bed.ordinary_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.ordinary_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     let pid = talk.pid().to_string();
     let said = bed.agent.cli(&["attach", &pid])?.ok()?;
     assert!(said.contains(&server), "attach does not name the connection: {said}");
-    assert_eq!(ip_of(&talk.ask("still")?), IpAddr::V4(bed.lab.eth().name.nat_address()));
+    assert_eq!(ip_of(&talk.request("still")?), IpAddr::V4(bed.lab.eth().name.nat_address()));
     bed.agent.cli(&["detach", &pid])?.ok()?;
 
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     let said = bed.agent.cli(&["detach", &talk.pid().to_string()])?.ok()?;
     assert!(said.contains(&server), "detach does not name the connection: {said}");
-    assert_eq!(ip_of(&talk.ask("still")?), RELAY[0]);
+    assert_eq!(ip_of(&talk.request("still")?), RELAY[0]);
     bed.finish()
 }
 
-/// `nobody` and another one: neither owns anything.
+/// `nobody` and another user, neither of whom owns anything.
 const USERS: [u32; 2] = [65_534, 65_533];
 
 #[test]
 fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> Outcome {
     let bed = Testbed::new()?;
     let host = &bed.lab.host;
-    // Where it was built may be closed to others.
+    // The directory of the binaries may be closed to other users.
     let mobile = bed.lab.dir().join("mobile");
     copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
     let as_user = |args: &[&str]| {
@@ -111,23 +119,23 @@ fn an_unprivileged_user_runs_commands_and_attaches_only_its_own_processes() -> O
     assert_eq!((uid, ip_of(seen)), (USERS[0].to_string().as_str(), RELAY[0]));
 
     let ask = format!("curl -s {url}");
-    let mut own = Talk::start(&mut host.command_as(USERS[0], "sh"))?;
+    let mut own = LineProcess::start(&mut host.command_as(USERS[0], "sh"))?;
     as_user(&["attach", &own.pid().to_string()])?.ok()?;
-    assert_eq!(ip_of(&own.ask(&ask)?), RELAY[0]);
+    assert_eq!(ip_of(&own.request(&ask)?), RELAY[0]);
     as_user(&["detach", &own.pid().to_string()])?.ok()?;
 
-    let mut foreign = Talk::start(&mut host.command_as(USERS[1], "sh"))?;
-    let mut roots = Talk::start(&mut host.command("sh"))?;
+    let mut foreign = LineProcess::start(&mut host.command_as(USERS[1], "sh"))?;
+    let mut roots = LineProcess::start(&mut host.command("sh"))?;
     for shell in [&mut foreign, &mut roots] {
         let refused = as_user(&["attach", &shell.pid().to_string()])?;
         assert_eq!(refused.code(), 1, "{refused:?}");
         assert!(refused.stderr.contains(&shell.pid().to_string()), "{refused:?}");
-        assert_eq!(ip_of(&shell.ask(&ask)?), IpAddr::V4(bed.lab.eth().name.nat_address()));
+        assert_eq!(ip_of(&shell.request(&ask)?), IpAddr::V4(bed.lab.eth().name.nat_address()));
     }
     bed.agent.cli(&["attach", &foreign.pid().to_string()])?.ok()?;
     let refused = as_user(&["detach", &foreign.pid().to_string()])?;
     assert_eq!(refused.code(), 1, "{refused:?}");
-    assert_eq!(ip_of(&foreign.ask(&ask)?), RELAY[0]);
+    assert_eq!(ip_of(&foreign.request(&ask)?), RELAY[0]);
     assert_eq!(as_user(&["cleanup"])?.code(), 1);
     bed.finish()
 }
@@ -148,17 +156,17 @@ fn a_setuid_program_is_mobile_as_who_starts_it_and_changed_by_its_owner_only() -
     let [server, _] = server(port::WHOAMI);
     let tool = tool.display().to_string();
     let direct = IpAddr::V4(bed.lab.eth().name.nat_address());
-    let start_ordinary = || Talk::start(host.command_as(USERS[0], &tool).args(["udp", &server]));
+    let start_ordinary = || LineProcess::start(host.command_as(USERS[0], &tool).args(["udp", &server]));
     for (mut talk, seen, verb) in [
-        (Talk::start(&mut as_user(&["run", "--", &tool, "udp", &server]))?, RELAY[0], "detach"),
+        (LineProcess::start(&mut as_user(&["run", "--", &tool, "udp", &server]))?, RELAY[0], "detach"),
         (start_ordinary()?, direct, "attach"),
     ] {
-        assert_eq!(ip_of(&talk.ask("first")?), seen);
+        assert_eq!(ip_of(&talk.request("first")?), seen);
         let status = fs::read_to_string(format!("/proc/{}/status", talk.pid()))?;
         assert!(status.contains(&format!("Uid:\t{}\t0\t0\t0\n", USERS[0])), "it is not setuid:\n{status}");
         let refused = finish_within(&mut as_user(&[verb, &talk.pid().to_string()]), None, PATIENCE)?;
         assert_eq!(refused.code(), 1, "{refused:?}");
-        assert_eq!(ip_of(&talk.ask("second")?), seen, "after {verb}");
+        assert_eq!(ip_of(&talk.request("second")?), seen, "after {verb}");
     }
     bed.finish()
 }
@@ -170,7 +178,7 @@ fn what_another_user_chose_does_not_reach_the_terminal_raw() -> Outcome {
     // direction of writing.
     let forged = "\u{1b}[2J\n1 root 0 - - - init \u{9b}31m\u{202e}";
     let argv = ["-c", "while read line; do :; done", forged];
-    let user = Talk::start(bed.lab.host.command_as(USERS[1], "sh").args(argv))?;
+    let user = LineProcess::start(bed.lab.host.command_as(USERS[1], "sh").args(argv))?;
     bed.agent.cli(&["attach", &user.pid().to_string()])?.ok()?;
     let ordinary = |text: &str| !text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}');
     let shown = bed.agent.cli(&["ps"])?.ok()?;
@@ -194,7 +202,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
     let secret = bed.lab.dir().join(name);
     copy(&bed, program("labtool")?.as_os_str(), &secret)?;
     let [server, _] = server(port::WHOAMI);
-    let hidden = Talk::start(host.command(&secret).args(["udp", &server]))?;
+    let hidden = LineProcess::start(host.command(&secret).args(["udp", &server]))?;
     let pid = hidden.pid().to_string();
     let mobile = bed.lab.dir().join("mobile");
     copy(&bed, bed.agent.binary().as_os_str(), &mobile)?;
@@ -206,8 +214,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         assert_eq!(refused.code(), 1, "{said}");
         assert!(said.contains(&pid), "{said}");
         assert!(!said.contains(name) && !said.contains(&format!("belongs to {owner}")), "{said}");
-        // Nor in what the agent itself answers. To the HTTP lines before the request it says that
-        // it does not understand them.
+        // Nor in the agent's own answers. The agent rejects the HTTP lines before the request.
         let socket = bed.lab.dir().join("laptop").join("agent.sock");
         let ask = format!("{{\"{verb}\":{{\"pids\":[{pid}]}}}}\n");
         let mut raw = host.command_as(USERS[0], "curl");
@@ -215,7 +222,7 @@ fn a_process_that_a_user_may_not_see_is_not_named_to_that_user() -> Outcome {
         let answer = finish_within(raw.arg(&socket), None, PATIENCE)?.stdout;
         assert!(answer.contains("another user's") && !answer.contains(name), "{answer}");
     }
-    // The owner, root here, is told the process.
+    // The owner, root here, sees the process's name.
     assert!(bed.agent.cli(&["attach", &pid])?.ok()?.contains(name));
     bed.finish()
 }

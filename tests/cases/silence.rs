@@ -1,4 +1,4 @@
-//! A silent blackhole: the uplink looks alive and carries nothing, in one direction or both.
+//! Blackholes: an uplink with a carrier that carries nothing, in one or both directions.
 
 use std::time::{Duration, Instant};
 
@@ -6,22 +6,22 @@ use mobile_tests::{Blackhole, Testbed, port};
 
 use crate::{Outcome, server};
 
-/// How soon the session answers over the other uplink.
+/// The time within which the session must answer over the other uplink.
 const PROMPT: Duration = Duration::from_secs(1);
 
 fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     let mut bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     for _ in 0..5 {
-        assert_eq!(talk.ask("before")?, "before");
-        // An ordinary pace: the path's round-trip time gets known.
+        assert_eq!(talk.request("before")?, "before");
+        // An ordinary pace, in which the path's round-trip time is measured.
         std::thread::sleep(Duration::from_millis(200));
     }
     bed.lab.eth().link().set_blackhole(blackhole);
     let start = Instant::now();
-    assert_eq!(talk.ask("anybody there?")?, "anybody there?");
+    assert_eq!(talk.request("anybody there?")?, "anybody there?");
     let took = start.elapsed();
     eprintln!("{blackhole:?}: {took:?}");
     assert!(took < PROMPT, "{blackhole:?}: {took:?}");
@@ -30,22 +30,22 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     assert_eq!(status["handovers"], 1, "{status}");
     assert_eq!(status["last_handover"]["cause"], "silent", "{status}");
     bed.expect_warning("gone silent");
-    // The silent uplink is tried again.
+    // The silent uplink is probed again.
     bed.expect_warning("no answer from the relay");
     bed.finish()
 }
 
 #[test]
-fn when_nothing_gets_up_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_upstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Up)
 }
 
 #[test]
-fn when_nothing_comes_down_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_downstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Down)
 }
 
 #[test]
-fn when_nothing_passes_any_more_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
+fn when_all_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
     a_keystroke_is_answered_promptly(Blackhole::Both)
 }

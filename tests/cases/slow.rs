@@ -1,4 +1,4 @@
-//! A slow or lossy path is not a dead one: it is not left while it lives.
+//! A slow or lossy path is not abandoned while it works.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -6,35 +6,37 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mobile_tests::{
-    LabOptions, Ns, PATIENCE, Process, Services, Talk, Testbed, addr, http, port, until, wait_for,
+    LabOptions, LineProcess, Ns, PATIENCE, Process, Services, Testbed, addr, http, port, until, wait_for,
 };
 
 use crate::{Outcome, server, urls};
 
-/// How long it stays slow or lossy: many times any patience with an unanswered path.
+/// The time for which the path is slow or lossy: many times the timeout of an unanswered path.
 const LASTING: Duration = Duration::from_secs(10);
 
-/// How long the echo session may take to catch up once the path is well: outer TCP sits out the pause it has reached.
+/// The timeout of the echo session once the path has recovered: the tunnel's TCP first waits for
+/// its retransmission timer.
 const RECOVERY: Duration = Duration::from_secs(60);
 
-/// An ordinary uplink's rate.
+/// The rate of an ordinary uplink in bit/s.
 const RATE: u64 = 10_000_000;
 
-/// More than passes in all that time.
+/// More bytes than can pass in the whole time.
 const SIZE: u64 = 50_000_000;
 
-/// An echo session and a bulk upload beside it, both under way.
+/// An echo session and a bulk upload beside it.
 struct Load {
-    echo: Talk,
+    echo: LineProcess,
     upload: Process,
-    /// The handovers before it.
+    /// The number of handovers before the test.
     handovers: u64,
-    /// For how long a full path may go by something else than its rate: one that became longer may be taken for a shared one.
+    /// The time for which a full path may use another congestion control than bbr: a path whose
+    /// delay grew may be taken for a shared one.
     patience: Duration,
 }
 
 impl Load {
-    /// The echo session lasts a little longer than [`LASTING`].
+    /// Starts both; the echo session lasts a little longer than [`LASTING`].
     fn start(bed: &Testbed) -> anyhow::Result<Self> {
         let file = bed.lab.dir().join("upload");
         http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
@@ -43,30 +45,29 @@ impl Load {
         let upload = Process::start("curl", &mut curl, &bed.lab.dir().join("curl.txt"))?;
         let [server, _] = server(port::ECHO);
         let seconds = (LASTING + Duration::from_secs(2)).as_secs().to_string();
-        let echo = bed.mobile_talk(&["gaps", &server, "50", &seconds])?;
-        // Both have found their pace before anything happens.
+        let echo = bed.mobile_labtool(&["gaps", &server, "50", &seconds])?;
+        // Both have reached their pace before anything changes.
         std::thread::sleep(Duration::from_secs(1));
         let handovers = bed.agent.status()?["handovers"].as_u64().expect("a count");
         Ok(Self { echo, upload, handovers, patience: Duration::ZERO })
     }
 
-    /// Both live through it, over the path they began with; then the path gets well, and both have lost nothing.
+    /// Checks that both survive on the path they began with, then lets the path recover and checks
+    /// that nothing was lost.
     fn stays_on_eth(mut self, bed: &Testbed, what: &str) -> Outcome {
         std::thread::sleep(LASTING);
         let status = bed.agent.status()?;
         assert_eq!(status["handovers"], self.handovers, "{what}: {status}");
         assert_eq!(status["active_uplink"], "eth0", "{what}: {status}");
         assert!(self.upload.ended()?.is_none(), "{what}: the upload has ended: {}", self.upload.output());
-        wait_for(
-            "a path that is full to go by rate",
-            self.patience,
-            || Ok(goes_by(bed, "bbr").then_some(())),
-        )
+        wait_for("a path that is full to go by rate", self.patience, || {
+            Ok(has_congestion_control(bed, "bbr").then_some(()))
+        })
         .context(what.to_owned())?;
         bed.lab.eth().set_delay(LabOptions::DELAY);
         bed.lab.eth().link().set_loss(0.0);
         bed.lab.eth().link().set_rate(None);
-        let report = self.echo.hear_within(RECOVERY)?;
+        let report = self.echo.next_line_within(RECOVERY)?;
         eprintln!("{what}: {report}");
         let report: serde_json::Value = serde_json::from_str(&report).with_context(|| report.clone())?;
         assert!(report["answers"].as_u64().is_some_and(|answers| answers > 20), "{what}: {report}");
@@ -77,15 +78,15 @@ impl Load {
     }
 }
 
-/// Single segments are lost, and queues are of packets.
-fn narrow(bed: &Testbed) -> Outcome {
+/// Limits the rate. Without offloads, single segments are lost and queues hold packets.
+fn limit_rate(bed: &Testbed) -> Outcome {
     bed.lab.eth().link().set_offload(false)?;
     bed.lab.eth().link().set_rate(Some(RATE));
     Ok(())
 }
 
-/// Whether the path over the Ethernet has this congestion control.
-fn goes_by(bed: &Testbed, control: &str) -> bool {
+/// Returns whether the path over eth0 has this congestion control.
+fn has_congestion_control(bed: &Testbed, control: &str) -> bool {
     let on_eth = format!("%{}:", bed.lab.eth().device());
     let paths = bed.lab.host.run(&["ss", "-tinHO", "state", "established", "dport = :443"]);
     let matches = |path: &str| path.contains(&on_eth) && path.contains(&format!(" {control} "));
@@ -94,27 +95,29 @@ fn goes_by(bed: &Testbed, control: &str) -> bool {
 
 fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let load = Load::start(&bed)?;
     change(&bed);
     load.stays_on_eth(&bed, what)?;
     bed.finish()
 }
 
-/// Where bbr is every host's default, a path would be paced from its first byte, for its life.
+/// If bbr is every host's default, a path must not be paced from its first byte, since the kernel
+/// never stops pacing a connection.
 #[test]
-fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outcome {
+fn on_hosts_with_bbr_a_path_uses_bbr_only_once_it_is_bandwidth_limited() -> Outcome {
     let hosts = LabOptions { congestion_control: Some("bbr".into()), ..LabOptions::default() };
     let bed = Testbed::with(&hosts)?;
     let ends = [(&bed.lab.host, "dport = :443"), (&bed.lab.relay, "sport = :443")];
     let paths = |(ns, port): (&Ns, &str)| ns.run(&["ss", "-tinHO", "state", "established", port]);
     for end in ends {
         let paths = paths(end)?;
-        // What was sent again is a bound: a machine with no time for acknowledgements.
+        // A path with retransmissions may have switched: on a busy machine acknowledgements come
+        // late.
         let mut begun = paths.lines().filter(|path| !path.contains(" retrans:"));
         assert!(begun.all(|path| path.contains(" cubic ")) && !paths.is_empty(), "{paths}");
     }
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
     let address = addr::SERVER4.to_string();
     let mut iperf3 = bed.agent.run(&["iperf3", "--client", &address, "--time", "60", "--bidir"]);
@@ -125,11 +128,12 @@ fn on_hosts_with_bbr_a_path_goes_by_rate_only_once_it_has_shown_bounds() -> Outc
     bed.finish()
 }
 
-/// Who holds back for a queue of somebody else's leaves the uplink to them: the tunnel had a third of what a plain connection has there.
+/// A path that yields to a competing queue would leave the uplink to it: the tunnel got a third of
+/// a plain connection's share.
 #[test]
-fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_once_it_is_alone() -> Outcome {
+fn beside_a_competing_upload_a_path_restores_cubic_and_returns_to_bbr_once_alone() -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let upload = |mut command: Command, name: &str, address: Ipv4Addr| -> anyhow::Result<Process> {
         command.args(["--client", &address.to_string(), "--time", "300"]);
         Process::start(name, &mut command, &bed.lab.dir().join(format!("{name}.txt")))
@@ -142,14 +146,19 @@ fn beside_somebody_elses_upload_a_path_competes_as_it_began_and_goes_by_rate_onc
     other.args(["--congestion", LabOptions::CONGESTION_CONTROL]);
     let mut other = upload(other, "theirs", addr::RELAY4)?;
     let _ours = upload(bed.agent.run(&["iperf3"]), "ours", addr::SERVER4)?;
-    until("a full path to go by rate", || goes_by(&bed, "bbr"))?;
-    until("the queue to be found somebody else's", || goes_by(&bed, "cubic"))?;
+    until("a full path to go by rate", || has_congestion_control(&bed, "bbr"))?;
+    until("the queue to be found somebody else's", || has_congestion_control(&bed, "cubic"))?;
     other.kill()?;
-    // Each time that it was somebody else's, the next attempt comes later.
-    wait_for("the path to go by rate again", 3 * PATIENCE, || Ok(goes_by(&bed, "bbr").then_some(())))?;
-    // Longer than it takes to find a queue somebody else's.
+    // Each time competing traffic is detected, the next attempt comes later.
+    wait_for("the path to go by rate again", 3 * PATIENCE, || {
+        Ok(has_congestion_control(&bed, "bbr").then_some(()))
+    })?;
+    // Longer than the detection of competing traffic takes.
     std::thread::sleep(Duration::from_secs(4));
-    anyhow::ensure!(goes_by(&bed, "bbr"), "alone on the uplink, its own queue was taken for somebody else's");
+    anyhow::ensure!(
+        has_congestion_control(&bed, "bbr"),
+        "alone on the uplink, its own queue was taken for somebody else's"
+    );
     bed.finish()
 }
 
@@ -173,7 +182,7 @@ fn a_tenth_of_the_rate_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplin
 #[test]
 fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplink() -> Outcome {
     let bed = Testbed::new()?;
-    narrow(&bed)?;
+    limit_rate(&bed)?;
     let load = Load::start(&bed)?;
     bed.lab.eth().set_delay(LabOptions::DELAY * 10);
     Load { patience: PATIENCE, ..load }.stays_on_eth(&bed, "ten times the delay")?;
@@ -184,8 +193,9 @@ fn ten_times_the_delay_in_the_middle_of_an_upload_is_no_reason_to_leave_an_uplin
 fn an_uplink_that_is_slow_from_the_start_is_used_and_kept() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     bed.lab.eth().set_delay(LabOptions::DELAY * 10);
-    narrow(&bed)?;
-    // An attempt over the other uplink begins before this one is through: the first path may be that one.
+    limit_rate(&bed)?;
+    // An attempt over the other uplink begins before this one is complete; the first path may be
+    // the other one.
     bed.start()?;
     Load::start(&bed)?.stays_on_eth(&bed, "slow from the start")?;
     bed.finish()

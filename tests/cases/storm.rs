@@ -1,4 +1,5 @@
-//! Netlink events by the thousand: the agent stays responsive, keeps its path and misses nothing that matters.
+//! Netlink events by the thousand: the agent stays responsive, keeps its path and misses no
+//! relevant change.
 
 use std::time::{Duration, Instant};
 
@@ -7,17 +8,17 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// Some twenty thousand events.
+/// About twenty thousand events.
 const FLIPS: usize = 5_000;
 
-/// Far less than a person's patience with a command, and more than a busy test machine needs.
+/// The longest a command may take: more than a busy test machine needs.
 const RESPONSIVE: Duration = Duration::from_secs(1);
 
 #[test]
 fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcome {
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut gaps = bed.mobile_talk(&["gaps", &server, "20", "4"])?;
+    let mut gaps = bed.mobile_labtool(&["gaps", &server, "20", "4"])?;
     let before = bed.agent.status()?["handovers"].clone();
     let host = bed.lab.host.clone();
     let storm = std::thread::spawn(move || netlink_storm(&host, FLIPS));
@@ -31,11 +32,11 @@ fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcom
     }
     storm.join().expect("the storm does not panic")?;
     assert!(answers > 0, "the storm was over before it was looked at");
-    let report: serde_json::Value = serde_json::from_str(&gaps.hear()?)?;
+    let report: serde_json::Value = serde_json::from_str(&gaps.next_line()?)?;
     eprintln!("{answers} answers in the storm; {report}");
     assert!(report["longest_gap_ms"].as_f64().is_some_and(|gap| gap < 1_000.0), "{report}");
     assert_eq!(bed.agent.status()?["handovers"], before);
-    // And it still hears what matters.
+    // A relevant change is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     bed.finish()
@@ -45,10 +46,10 @@ fn in_a_storm_of_netlink_events_the_agent_answers_and_keeps_its_path() -> Outcom
 fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     bed.agent.signal(Signal::SIGSTOP)?;
-    // Nobody reads: the socket's buffer holds some hundred of these.
+    // Nobody reads: the socket's buffer holds some hundred events.
     netlink_storm(&bed.lab.host, FLIPS / 5)?;
     bed.lab.eth().remove_route()?;
     netlink_storm(&bed.lab.host, FLIPS / 5)?;
@@ -61,8 +62,8 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     });
     assert!(overrun.count() > 0, "no subscriber's socket overran:\n{sockets}");
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("still here")?, "still here");
-    // And after it, changes are told as ever.
+    assert_eq!(talk.request("still here")?, "still here");
+    // Later changes are noticed as usual.
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
     bed.finish()
@@ -73,7 +74,7 @@ const MANY: usize = 200_000;
 
 /// Returns how often the agent has read the kernel's configuration because something may have
 /// changed.
-fn looks(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
+fn configuration_reads(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
     let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
     Ok([count("uplinks")?, count("route")?])
 }
@@ -90,31 +91,31 @@ fn with_200_000_routes_changes_of_others_routes_cost_the_agent_nothing() -> Outc
     const TIME: Duration = Duration::from_secs(10);
     let bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &server])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &server])?;
+    talk.next_line()?;
     many_routes(&bed.lab.host, MANY)?;
     let quiet = {
         let before = ticks(&bed)?;
         std::thread::sleep(TIME);
         ticks(&bed)? - before
     };
-    let (seen, used) = (looks(&bed)?, ticks(&bed)?);
+    let (seen, used) = (configuration_reads(&bed)?, ticks(&bed)?);
     let changes = route_storm(&bed.lab.host, TIME)?;
-    let (seen, used) = ([0, 1].map(|place| (looks(&bed), seen[place])), ticks(&bed)? - used);
+    let (seen, used) = ([0, 1].map(|place| (configuration_reads(&bed), seen[place])), ticks(&bed)? - used);
     eprintln!("{changes} changes; {quiet} ticks in quiet, {used} in the storm");
     assert!(changes > 20, "no storm: {changes} changes");
     for (place, (now, before)) in seen.into_iter().enumerate() {
         let more = now?[place] - before;
-        // Every 30 s the settings of the device are compared, and on a busy machine a path may be
+        // The device's settings are compared every 30 s, and on a busy machine a path may be
         // probed.
         assert!(more <= 3, "{changes} changes of others' routes made the agent look {more} times");
     }
-    // Dumping the table for each change took 8 s of these 10.
+    // Dumping the table for each change took 8 s of these 10 s.
     assert!(used <= quiet + 100, "{used} ticks of 10 ms in the storm, {quiet} without");
-    assert_eq!(talk.ask("still here")?, "still here");
-    // A change that matters is still noticed.
+    assert_eq!(talk.request("still here")?, "still here");
+    // A relevant change is still noticed.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }

@@ -1,5 +1,4 @@
-//! Tests what others than clients can do: at the relay's port, at the programs' sockets, and
-//! through their metrics.
+//! Access by unauthorised parties to the relay's port, the programs' sockets and the metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -14,7 +13,7 @@ use crate::Outcome;
 /// More connections than either program serves at a time.
 const CROWD: usize = 40;
 
-/// The sum of both deadlines of a connection, 20 s, with time to spare on a busy machine.
+/// The sum of both timeouts of a connection, 20 s, with time to spare on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Returns the status and the body of the page at `path`, requested for the host `host`.
@@ -90,7 +89,7 @@ fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixSt
         .collect()
 }
 
-/// Waits until the other side has ended every connection of a crowd.
+/// Waits until the other side has closed every connection.
 fn wait_left(crowd: &mut [impl std::io::Read]) -> Outcome {
     for stream in crowd {
         wait_for("a connection to be ended", DEADLINE, || {
@@ -116,7 +115,7 @@ fn connections_that_are_idle_or_never_read_free_their_places() -> Outcome {
     let mut at_relay = crowd_at_socket(&bed.lab.dir().join("relay.sock"), b"{\"verb\":\"clients\"}\n")?;
     let at = agent.config().with_file_name("agent.sock");
     let mut at_agent = crowd_at_socket(&at, b"\"status\"\n")?;
-    // The places are free again although their holders have neither read nor ended anything.
+    // The slots are free again although the other ends have neither read nor closed anything.
     wait_for("the relay's commands to be answered", DEADLINE, || {
         Ok(relay.cli(&["sessions"])?.status.success().then_some(()))
     })?;

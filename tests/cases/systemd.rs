@@ -1,41 +1,41 @@
-//! Both programs as systemd's services: they say when they are ready, that they live, and that they go.
+//! Both programs as services of systemd: notifications, the watchdog, the slice and confinement.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use mobile_tests::{Finished, LabOptions, PATIENCE, Testbed, addr, finish_within, until};
+use mobile_tests::{CommandOutput, LabOptions, PATIENCE, Testbed, addr, finish_within, until};
 use nix::sys::signal::Signal;
 
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, urls};
 
-/// What `WatchdogSec=` would be; short, so that some feedings are seen soon.
+/// The value of `WatchdogSec=`, short so that several notifications arrive soon.
 const WATCHDOG: Duration = Duration::from_millis(600);
 
-/// The socket systemd would give a service.
-struct Manager(UnixDatagram);
+/// The notification socket that systemd would give a service.
+struct NotifySocket(UnixDatagram);
 
-impl Manager {
+impl NotifySocket {
     fn new(path: &Path) -> Result<Self> {
         let socket = UnixDatagram::bind(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(socket))
     }
 
-    /// What it is told next.
-    fn hear(&self) -> Result<String> {
+    /// Returns the next notification.
+    fn receive(&self) -> Result<String> {
         let mut bytes = [0; 1024];
         let length = self.0.recv(&mut bytes).context("nothing was told")?;
         Ok(String::from_utf8_lossy(&bytes[..length]).trim_end().to_owned())
     }
 
-    /// Waits for `word`; the words before it.
+    /// Waits for the notification `word` and returns those before it.
     fn wait(&self, word: &str) -> Result<Vec<String>> {
         let mut before = Vec::new();
         loop {
-            let told = self.hear().with_context(|| format!("no {word}; before it: {before:?}"))?;
+            let told = self.receive().with_context(|| format!("no {word}; before it: {before:?}"))?;
             if told == word {
                 return Ok(before);
             }
@@ -57,7 +57,7 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     let dir = bed.lab.dir().to_owned();
     let [agent, relay] = ["agent", "relay"].map(|name| dir.join(format!("{name}.notify")));
     let micros = WATCHDOG.as_micros().to_string();
-    let managers = [Manager::new(&agent)?, Manager::new(&relay)?];
+    let managers = [NotifySocket::new(&agent)?, NotifySocket::new(&relay)?];
     bed.agent.set_variable("NOTIFY_SOCKET", agent.display().to_string());
     bed.agent.set_variable("WATCHDOG_USEC", micros.as_str());
     bed.relay.set_variable("NOTIFY_SOCKET", relay.display().to_string());
@@ -66,7 +66,7 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     for manager in &managers {
         let before = manager.wait("READY=1")?;
         assert!(before.is_empty(), "told before it was ready: {before:?}");
-        // What was told while nobody listened says nothing about now.
+        // Discards notifications that were queued earlier.
         manager.drain()?;
         let start = Instant::now();
         for _ in 0..5 {
@@ -74,20 +74,20 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
             manager.wait("WATCHDOG=1")?;
             assert!(fed.elapsed() < WATCHDOG, "fed after {:?}", fed.elapsed());
         }
-        // Repeatedly, not all at once.
+        // The notifications arrive at intervals, not all at once.
         assert!(start.elapsed() > WATCHDOG, "five feedings in {:?}", start.elapsed());
     }
 
-    // A process that does not run any more does not feed it either: that is what it is for.
+    // A stopped process must not feed the watchdog.
     bed.agent.signal(Signal::SIGSTOP)?;
     managers[0].drain()?;
     managers[0].0.set_read_timeout(Some(WATCHDOG * 2))?;
-    assert!(managers[0].hear().is_err(), "a stopped agent was heard");
+    assert!(managers[0].receive().is_err(), "a stopped agent was heard");
     bed.agent.signal(Signal::SIGCONT)?;
     managers[0].0.set_read_timeout(Some(PATIENCE))?;
     managers[0].wait("WATCHDOG=1")?;
 
-    // Type=notify-reload: SIGHUP, and the two words about it.
+    // Type=notify-reload: after SIGHUP, RELOADING=1 and then READY=1.
     bed.relay.signal(Signal::SIGHUP)?;
     let told = managers[1].wait("READY=1")?;
     let reloading = told.iter().find_map(|word| word.strip_prefix("RELOADING=1\nMONOTONIC_USEC="));
@@ -100,19 +100,19 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     managers[0].wait("STOPPING=1")?;
     bed.relay.stop()?;
     managers[1].wait("STOPPING=1")?;
-    // A sleep of this length may be taken for the path's silence.
+    // A stop of this length may look like a silent path.
     bed.expect_warning("gone silent");
     bed.finish()
 }
 
-/// Runs a command as systemd runs a service in the slice: in a cgroup made for it below that of the slice.
-fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<Finished> {
+/// Runs a command as systemd runs a service in the slice: in a new cgroup below the slice's.
+fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<CommandOutput> {
     let cgroup = bed.agent.slice.join(service);
     std::fs::create_dir_all(&cgroup)?;
     let mut shell = bed.lab.host.command("sh");
     shell.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&cgroup).args(argv);
     let done = finish_within(&mut shell, None, PATIENCE);
-    // As systemd does when the last process has ended, slice and all.
+    // systemd removes the cgroups of a service and an empty slice when the last process has ended.
     until("the cgroup of the service to go", || {
         std::fs::remove_dir(&cgroup).is_ok() && std::fs::remove_dir(&bed.agent.slice).is_ok()
     })?;
@@ -124,7 +124,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [four, six] = urls("/ip");
-    // sleep: as long as systemd takes from making the cgroup to the program's first connection, and more.
+    // systemd takes less than this from creating the cgroup to the program's first connection.
     let curl = |url: &str| format!("sleep 0.1; exec curl -s -m 2 {url}");
     for round in 0..3 {
         for (url, relay) in [(&four, addr::RELAY4.into()), (&six, std::net::IpAddr::V6(addr::RELAY6))] {
@@ -134,7 +134,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
         assert!(!bed.agent.slice.exists(), "somebody else keeps it");
     }
 
-    // It is told among the others, and is systemd's to move.
+    // `ps` lists the service among other mobile processes, but only systemd may move it.
     let config = bed.agent.config().display().to_string();
     let mobile = bed.agent.binary().display().to_string();
     let verb = |verb: &str| format!("\"{mobile}\" {verb} --config \"{config}\" $$");
@@ -149,7 +149,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     let told = in_slice(&bed, "b.service", &["sh", "-c", &list])?.ok()?;
     assert!(told.contains("ps --config"), "{told}");
 
-    // A slice that is there when the agent is killed stays mobile, and is when the next one starts.
+    // An existing slice stays mobile when the agent is killed, and when the next agent starts.
     std::fs::create_dir_all(bed.agent.slice.join("kept.service"))?;
     std::thread::sleep(Duration::from_millis(100));
     bed.agent.kill()?;
@@ -164,7 +164,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     bed.finish()
 }
 
-/// Of a process's status: what it may do, and what it may not any more.
+/// Returns a process's permitted capabilities, and its NoNewPrivs and Seccomp fields.
 fn confinement(pid: i32) -> Result<(u64, [String; 2])> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| -> Result<String> {
@@ -186,7 +186,7 @@ fn helper_of(agent: i32) -> Result<i32> {
 #[test]
 fn both_daemons_give_up_what_they_do_not_need_once_they_run() -> Outcome {
     let bed = Testbed::new()?;
-    // linux/capability.h.
+    // Bits of linux/capability.h.
     const DAC_OVERRIDE: u64 = 1 << 1;
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_PTRACE: u64 = 1 << 19;
@@ -194,13 +194,14 @@ fn both_daemons_give_up_what_they_do_not_need_once_they_run() -> Outcome {
     let agent = bed.agent.pid().context("it runs")?;
     for (name, pid, kept) in [
         ("relay", bed.relay.pid().context("it runs")?, DAC_OVERRIDE | NET_ADMIN),
-        // The process that reads the network cannot look into others or overwrite others' files.
+        // The process that parses network input cannot inspect other processes or overwrite others'
+        // files.
         ("agent", agent, NET_ADMIN),
         ("process helper", helper_of(agent)?, BPF | DAC_OVERRIDE | NET_ADMIN | SYS_PTRACE),
     ] {
         let (capabilities, rest) = confinement(pid)?;
         assert_eq!(capabilities & !kept, 0, "{name}: {capabilities:x}");
-        // 2: a filter of system calls is in force.
+        // Mode 2: a seccomp filter is in force.
         assert_eq!(rest, ["1", "2"], "{name}");
     }
     bed.finish()
@@ -218,7 +219,7 @@ fn an_agent_that_lost_its_process_helper_ends_and_the_next_one_adopts_all() -> O
     bed.agent.kill()?;
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    // The helper of a killed agent ends by itself.
+    // The helper of a killed agent must end by itself.
     let agent = bed.agent.pid().context("it runs")?;
     let helper = helper_of(agent)?;
     bed.agent.kill()?;

@@ -1,4 +1,4 @@
-//! Bulk transfers outlive every kind of handover, to the last byte; and they have room for what a path takes.
+//! Bulk transfers survive every kind of handover to the last byte, and can use what a path carries.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,18 +9,20 @@ use mobile_tests::{
 
 use crate::{Outcome, urls};
 
-/// The size of each transfer.
+/// The size of each transfer in bytes.
 const SIZE: u64 = 100_000_000;
 
-/// Slow enough that the transfer cannot end before the tenth handover; lifted after it.
+/// A rate in bit/s at which the transfer cannot end before the tenth handover; the limit is then
+/// lifted.
 const RATE: u64 = 40_000_000;
 
-/// What must have passed since the last handover before the next one comes.
+/// The bytes that must have passed since the last handover before the next one.
 const PROGRESS: u64 = 1_000_000;
 
 type Step = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// Ten handovers, each kind at least twice or in both directions, and where the tunnel is after each.
+/// Ten handovers, each kind at least twice or in both directions, and the uplink of the tunnel
+/// after each.
 const STEPS: [Step; 10] = [
     ("carrier lost", |bed| bed.lab.eth().cut(), UplinkName::Wlan),
     ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
@@ -50,7 +52,7 @@ fn a_download_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     assert!(status.success(), "curl: {status}: {}", curl.output());
     let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
     assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(SIZE).as_str()));
-    one_path_an_uplink_is_left(&bed)?;
+    assert_one_path_per_uplink(&bed)?;
     bed.expect_quick_replug();
     bed.finish()
 }
@@ -71,12 +73,13 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     let status = curl.wait(Duration::from_secs(60))?;
     assert!(status.success(), "curl: {status}: {}", curl.output());
     assert_eq!(std::fs::read_to_string(&answer)?.trim(), http::pattern_sum(SIZE));
-    one_path_an_uplink_is_left(&bed)?;
+    assert_one_path_per_uplink(&bed)?;
     bed.expect_quick_replug();
     bed.finish()
 }
 
-/// Tests senders of small segments: they exist, and GSO leaves their segments uncut as well.
+/// Tests senders of small segments: such senders exist, and GSO leaves their segments uncut as
+/// well.
 #[test]
 fn an_upload_in_small_segments_arrives() -> Outcome {
     const SMALL: u64 = 3_000_000;
@@ -85,7 +88,7 @@ fn an_upload_in_small_segments_arrives() -> Outcome {
     http::pattern(SMALL, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
     let answer = bed.lab.dir().join("answer");
     let route = bed.lab.server.run(&["ip", "-4", "route", "show", "default"])?;
-    // The least TCP_MAXSEG that Linux takes, and an MSS that a constrained host may announce.
+    // The least TCP_MAXSEG that Linux accepts, and an MSS that a constrained host may announce.
     for mss in ["256", "88"] {
         let words: Vec<&str> = route.split_whitespace().collect();
         bed.lab.server.run(&[&["ip", "-4", "route", "replace"], &words[..], &["advmss", mss]].concat())?;
@@ -103,14 +106,14 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
     let mut bed = Testbed::new()?;
     limit(&bed, Some(RATE));
     let file = bed.lab.dir().join("download");
-    // Some 16 s at the limited rate.
+    // About 16 s at the limited rate.
     let size = SIZE - 20_000_000;
     let [_, url] = urls(&format!("/bytes/{size}"));
     let mut curl = curl(&bed, &["-o", path(&file), &url])?;
     let passed = || Ok::<_, anyhow::Error>(std::fs::metadata(&file).map_or(0, |meta| meta.len()));
     let progress = |what: &str| {
         let reached = passed()? + PROGRESS;
-        // After an outage the sender's own timer decides when it tries again.
+        // After an outage the sender's retransmission timer decides when data flows.
         wait_for(&format!("data after {what}"), PATIENCE * 3, || Ok((passed()? >= reached).then_some(())))
     };
     progress("the start")?;
@@ -137,8 +140,8 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
 }
 
 #[test]
-fn a_path_that_takes_much_without_a_queue_may_have_more_on_its_way_than_one_connection() -> Outcome {
-    // So long that a slow machine has as much on its way as well.
+fn a_path_without_a_queue_gets_a_send_limit_above_one_connections_window() -> Outcome {
+    // A delay so long that even a slow machine fills the path.
     let bed = Testbed::with(&LabOptions { delay: Some(LabOptions::DELAY * 10), ..LabOptions::default() })?;
     let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
     let server = addr::SERVER4.to_string();
@@ -146,7 +149,7 @@ fn a_path_that_takes_much_without_a_queue_may_have_more_on_its_way_than_one_conn
         bed.agent.run(&["iperf3", "--client", &server, "--time", "60", "--parallel", "4", "--bidir"]);
     let _transfers = Process::start("iperf3", &mut iperf3, &bed.lab.dir().join("iperf3.txt"))?;
     for ns in [&bed.lab.host, &bed.lab.relay] {
-        // Twice what is asked for: 20 MiB.
+        // Twice the limit that is requested: 20 MiB.
         until("room for more", || {
             let paths = ns.run(&["ss", "-tmnHO", "( sport = :443 or dport = :443 )"]);
             paths.is_ok_and(|paths| paths.contains("tb20971520"))
@@ -193,12 +196,13 @@ fn ten_handovers(
     Ok(())
 }
 
-/// The active one, and one that stands by; what the handovers left behind is gone.
-fn one_path_an_uplink_is_left(bed: &Testbed) -> Outcome {
+/// Checks that one path on each uplink is left, one active and one standby, and nothing of the
+/// handovers.
+fn assert_one_path_per_uplink(bed: &Testbed) -> Outcome {
     assert_eq!(bed.relay.sessions()?.len(), 1);
     until("the relay to hold one path an uplink", || bed.relay.paths().is_ok_and(|paths| paths.len() == 2))?;
     bed.relay.active_peer()?;
-    // Their TCP connections as the kernel counts them.
+    // The TCP connections that the kernel counts.
     until("two established connections at the relay", || {
         bed.lab
             .relay

@@ -1,5 +1,5 @@
-//! Tests others' VPNs and the choice of the uplink: a VPN is none unless it is named, and the link
-//! below it goes on.
+//! Third-party VPNs and the choice of the uplink: a VPN is no uplink unless it is named, and the
+//! link below it stays one.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::{Outcome, server};
 
-/// Longer than a handover takes, and an attempt to connect over another uplink.
+/// Longer than a handover takes, and than an attempt to connect over another uplink.
 const A_WHILE: Duration = Duration::from_secs(3);
 
-/// Asserts that the tunnel is on eth0, and was all the time.
+/// Checks that the tunnel is on eth0 and was there all the time.
 fn stays_on_eth(bed: &Testbed, handovers: &Value, when: &str) -> Outcome {
     let status = bed.agent.status()?;
     ensure!(status["session"] == "connected" && status["active_uplink"] == "eth0", "{when}: {status}");
@@ -31,12 +31,12 @@ fn reason(bed: &Testbed, device: &str) -> anyhow::Result<String> {
 fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::ordinary(&bed.lab)?;
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As NetworkManager sets it.
+    // The route as NetworkManager sets it.
     let device = vpn.device().to_owned();
     bed.lab.host.ip(&[&format!("route add default dev {device} metric 50")])?;
     until("the VPN to be known", || bed.agent.uplink(&device).is_ok())?;
@@ -45,11 +45,11 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
     let reason = reason(&bed, &device)?;
     ensure!(reason.contains("a tunnel") && reason.contains("[uplink] prefer"), "{reason}");
     ensure!(bed.agent.cli(&["uplinks"])?.ok()?.contains("a tunnel"), "`mobile uplinks` does not say why");
-    // Naming it by hand changes nothing.
+    // Naming the device by hand does not change that.
     let said = bed.agent.cli(&["use", &device])?.stderr;
     ensure!(said.contains("a tunnel"), "`mobile use` says: {said}");
     stays_on_eth(&bed, &handovers, "with a VPN named by `mobile use`")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -57,13 +57,13 @@ fn a_vpn_with_the_better_default_route_does_not_get_the_tunnel() -> Outcome {
 fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel() -> Outcome {
     let mut bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     bed.lab.wlan().take_down()?;
     let vpn = Vpn::ordinary(&bed.lab)?;
     let (host, device) = (bed.lab.host.clone(), vpn.device().to_owned());
     vpn.pin(&bed.lab, bed.lab.eth())?;
-    // As a client sets them that takes the default route for itself.
+    // The routes of a client that takes the default route.
     bed.lab.eth().flush_routes(Family::Four)?;
     host.ip(&[&format!("route add default dev {device}")])?;
     let through = |when: &str| -> Outcome {
@@ -72,7 +72,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
         bed.agent.wait_active(UplinkName::Eth)
     };
     through("after the client has replaced the default route")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     let routes = host.run(&["ip", "route", "show", "table", "7701"])?;
     let expected = format!("{} via {} dev eth0", addr::RELAY4, bed.lab.eth().gateway4());
     ensure!(routes.contains(&expected), "{routes}");
@@ -84,7 +84,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
         }
         bed.agent.start()?;
         bed.agent.wait_active(UplinkName::Eth)?;
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     // Another program removes it.
     host.run(&["ip", "route", "flush", "table", "7701"])?;
@@ -100,7 +100,7 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
             && host.run(&["ip", "rule"]).is_ok_and(|rules| !rules.contains("7701"))
     })?;
     bed.agent.wait_active(UplinkName::Eth)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -108,8 +108,8 @@ fn below_a_vpn_that_replaced_the_default_route_the_link_still_carries_the_tunnel
 fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
     let bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let handovers = bed.agent.status()?["handovers"].clone();
     let vpn = Vpn::start(&bed.lab, |argv| bed.agent.run(argv))?;
     let device = vpn.device().to_owned();
@@ -118,7 +118,7 @@ fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
     bed.lab.host.run(&["ping", "-c", "1", "-w", "10", "-I", &device, "10.99.0.1"])?;
     std::thread::sleep(A_WHILE);
     stays_on_eth(&bed, &handovers, "beside a mobile VPN")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.finish()
 }
 
@@ -126,8 +126,8 @@ fn a_vpn_client_that_is_mobile_makes_no_loop() -> Outcome {
 fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outcome {
     let mut bed = Testbed::new()?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let device = Vpn::device_of(&bed.lab);
     bed.agent.configure("uplink", "prefer", vec![device.clone()])?;
     bed.agent.stop()?;
@@ -139,7 +139,7 @@ fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outc
     bed.lab.host.ip(&[&route])?;
     let active = |status: &Value| status["session"] == "connected" && status["active_uplink"] == *device;
     bed.agent.wait_status("the tunnel in the VPN", active)?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     drop(vpn);
     bed.agent.wait_active(UplinkName::Eth)?;
 
@@ -149,7 +149,7 @@ fn a_vpn_that_prefer_names_gets_the_tunnel_unless_its_client_is_mobile() -> Outc
     let handovers = bed.agent.status()?["handovers"].clone();
     std::thread::sleep(A_WHILE);
     stays_on_eth(&bed, &handovers, "with a loop")?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     let named = format!("wireguard-go ({})", vpn.client().unwrap_or_default());
     ensure!(bed.agent.log().contains(&named), "the log does not name {named}");
     bed.expect_warning("refused as an uplink");

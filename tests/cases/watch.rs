@@ -1,4 +1,4 @@
-//! `mobile status --watch`: quiet on a terminal, plain elsewhere.
+//! `mobile status --watch` redraws calmly on a terminal and prints plain blocks elsewhere.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use mobile_tests::{Process, Terminal, Testbed, UplinkName, until};
 use crate::Outcome;
 
 #[test]
-fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome {
+fn a_terminal_is_redrawn_in_place_and_restored_at_the_end() -> Outcome {
     let bed = Testbed::new()?;
     for colours in [true, false] {
         bed.agent.cli(&["use", "eth0"])?.ok()?;
@@ -28,7 +28,7 @@ fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome 
         terminal.expect("\x1b[?1049l")?;
         let shown = terminal.transcript();
         let frames: Vec<&str> = shown.split("\x1b[H").collect();
-        // To the other screen once and back once; drawn over in between, and never wiped.
+        // The output switches to the alternate screen and back once, and redraws without clearing.
         assert!(frames[0].starts_with("\x1b[?1049h\x1b[?25l") && frames.len() > 2, "{shown:?}");
         assert!(shown.ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "{shown:?}");
         assert!(!shown.contains("\x1b[2J") && shown.matches("\x1b[?1049").count() == 2, "{shown:?}");
@@ -43,7 +43,7 @@ fn a_terminal_shows_the_session_in_one_place_and_is_left_as_it_was() -> Outcome 
 }
 
 #[test]
-fn elsewhere_it_prints_a_plain_block_each_second_while_somebody_reads() -> Outcome {
+fn without_a_terminal_it_prints_a_plain_block_each_second_while_it_has_a_reader() -> Outcome {
     let bed = Testbed::new()?;
     let file = bed.lab.dir().join("watch.txt");
     let process = Process::start("watch", &mut bed.agent.command(&["status", "--watch"]), &file)?;
@@ -53,7 +53,7 @@ fn elsewhere_it_prints_a_plain_block_each_second_while_somebody_reads() -> Outco
     assert!(!text.contains(['\x1b', '\r']), "{text:?}");
     assert!(text.contains("/s ") && text.contains("\n\nsession    connected for "), "{text}");
 
-    // It ends with its reader, as any other verb.
+    // The command ends with its reader, as any other verb.
     let script = format!(
         "timeout {} \"$@\" | head -n1; echo \"${{PIPESTATUS[0]}}\"",
         Duration::from_secs(10).as_secs()

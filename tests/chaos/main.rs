@@ -1,11 +1,12 @@
-//! The chaos test: `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`. See `mobile_tests::chaos`.
+//! The chaos test: `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; see
+//! `mobile_tests::chaos`.
 
 use std::process::ExitCode;
 
 use mobile_tests::chaos::{Options, run};
 
 fn main() -> ExitCode {
-    // Short enough to be typed.
+    // 32 bits keep the seed short enough to type.
     let random = u64::from(rand::random::<u32>());
     match Options::parse(std::env::args().skip(1), random).and_then(|options| run(&options)) {
         Ok(()) => ExitCode::SUCCESS,

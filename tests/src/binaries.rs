@@ -1,13 +1,13 @@
-//! Where the programs under test are.
+//! Finds the programs under test.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-/// The variable that says where the programs under test are.
+/// The environment variable that names the directory of the programs under test.
 pub const BIN_DIR: &str = "MOBILE_BIN_DIR";
 
-/// The path of one of our programs: in `$MOBILE_BIN_DIR`, else where this program was built.
+/// Returns the path of a program: in `$MOBILE_BIN_DIR`, else beside the running test program.
 pub fn program(name: &str) -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os(BIN_DIR) {
         let path = PathBuf::from(dir).join(name);

@@ -1,4 +1,4 @@
-//! What passes a device, by tcpdump.
+//! Packet captures with tcpdump.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,20 +10,21 @@ use crate::ns::Ns;
 use crate::process::Process;
 use crate::wait::{PATIENCE, until};
 
-/// A running tcpdump.
+/// A running tcpdump, killed when dropped.
 pub struct Capture {
     tcpdump: Process,
     lines: PathBuf,
 }
 
 impl Capture {
-    /// Starts to capture what matches `filter` on `device`; packets sent after the return are seen.
+    /// Starts capturing packets that match `filter` on `device`. Packets sent after the return are
+    /// seen.
     pub(crate) fn start(ns: &Ns, device: &str, filter: &str, dir: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let lines = dir.join(format!("capture-{device}-{number}.txt"));
         let log = dir.join(format!("tcpdump-{device}-{number}.log"));
-        // `sh` only so that the packets and tcpdump's own words land in two files.
+        // The shell only separates tcpdump's packets and its messages into two files.
         let mut command = ns.command("sh");
         command.args([
             "-c",
@@ -34,8 +35,8 @@ impl Capture {
         command.arg(&log);
         let mut tcpdump = Process::start("tcpdump", &mut command, &lines)?;
         until("tcpdump to listen", || {
-            let said = std::fs::read_to_string(&log).unwrap_or_default();
-            said.contains("listening on") || tcpdump.ended().is_ok_and(|status| status.is_some())
+            let output = std::fs::read_to_string(&log).unwrap_or_default();
+            output.contains("listening on") || tcpdump.ended().is_ok_and(|status| status.is_some())
         })?;
         if tcpdump.ended()?.is_some() {
             bail!("tcpdump ended at once: {}", std::fs::read_to_string(&log).unwrap_or_default());
@@ -43,7 +44,7 @@ impl Capture {
         Ok(Self { tcpdump, lines })
     }
 
-    /// The packets so far, one line each.
+    /// Returns the packets so far, one line each.
     #[must_use]
     pub fn packets(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.lines).unwrap_or_default();
@@ -55,13 +56,13 @@ impl Capture {
         until(&format!("a packet with {text:?}"), || self.packets().iter().any(|line| line.contains(text)))
     }
 
-    /// Ends it and returns all packets, one line each.
+    /// Stops tcpdump and returns all packets, one line each.
     pub fn stop(mut self) -> Result<Vec<String>> {
         if let Some(status) = self.tcpdump.ended()? {
             bail!("tcpdump ended by itself ({status}): the capture is not complete");
         }
         self.tcpdump.signal(Signal::SIGINT)?;
-        self.tcpdump.wait(PATIENCE).context("tcpdump does not stop")?;
+        self.tcpdump.wait(PATIENCE).context("tcpdump did not stop")?;
         Ok(self.packets())
     }
 }

@@ -1,18 +1,20 @@
-//! Chaos: everything that happens to a laptop, at random and all at once, under flows whose every byte is checked.
+//! The chaos test: random network events, many at a time, under TCP flows whose every byte is
+//! checked.
 //!
-//! A seed decides the [`Script`]; the stage plays it on a lab with both programs; the flows must outlive it whole.
+//! A seed determines the [`Script`]. The stage performs the script on a lab with both programs, and
+//! every flow must survive it without a wrong or missing byte.
 
 mod ends;
 mod flows;
 mod options;
+mod resource_usage;
 mod run;
 mod script;
 mod stage;
 mod stream;
-mod vitals;
 
 pub use ends::client;
 pub use options::Options;
 pub use run::run;
-pub use script::{Event, Kind, Script};
+pub use script::{Event, EventKind, Script};
 pub use stream::Stream;

@@ -1,9 +1,11 @@
-//! A crowd of clients in one process, that speak the real protocol to a real relay: TLS with their keys, HELLO, WELCOME,
-//! keepalives, packets. Each comes from an IPv6 /64 of its own, so that the relay's limits for a source hold for each
-//! alone. Strangers come from other /64s, as many as they like.
+//! A crowd of clients in one process, for load on a real relay.
+//!
+//! The clients speak the real protocol: TLS with their own keys, HELLO, WELCOME, keepalives and
+//! packets. Each has a source address in an IPv6 /64 of its own, so that the relay's limits per
+//! source apply to each alone. Floods of unauthorised attempts come from other /64 prefixes.
 
+mod client;
 mod flood;
-mod member;
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -19,37 +21,38 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+pub use self::client::CrowdClient;
 pub use self::flood::{Attack, Flood, Sources};
-pub use self::member::Member;
 use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::product::{RELAY_PORT, Relay};
 use crate::topology::veth;
 
-/// The relay, on the link to the crowd.
+/// The relay's address on the link to the crowd.
 const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xcc, 0, 0, 0, 0, 1);
 
-/// The longest that one handshake may take.
+/// The timeout of one handshake.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The machine all of them live on: one link away from the relay, without a router or an emulator in between.
+/// The machine of all clients, one link away from the relay, without a router or an emulator in
+/// between.
 pub struct Crowd {
     runtime: Runtime,
-    way: Arc<Way>,
+    relay: Arc<RelayTarget>,
     _ns: Ns,
 }
 
-/// How the relay is reached, and how it proves that it is it.
+/// The relay's address and public key.
 #[derive(Debug)]
-struct Way {
-    relay: SocketAddr,
+struct RelayTarget {
+    address: SocketAddr,
     key: PublicKey,
 }
 
 impl Crowd {
-    /// Brings the machine up; who comes from it is not authorised yet.
-    pub fn arrive(lab: &Lab, relay: &Relay) -> Result<Self> {
-        // A socket each, more than a login shell may have.
+    /// Sets up the crowd's machine and its link to the relay. No client is authorised yet.
+    pub fn start(lab: &Lab, relay: &Relay) -> Result<Self> {
+        // Every client needs a socket; the usual soft limit is too low.
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
         let ns = lab.machine("crowd")?;
@@ -58,7 +61,8 @@ impl Crowd {
             &format!("address add {RELAY}/64 dev crowd0 nodad"),
             "route add 2001:db8:c000::/34 via 2001:db8:cc::2",
         ])?;
-        // Every address of it is this machine's own, and can be sent from: IPv6 asks for both.
+        // The machine may send from every address of the prefix: IPv6 needs the local route and the
+        // sysctl.
         ns.sysctl("net/ipv6/ip_nonlocal_bind", "1")?;
         ns.ip(&[
             "address add 2001:db8:cc::2/64 dev up0 nodad",
@@ -73,11 +77,11 @@ impl Crowd {
             .enable_all()
             .build()?;
         let key = relay.public_key.parse().context("the relay's key")?;
-        let way = Arc::new(Way { relay: (RELAY, RELAY_PORT).into(), key });
-        Ok(Self { runtime, way, _ns: ns })
+        let relay = Arc::new(RelayTarget { address: (RELAY, RELAY_PORT).into(), key });
+        Ok(Self { runtime, relay, _ns: ns })
     }
 
-    /// Has the relay let the first `count` of them in.
+    /// Authorises the clients 0 to `count` at the relay.
     pub fn authorize(&self, relay: &Relay, lab: &Lab, count: u32) -> Result<()> {
         let mut list = String::new();
         for number in 0..count {
@@ -85,19 +89,20 @@ impl Crowd {
         }
         let file = lab.dir().join("crowd-clients");
         std::fs::write(&file, list)?;
-        let said = relay.cli(&["authorize", "--from", &file.display().to_string()])?.ok()?;
-        let named = said.lines().count();
-        ensure!(named == count as usize, "{named} of {count} clients were let in");
+        let output = relay.cli(&["authorize", "--from", &file.display().to_string()])?.ok()?;
+        let named = output.lines().count();
+        ensure!(named == count as usize, "only {named} of {count} clients were authorised");
         Ok(())
     }
 
-    /// Sessions of these clients, as fast as they come, with so many handshakes at once. One that fails fails all.
+    /// Opens sessions of these clients as fast as possible, with at most `at_once` handshakes in
+    /// progress. Fails if one fails.
     pub fn open(
         &self,
         numbers: impl Iterator<Item = u32> + Send + 'static,
         at_once: usize,
-    ) -> Result<Vec<Member>> {
-        let way = Arc::clone(&self.way);
+    ) -> Result<Vec<CrowdClient>> {
+        let relay = Arc::clone(&self.relay);
         self.run(async move {
             let (mut pending, mut members) = (JoinSet::new(), Vec::new());
             for number in numbers {
@@ -106,7 +111,7 @@ impl Crowd {
                 {
                     members.push(done??);
                 }
-                pending.spawn(Member::open(Arc::clone(&way), number));
+                pending.spawn(CrowdClient::open(Arc::clone(&relay), number));
             }
             while let Some(done) = pending.join_next().await {
                 members.push(done??);
@@ -115,20 +120,23 @@ impl Crowd {
         })
     }
 
-    /// How long a handshake takes: of these clients one after the other, with a pause between; each leaves at once. With
-    /// the number of them that failed and were tried again: that time counts.
+    /// Measures the handshakes of these clients, one after the other with `pause` between them;
+    /// each session ends at once.
+    ///
+    /// Also returns the number of failed attempts. A failed attempt is repeated, and its time
+    /// counts.
     pub fn latencies(
         &self,
         numbers: impl Iterator<Item = u32> + Send + 'static,
         pause: Duration,
     ) -> Result<(Vec<Duration>, u64)> {
-        let way = Arc::clone(&self.way);
+        let relay = Arc::clone(&self.relay);
         self.run(async move {
             let (mut took, mut failed) = (Vec::new(), 0);
             for number in numbers {
                 let start = Instant::now();
                 loop {
-                    match Member::open(Arc::clone(&way), number).await {
+                    match CrowdClient::open(Arc::clone(&relay), number).await {
                         Ok(_) => break,
                         Err(error) if start.elapsed() > PATIENCE => return Err(error),
                         Err(_) => failed += 1,
@@ -141,36 +149,36 @@ impl Crowd {
         })
     }
 
-    /// Attempts that no relay should take, so many a second, until the flood is stopped.
+    /// Starts unauthorised attempts, `rate` per second, which end when the flood is dropped.
     #[must_use]
     pub fn flood(&self, attack: Attack, sources: Sources, rate: u32) -> Flood {
-        Flood::start(&self.runtime, Arc::clone(&self.way), attack, sources, rate)
+        Flood::start(&self.runtime, Arc::clone(&self.relay), attack, sources, rate)
     }
 
-    /// On the machine's own thread, which is in its namespace.
+    /// Runs a future on the crowd's own thread, which is in its network namespace.
     fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         self.runtime.block_on(self.runtime.spawn(work))?
     }
 }
 
-/// The same key each time: who was authorised is so for all of a lab's life.
+/// Returns the key of a client, the same in every call, so that authorisations stay valid.
 fn key(number: u32) -> PrivateKey {
     let mut seed = *b"a member of the crowd, number   ";
     seed[28..].copy_from_slice(&number.to_be_bytes());
     PrivateKey::from_seed(seed)
 }
 
-/// Where a client lives; strangers have the upper half of these.
-fn home(number: u32) -> Ipv6Addr {
+/// Returns the IPv6 address of a client; floods use the upper half of the range.
+fn client_address(number: u32) -> Ipv6Addr {
     let [_, a, b, c] = number.to_be_bytes();
     Ipv6Addr::new(0x2001, 0xdb8, 0xc000 | u16::from(a & 0x3f), u16::from_be_bytes([b, c]), 0, 0, 0, 1)
 }
 
-impl Way {
+impl RelayTarget {
     async fn tcp(&self, from: Ipv6Addr) -> Result<TcpStream> {
         let socket = TcpSocket::new_v6()?;
         socket.bind(SocketAddrV6::new(from, 0, 0, 0).into())?;
-        let tcp = match tokio::time::timeout(PATIENCE, socket.connect(self.relay)).await {
+        let tcp = match tokio::time::timeout(PATIENCE, socket.connect(self.address)).await {
             Ok(tcp) => tcp?,
             Err(_) => bail!("no answer from the relay to {from} within {PATIENCE:?}"),
         };

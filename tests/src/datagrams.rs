@@ -1,7 +1,8 @@
-//! Datagrams at a given rate, and their count at the other end: how many a tunnel carries without losing one.
+//! Measurement of the datagram rate that a tunnel carries without loss.
 //!
-//! Two programs that take an order a line, so that nothing is started between two trials. What limits a trial must be the
-//! tunnel: the receiver has a buffer for a hiccup of its own, and the sender sends in small bursts, as timers allow.
+//! A sender and a counter run for the whole measurement and take one command a line, so that no
+//! process starts between two trials. The tunnel must be the only bottleneck: the receiver has a
+//! large buffer, and the sender sends in small bursts.
 
 use std::io::BufRead as _;
 use std::net::{SocketAddr, UdpSocket};
@@ -14,69 +15,71 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::talk::Talk;
+use crate::line_process::LineProcess;
 use crate::wait::PATIENCE;
 
-/// Bytes of each, without headers: a game's, or a call's.
+/// The payload of a datagram in bytes, as in games and calls.
 pub const LENGTH: usize = 200;
 
-/// The sender's bursts are this far apart.
+/// The interval between two bursts of the sender.
 const BURST: Duration = Duration::from_micros(500);
 
-/// Bytes: 8,000 of them and the kernel's own share.
+/// The size of the receive buffer in bytes: room for 8,000 datagrams and the kernel's own overhead.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// When nothing more comes for so long, nothing more is on its way.
+/// The time without further datagrams after which none is in flight.
 const QUIET: Duration = Duration::from_millis(60);
 
-/// What became of the datagrams of one trial.
+/// The result of one trial.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Trial {
-    /// What was asked for, datagrams a second.
+    /// The requested rate in datagrams per second.
     pub rate: f64,
-    /// For how long.
+    /// The duration of sending.
     pub lasted: Duration,
-    /// How many were sent; fewer than asked for if the sender was kept waiting.
+    /// The number of datagrams sent, which is less than requested if the sender was blocked.
     pub sent: u64,
-    /// How many came.
+    /// The number of datagrams received.
     pub received: u64,
 }
 
 impl Trial {
-    /// The part of those sent that did not come.
+    /// Returns the lost share of the datagrams sent.
     #[must_use]
     pub fn loss(&self) -> f64 {
         1.0 - self.received as f64 / self.sent.max(1) as f64
     }
 
-    /// Whether the rate was reached, and no more than one in a thousand was lost.
+    /// Returns whether the sender reached 98 % of the rate and at most one datagram in a thousand
+    /// was lost.
     #[must_use]
     pub fn is_lossless(&self) -> bool {
         self.sent as f64 >= 0.98 * self.rate * self.lasted.as_secs_f64() && self.loss() <= 0.001
     }
 }
 
-/// Both ends.
+/// A running sender and a running counter.
 pub struct Datagrams {
-    sender: Talk,
-    counter: Talk,
+    sender: LineProcess,
+    counter: LineProcess,
 }
 
 impl Datagrams {
-    /// Of `labtool datagrams ADDRESS` and `labtool count ADDRESS`.
+    /// Starts both ends: `sender` runs `labtool datagrams ADDRESS`, `counter` runs `labtool count
+    /// ADDRESS`.
     pub fn start(sender: &mut Command, counter: &mut Command) -> Result<Self> {
-        let mut counter = Talk::start(counter)?;
-        let said = counter.hear()?;
-        ensure!(said == "ready", "the counter says {said}");
-        Ok(Self { sender: Talk::start(sender)?, counter })
+        let mut counter = LineProcess::start(counter)?;
+        let output = counter.next_line()?;
+        ensure!(output == "ready", "the counter says {output}");
+        Ok(Self { sender: LineProcess::start(sender)?, counter })
     }
 
-    /// Sends at `rate` for so long, and waits for what is on its way.
+    /// Sends at `rate` for the time `lasting`, then waits until no datagram is in flight.
     pub fn trial(&mut self, rate: f64, lasting: Duration) -> Result<Trial> {
         let before = self.count()?;
-        self.sender.say(&format!("{rate} {}", lasting.as_millis()))?;
-        let said = self.sender.hear_within(PATIENCE + lasting)?;
-        let sent = said.parse().with_context(|| format!("the sender says {said}"))?;
+        self.sender.send_line(&format!("{rate} {}", lasting.as_millis()))?;
+        let output = self.sender.next_line_within(PATIENCE + lasting)?;
+        let sent = output.parse().with_context(|| format!("the sender says {output}"))?;
         let mut now = self.count()?;
         loop {
             sleep(QUIET);
@@ -88,22 +91,22 @@ impl Datagrams {
     }
 
     fn count(&mut self) -> Result<u64> {
-        let said = self.counter.ask("how many?")?;
-        said.parse().with_context(|| format!("the counter says {said}"))
+        let output = self.counter.request("how many?")?;
+        output.parse().with_context(|| format!("the counter says {output}"))
     }
 }
 
-/// The sender: for each line, `RATE MILLISECONDS`, says how many it sent.
+/// Runs the sender: for each line `RATE MILLISECONDS` prints the number of datagrams sent.
 pub fn send(address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     socket.connect(address)?;
-    // The default of 50 µs would be added to every pause.
+    // The default timer slack of 50 µs would lengthen every pause.
     nix::sys::prctl::set_timerslack(1)?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let (rate, lasting) = line.split_once(' ').context("RATE MILLISECONDS")?;
+        let (rate, lasting) = line.split_once(' ').context("expected RATE MILLISECONDS")?;
         println!("{}", burst(&socket, rate.parse()?, Duration::from_millis(lasting.parse()?))?);
     }
     Ok(())
@@ -115,7 +118,7 @@ fn burst(socket: &UdpSocket, rate: f64, lasting: Duration) -> Result<u64> {
     let mut sent = 0;
     loop {
         let elapsed = began.elapsed();
-        // One that was kept waiting catches up, for as long as it was to last.
+        // A sender that was blocked catches up until its time is over.
         let due = (rate * (elapsed + BURST).min(lasting).as_secs_f64()) as u64;
         while sent < due {
             socket.send(&datagram).context("send")?;
@@ -131,7 +134,7 @@ fn burst(socket: &UdpSocket, rate: f64, lasting: Duration) -> Result<u64> {
     }
 }
 
-/// The counter: says `ready`, then for each line how many have come up to now.
+/// Runs the counter: prints `ready`, then for each line the number of datagrams received so far.
 pub fn count(address: &str) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
@@ -155,11 +158,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lossless_is_the_rate_asked_for_and_next_to_nothing_lost() {
+    fn a_trial_is_lossless_at_the_requested_rate_with_almost_no_loss() {
         let trial = Trial { rate: 1000.0, lasted: Duration::from_secs(2), sent: 2000, received: 1999 };
         assert!(trial.is_lossless());
         assert!(!Trial { received: 1997, ..trial }.is_lossless());
-        // Kept waiting.
+        // The sender was blocked.
         assert!(!Trial { sent: 1900, received: 1900, ..trial }.is_lossless());
     }
 }

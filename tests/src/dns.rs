@@ -1,5 +1,7 @@
-//! Resolvers with an answer of their own to every name, so that an answer says who was asked; and a client that tells what
-//! address the answer came from.
+//! DNS resolvers that give one fixed address for every name, and a client for them.
+//!
+//! The address in an answer tells which resolver was asked; the client also reports the source
+//! address of the answer.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,12 +15,12 @@ use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::services::{TcpService, UdpService, port};
 
-/// The length of a message's header.
+/// The length of a DNS message's header in bytes.
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 
-/// A resolver, UDP and TCP, at every address of its namespace.
+/// A resolver over UDP and TCP at every address of its namespace.
 pub struct Resolver {
     _udp: UdpService,
     _tcp: TcpService,
@@ -26,7 +28,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts it: every name has these addresses.
+    /// Starts a resolver that answers every query with `ipv4` or `ipv6`, by the query's type.
     pub fn start(ns: &Ns, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
         let clients = Arc::new(Mutex::new(Vec::new()));
         let answer = move |query: &[u8]| answer(query, ipv4, ipv6);
@@ -48,28 +50,28 @@ impl Resolver {
         })
     }
 
-    /// Whoever asked since the last call.
+    /// Returns the addresses of the clients that have asked since the last call.
     pub fn asked_by(&self) -> Vec<IpAddr> {
         lock(&self.clients).drain(..).map(|client| client.ip()).collect()
     }
 }
 
-/// How a query is sent.
+/// The transport of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// A datagram of a socket that is not connected.
+    /// UDP over an unconnected socket.
     Udp,
-    /// A datagram of a connected socket.
+    /// UDP over a connected socket.
     UdpConnected,
-    /// A connection.
+    /// DNS over TCP.
     Tcp,
 }
 
 impl Transport {
-    /// Every one.
+    /// Every transport of a query.
     pub const ALL: [Self; 3] = [Self::Udp, Self::UdpConnected, Self::Tcp];
 
-    /// Its name, which [`Transport::named`] takes.
+    /// Returns the transport's name, as [`Transport::named`] takes it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -79,17 +81,19 @@ impl Transport {
         }
     }
 
-    /// The one of that name.
+    /// Returns the transport of that name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|transport| transport.name() == name)
     }
 }
 
-/// Asks `resolver` for a name's address of the resolver's own family (an IPv4-mapped one is IPv4). Gives the answer, and the
-/// address the socket says it came from.
+/// Queries `resolver` and returns the address in the answer and the answer's source address.
+///
+/// The query is of type A for an IPv4 resolver (also an IPv4-mapped one), of type AAAA for an IPv6
+/// resolver.
 pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, SocketAddr)> {
-    /// Longer than an outage of a case.
+    /// Longer than any outage of a case.
     const PATIENCE: Duration = Duration::from_secs(20);
     let kind = if resolver.ip().to_canonical().is_ipv4() { TYPE_A } else { TYPE_AAAA };
     let query = query("name.example", kind);
@@ -106,7 +110,8 @@ pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, Socket
     if transport == Transport::UdpConnected {
         socket.connect(resolver).context("connect")?;
         let peer = socket.peer_addr()?;
-        // The link of a link-local one is not told.
+        // The kernel reports no scope id for a link-local peer, so only address and port are
+        // compared.
         ensure!((peer.ip(), peer.port()) == (resolver.ip(), resolver.port()), "the peer is {peer}");
         socket.send(&query).context("send")?;
     } else {
@@ -117,7 +122,9 @@ pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, Socket
     Ok((address(&buffer[..length])?, from))
 }
 
-/// Gives a command a `/etc/resolv.conf` of its own that names `resolver`: `argv` is what to run it under.
+/// Returns a command line that runs `argv` with an `/etc/resolv.conf` that names only `resolver`.
+///
+/// The file is bind-mounted in a mount namespace that the command line creates.
 pub fn with_resolver(lab: &Lab, resolver: IpAddr, argv: &[&str]) -> Result<Vec<String>> {
     let file = lab.dir().join(format!("resolv-{}.conf", resolver.to_string().replace(':', "-")));
     std::fs::write(&file, format!("nameserver {resolver}\n"))?;
@@ -126,7 +133,7 @@ pub fn with_resolver(lab: &Lab, resolver: IpAddr, argv: &[&str]) -> Result<Vec<S
     Ok(under.iter().chain(argv).map(|&arg| arg.to_owned()).collect())
 }
 
-/// `command` with TCP in glibc's resolver.
+/// Makes glibc's resolver use TCP for the queries of `command`.
 pub fn over_tcp(command: &mut Command) -> &mut Command {
     command.env("RES_OPTIONS", "use-vc")
 }
@@ -140,11 +147,11 @@ fn answer(query: &[u8], ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Option<Vec<u8>> {
         _ => Vec::new(),
     };
     let mut message = query[..2].to_vec();
-    // A response, recursion desired and available; one question, one answer or none.
+    // Flags of a response with recursion desired and available, one question, at most one answer.
     message.extend([0x81, 0x80, 0, 1, 0, u8::from(!data.is_empty()), 0, 0, 0, 0]);
     message.extend(question);
     if !data.is_empty() {
-        // The name of the question, class IN, a minute to live.
+        // A pointer to the question's name, then class IN and a TTL of 60 s.
         message.extend([0xc0, 12]);
         message.extend(kind.to_be_bytes());
         message.extend([0, 1, 0, 0, 0, 60, 0, u8::try_from(data.len()).ok()?]);
@@ -153,7 +160,7 @@ fn answer(query: &[u8], ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// Name, type and class of the one question.
+/// Returns name, type and class of the message's only question.
 fn question(message: &[u8]) -> Option<&[u8]> {
     let mut end = HEADER;
     loop {
@@ -177,10 +184,10 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
     message
 }
 
-/// The address in an answer of ours.
+/// Returns the address in an answer of [`Resolver`].
 fn address(message: &[u8]) -> Result<IpAddr> {
     let question = question(message).context("no question in the answer")?;
-    // Behind name (a pointer), type, class, time to live and length.
+    // The address follows name (a pointer), type, class, TTL and length.
     match message.get(HEADER + question.len() + 12..) {
         Some(data) if data.len() == 4 => Ok(IpAddr::from(<[u8; 4]>::try_from(data)?)),
         Some(data) if data.len() == 16 => Ok(IpAddr::from(<[u8; 16]>::try_from(data)?)),

@@ -1,5 +1,5 @@
-//! Forges frames: a hostile router of a visited network sends any frame to the host's hardware
-//! address.
+//! Forged frames: a hostile router of a visited network, which can send any frame to the host's
+//! hardware address.
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::uplink::UplinkName;
 
-/// The hop limit that neighbour discovery demands (RFC 4861, 7.1.1).
+/// The hop limit that neighbour discovery requires (RFC 4861, 7.1.1).
 const HOPS: u8 = 255;
 
 /// The router of a visited network, which can send any frame to the host.
@@ -29,12 +29,12 @@ pub struct Forger {
     host: [u8; 6],
 }
 
-/// The numbers of a TCP connection's next segments, as seen on the tunnel's device.
+/// The next sequence numbers of a TCP connection, as seen on the tunnel's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Numbers {
-    /// The mobile process's end.
+pub struct TcpNumbers {
+    /// The mobile process's address and port.
     pub client: SocketAddr,
-    /// The other end.
+    /// The correspondent host's address and port.
     pub server: SocketAddr,
     /// The next sequence number of the mobile process.
     pub sent: u32,
@@ -56,7 +56,8 @@ impl Forger {
         })
     }
 
-    /// Sends a TCP segment without data, and with no other flags than `flags`.
+    /// Sends a TCP segment with `data` and exactly the flags in `flags` (letters of SYN, ACK, RST,
+    /// PSH).
     pub fn segment(
         &self,
         from: SocketAddr,
@@ -115,14 +116,14 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// Asks who has `target`, by ARP or neighbour discovery, once to everybody and once to the host
-    /// alone.
+    /// Asks who has `target`, by ARP or neighbour discovery: once by broadcast or multicast, once
+    /// by unicast to the host.
     pub fn ask_who_has(&self, asker: IpAddr, target: IpAddr) -> Result<()> {
         for to in [[0xff; 6], self.host] {
             match (asker, target) {
                 (IpAddr::V4(asker), IpAddr::V4(target)) => self.ask_arp(to, asker, target)?,
                 (IpAddr::V6(asker), IpAddr::V6(target)) => self.solicit(to, asker, target)?,
-                _ => bail!("{asker} and {target} are of two families"),
+                _ => bail!("{asker} and {target} are of different families"),
             }
         }
         Ok(())
@@ -132,8 +133,9 @@ impl Forger {
     pub fn hears_answer(&self, target: IpAddr, patience: Duration) -> Result<bool> {
         let end = Instant::now() + patience;
         while let Some(frame) = read(&self.socket, end)? {
-            // ARP's operation and sender; neighbour discovery's type and target.
-            let said = match target {
+            // The fields compared are ARP's operation and sender, or neighbour discovery's type and
+            // target.
+            let output = match target {
                 IpAddr::V4(address) => {
                     frame.get(12..14) == Some(&[0x08, 0x06])
                         && frame.get(20..22) == Some(&[0, 2])
@@ -146,7 +148,7 @@ impl Forger {
                         && frame.get(62..78) == Some(&address.octets())
                 }
             };
-            if said && frame.get(6..12) == Some(&self.host) {
+            if output && frame.get(6..12) == Some(&self.host) {
                 return Ok(true);
             }
         }
@@ -169,8 +171,8 @@ impl Forger {
     }
 
     fn solicit(&self, to: [u8; 6], asker: Ipv6Addr, target: Ipv6Addr) -> Result<()> {
-        // Sent to everybody by the all-nodes group, so that no switch has to know who listens to
-        // which group.
+        // Sent to the all-nodes group, so that no switch needs to know the members of a
+        // solicited-node group.
         let (mac, destination) = match to {
             [0xff, ..] => ([0x33, 0x33, 0, 0, 0, 1], Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1)),
             alone => (alone, target),
@@ -190,7 +192,7 @@ impl Forger {
     }
 
     fn send(&self, frame: &[u8]) -> Result<()> {
-        ensure!(self.socket.send(frame)? == frame.len(), "a frame was cut");
+        ensure!(self.socket.send(frame)? == frame.len(), "a frame was truncated");
         Ok(())
     }
 }
@@ -202,9 +204,9 @@ impl Sniffer {
     }
 
     /// Returns the numbers of the last segment that the process at `client` sent to `server`, once
-    /// no more segments pass for a while.
-    pub fn numbers(&self, client: SocketAddr, server: SocketAddr) -> Result<Numbers> {
-        // Longer than an acknowledgement may be delayed.
+    /// no further segments have passed for 300 ms.
+    pub fn numbers(&self, client: SocketAddr, server: SocketAddr) -> Result<TcpNumbers> {
+        // Longer than any delayed acknowledgement.
         const QUIET: Duration = Duration::from_millis(300);
         let mut numbers = None;
         while let Some(bytes) = read(&self.0, Instant::now() + QUIET)? {
@@ -215,7 +217,7 @@ impl Sniffer {
             }
             let length = u32::try_from(tcp.payload().len())? + u32::from(tcp.syn());
             let sent = tcp.sequence_number().wrapping_add(length);
-            numbers = Some(Numbers { client, server, sent, expected: tcp.acknowledgment_number() });
+            numbers = Some(TcpNumbers { client, server, sent, expected: tcp.acknowledgment_number() });
         }
         numbers.with_context(|| format!("no segment from {client} to {server} was seen"))
     }
@@ -224,7 +226,7 @@ impl Sniffer {
 fn headers(from: IpAddr, to: IpAddr) -> Result<IpHeaders> {
     Ok(match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => IpHeaders::Ipv4(
-            // The builder sets length and protocol.
+            // The packet builder sets length and protocol.
             Ipv4Header::new(0, HOPS, ip_number::UDP, from.octets(), to.octets())?,
             Ipv4Extensions::default(),
         ),
@@ -237,7 +239,7 @@ fn headers(from: IpAddr, to: IpAddr) -> Result<IpHeaders> {
             },
             Ipv6Extensions::default(),
         ),
-        _ => bail!("{from} and {to} are of two families"),
+        _ => bail!("{from} and {to} are of different families"),
     })
 }
 
@@ -246,7 +248,7 @@ fn hardware_address(ns: &Ns, device: &str) -> Result<[u8; 6]> {
     let text = shown[0]["address"].as_str().with_context(|| format!("{device} has no address"))?;
     let bytes: Vec<u8> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is no Ethernet address"))
+    bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is not an Ethernet address"))
 }
 
 /// Opens a socket for every frame on one device.
@@ -255,13 +257,13 @@ fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
         let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
         // With protocol 0 the socket receives nothing before it is bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-        // SAFETY: sockaddr_ll is made of integers only, for which zero means "none".
+        // SAFETY: sockaddr_ll consists of integers only, for which zero means "none".
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = u16::try_from(libc::AF_PACKET)?;
         address.sll_protocol = all;
         address.sll_ifindex = i32::try_from(if_nametoindex(device)?)?;
         let length = libc::socklen_t::try_from(size_of_val(&address))?;
-        // SAFETY: the address is a sockaddr_ll of that length, and the descriptor is open.
+        // SAFETY: the address is a sockaddr_ll of the given length, and the descriptor is open.
         let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
         ensure!(bound == 0, std::io::Error::last_os_error());
         Ok(socket)
@@ -269,9 +271,9 @@ fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
     ns.enter(open).with_context(|| format!("cannot open a packet socket on {device} in {}", ns.name()))
 }
 
-/// Returns the next frame, if one comes before `end`.
+/// Returns the next frame, or `None` if none arrives before `end`.
 fn read(mut socket: &Socket, end: Instant) -> Result<Option<Vec<u8>>> {
-    // A timeout of None would wait for ever.
+    // A zero timeout would wait for ever.
     let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     socket.set_read_timeout(Some(left))?;
     let mut frame = vec![0; 65_536];

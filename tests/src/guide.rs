@@ -1,20 +1,20 @@
-//! A guide of the documentation, as something to follow to the letter.
+//! Reads the commands of a guide in docs/, so that a case can follow the guide literally.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-/// A block of commands of the guide.
+/// A block of commands in a guide.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The machine it is for.
+pub struct GuideStep {
+    /// The machine on which the commands are typed.
     pub machine: String,
-    /// What to type there, line by line.
+    /// The commands, line by line.
     pub commands: String,
 }
 
-/// The blocks of docs/`name` that begin with three backticks, `sh` and the name of a machine.
-pub fn steps(name: &str) -> Result<Vec<Step>> {
+/// Returns the command blocks of docs/`name`: fenced blocks marked `sh` and the name of a machine.
+pub fn steps(name: &str) -> Result<Vec<GuideStep>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let steps = parse(&text);
@@ -22,13 +22,13 @@ pub fn steps(name: &str) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-fn parse(text: &str) -> Vec<Step> {
+fn parse(text: &str) -> Vec<GuideStep> {
     let mut steps = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(machine) = line.strip_prefix("```sh ") {
             let commands: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-            steps.push(Step { machine: machine.to_owned(), commands: commands.join("\n") });
+            steps.push(GuideStep { machine: machine.to_owned(), commands: commands.join("\n") });
         }
     }
     steps
@@ -41,6 +41,6 @@ mod tests {
     #[test]
     fn only_blocks_for_a_machine_are_steps() {
         let text = "Do:\n```sh relay\na\nb\n```\nIt prints\n```\nc\n```\nand in general\n```sh\nd\n```\n";
-        assert_eq!(parse(text), [Step { machine: "relay".into(), commands: "a\nb".into() }]);
+        assert_eq!(parse(text), [GuideStep { machine: "relay".into(), commands: "a\nb".into() }]);
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! | request | answer |
 //! | --- | --- |
-//! | `GET /bytes/N` | N bytes that look random and are the same each time |
-//! | `GET /sum/N` | the SHA-256 of those, in hex |
+//! | `GET /bytes/N` | N pseudorandom bytes, the same in every answer |
+//! | `GET /sum/N` | the SHA-256 of those bytes, in hex |
 //! | `PUT /sum` | the SHA-256 of the body |
 //! | `GET /ip` | the address the request came from |
-//! | `GET /page/N` | a page for a browser, with a script of its own, `/script/N` |
-//! | `GET /script/N` | N bytes of comment, then what writes the address that this request came from into the page |
+//! | `GET /page/N` | a page for a browser that loads `/script/N` |
+//! | `GET /script/N` | N bytes of comment, then code that writes the request's source address |
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -24,13 +24,13 @@ pub(crate) fn serve(stream: &TcpStream, peer: SocketAddr) {
     }
 }
 
-/// Writes `count` bytes, always the same ones.
+/// Writes `count` bytes of a fixed pseudorandom pattern.
 pub fn pattern(count: u64, mut to: impl Write) -> std::io::Result<()> {
     let (mut state, mut left) = (0x9E37_79B9_7F4A_7C15_u64, count);
     let mut block = [0; 65_536];
     while left > 0 {
         for word in block.as_chunks_mut::<8>().0 {
-            // Marsaglia's xorshift64: no compression or offset error can go unseen.
+            // Marsaglia's xorshift64, whose output shows any error of offset and does not compress.
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
@@ -43,7 +43,7 @@ pub fn pattern(count: u64, mut to: impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The SHA-256 of `count` bytes of the pattern, in hex.
+/// Returns the SHA-256 of `count` bytes of the pattern, in hex.
 #[must_use]
 pub fn pattern_sum(count: u64) -> String {
     let mut sum = Sum(Context::new(&SHA256));

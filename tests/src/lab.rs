@@ -1,4 +1,4 @@
-//! The lab as a whole: who is connected to whom, and the end of it.
+//! The lab: creates the namespaces, links and services, and removes them.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use tempfile::TempDir;
 
 use crate::binaries::program;
 use crate::capture::Capture;
-use crate::group::{self, ProcessGroup};
+use crate::cgroup::{self, LabCgroup};
 use crate::link::LinkEmulator;
 use crate::ns::Ns;
 use crate::services::Services;
 use crate::topology;
 use crate::uplink::{Uplink, UplinkName};
 
-/// The fixed addresses of the lab's internet.
+/// The fixed addresses of the lab's relay and server.
 pub mod addr {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -32,23 +32,25 @@ pub mod addr {
     pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x52, 0, 0, 0, 0, 2);
 }
 
-/// How a lab is made.
+/// The options of a lab.
 #[derive(Debug, Clone)]
 pub struct LabOptions {
-    /// One-way delay of each uplink. None: the uplinks are plain wires, without an emulator that would take its share of the
-    /// processors; they cannot be changed.
+    /// The one-way delay of each uplink, or `None` for plain veth pairs.
+    ///
+    /// Plain veth pairs need no emulator threads, but cannot be slowed, blackholed or cut.
     pub delay: Option<Duration>,
-    /// The congestion control of every namespace; `None` leaves the kernel's default.
+    /// The congestion control of every namespace, or `None` for the kernel's default.
     pub congestion_control: Option<String>,
-    /// The folder of the programs under test, if not the one that [`crate::program`] finds.
+    /// The directory of the programs under test, or `None` to search as [`crate::program`] does.
     pub programs: Option<PathBuf>,
 }
 
 impl LabOptions {
-    /// One-way delay of each uplink by default: 20 ms is the round trip to a relay in one's region.
+    /// The default one-way delay of each uplink: 20 ms is the round trip to a relay in the same
+    /// region.
     pub const DELAY: Duration = Duration::from_millis(10);
 
-    /// The congestion control that most distributions have.
+    /// The default congestion control, as most distributions set it.
     pub const CONGESTION_CONTROL: &str = "cubic";
 }
 
@@ -59,21 +61,22 @@ impl Default for LabOptions {
     }
 }
 
-/// The lab. See the crate's documentation for the picture.
+/// A lab. The crate's documentation has a picture.
 pub struct Lab {
-    // Programs end first, then links and services, then the files they used.
-    group: Arc<ProcessGroup>,
+    // Fields drop in this order: first programs, then links and services, then the files they used.
+    cgroup: Arc<LabCgroup>,
     uplinks: [Uplink; 2],
     _services: Services,
     /// The mobile host.
     pub host: Ns,
-    /// The relay's machine.
+    /// The machine on which the relay runs.
     pub relay: Ns,
     /// The correspondent host, with every service of [`crate::port`].
     pub server: Ns,
-    /// The router between everyone, which drops what comes back another way than it would go.
+    /// The router in the middle, which drops packets whose source is not routed back to the
+    /// interface they arrived on.
     pub internet: Ns,
-    /// The visited networks' routers: wlan0's, then eth0's.
+    /// The routers of the visited networks: wlan0's, then eth0's.
     pub visited: [Ns; 2],
     name: String,
     programs: Option<PathBuf>,
@@ -82,25 +85,25 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A lab with 20 ms of round trip on both uplinks, both up, and cubic everywhere.
+    /// Creates a lab with 20 ms of round trip on both uplinks, both up, and cubic everywhere.
     pub fn new() -> Result<Self> {
         Self::with(&LabOptions::default())
     }
 
-    /// A lab made to order.
+    /// Creates a lab with `options`.
     ///
-    /// A congestion control that the machine does not allow in namespaces is allowed: the one setting of
-    /// the machine itself that the lab changes.
+    /// A congestion control that network namespaces may not use yet is added to
+    /// `tcp_allowed_congestion_control`: the one setting of the real machine that the lab changes.
     pub fn with(options: &LabOptions) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        group::sweep()?;
+        cgroup::sweep()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}{}-{number}", group::PREFIX, std::process::id());
-        let group = Arc::new(ProcessGroup::new(&name)?);
+        let name = format!("{}{}-{number}", cgroup::PREFIX, std::process::id());
+        let cgroup = Arc::new(LabCgroup::new(&name)?);
         let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir()?;
-        // Unprivileged commands of the cases reach the agent's socket in there.
+        // Unprivileged commands of the cases must reach the agent's socket in this directory.
         set_mode(dir.path(), 0o755)?;
-        let ns = |name| Ns::new(name, Arc::clone(&group));
+        let ns = |name| Ns::new(name, Arc::clone(&cgroup));
         let (host, relay, server, internet) = (ns("host")?, ns("relay")?, ns("server")?, ns("internet")?);
         let visited = [ns("visit_a")?, ns("visit_b")?];
         if let Some(name) = &options.congestion_control {
@@ -113,7 +116,8 @@ impl Lab {
         for (index, name) in UplinkName::ALL.into_iter().enumerate() {
             topology::make_visited(&internet, &visited[index], name)?;
         }
-        // Loose, as systemd sets it; with the strict setting no host can use two uplinks at a time.
+        // The loose setting, as systemd's default. With the strict one a host cannot use two
+        // uplinks at a time.
         host.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
         let uplinks = UplinkName::ALL.map(|name| -> Result<Uplink> {
             let visited = &visited[usize::from(name == UplinkName::Eth)];
@@ -144,7 +148,7 @@ impl Lab {
         let uplinks = [wlan?, eth?];
         let services = Services::start(&server)?;
         Ok(Self {
-            group,
+            cgroup,
             uplinks,
             _services: services,
             host,
@@ -159,25 +163,25 @@ impl Lab {
         })
     }
 
-    /// One of the uplinks.
+    /// Returns one of the two uplinks.
     #[must_use]
     pub fn uplink(&self, name: UplinkName) -> &Uplink {
         &self.uplinks[usize::from(name == UplinkName::Eth)]
     }
 
-    /// wlan0.
+    /// Returns the uplink wlan0.
     #[must_use]
     pub fn wlan(&self) -> &Uplink {
         self.uplink(UplinkName::Wlan)
     }
 
-    /// eth0.
+    /// Returns the uplink eth0.
     #[must_use]
     pub fn eth(&self) -> &Uplink {
         self.uplink(UplinkName::Eth)
     }
 
-    /// The path of a program under test.
+    /// Returns the path of a program under test.
     pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
         match &self.programs {
             Some(folder) => Ok(folder.join(name)),
@@ -185,57 +189,59 @@ impl Lab {
         }
     }
 
-    /// A directory for this lab's files.
+    /// Returns the directory for this lab's files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Says that the case has passed: otherwise every log is shown when the lab is dropped.
+    /// Marks the case as passed. Without this call, dropping the lab prints the end of every log.
     pub fn passed(&self) {
         self.passed.set(true);
     }
 
-    /// A name no other lab has; it starts names of things outside the namespaces.
+    /// Returns a name that no other lab has. It prefixes the names of objects outside the
+    /// namespaces.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The cgroup of every program of the lab.
+    /// Returns the cgroup that contains every program of the lab.
     #[must_use]
-    pub fn group(&self) -> &ProcessGroup {
-        &self.group
+    pub fn cgroup(&self) -> &LabCgroup {
+        &self.cgroup
     }
 
-    /// Where the agents of this lab pin their programs: what this starts with.
+    /// Returns the prefix of the directories in which the lab's agents pin their eBPF programs.
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.name)
     }
 
-    /// A firewall mark in the upper 16 bits that no other agent on the machine is likely to use.
+    /// Returns a firewall mark in the upper 16 bits that no other agent on the machine is likely to
+    /// use.
     #[must_use]
     pub fn mark(&self, client: &str) -> u32 {
-        // The name ends in process id and number: FNV-1a spreads both.
+        // The name ends in the process id and a number; FNV-1a spreads both over the bits.
         let name = self.name.bytes().chain(client.bytes());
         let hash =
             name.fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         ((hash % 0xffff) + 1) << 16
     }
 
-    /// One more machine, without any link; its programs end with the lab.
+    /// Creates another machine without any link; its programs end with the lab.
     pub fn machine(&self, name: &'static str) -> Result<Ns> {
-        Ns::new(name, Arc::clone(&self.group))
+        Ns::new(name, Arc::clone(&self.cgroup))
     }
 
-    /// Joins two machines by a wire, up at both ends; each end is a machine and the name of its
-    /// device.
+    /// Connects two machines by a veth pair, up at both ends. Each end is a machine and a device
+    /// name.
     pub fn wire(&self, near: (&Ns, &str), far: (&Ns, &str)) -> Result<()> {
         topology::veth(near.0, near.1, far.0, far.1)
     }
 
-    /// Captures what matches `filter` on a device of `ns`.
+    /// Captures the packets that match `filter` on a device of `ns`.
     pub fn capture(&self, ns: &Ns, device: &str, filter: &str) -> Result<Capture> {
         Capture::start(ns, device, filter, self.dir())
     }
@@ -246,16 +252,16 @@ impl Drop for Lab {
         if !self.passed.get() {
             self.show_logs();
         }
-        self.group.kill();
-        // Pins hold programs attached to the whole machine: they must not outlive a failed case.
-        group::remove_pins(&self.pin_dir());
-        group::remove_records(self.dir());
+        self.cgroup.kill();
+        // A failed case must not leave pins, which keep programs attached to the whole machine.
+        cgroup::remove_pins(&self.pin_dir());
+        cgroup::remove_records(self.dir());
     }
 }
 
 impl Lab {
     fn show_logs(&self) {
-        /// Enough for the story's end without drowning the failure itself.
+        /// Enough of each log to see its end without hiding the failure itself.
         const TAIL: usize = 60;
         let Ok(entries) = std::fs::read_dir(self.dir()) else { return };
         let mut logs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

@@ -1,8 +1,9 @@
-//! A link with delay, rate, queue, loss, silence and a cable, in user space: a kernel may have no netem.
+//! A link emulator in user space: delay, rate, queue, loss, blackholes and carrier. A kernel may
+//! lack netem.
 //!
-//! Two TAP devices in two namespaces, and for each direction one thread that moves frames between
-//! them, whole GSO packets included. Loss is by frame: where the loss of single segments matters,
-//! turn offloads off first.
+//! The link is two TAP devices in two namespaces and one thread for each direction, which moves
+//! frames between them. GSO packets are moved whole. Losses are decided by frame, so turn offloads
+//! off where the loss of single segments matters.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use crate::ns::Ns;
 use crate::tap::Tap;
 use worker::Worker;
 
-/// Which way a frame goes, as the mobile host sees it.
+/// The direction of a frame, as seen from the mobile host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the host to the network.
@@ -27,33 +28,34 @@ pub enum Direction {
     Down,
 }
 
-/// What vanishes although the link looks alive.
+/// The frames that are dropped although the link has a carrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blackhole {
-    /// Nothing vanishes.
+    /// No frames are dropped.
     None,
-    /// What the host sends.
+    /// Frames that the host sends.
     Up,
-    /// What the host should receive.
+    /// Frames that the host should receive.
     Down,
-    /// Everything.
+    /// All frames, in both directions.
     Both,
 }
 
-/// What one direction has done so far.
+/// Counters of one direction of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LinkCounters {
     /// Frames delivered.
     pub frames: u64,
-    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands for.
+    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands
+    /// for.
     pub bytes: u64,
-    /// Frames lost: by chance, by a full queue, into a blackhole or on a cut cable.
+    /// Frames dropped: by chance, by a full queue, by a blackhole or on a cut cable.
     pub dropped: u64,
 }
 
 /// An emulated link between two namespaces.
 pub struct LinkEmulator {
-    lanes: [Arc<Lane>; 2],
+    states: [Arc<DirectionState>; 2],
     near: Arc<Tap>,
     far: Arc<Tap>,
     stop: Arc<EventFd>,
@@ -61,13 +63,14 @@ pub struct LinkEmulator {
 }
 
 impl LinkEmulator {
-    /// Joins the new device `near` (name, in the host's namespace) with `far` by a perfect link.
+    /// Creates the device `near` in the host's namespace and `far` in the other one, joined by a
+    /// link without delay or loss.
     pub fn new(near: (&Ns, &str), far: (&Ns, &str)) -> Result<Self> {
         let near_tap = Arc::new(Tap::new(near.0, near.1)?);
         let far_tap = Arc::new(Tap::new(far.0, far.1)?);
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let mut link = Self {
-            lanes: [Arc::default(), Arc::default()],
+            states: [Arc::default(), Arc::default()],
             near: near_tap,
             far: far_tap,
             stop,
@@ -78,7 +81,7 @@ impl LinkEmulator {
                 Direction::Up => (&link.near, &link.far),
                 Direction::Down => (&link.far, &link.near),
             };
-            let worker = Worker::new(link.lane(direction), from, to, &link.stop, near.1);
+            let worker = Worker::new(link.state(direction), from, to, &link.stop, near.1);
             let handle = std::thread::Builder::new()
                 .name(format!("{}-{direction:?}", near.1))
                 .spawn(move || worker.run())
@@ -88,80 +91,82 @@ impl LinkEmulator {
         Ok(link)
     }
 
-    /// One-way delay, in each direction.
+    /// Sets the one-way delay of both directions.
     pub fn set_delay(&self, delay: Duration) {
         self.shape_both(|shape| shape.delay = delay);
     }
 
-    /// Bits per second in each direction; `None` is without limit.
+    /// Sets the rate of both directions in bit/s; `None` means unlimited.
     pub fn set_rate(&self, bits_per_second: Option<u64>) {
         self.shape_both(|shape| shape.rate = bits_per_second);
     }
 
-    /// How long the FIFO before a limited rate may get, in time.
+    /// Sets the length of the FIFO in front of a limited rate, as the time to drain it. The default
+    /// is 250 ms.
     pub fn set_queue(&self, limit: Duration) {
         self.shape_both(|shape| shape.queue = limit);
     }
 
-    /// The probability that a frame is lost, in each direction. The sequence of losses is the same in
-    /// every run.
+    /// Sets the probability that a frame is lost, in both directions.
+    ///
+    /// The sequence of losses is the same in every run.
     pub fn set_loss(&self, probability: f64) {
         self.shape_both(|shape| shape.loss = probability);
     }
 
-    /// Makes frames vanish while the link looks alive.
+    /// Drops frames silently while the link keeps its carrier.
     pub fn set_blackhole(&self, blackhole: Blackhole) {
-        self.shape(Direction::Up).silent = matches!(blackhole, Blackhole::Up | Blackhole::Both);
-        self.shape(Direction::Down).silent = matches!(blackhole, Blackhole::Down | Blackhole::Both);
+        self.shape(Direction::Up).blackholed = matches!(blackhole, Blackhole::Up | Blackhole::Both);
+        self.shape(Direction::Down).blackholed = matches!(blackhole, Blackhole::Down | Blackhole::Both);
     }
 
-    /// Whether packets larger than the MTU pass whole.
+    /// Sets whether packets larger than the MTU pass as a whole (GSO).
     pub fn set_offload(&self, on: bool) -> Result<()> {
         self.near.set_offload(on)?;
         self.far.set_offload(on)
     }
 
-    /// Pulls the cable: the host loses its carrier, what is on the way is lost.
+    /// Cuts the link: the host loses its carrier, and frames in flight are lost.
     pub fn cut(&self) -> Result<()> {
         self.shape_both(|shape| shape.cut = true);
         self.near.set_carrier(false)
     }
 
-    /// Plugs the cable in again.
+    /// Restores a link that was cut.
     pub fn restore(&self) -> Result<()> {
         self.shape_both(|shape| shape.cut = false);
         self.near.set_carrier(true)
     }
 
-    /// What a direction has done so far.
+    /// Returns the counters of one direction.
     #[must_use]
     pub fn counters(&self, direction: Direction) -> LinkCounters {
-        let lane = self.lane(direction);
+        let state = self.state(direction);
         LinkCounters {
-            frames: lane.frames.load(Ordering::Relaxed),
-            bytes: lane.bytes.load(Ordering::Relaxed),
-            dropped: lane.dropped.load(Ordering::Relaxed),
+            frames: state.frames.load(Ordering::Relaxed),
+            bytes: state.bytes.load(Ordering::Relaxed),
+            dropped: state.dropped.load(Ordering::Relaxed),
         }
     }
 
-    fn lane(&self, direction: Direction) -> &Arc<Lane> {
-        &self.lanes[direction as usize]
+    fn state(&self, direction: Direction) -> &Arc<DirectionState> {
+        &self.states[direction as usize]
     }
 
-    fn shape(&self, direction: Direction) -> MutexGuard<'_, Shape> {
-        self.lane(direction).shape()
+    fn shape(&self, direction: Direction) -> MutexGuard<'_, LinkShape> {
+        self.state(direction).shape()
     }
 
-    fn shape_both(&self, change: impl Fn(&mut Shape)) {
-        for lane in &self.lanes {
-            change(&mut lane.shape());
+    fn shape_both(&self, change: impl Fn(&mut LinkShape)) {
+        for state in &self.states {
+            change(&mut state.shape());
         }
     }
 }
 
 impl Drop for LinkEmulator {
     fn drop(&mut self) {
-        // Left at one, the event stays readable for both workers.
+        // The event stays readable for both workers.
         let _ = self.stop.write(1);
         for worker in self.workers.drain(..) {
             let _ = worker.join();
@@ -170,35 +175,36 @@ impl Drop for LinkEmulator {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+struct LinkShape {
     delay: Duration,
     rate: Option<u64>,
     queue: Duration,
     loss: f64,
-    silent: bool,
+    blackholed: bool,
     cut: bool,
 }
 
-/// What the controller and the worker of one direction share.
-struct Lane {
-    shape: Mutex<Shape>,
+/// The state of one direction, shared by the controller and the worker.
+struct DirectionState {
+    shape: Mutex<LinkShape>,
     frames: AtomicU64,
     bytes: AtomicU64,
     dropped: AtomicU64,
 }
 
-impl Default for Lane {
+impl Default for DirectionState {
     fn default() -> Self {
-        // A quarter of a second of FIFO is a modest home router.
+        // A FIFO of 250 ms, as in a modest home router.
         let queue = Duration::from_millis(250);
-        let shape = Shape { delay: Duration::ZERO, rate: None, queue, loss: 0.0, silent: false, cut: false };
+        let shape =
+            LinkShape { delay: Duration::ZERO, rate: None, queue, loss: 0.0, blackholed: false, cut: false };
         let zero = || AtomicU64::new(0);
         Self { shape: Mutex::new(shape), frames: zero(), bytes: zero(), dropped: zero() }
     }
 }
 
-impl Lane {
-    fn shape(&self) -> MutexGuard<'_, Shape> {
+impl DirectionState {
+    fn shape(&self) -> MutexGuard<'_, LinkShape> {
         self.shape.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,6 +1,7 @@
-//! What the matrix of sockets needs of the lab: crews of sockets, the server they send to, whoever calls them.
+//! Helpers of the socket matrix: processes with one socket of every kind, the server they send to,
+//! and callers for listening sockets.
 
-mod watch;
+mod egress;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -14,42 +15,44 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use socket2::Protocol;
 
-pub use watch::{Left, Watch};
+pub use egress::{EgressDevices, EgressWatch};
 
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
+use crate::line_process::LineProcess;
 use crate::ns::Ns;
 use crate::services::{TcpService, UdpService, whoami};
-use crate::talk::Talk;
 use crate::testbed::Testbed;
 use crate::uplink::UplinkName;
 
-/// The numbers of all cells of a lab; the kernel gives none of them to a socket by itself.
-pub const NUMBERS: Range<u16> = 20_000..25_000;
-/// Between the first numbers of two crews.
+/// The numbers of all sockets of a lab, which the kernel never picks as ephemeral ports.
+pub const SOCKET_NUMBERS: Range<u16> = 20_000..25_000;
+/// The distance between the first numbers of two processes.
 const STRIDE: u16 = 100;
 
-/// Where the server answers all of them.
+/// The server's port to which every socket number is redirected.
 const WHOAMI: u16 = 2001;
 
-/// Link-local neighbours on eth0, beyond fe80::1 and the host itself.
+/// Link-local neighbours on eth0, besides fe80::1 and the host itself.
 const LINK4: &str = "169.254.77";
 const LINK6: &str = "fe80::77";
 
-/// How long whoever calls a listening socket waits.
-/// Shorter than TCP's first retransmission, so that a call into the void does not outlast it.
+/// The timeout of a call to a listening socket: shorter than TCP's first retransmission, so that a
+/// call without an answer does not outlast the step.
 const CALL: Duration = Duration::from_millis(300);
 const CALL_AGAIN: Duration = Duration::from_millis(50);
 
-/// The server that tells each socket the address it sees, over TCP, MPTCP, Fast Open and UDP.
-pub struct Server {
+/// A server that answers with the source address it sees, over TCP, MPTCP, TCP Fast Open and UDP.
+pub struct MatrixServer {
     _tcp: TcpService,
     _udp: UdpService,
 }
 
-impl Server {
-    /// Makes the lab one for every kind of socket: link-local neighbours, ping sockets, MPTCP with a subflow on each
-    /// uplink, Fast Open, and a way from the server to the persistent addresses.
+impl MatrixServer {
+    /// Prepares the lab for every kind of socket, and starts the server.
+    ///
+    /// Sets up link-local neighbours, ping sockets, MPTCP with a subflow on each uplink, TCP Fast
+    /// Open, and routes from the server to the persistent addresses.
     pub fn start(bed: &Testbed) -> Result<Self> {
         let Lab { host, server, internet, visited, .. } = &bed.lab;
         host.sysctl("net/ipv4/ping_group_range", "0 2147483647")?;
@@ -68,7 +71,7 @@ impl Server {
                 ])?;
             }
         }
-        // Fast Open at both ends, and at the server for every listening socket.
+        // TCP Fast Open at both ends; at the server for every listening socket.
         host.sysctl("net/ipv4/tcp_fastopen", "1")?;
         server.sysctl("net/ipv4/tcp_fastopen", "1027")?;
         visited[1].ip(&[
@@ -81,7 +84,7 @@ impl Server {
             &format!("route add {four} via {}", addr::RELAY4),
             &format!("route add {six} via {}", addr::RELAY6),
         ])?;
-        let (first, last) = (NUMBERS.start, NUMBERS.end - 1);
+        let (first, last) = (SOCKET_NUMBERS.start, SOCKET_NUMBERS.end - 1);
         server.feed(
             &["nft", "-f", "-"],
             &format!(
@@ -98,25 +101,25 @@ impl Server {
     }
 }
 
-/// When the process of a crew is mobile.
+/// When the process that owns the sockets has the MOBILE attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// From its start.
+pub enum AttachTiming {
+    /// From its start on.
     Mobile,
-    /// From after its sockets were made.
+    /// Attached after its sockets were made.
     AttachedAfterSocket,
-    /// From after they were connected and had been used.
+    /// Attached after its sockets were connected and used.
     AttachedAfterConnect,
-    /// Until its sockets were made.
+    /// Detached after its sockets were made.
     DetachedAfterSocket,
-    /// Until they were connected and had been used.
+    /// Detached after its sockets were connected and used.
     DetachedAfterConnect,
-    /// Never.
+    /// An ordinary process, never attached.
     Ordinary,
 }
 
-impl Order {
-    /// All.
+impl AttachTiming {
+    /// All timings, in the order of the tables.
     pub const ALL: [Self; 6] = [
         Self::Mobile,
         Self::AttachedAfterSocket,
@@ -128,25 +131,26 @@ impl Order {
 }
 
 /// A process with a socket of every kind.
-pub struct Crew {
-    /// When it is mobile.
-    pub order: Order,
-    talk: Talk,
-    /// What each socket has come to, in the last step.
+pub struct SocketProcess {
+    /// When the process has the MOBILE attribute.
+    pub timing: AttachTiming,
+    talk: LineProcess,
+    /// The report of each socket after the last step.
     pub reports: Vec<Value>,
 }
 
-impl Crew {
+impl SocketProcess {
     /// Starts the process, which makes no socket yet.
-    pub fn start(bed: &Testbed, order: Order) -> Result<Self> {
+    pub fn start(bed: &Testbed, timing: AttachTiming) -> Result<Self> {
         let eth = bed.lab.eth();
-        let (source4, source6) = match order {
-            Order::Ordinary => (eth.address4(), eth.address6()),
+        let (source4, source6) = match timing {
+            AttachTiming::Ordinary => (eth.address4(), eth.address6()),
             _ => (bed.agent.address4, bed.agent.address6),
         };
-        let index = Order::ALL.iter().position(|one| *one == order).context("an order")?;
+        let index =
+            AttachTiming::ALL.iter().position(|one| *one == timing).context("unknown attach timing")?;
         let args = [
-            format!("base={}", NUMBERS.start + STRIDE * u16::try_from(index)?),
+            format!("base={}", SOCKET_NUMBERS.start + STRIDE * u16::try_from(index)?),
             format!("server4={}", addr::SERVER4),
             format!("server6={}", addr::SERVER6),
             format!("source4={source4}"),
@@ -158,34 +162,34 @@ impl Crew {
             format!("link6={LINK6}"),
         ];
         let tool = program("sockets")?;
-        let talk = match order {
-            Order::Mobile | Order::DetachedAfterSocket | Order::DetachedAfterConnect => {
+        let talk = match timing {
+            AttachTiming::Mobile | AttachTiming::DetachedAfterSocket | AttachTiming::DetachedAfterConnect => {
                 let tool = tool.display().to_string();
                 let argv: Vec<&str> =
                     std::iter::once(tool.as_str()).chain(args.iter().map(String::as_str)).collect();
-                Talk::start(&mut bed.agent.run(&argv))?
+                LineProcess::start(&mut bed.agent.run(&argv))?
             }
-            _ => Talk::start(bed.lab.host.command(tool).args(&args))?,
+            _ => LineProcess::start(bed.lab.host.command(tool).args(&args))?,
         };
-        Ok(Self { order, talk, reports: Vec::new() })
+        Ok(Self { timing, talk, reports: Vec::new() })
     }
 
-    /// Its process id.
+    /// Returns the process id as text.
     #[must_use]
     pub fn pid(&self) -> String {
         self.talk.pid().to_string()
     }
 
-    /// Tells it a step.
-    pub fn say(&mut self, step: &str) -> Result<()> {
-        self.talk.say(step)
+    /// Starts a step without waiting for its end.
+    pub fn start_step(&mut self, step: &str) -> Result<()> {
+        self.talk.send_line(step)
     }
 
-    /// Waits until the last step that it was told is done.
+    /// Waits until the step has ended, and stores the reports.
     pub fn wait(&mut self, step: &str) -> Result<()> {
         let mut reports = Vec::new();
         loop {
-            let line: Value = serde_json::from_str(&self.talk.hear()?)?;
+            let line: Value = serde_json::from_str(&self.talk.next_line()?)?;
             match line["done"].as_str() {
                 Some(done) if done == step => break,
                 Some(_) => reports.clear(),
@@ -193,34 +197,34 @@ impl Crew {
             }
         }
         if reports.is_empty() {
-            bail!("a crew without a socket");
+            bail!("the process reported no socket");
         }
         self.reports = reports;
         Ok(())
     }
 
-    /// A step, to its end.
+    /// Runs a step to its end.
     pub fn step(&mut self, step: &str) -> Result<()> {
-        self.say(step)?;
+        self.start_step(step)?;
         self.wait(step)
     }
 }
 
-/// Somebody at the server who calls a listening socket again and again.
+/// A thread that connects to a listening socket again and again, and stops when dropped.
 pub struct Caller {
     stop: Arc<AtomicBool>,
     _thread: JoinHandle<()>,
 }
 
 impl Caller {
-    /// Calls from `ns` from now on.
+    /// Starts calling `to` from `ns`.
     #[must_use]
     pub fn start(ns: &Ns, to: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = ns.spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                // Nobody may be there: that is what the other side says.
+                // A failed call is not an error here; the listening process reports the outcome.
                 let _answered = call(to);
                 std::thread::sleep(CALL_AGAIN);
             }

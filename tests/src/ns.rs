@@ -1,4 +1,4 @@
-//! One anonymous network namespace.
+//! An anonymous network namespace, and commands that run in it.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,37 +14,38 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
 
-use crate::group::ProcessGroup;
+use crate::cgroup::LabCgroup;
 use crate::process::finish_within;
 use crate::wait::{PATIENCE, wait_for};
 
-/// Longest time a short command (`ip`, `nft`, a CLI verb) may take on a busy machine.
+/// The timeout of a short command (`ip`, `nft`, a verb of a program) on a busy machine.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A network namespace that exists only as a file descriptor of this process.
+/// A network namespace that exists only as a file descriptor of the test process.
 #[derive(Clone)]
 pub struct Ns {
     name: &'static str,
     fd: Arc<OwnedFd>,
-    group: Arc<ProcessGroup>,
+    cgroup: Arc<LabCgroup>,
 }
 
 impl Ns {
-    /// A new namespace with loopback up; programs started in it join `group`.
-    pub fn new(name: &'static str, group: Arc<ProcessGroup>) -> Result<Self> {
+    /// Creates a namespace with loopback up. Programs started in it join `cgroup`.
+    pub fn new(name: &'static str, cgroup: Arc<LabCgroup>) -> Result<Self> {
         let fd = on_thread(|| -> Result<OwnedFd> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: is this root?")?;
             Ok(File::open("/proc/thread-self/ns/net")?.into())
         })?;
-        let ns = Self { name, fd: Arc::new(fd), group };
-        // IPv6 addresses are usable at once: nobody else is on these links to collide with.
+        let ns = Self { name, fd: Arc::new(fd), cgroup };
+        // Without duplicate address detection IPv6 addresses are usable at once; no other host is
+        // on these links.
         for key in ["all", "default"] {
             ns.sysctl(&format!("net/ipv6/conf/{key}/accept_dad"), "0")?;
             ns.sysctl(&format!("net/ipv6/conf/{key}/accept_ra"), "0")?;
             ns.sysctl(&format!("net/ipv6/conf/{key}/disable_ipv6"), "0")?;
         }
         ns.sysctl("net/ipv6/conf/default/router_solicitations", "0")?;
-        // Forwarding is otherwise inherited from the machine the lab runs on.
+        // Otherwise forwarding is inherited from the machine that runs the lab.
         for key in ["all", "default"] {
             ns.sysctl(&format!("net/ipv4/conf/{key}/forwarding"), "0")?;
             ns.sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
@@ -53,27 +54,28 @@ impl Ns {
         Ok(ns)
     }
 
-    /// The name used in messages.
+    /// Returns the name used in messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// A command that will run inside the namespace, in the lab's cgroup, and dies with the thread
-    /// that starts it.
+    /// Returns a command that runs inside the namespace and in the lab's cgroup, and dies with the
+    /// thread that starts it.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let fd = Arc::clone(&self.fd);
-        let group = Arc::clone(&self.group);
+        let cgroup = Arc::clone(&self.cgroup);
         let parent = getpid();
-        // SAFETY: only system calls between fork and exec: no allocation, no locks.
+        // SAFETY: the closure makes only system calls between fork and exec: no allocation, no
+        // locks.
         unsafe {
             command.pre_exec(move || {
                 set_pdeathsig(Signal::SIGKILL)?;
                 if getppid() != parent {
                     return Err(nix::errno::Errno::ESRCH.into());
                 }
-                group.join_self()?;
+                cgroup.join_self()?;
                 setns(fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
                 Ok(())
             });
@@ -81,16 +83,18 @@ impl Ns {
         command
     }
 
-    /// The same as an unprivileged user, without any group of root's.
+    /// Returns a command as [`Ns::command`] does, run as the user `uid` without supplementary
+    /// groups.
     pub fn command_as(&self, uid: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.command(program);
-        // SAFETY: only system calls between fork and exec: no allocation, no locks.
+        // SAFETY: the closure makes only system calls between fork and exec: no allocation, no
+        // locks.
         unsafe {
             command.pre_exec(move || {
                 setgroups(&[])?;
                 setgid(Gid::from_raw(uid))?;
                 setuid(Uid::from_raw(uid))?;
-                // Another identity clears it.
+                // Changing the user id has cleared the signal.
                 set_pdeathsig(Signal::SIGKILL)?;
                 Ok(())
             });
@@ -98,7 +102,8 @@ impl Ns {
         command
     }
 
-    /// Runs a short command to its end and returns its stdout; failure is an error with its stderr.
+    /// Runs a short command to its end and returns its stdout. Fails with its stderr if the command
+    /// fails.
     pub fn run(&self, argv: &[&str]) -> Result<String> {
         let (program, args) = argv.split_first().context("an empty command")?;
         let mut command = self.command(program);
@@ -111,25 +116,27 @@ impl Ns {
         Ok(done.stdout)
     }
 
-    /// Runs lines of `ip` commands (without the leading `ip`) as one batch.
+    /// Runs `ip` commands (lines without the leading `ip`) as one batch.
     pub fn ip(&self, lines: &[&str]) -> Result<()> {
         self.feed(&["ip", "-batch", "-"], &lines.join("\n"))
     }
 
-    /// Runs a command with `input` on its stdin.
+    /// Runs a command with `input` as its stdin.
     pub fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
         let (program, args) = argv.split_first().context("an empty command")?;
         let mut command = self.command(program);
         command.args(args);
         let done = finish_within(&mut command, Some(input.as_bytes()), COMMAND_PATIENCE)?;
         if !done.status.success() {
-            let said = done.stderr.trim();
-            bail!("`{}` in {}: {}: {said}; its input:\n{input}", argv.join(" "), self.name, done.status);
+            let output = done.stderr.trim();
+            bail!("`{}` in {}: {}: {output}; its input:\n{input}", argv.join(" "), self.name, done.status);
         }
         Ok(())
     }
 
-    /// Waits until somebody in the namespace listens at a TCP port; for servers that say so too early, or never.
+    /// Waits until a program in the namespace listens on a TCP port.
+    ///
+    /// Some servers announce that they listen too early, or not at all.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
         wait_for(&format!("somebody to listen at port {port} in {}", self.name), PATIENCE, || {
@@ -137,16 +144,16 @@ impl Ns {
         })
     }
 
-    /// Writes `/proc/sys/<key>` as the namespace sees it.
+    /// Writes `/proc/sys/<key>` of the namespace.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{key}");
         self.enter(|| std::fs::write(&path, value))
             .with_context(|| format!("{}: cannot set {key} to {value}", self.name))
     }
 
-    /// Runs `work` on a thread inside the namespace and waits for it.
+    /// Runs `work` on a thread inside the namespace and waits for its end.
     ///
-    /// A child process must not be started in there: it would die with the thread.
+    /// `work` must not start a child process, which would die with the thread.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread(|| {
             self.set_current_thread();
@@ -154,7 +161,7 @@ impl Ns {
         })
     }
 
-    /// Starts a thread that lives inside the namespace.
+    /// Starts a thread inside the namespace.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let ns = self.clone();
         std::thread::spawn(move || {
@@ -163,12 +170,12 @@ impl Ns {
         })
     }
 
-    /// A path by which programs of this process's children can name the namespace.
+    /// Returns a path by which child processes can name the namespace.
     pub(crate) fn handle(&self) -> String {
         format!("/proc/{}/fd/{}", getpid(), self.fd.as_raw_fd())
     }
 
-    /// Moves the calling thread into the namespace, for good.
+    /// Moves the calling thread into the namespace permanently.
     pub(crate) fn set_current_thread(&self) {
         setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET).unwrap_or_else(|error| {
             panic!("cannot enter {} (fd {}): {error}", self.name, self.fd.as_raw_fd())

@@ -1,4 +1,4 @@
-//! A PostgreSQL server.
+//! A PostgreSQL server for one case.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -9,19 +9,19 @@ use crate::ns::Ns;
 use crate::process::{Process, finish_within};
 use crate::wait::PATIENCE;
 
-/// `nobody`: the server refuses to run as root.
+/// The user id of `nobody`: the server refuses to run as root.
 const USER: u32 = 65_534;
 
-/// Where Debian keeps the servers, a folder for each version.
+/// The directory in which Debian installs the servers, one directory for each version.
 const VERSIONS: &str = "/usr/lib/postgresql";
 
-/// A running server, with a cluster of its own in the lab's directory; ends when dropped.
+/// A running server with a database cluster in the lab's directory, killed when dropped.
 pub struct Postgres {
     _server: Process,
 }
 
 impl Postgres {
-    /// Listens on every address of `ns`, and lets everybody in as `postgres`.
+    /// Starts a server on every address of `ns` that accepts everybody as the user `postgres`.
     pub fn start(ns: &Ns, dir: &Path) -> Result<Self> {
         let binaries = newest()?;
         let home = dir.join("postgres");
@@ -45,7 +45,7 @@ impl Postgres {
     }
 }
 
-/// The programs of the newest version installed.
+/// Returns the directory of the newest installed version's programs.
 fn newest() -> Result<PathBuf> {
     let versions = std::fs::read_dir(VERSIONS)
         .with_context(|| format!("no PostgreSQL server in {VERSIONS}: `cargo xtask setup` installs one"))?;

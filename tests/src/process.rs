@@ -1,4 +1,4 @@
-//! Programs of the lab: short ones with a deadline, long ones with a log.
+//! Runs programs: short commands with a timeout, long-running ones with a log file.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,26 +12,26 @@ use nix::unistd::Pid;
 
 use crate::wait::wait_for;
 
-/// What a short command left.
+/// The exit status and the output of a finished command.
 #[derive(Debug)]
-pub struct Finished {
-    /// Its exit status.
+pub struct CommandOutput {
+    /// The exit status of the command.
     pub status: ExitStatus,
-    /// All it wrote to stdout.
+    /// Everything written to stdout.
     pub stdout: String,
-    /// All it wrote to stderr.
+    /// Everything written to stderr.
     pub stderr: String,
 }
 
-impl Finished {
-    /// The exit code, or 128 plus the signal, as a shell counts.
+impl CommandOutput {
+    /// Returns the exit code, or 128 plus the signal number as a shell does.
     #[must_use]
     pub fn code(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 
-    /// Its stdout if it succeeded, else an error with its stderr.
+    /// Returns stdout if the command succeeded, else an error with stderr.
     pub fn ok(self) -> Result<String> {
         if !self.status.success() {
             bail!("{}: {}{}", self.status, self.stderr.trim(), self.stdout.trim());
@@ -40,8 +40,12 @@ impl Finished {
     }
 }
 
-/// Runs `command` to its end; one that takes longer than `patience` is killed, and an error.
-pub fn finish_within(command: &mut Command, input: Option<&[u8]>, patience: Duration) -> Result<Finished> {
+/// Runs `command` to its end. Kills it and fails if it takes longer than `patience`.
+pub fn finish_within(
+    command: &mut Command,
+    input: Option<&[u8]>,
+    patience: Duration,
+) -> Result<CommandOutput> {
     let stdin = match input {
         Some(bytes) => {
             let mut file = tempfile::tempfile()?;
@@ -51,7 +55,8 @@ pub fn finish_within(command: &mut Command, input: Option<&[u8]>, patience: Dura
         }
         None => Stdio::null(),
     };
-    // Files, not pipes: a grandchild that keeps them open does not keep us waiting.
+    // Output goes to files instead of pipes: a grandchild that keeps a pipe open would block the
+    // read.
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command
         .stdin(stdin)
@@ -69,15 +74,15 @@ pub fn finish_within(command: &mut Command, input: Option<&[u8]>, patience: Dura
             child.kill()?;
             child.wait()?;
             let (out, err) = (slurp(&mut stdout)?, slurp(&mut stderr)?);
-            bail!("{command:?} took longer than {patience:?}; it said: {out}{err}");
+            bail!("{command:?} took longer than {patience:?}; its output: {out}{err}");
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     };
-    Ok(Finished { status, stdout: slurp(&mut stdout)?, stderr: slurp(&mut stderr)? })
+    Ok(CommandOutput { status, stdout: slurp(&mut stdout)?, stderr: slurp(&mut stderr)? })
 }
 
-/// A program that runs beside the case; killed when dropped.
+/// A program that runs beside a case and is killed when dropped.
 pub struct Process {
     name: String,
     child: Child,
@@ -97,31 +102,31 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, output: output.to_owned() })
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
     }
 
-    /// Everything it has written so far.
+    /// Returns everything written so far.
     #[must_use]
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).into_owned()
     }
 
-    /// Its status if it has ended.
+    /// Returns the exit status if the program has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits at most `patience` until the program ends by itself.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         wait_for(&format!("the end of {name}"), patience, || self.ended())
-            .with_context(|| format!("it said: {}", self.output()))
+            .with_context(|| format!("its output: {}", self.output()))
     }
 
-    /// Waits until its output contains `text`; its early end is an error.
+    /// Waits until the output contains `text`. Fails if the program ends before.
     pub fn wait_output(&mut self, text: &str, patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;
         while !self.output().contains(text) {
@@ -129,24 +134,32 @@ impl Process {
                 if self.output().contains(text) {
                     break;
                 }
-                bail!("{} ended ({status}) before it said {text:?}; it said: {}", self.name, self.output());
+                bail!(
+                    "{} ended ({status}) before it printed {text:?}; its output: {}",
+                    self.name,
+                    self.output()
+                );
             }
             if Instant::now() >= end {
-                bail!("{} did not say {text:?} in {patience:?}; it said: {}", self.name, self.output());
+                bail!(
+                    "{} did not print {text:?} within {patience:?}; its output: {}",
+                    self.name,
+                    self.output()
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the program.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.pid()), signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Kills the program with SIGKILL and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
-        // It may have ended by itself: that is what kill asks for.
+        // The program may have ended by itself.
         let _ = self.child.kill();
         self.child.wait()?;
         Ok(())

@@ -1,4 +1,4 @@
-//! The two programs under test, installed as a person would: by their own commands, in files of the lab.
+//! The two programs under test, installed by their own commands with files in the lab's directory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use toml::{Table, Value as Toml};
 
 use crate::lab::Lab;
 use crate::ns::Ns;
-use crate::process::{Finished, Process, finish_within};
+use crate::process::{CommandOutput, Process, finish_within};
 use crate::wait::{PATIENCE, wait_for};
 
 mod agent;
@@ -20,16 +20,16 @@ mod relay;
 pub use agent::Agent;
 pub use relay::Relay;
 
-/// The longest any verb of the programs may take.
+/// The timeout of every verb of the programs.
 const VERB_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where both serve metrics, each in its own namespace.
+/// The address at which both programs serve metrics, each in its own namespace.
 pub const METRICS: &str = "127.0.0.1:9478";
 
-/// The relay's port: the one that passes where only HTTPS does.
+/// The relay's port, which also passes networks that allow only HTTPS.
 pub const RELAY_PORT: u16 = 443;
 
-/// One of the two programs: a binary, its configuration file, and perhaps a running daemon.
+/// One of the two programs: a binary, its configuration file and, while it runs, the daemon.
 struct Program {
     name: &'static str,
     binary: PathBuf,
@@ -37,8 +37,8 @@ struct Program {
     config: PathBuf,
     log: PathBuf,
     daemon: Option<Process>,
-    /// What the daemon is started under: a command that executes its arguments, and variables.
-    under: Vec<String>,
+    /// A command that executes its arguments, through which the daemon starts; empty for none.
+    wrapper: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -51,7 +51,7 @@ impl Program {
             config,
             log,
             daemon: None,
-            under: Vec::new(),
+            wrapper: Vec::new(),
             variables: Vec::new(),
         })
     }
@@ -62,17 +62,17 @@ impl Program {
         command
     }
 
-    fn cli(&self, args: &[&str]) -> Result<Finished> {
+    fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
         finish_within(&mut self.command(args), None, VERB_PATIENCE)
             .with_context(|| format!("{} {}", self.name, args.join(" ")))
     }
 
-    fn answer(&self, args: &[&str]) -> Result<String> {
+    fn stdout(&self, args: &[&str]) -> Result<String> {
         self.cli(args)?.ok().with_context(|| format!("{} {}", self.name, args.join(" ")))
     }
 
     fn json(&self, args: &[&str]) -> Result<Value> {
-        Ok(serde_json::from_str(&self.answer(args)?)?)
+        Ok(serde_json::from_str(&self.stdout(args)?)?)
     }
 
     fn edit(&self, change: impl FnOnce(&mut Table)) -> Result<()> {
@@ -85,7 +85,7 @@ impl Program {
     fn start(&mut self, verb: &str, ready: &[&str]) -> Result<()> {
         ensure!(self.daemon.is_none(), "{} is running already", self.name);
         let plain = self.command(&[verb]);
-        let mut command = match self.under.split_first() {
+        let mut command = match self.wrapper.split_first() {
             Some((program, args)) => {
                 let mut command = self.ns.command(program);
                 command.args(args).arg(plain.get_program()).args(plain.get_args());
@@ -97,7 +97,8 @@ impl Program {
         let mut daemon = Process::start(self.name, &mut command, &self.log)?;
         wait_for(&format!("{} {} to answer", self.name, ready.join(" ")), PATIENCE, || {
             if let Some(status) = daemon.ended()? {
-                // Not "not yet" but never: report it as the answer.
+                // The daemon has ended, so waiting longer is pointless: return the error as the
+                // result.
                 return Ok(Some(Err(anyhow::anyhow!(
                     "{} {verb} ended: {status}: {}",
                     self.name,

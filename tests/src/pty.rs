@@ -1,4 +1,4 @@
-//! A program on a terminal, and someone who types.
+//! A program on a pseudoterminal that a case types into and reads from.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use nix::unistd::setsid;
 
 use crate::wait::{PATIENCE, wait_for};
 
-/// A program whose controlling terminal is a pseudoterminal of ours.
+/// A program whose controlling terminal is a pseudoterminal of the test process.
 pub struct Terminal {
     child: Child,
     keyboard: File,
@@ -23,12 +23,13 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts `command` in a session of its own, on a terminal of 24 by 80.
+    /// Starts `command` in a new session on a terminal of 24 rows and 80 columns.
     pub fn start(command: &mut Command) -> Result<Self> {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).context("cannot open a pseudoterminal")?;
         let (keyboard, mut display) = (File::from(pty.master.try_clone()?), File::from(pty.master));
-        // SAFETY: only system calls between fork and exec; stdin is the pseudoterminal by then.
+        // SAFETY: the closure makes only system calls between fork and exec, and stdin is the
+        // pseudoterminal by then.
         unsafe {
             command.pre_exec(|| {
                 setsid()?;
@@ -38,9 +39,9 @@ impl Terminal {
                 Ok(())
             });
         }
-        // The master must not reach the child, or the terminal would never hang up.
+        // The child must not inherit the master, or closing it here would not hang up the terminal.
         for fd in [keyboard.as_raw_fd(), display.as_raw_fd()] {
-            // SAFETY: both descriptors are open and ours.
+            // SAFETY: both descriptors are open and owned by this process.
             unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
         let child = command
@@ -49,7 +50,8 @@ impl Terminal {
             .stderr(pty.slave)
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
-        // Only the child may hold the slave, or its end would not be seen.
+        // Only the child may hold the slave; otherwise reading the master does not end with the
+        // child.
         command
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
@@ -65,23 +67,23 @@ impl Terminal {
         Ok(Self { child, keyboard, screen })
     }
 
-    /// Types `text`.
+    /// Types `text` on the terminal.
     pub fn send(&self, text: &str) -> Result<()> {
         (&self.keyboard).write_all(text.as_bytes()).context("cannot type: the terminal is gone")
     }
 
-    /// Everything shown so far.
+    /// Returns everything shown so far.
     #[must_use]
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    /// Waits until `text` has been shown.
+    /// Waits at most [`PATIENCE`] until `text` has been shown.
     pub fn expect(&self, text: &str) -> Result<()> {
         self.expect_within(text, PATIENCE)
     }
 
-    /// Waits no longer than `patience` until `text` has been shown.
+    /// Waits at most `patience` until `text` has been shown.
     pub fn expect_within(&self, text: &str, patience: Duration) -> Result<()> {
         let shown = wait_for(&format!("{text:?} on the terminal"), patience, || {
             Ok(self.transcript().contains(text).then_some(()))
@@ -92,18 +94,18 @@ impl Terminal {
         Ok(())
     }
 
-    /// The program's process id.
+    /// Returns the program's process id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
     }
 
-    /// Its status if it has ended.
+    /// Returns the exit status if the program has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the program ends by itself.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         wait_for("the end of the program on the terminal", PATIENCE, || self.ended())
     }

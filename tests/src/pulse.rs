@@ -1,6 +1,8 @@
-//! A number every few milliseconds over TCP, and the time without one: what a handover looks like to an application.
+//! Measures the gaps that a handover causes in a TCP connection: a number arrives every few
+//! milliseconds.
 //!
-//! All times are of CLOCK_MONOTONIC, in milliseconds: processes of one machine can compare them.
+//! All times are of CLOCK_MONOTONIC in milliseconds, so that processes of one machine can compare
+//! them.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,46 +13,47 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use crate::lab::addr;
+use crate::line_process::LineProcess;
 use crate::services::port;
-use crate::talk::Talk;
 use crate::wait::wait_for;
 
-/// Between two numbers.
+/// The interval between two numbers.
 pub const PULSE: Duration = Duration::from_millis(5);
 
-/// A gap from this on is listed by itself: three numbers are late, which chance alone seldom makes.
+/// The least gap, in milliseconds, that a report lists: three numbers late, which rarely happens by
+/// chance.
 const NOTABLE_MS: f64 = 15.0;
 
-/// How long `labtool` may take to answer on a busy machine; it answers even when nothing comes from the network.
+/// The timeout of an answer of `labtool`, which answers also when nothing arrives from the network.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The present time.
+/// Returns the current time in milliseconds.
 #[must_use]
 pub fn monotonic_ms() -> f64 {
-    // It cannot fail for a clock that every Linux has.
+    // The call cannot fail for a clock that every Linux has.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0.0, |now| Duration::from(now).as_secs_f64() * 1e3)
 }
 
-/// Which way the numbers go.
+/// The direction in which the numbers travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The application sends them, the server echoes them.
+pub enum PulseMode {
+    /// The application sends the numbers and the server echoes them.
     Echo,
-    /// The server sends them.
+    /// The server sends the numbers.
     Down,
 }
 
-impl Way {
-    /// As `labtool` is told.
+impl PulseMode {
+    /// Returns the name that `labtool pulse` takes.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Echo => "echo",
             Self::Down => "down",
         }
     }
 
-    /// The service of the lab's server that it needs.
+    /// Returns the address of the server's service for this mode.
     #[must_use]
     pub fn server(self) -> SocketAddr {
         let port = match self {
@@ -61,24 +64,24 @@ impl Way {
     }
 }
 
-/// Without a number from the first time to the second.
+/// A time in which no number arrived.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gap {
-    /// When the last number before it came.
+    /// When the last number before the gap arrived.
     pub from: f64,
-    /// When the first one after it came; or the present, when none has come yet.
+    /// When the first number after the gap arrived, or the current time if none has arrived yet.
     pub to: f64,
 }
 
 impl Gap {
-    /// How long.
+    /// Returns the length of the gap in milliseconds.
     #[must_use]
     pub fn length(self) -> f64 {
         self.to - self.from
     }
 }
 
-/// When each number came. Eight bytes for each, at most for the minutes that a measurement takes.
+/// The arrival time of every number: eight bytes each, for measurements of a few minutes.
 #[derive(Debug)]
 pub struct Recorder {
     arrivals: Vec<f64>,
@@ -86,30 +89,30 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Of a connection made at `now`.
+    /// Creates a recorder for a connection that was made at `now`.
     #[must_use]
     pub fn new(now: f64) -> Self {
         Self { arrivals: vec![now], error: None }
     }
 
-    /// The next number came.
+    /// Records the arrival of the next number.
     pub fn note(&mut self, at: f64) {
         self.arrivals.push(at);
     }
 
-    /// The connection broke, and no more numbers will come.
+    /// Records that the connection failed, after which no number arrives.
     pub fn fail(&mut self, error: String) {
         self.error = Some(error);
     }
 
-    /// What is known at `now` of the time from `since` on.
+    /// Returns a report, at the time `now`, on the time after `since`.
     #[must_use]
-    pub fn heard(&self, since: f64, now: f64) -> Heard {
+    pub fn report(&self, since: f64, now: f64) -> PulseReport {
         let ends = self.arrivals.iter().copied().skip(1).chain([now]);
         let gaps = self.arrivals.iter().copied().zip(ends).map(|(from, to)| Gap { from, to });
         let gaps: Vec<Gap> = gaps.filter(|gap| gap.to > since).collect();
         let longest = |from: f64| gaps.iter().map(|gap| gap.to - gap.from.max(from)).fold(0.0, f64::max);
-        Heard {
+        PulseReport {
             now,
             last: self.arrivals.last().copied().unwrap_or(now),
             numbers: self.arrivals.len() as u64 - 1,
@@ -121,33 +124,33 @@ impl Recorder {
     }
 }
 
-/// The answer to: what came since then?
+/// A report on the numbers that arrived after some time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Heard {
-    /// When this was asked.
+pub struct PulseReport {
+    /// The time of the report.
     pub now: f64,
-    /// When the last number came.
+    /// When the last number arrived.
     pub last: f64,
-    /// How many came since the connection was made.
+    /// The count of numbers since the connection was made.
     pub numbers: u64,
-    /// The longest time between two numbers of which the second came after the time asked about, or has not come yet.
+    /// The longest gap that ended after the requested time or has not ended yet.
     pub longest: f64,
-    /// The same without what lies before the time asked about.
+    /// The longest gap, without the part of it before the requested time.
     pub longest_within: f64,
-    /// The gaps that chance alone seldom makes, the present silence included.
+    /// The gaps of at least 15 ms, including the one that has not ended yet.
     pub gaps: Vec<Gap>,
-    /// Why nothing will come any more.
+    /// The error that ended the connection.
     pub error: Option<String>,
 }
 
-impl Heard {
-    /// How long nothing has come.
+impl PulseReport {
+    /// Returns the time since the last number, in milliseconds.
     #[must_use]
     pub fn silence(&self) -> f64 {
         self.now - self.last
     }
 
-    /// As one line of JSON.
+    /// Returns the report as JSON.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let gaps: Vec<[f64; 2]> = self.gaps.iter().map(|gap| [gap.from, gap.to]).collect();
@@ -157,9 +160,9 @@ impl Heard {
         })
     }
 
-    /// From that line.
+    /// Parses a line that holds a report as JSON.
     pub fn from_json(line: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("labtool said {line:?}"))?;
+        let value: Value = serde_json::from_str(line).with_context(|| format!("labtool printed {line:?}"))?;
         let field = |name: &str| value[name].as_f64().with_context(|| format!("{name} is missing in {line}"));
         let gaps = value["gaps"].as_array().with_context(|| format!("no gaps in {line}"))?;
         let gaps = gaps.iter().map(|gap| {
@@ -180,31 +183,32 @@ impl Heard {
 
 /// A running `labtool pulse`.
 pub struct Pulse {
-    talk: Talk,
+    talk: LineProcess,
 }
 
 impl Pulse {
-    /// Starts `command`, which is `labtool pulse …`, and waits until `numbers` have come.
+    /// Starts `command`, which runs `labtool pulse …`, and waits until `numbers` numbers have
+    /// arrived.
     pub fn start(command: &mut Command, numbers: u64) -> Result<Self> {
-        let mut pulse = Self { talk: Talk::start(command)? };
-        let first = pulse.talk.hear()?;
+        let mut pulse = Self { talk: LineProcess::start(command)? };
+        let first = pulse.talk.next_line()?;
         if first != "connected" {
             bail!("labtool pulse: {first}");
         }
         wait_for("the first numbers", crate::wait::PATIENCE, || {
-            let heard = pulse.since(0.0)?;
-            if let Some(error) = heard.error {
+            let report = pulse.since(0.0)?;
+            if let Some(error) = report.error {
                 return Ok(Some(Err(anyhow::anyhow!("{error}"))));
             }
-            Ok((heard.numbers >= numbers).then_some(Ok(())))
+            Ok((report.numbers >= numbers).then_some(Ok(())))
         })??;
         Ok(pulse)
     }
 
-    /// What came since `since`.
-    pub fn since(&mut self, since: f64) -> Result<Heard> {
-        self.talk.say(&since.to_string())?;
-        Heard::from_json(&self.talk.hear_within(ANSWER)?)
+    /// Returns a report on the time after `since`.
+    pub fn since(&mut self, since: f64) -> Result<PulseReport> {
+        self.talk.send_line(&since.to_string())?;
+        PulseReport::from_json(&self.talk.next_line_within(ANSWER)?)
     }
 }
 
@@ -220,38 +224,39 @@ mod tests {
 
     #[test]
     fn the_gap_around_an_event_counts_whole_and_one_before_it_not_at_all() {
-        let heard = recorder(&[0.0, 100.0, 105.0, 130.0, 135.0]).heard(110.0, 138.0);
-        assert_eq!(heard.gaps, [Gap { from: 105.0, to: 130.0 }]);
-        assert_eq!((heard.longest, heard.longest_within), (25.0, 20.0));
-        assert_eq!((heard.numbers, heard.silence()), (4, 3.0));
+        let report = recorder(&[0.0, 100.0, 105.0, 130.0, 135.0]).report(110.0, 138.0);
+        assert_eq!(report.gaps, [Gap { from: 105.0, to: 130.0 }]);
+        assert_eq!((report.longest, report.longest_within), (25.0, 20.0));
+        assert_eq!((report.numbers, report.silence()), (4, 3.0));
     }
 
     #[test]
     fn a_second_gap_after_the_return_counts_when_it_is_the_longer_one() {
-        // Cut at 10, back at 5000: one old number at once, then the sender's own timer.
-        let heard = recorder(&[5.0, 10.0, 5030.0, 5400.0, 5405.0]).heard(5000.0, 5410.0);
-        assert_eq!(heard.longest_within, 370.0);
-        assert_eq!(heard.longest, 5020.0);
+        // The path is cut at 10 ms and back at 5000 ms: an old number arrives at once, the next
+        // ones with the sender's retransmission timer.
+        let report = recorder(&[5.0, 10.0, 5030.0, 5400.0, 5405.0]).report(5000.0, 5410.0);
+        assert_eq!(report.longest_within, 370.0);
+        assert_eq!(report.longest, 5020.0);
     }
 
     #[test]
     fn silence_is_a_gap_that_has_not_ended() {
-        let heard = recorder(&[0.0, 5.0]).heard(6.0, 1005.0);
-        assert_eq!(heard.gaps, [Gap { from: 5.0, to: 1005.0 }]);
-        assert_eq!((heard.longest, heard.longest_within), (1000.0, 999.0));
+        let report = recorder(&[0.0, 5.0]).report(6.0, 1005.0);
+        assert_eq!(report.gaps, [Gap { from: 5.0, to: 1005.0 }]);
+        assert_eq!((report.longest, report.longest_within), (1000.0, 999.0));
     }
 
     #[test]
-    fn what_labtool_prints_is_what_is_read() {
+    fn a_report_survives_the_round_trip_through_json() {
         let mut recorder = recorder(&[0.5, 30.25]);
-        let heard = recorder.heard(0.0, 32.0);
-        assert_eq!(Heard::from_json(&heard.to_json().to_string()).unwrap(), heard);
+        let report = recorder.report(0.0, 32.0);
+        assert_eq!(PulseReport::from_json(&report.to_json().to_string()).unwrap(), report);
         recorder.fail("connection reset".into());
-        let heard = recorder.heard(0.0, 32.0);
+        let report = recorder.report(0.0, 32.0);
         assert_eq!(
-            Heard::from_json(&heard.to_json().to_string()).unwrap().error,
+            PulseReport::from_json(&report.to_json().to_string()).unwrap().error,
             Some("connection reset".into())
         );
-        assert!(Heard::from_json("! connect: refused").is_err());
+        assert!(PulseReport::from_json("! connect: refused").is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! A name for the relay that only the agent knows, and a relay that moves to other addresses.
+//! A host name for the relay that only the agent resolves, and a relay that moves to other
+//! addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -11,14 +12,15 @@ use crate::testbed::Testbed;
 
 const NAME: &str = "relay.example";
 
-/// What a host calls the relay: a hosts file of the agent's own, in a mount namespace of its own.
+/// The agent's name for the relay: a hosts file that the agent sees in a mount namespace of its
+/// own.
 pub struct RelayName {
     hosts: PathBuf,
 }
 
 impl RelayName {
     /// Makes the name the agent's endpoint, from its next start on.
-    pub fn give(bed: &mut Testbed, addresses: &[IpAddr]) -> Result<Self> {
+    pub fn install(bed: &mut Testbed, addresses: &[IpAddr]) -> Result<Self> {
         let name = Self { hosts: bed.lab.dir().join("hosts") };
         name.set(addresses)?;
         let mount = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", name.hosts.display());
@@ -27,25 +29,25 @@ impl RelayName {
         Ok(name)
     }
 
-    /// From now on the name leads there.
+    /// Makes the name resolve to `addresses` from this moment on.
     pub fn set(&self, addresses: &[IpAddr]) -> Result<()> {
         let lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
-        // Into the same file, which is mounted.
+        // The file is mounted, so it must be written in place.
         Ok(std::fs::write(&self.hosts, lines)?)
     }
 }
 
-/// Where the relay may be reached.
+/// The addresses at which the relay is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RelayPlace {
-    /// Where every lab begins.
+pub enum RelayLocation {
+    /// The addresses of every lab at its start.
     First,
-    /// Where it may move.
+    /// The addresses to which the relay may move.
     Second,
 }
 
-impl RelayPlace {
-    /// Its addresses, IPv4 and IPv6.
+impl RelayLocation {
+    /// Returns the IPv4 and the IPv6 address.
     #[must_use]
     pub fn addresses(self) -> [IpAddr; 2] {
         match self {
@@ -57,7 +59,7 @@ impl RelayPlace {
         }
     }
 
-    /// The other one.
+    /// Returns the other location.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -66,8 +68,10 @@ impl RelayPlace {
         }
     }
 
-    /// Moves the relay here. The first place stays its way out, for whoever talks with a server through it; its port
-    /// is reached in the new place only, and nobody says so.
+    /// Moves the relay to this location.
+    ///
+    /// The first location stays the source of the relay's connections to servers. Packets to the
+    /// relay's port at the other location are dropped without an error.
     pub fn move_relay_here(self, lab: &Lab) -> Result<()> {
         let [four, six] = Self::Second.addresses();
         lab.relay.ip(&[

@@ -1,4 +1,5 @@
-//! Which eBPF programs run for everybody: those at the root of the cgroup hierarchy, whoever has put them there.
+//! Counts the eBPF programs attached to the root of the cgroup hierarchy, which run for every
+//! process.
 
 use std::fs::File;
 use std::io;
@@ -7,15 +8,17 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use nix::libc;
 
-use crate::group::cgroup2_root;
+use crate::cgroup::cgroup2_root;
 
-/// The hooks that a connect(), a datagram and its packet come by, and the kernel's numbers for them (`enum bpf_attach_type`).
+/// The hooks of connect(), datagrams and egress, with the kernel's numbers for them (`enum
+/// bpf_attach_type`).
 const HOOKS: [(&str, u32); 4] = [("egress", 1), ("sock_create", 2), ("connect4", 10), ("sendmsg4", 14)];
 
-/// `BPF_PROG_QUERY` of bpf(2).
+/// The command `BPF_PROG_QUERY` of bpf(2).
 const PROG_QUERY: libc::c_int = 16;
 
-/// What bpf(2) takes and fills for it (`union bpf_attr`, `query`). Without a place for ids it only counts.
+/// The attributes of `BPF_PROG_QUERY` (`union bpf_attr`, `query`). With `prog_ids` zero the kernel
+/// only counts.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -28,7 +31,7 @@ struct Query {
     padding: u32,
 }
 
-/// How many there are at the hook that has most of them.
+/// Returns the number of programs at the hook that has most.
 pub fn count() -> Result<u32> {
     let root = File::open(cgroup2_root()?)?;
     let mut most = 0;
@@ -43,7 +46,7 @@ pub fn count() -> Result<u32> {
 fn query(root: &File, attach_type: u32) -> io::Result<u32> {
     let target_fd = u32::try_from(root.as_raw_fd()).map_err(io::Error::other)?;
     let mut query = Query { target_fd, attach_type, ..Query::default() };
-    // SAFETY: the kernel reads and writes no more than the given size of `query`, which lives for the call.
+    // SAFETY: the kernel accesses no more than the given size of `query`, which lives for the call.
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>() as libc::c_uint)
     };

@@ -1,4 +1,5 @@
-//! What the server offers: echo, "what address do you see", numbers, discard, HTTP, telnet, ssh, iperf3.
+//! The services of the correspondent host: echo, whoami, a number sequence, discard, HTTP, telnet,
+//! ssh and iperf3.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,38 +19,39 @@ use crate::ns::Ns;
 use crate::process::Process;
 use crate::pulse::PULSE;
 
-/// The ports of the server, each the usual one where there is one.
+/// The ports of the server's services: the well-known ones, and some of the lab's own.
 pub mod port {
-    /// Echo, TCP and UDP.
+    /// Echo, over TCP and UDP.
     pub const ECHO: u16 = 7;
-    /// Discard, TCP: the paper's measurements.
+    /// Discard, over TCP, as in the paper's measurements.
     pub const DISCARD: u16 = 9;
-    /// OpenSSH.
+    /// OpenSSH's server, started by [`Services::sshd`](super::Services::sshd).
     pub const SSH: u16 = 22;
-    /// inetutils telnetd, whose login is a shell.
+    /// The telnetd of GNU inetutils; its login program is a shell.
     pub const TELNET: u16 = 23;
-    /// DNS, where a case starts a resolver: see the `dns` module.
+    /// DNS, used by cases that start a resolver; see [`crate::dns`].
     pub const DNS: u16 = 53;
-    /// HTTP: see the `http` module.
+    /// HTTP; see the module `http`.
     pub const HTTP: u16 = 80;
-    /// Answers every line or datagram with the address it came from, TCP and UDP.
+    /// A service, over TCP and UDP, that answers each line or datagram with its source address.
     pub const WHOAMI: u16 = 1001;
-    /// Sends the numbers from 0 on, eight bytes each, one every [`crate::pulse::PULSE`].
+    /// A service that sends the numbers from 0 upwards, eight bytes each, one every
+    /// [`crate::pulse::PULSE`].
     pub const NUMBERS: u16 = 1002;
-    /// Where datagrams are counted: see the `datagrams` module.
+    /// The port at which [`crate::datagrams`] counts datagrams.
     pub const DATAGRAMS: u16 = 1003;
-    /// iperf3.
+    /// The port of iperf3's server.
     pub const IPERF3: u16 = 5201;
 }
 
-/// The services that need no setting up, all running.
+/// The services that need no configuration, started with every lab.
 pub struct Services {
     _tcp: Vec<TcpService>,
     _udp: Vec<UdpService>,
 }
 
 impl Services {
-    /// Starts them in `ns`.
+    /// Starts the services in `ns`.
     pub fn start(ns: &Ns) -> Result<Self> {
         let telnet_ns = ns.clone();
         let tcp = vec![
@@ -69,7 +71,7 @@ impl Services {
         Ok(Self { _tcp: tcp, _udp: udp })
     }
 
-    /// Starts an iperf3 server in `ns`.
+    /// Starts an iperf3 server in `ns`; its output goes to `dir`.
     pub fn iperf3(ns: &Ns, dir: &Path) -> Result<Process> {
         let mut command = ns.command("iperf3");
         command.args(["--server", "--forceflush"]);
@@ -78,8 +80,9 @@ impl Services {
         Ok(server)
     }
 
-    /// Starts sshd in `ns` with throwaway keys; `dir` gets `id` (the client's key) and `known_hosts`
-    /// for `names`.
+    /// Starts sshd in `ns` with keys made for this run.
+    ///
+    /// Writes `id` (the client's private key) and `known_hosts` for `names` into `dir`.
     pub fn sshd(ns: &Ns, dir: &Path, names: &[&str]) -> Result<Process> {
         let path = |name: &str| dir.join(name).display().to_string();
         for key in ["host_key", "id"] {
@@ -88,7 +91,7 @@ impl Services {
         let host_key = std::fs::read_to_string(path("host_key.pub"))?;
         std::fs::write(path("known_hosts"), format!("{} {host_key}", names.join(",")))?;
         std::fs::copy(path("id.pub"), path("authorized_keys"))?;
-        // sshd insists on its privilege separation directory, which Debian makes at boot.
+        // sshd requires its privilege separation directory, which Debian creates at boot.
         std::fs::create_dir_all("/run/sshd")?;
         let config = format!(
             "Port {}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPidFile none\n\
@@ -106,7 +109,7 @@ impl Services {
     }
 }
 
-/// A TCP service for both families, a thread for each connection.
+/// A TCP service for IPv4 and IPv6 that handles each connection on its own thread.
 pub struct TcpService {
     stop: Arc<EventFd>,
     accepting: Option<JoinHandle<()>>,
@@ -114,7 +117,7 @@ pub struct TcpService {
 }
 
 impl TcpService {
-    /// Starts to listen at `port` of every address of `ns`.
+    /// Starts listening on `port` at every address of `ns`.
     pub fn start(
         ns: &Ns,
         port: u16,
@@ -123,7 +126,8 @@ impl TcpService {
         Self::start_over(ns, Protocol::TCP, port, serve)
     }
 
-    /// The same over `protocol`: TCP, or MPTCP where the kernel has it.
+    /// Starts listening as [`TcpService::start`] does, over `protocol`: TCP, or MPTCP if the kernel
+    /// supports it.
     pub fn start_over(
         ns: &Ns,
         protocol: Protocol,
@@ -170,14 +174,14 @@ impl Drop for TcpService {
     }
 }
 
-/// A UDP service for both families that answers each datagram with another.
+/// A UDP service for IPv4 and IPv6 that answers each datagram with another.
 pub struct UdpService {
     stop: Arc<EventFd>,
     answering: Option<JoinHandle<()>>,
 }
 
 impl UdpService {
-    /// Starts to answer at `port` of every address of `ns`.
+    /// Starts answering datagrams to `port` at every address of `ns`.
     pub fn start(
         ns: &Ns,
         port: u16,
@@ -190,7 +194,7 @@ impl UdpService {
         let answering = ns.spawn(move || {
             let mut buffer = vec![0; 65_536];
             while readable(socket.as_fd(), &stopped) {
-                // An ICMP error for an earlier answer is nobody's loss here.
+                // An ICMP error for an earlier answer is ignored.
                 if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
                     let _ = socket.send_to(&answer(&buffer[..length], canonical(peer)), peer);
                 }
@@ -218,7 +222,7 @@ fn dual_stack(kind: Type, protocol: Protocol, port: u16) -> Result<Socket> {
     Ok(socket)
 }
 
-/// Waits for `fd`; false when it is time to stop.
+/// Waits until `fd` is readable and returns true, or returns false once `stop` is signalled.
 fn readable(fd: std::os::fd::BorrowedFd<'_>, stop: &EventFd) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     let _ = poll(&mut fds, PollTimeout::NONE);
@@ -263,7 +267,7 @@ pub(crate) fn whoami(mut stream: &TcpStream, peer: SocketAddr) {
     }
 }
 
-/// What inetd does: the connection becomes stdin, stdout and stderr of a telnetd.
+/// Serves a connection as inetd does: the socket becomes stdin, stdout and stderr of a telnetd.
 fn telnetd(ns: &Ns, stream: TcpStream) {
     let mut command = ns.command("/usr/sbin/telnetd");
     command.args(["--no-hostinfo", "--exec-login=/bin/sh"]);
@@ -272,7 +276,7 @@ fn telnetd(ns: &Ns, stream: TcpStream) {
     drop(stream);
     match command.stdin(stdin).stdout(stdout).stderr(stderr).spawn() {
         Ok(mut child) => {
-            // Until then the thread must live: telnetd dies with it.
+            // The thread must live as long as telnetd, which dies with the thread that started it.
             let _ = child.wait();
         }
         Err(error) => eprintln!("cannot start telnetd: {error}"),

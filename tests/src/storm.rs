@@ -1,4 +1,4 @@
-//! A storm of netlink events: addresses and routes that come and go on a device of their own.
+//! Storms of netlink events: addresses and routes that come and go on a device of their own.
 
 use std::time::{Duration, Instant};
 
@@ -6,14 +6,15 @@ use anyhow::Result;
 
 use crate::ns::Ns;
 
-/// Two ends of a cable that leads nowhere: what matters is that the kernel tells of it.
+/// A veth device that leads nowhere; only the kernel's notifications matter.
 const DEVICE: &str = "storm0";
 
-/// Flips for one batch of `ip`: enough that its start costs nothing beside them.
+/// Flips in one batch of `ip`: enough that starting `ip` costs little in comparison.
 const BATCH: usize = 1_000;
 
-/// Adds and removes an address and a route `flips` times, as fast as the kernel takes it: four events each, and for
-/// the address its own routes beside it.
+/// Adds and removes an address and a route `flips` times as fast as possible.
+///
+/// Each flip causes four notifications, and more for the routes that belong to the address.
 pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link add {DEVICE} type veth peer name storm1"), &format!("link set {DEVICE} up")])?;
     let flip = [
@@ -30,8 +31,8 @@ pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link del {DEVICE}")])
 }
 
-/// Returns a destination of [`many_routes`] and [`route_storm`], below 10.0.0.0/8 and 11.0.0.0/8,
-/// which nobody in the lab has.
+/// Returns a destination for [`many_routes`] and [`route_storm`], in 11.0.0.0/8 and 12.0.0.0/8,
+/// which no host of the lab uses.
 fn destination(first: u8, number: usize) -> String {
     let [_, _, high, low] = u32::try_from(number).unwrap_or_default().to_be_bytes();
     let middle = number >> 16;
@@ -50,8 +51,9 @@ pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Changes unrelated routes, 20 a second for `time`, as a routing daemon does. Returns the number
-/// of changes.
+/// Adds and deletes unrelated routes, 20 changes a second for `time`, as a routing daemon does.
+///
+/// Returns the number of changes.
 pub fn route_storm(ns: &Ns, time: Duration) -> Result<usize> {
     let end = Instant::now() + time;
     let mut changes = 0;

@@ -1,4 +1,4 @@
-//! One end of an emulated link: a TAP device whose frames this process carries.
+//! A TAP device: one end of an emulated link, whose frames the test process reads and writes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,16 +12,16 @@ use nix::unistd::{read, write};
 
 use crate::ns::Ns;
 
-/// The virtio header in front of every frame, without the mergeable-buffers field.
+/// The size of the virtio header in front of every frame, without the mergeable-buffers field.
 pub(crate) const VNET_HEADER: usize = 10;
 
-/// The largest frame: 64 KiB of IP packet, the Ethernet header, and a VLAN tag's worth of room.
+/// The largest frame: virtio header, a 64 KiB IP packet, the Ethernet header and a VLAN tag.
 pub(crate) const MAX_FRAME: usize = VNET_HEADER + 65_536 + 14 + 4;
 
-/// From linux/if_tun.h: checksum, TSO for IPv4, IPv6 and with ECN.
+/// Offload flags of linux/if_tun.h: checksum, TSO for IPv4 and IPv6, TSO with ECN.
 const OFFLOADS: c_int = 0x01 | 0x02 | 0x04 | 0x08;
 
-/// USO for IPv4 and IPv6: Linux 6.2.
+/// Offload flags for UDP segmentation over IPv4 and IPv6, since Linux 6.2.
 const UDP_OFFLOADS: c_int = 0x20 | 0x40;
 
 mod ioctl {
@@ -32,13 +32,13 @@ mod ioctl {
     nix::ioctl_write_ptr!(tun_set_carrier, b'T', 226, c_int);
 }
 
-/// An open TAP device; it disappears when this is dropped.
+/// An open TAP device, which disappears when dropped.
 pub(crate) struct Tap {
     file: File,
 }
 
 impl Tap {
-    /// Makes the device `name` inside `ns`.
+    /// Creates the device `name` inside `ns`.
     pub(crate) fn new(ns: &Ns, name: &str) -> Result<Self> {
         ns.enter(|| Self::open(name)).with_context(|| format!("cannot make the TAP {name} in {}", ns.name()))
     }
@@ -53,8 +53,8 @@ impl Tap {
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
         let header = c_int::try_from(VNET_HEADER).expect("a header of ten bytes");
-        // SAFETY: the descriptor is a tun device; TUNSETIFF is declared with an int but takes an ifreq,
-        // which `request` is; both pointers live across the calls.
+        // SAFETY: the descriptor is a tun device. TUNSETIFF is declared with an int but takes an
+        // ifreq, which `request` is. Both pointers live across the calls.
         unsafe {
             ioctl::tun_set_iff(file.as_raw_fd(), (&raw const request).cast())?;
             ioctl::tun_set_vnet_header_size(file.as_raw_fd(), &raw const header)?;
@@ -64,10 +64,10 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Whether the kernel may hand over segments larger than the MTU, and frames without checksums.
+    /// Sets whether the kernel may pass segments larger than the MTU and frames without checksums.
     pub(crate) fn set_offload(&self, on: bool) -> Result<()> {
         let set = |flags: c_int| {
-            // SAFETY: the argument is an integer, the descriptor an attached tun device.
+            // SAFETY: the argument is an integer, and the descriptor is an attached tun device.
             unsafe { ioctl::tun_set_offload(self.file.as_raw_fd(), flags as libc::c_ulong) }
         };
         if !on {
@@ -81,20 +81,20 @@ impl Tap {
         Ok(())
     }
 
-    /// Plugs the cable in or out.
+    /// Sets or clears the device's carrier.
     pub(crate) fn set_carrier(&self, on: bool) -> Result<()> {
         let value = c_int::from(on);
-        // SAFETY: the pointer lives across the call, the descriptor is an attached tun device.
+        // SAFETY: the pointer lives across the call, and the descriptor is an attached tun device.
         unsafe { ioctl::tun_set_carrier(self.file.as_raw_fd(), &raw const value)? };
         Ok(())
     }
 
-    /// One frame the kernel sends; `WouldBlock` when there is none.
+    /// Reads one frame that the kernel sends; returns `WouldBlock` if there is none.
     pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         Ok(read(&self.file, frame)?)
     }
 
-    /// One frame for the kernel to receive.
+    /// Writes one frame for the kernel to receive.
     pub(crate) fn write(&self, frame: &[u8]) -> io::Result<usize> {
         Ok(write(&self.file, frame)?)
     }

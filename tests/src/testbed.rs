@@ -1,39 +1,39 @@
-//! A lab with both programs running: what nearly every case starts from.
+//! A lab with an agent and a relay: the starting point of nearly every case.
 
 use anyhow::{Result, bail, ensure};
 
 use crate::binaries::program;
 use crate::lab::{Lab, LabOptions};
+use crate::line_process::LineProcess;
 use crate::product::{Agent, Relay};
-use crate::talk::Talk;
 use crate::uplink::UplinkName;
 use crate::wait::until;
 
-/// The lab, a relay and an agent.
+/// A lab with `home-relay` installed on the relay's machine and `mobile` on the host.
 pub struct Testbed {
-    /// `mobile` on the host.
+    /// The agent on the mobile host.
     pub agent: Agent,
-    /// `home-relay` on the relay's machine.
+    /// The relay on its own machine.
     pub relay: Relay,
-    /// Everything else.
+    /// The lab both programs run in.
     pub lab: Lab,
     expected: Vec<String>,
 }
 
 impl Testbed {
-    /// Both programs running and connected over eth0.
+    /// Starts both programs in a default lab, connected over eth0.
     pub fn new() -> Result<Self> {
         Self::with(&LabOptions::default())
     }
 
-    /// The same in a lab made to order.
+    /// Starts both programs in a lab made with `options`, connected over eth0.
     pub fn with(options: &LabOptions) -> Result<Self> {
         let mut bed = Self::installed(options)?;
         bed.start()?;
         Ok(bed)
     }
 
-    /// Both programs installed and authorised, and not yet running.
+    /// Installs both programs and authorises the agent, without starting either.
     pub fn installed(options: &LabOptions) -> Result<Self> {
         let lab = Lab::with(options)?;
         let relay = Relay::install(&lab)?;
@@ -41,7 +41,7 @@ impl Testbed {
         Ok(Self { agent, relay, lab, expected: Vec::new() })
     }
 
-    /// `[tunnel]` of both programs; takes effect at their next start.
+    /// Changes settings of `[tunnel]` of both programs; they take effect at the next start.
     pub fn configure_tunnel<K: AsRef<str>, V: AsRef<str>>(&self, settings: &[(K, V)]) -> Result<()> {
         for (key, value) in settings {
             self.agent.configure("tunnel", key.as_ref(), value.as_ref())?;
@@ -50,7 +50,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Starts both and waits for the session.
+    /// Starts both programs and waits until the session is connected over eth0.
     pub fn start(&mut self) -> Result<()> {
         self.relay.start()?;
         self.agent.start()?;
@@ -58,36 +58,40 @@ impl Testbed {
         self.agent.wait_address()
     }
 
-    /// A `labtool` process with the MOBILE attribute.
-    pub fn mobile_talk(&self, args: &[&str]) -> Result<Talk> {
+    /// Starts `labtool` with the MOBILE attribute.
+    pub fn mobile_labtool(&self, args: &[&str]) -> Result<LineProcess> {
         let tool = program("labtool")?.display().to_string();
-        Talk::start(&mut self.agent.run(&[&[tool.as_str()], args].concat()))
+        LineProcess::start(&mut self.agent.run(&[&[tool.as_str()], args].concat()))
     }
 
-    /// An ordinary `labtool` process.
-    pub fn ordinary_talk(&self, args: &[&str]) -> Result<Talk> {
-        Talk::start(self.lab.host.command(program("labtool")?).args(args))
+    /// Starts `labtool` as an ordinary process.
+    pub fn ordinary_labtool(&self, args: &[&str]) -> Result<LineProcess> {
+        LineProcess::start(self.lab.host.command(program("labtool")?).args(args))
     }
 
-    /// Declares that the case makes one of the programs warn: lines containing `text` are no failure.
+    /// Declares that the case makes one of the programs warn: log lines that contain `text` are not
+    /// a failure.
     pub fn expect_warning(&mut self, text: &str) {
         self.expected.push(text.to_owned());
     }
 
-    /// Declares that the case is rough with the programs: they may warn of anything, but make no error and no panic.
+    /// Declares that the programs may log any warning, but no error and no panic.
     pub fn expect_warnings_of_all_kinds(&mut self) {
         self.expect_warning("WARN ");
     }
 
-    /// Declares that the case plugs a cable in again soon after it was pulled. The kernel may then still be asking for
-    /// the gateway's hardware address, into the void, and says "no route to host" to whoever connects meanwhile: a
-    /// warning of the agent, which tries again.
+    /// Declares that the case plugs a cable in again soon after pulling it.
+    ///
+    /// The kernel may then still wait for an answer to its neighbour solicitation of the gateway,
+    /// and fail a `connect()` with "no route to host". The agent logs a warning and tries again.
     pub fn expect_quick_replug(&mut self) {
         self.expect_warning("No route to host");
     }
 
-    /// The end of a passing case: both programs stop and clean up, leave nothing, and have not warned of
-    /// anything the case did not declare.
+    /// Ends a passing case: stops both programs, runs their cleanup, and checks that nothing is
+    /// left.
+    ///
+    /// Fails if one of them has logged a warning that the case did not declare.
     pub fn finish(mut self) -> Result<()> {
         if self.agent.is_running() {
             self.agent.stop()?;
@@ -105,11 +109,11 @@ impl Testbed {
         Ok(())
     }
 
-    /// Nothing that the programs made in the kernel is left.
+    /// Checks that no kernel object of either program is left.
     pub fn assert_clean(&self) -> Result<()> {
         let (agent, lab) = (&self.agent, &self.lab);
         ensure!(!agent.pin_dir.exists(), "pins are left in {}", agent.pin_dir.display());
-        // Processes of the lab may still leave it one by one.
+        // Processes of the lab may still leave the cgroup one by one.
         until("the mobile cgroup to go", || !agent.cgroup.exists())?;
         for (ns, device) in [(&lab.host, "mobile0"), (&lab.relay, "home0")] {
             let links = ns.run(&["ip", "-o", "link"])?;
@@ -142,7 +146,7 @@ impl Testbed {
         };
         let lines: Vec<&str> = log.lines().filter(bad).collect();
         if !lines.is_empty() {
-            bail!("{name} warned of what this case does not expect:\n{}", lines.join("\n"));
+            bail!("{name} logged a warning that this case does not expect:\n{}", lines.join("\n"));
         }
         Ok(())
     }

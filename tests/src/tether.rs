@@ -1,4 +1,4 @@
-//! A telephone on a USB cable: a third link of the host, made and deleted while everything runs.
+//! A tethered telephone: a third uplink of the host, created and deleted while everything runs.
 
 use anyhow::Result;
 
@@ -10,21 +10,22 @@ use crate::wait::until;
 /// The tether's device on the host.
 const DEVICE: &str = "usb0";
 
-/// Its end in the visited network, which lets it through like its own.
+/// The other end, in wlan0's visited network, which forwards its packets.
 const FAR: &str = "lan1";
 
-/// A tethered telephone: IPv4 only, as many are, behind the same NAT as wlan0. The device goes when this is dropped.
+/// A tethered telephone: IPv4 only, behind the same NAT as wlan0. Its device disappears when this
+/// is dropped.
 pub struct Tether {
-    /// The link, to be slowed or silenced.
+    /// The emulated link, to slow down or blackhole.
     pub link: LinkEmulator,
     visited: Ns,
 }
 
 impl Tether {
-    /// The device's name.
+    /// The name of the device on the host.
     pub const DEVICE: &str = DEVICE;
 
-    /// Plugs it in; the network manager gives its default route `metric`.
+    /// Plugs the telephone in and adds a default route with `metric`.
     pub fn plug_in(lab: &Lab, metric: u32) -> Result<Self> {
         let visited = lab.visited[0].clone();
         let link = LinkEmulator::new((&lab.host, DEVICE), (&visited, FAR))?;
@@ -47,8 +48,8 @@ impl Tether {
 
 impl Drop for Tether {
     fn drop(&mut self) {
-        // One more rule for each tether of a long run would be a leak of the lab's own. Whoever fails here has
-        // nothing to lose: the namespace goes with the lab.
+        // Without this, each tether of a long run would leave a rule in the lab. A failure does not
+        // matter: the namespace ends with the lab.
         let _ = self.visited.feed(
             &["nft", "-f", "-"],
             "flush chain inet home forward\nadd rule inet home forward iifname lan0 accept\n\

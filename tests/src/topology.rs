@@ -1,4 +1,4 @@
-//! Addresses, routes and filters of every machine but the mobile host.
+//! Addresses, routes and packet filters of every machine except the mobile host.
 
 use std::net::Ipv4Addr;
 
@@ -7,11 +7,11 @@ use anyhow::Result;
 use crate::ns::Ns;
 use crate::uplink::UplinkName;
 
-/// The router in the middle, with the relay's and the server's machine behind it.
+/// Sets up the router in the middle, and the relay's and the server's machine behind it.
 pub(crate) fn make_internet(internet: &Ns, relay: &Ns, server: &Ns) -> Result<()> {
     make_router(internet)?;
     internet.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
-    // IPv6 has no rp_filter: the same by nftables.
+    // nftables does for IPv6 what rp_filter does for IPv4.
     internet.feed(
         &["nft", "-f", "-"],
         "table ip6 strict {\n chain prerouting {\n  type filter hook prerouting priority raw\n  \
@@ -36,7 +36,8 @@ pub(crate) fn make_internet(internet: &Ns, relay: &Ns, server: &Ns) -> Result<()
     Ok(())
 }
 
-/// A visited network's router, joined to the internet; the host's side is for the caller to make.
+/// Sets up a visited network's router and connects it to the internet. The caller adds the link to
+/// the host.
 pub(crate) fn make_visited(internet: &Ns, visited: &Ns, name: UplinkName) -> Result<()> {
     make_router(visited)?;
     let (near, transit) = match name {
@@ -58,7 +59,7 @@ pub(crate) fn make_visited(internet: &Ns, visited: &Ns, name: UplinkName) -> Res
         &format!("route add default via {gateway}"),
         &format!("route add default via {transit}1"),
     ])?;
-    // What every home and hotel router does: masquerade IPv4, and let nothing in that nobody asked for.
+    // As home and hotel routers do: masquerade IPv4, and accept only answers from outside.
     visited.feed(
         &["nft", "-f", "-"],
         "table inet home {\n chain postrouting {\n  type nat hook postrouting priority srcnat\n  \
@@ -73,7 +74,7 @@ fn make_router(ns: &Ns) -> Result<()> {
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// A link between two machines, up on both.
+/// Connects two machines by a veth pair, up at both ends.
 pub(crate) fn veth(near: &Ns, near_name: &str, far: &Ns, far_name: &str) -> Result<()> {
     let handle = far.handle();
     near.ip(&[&format!("link add {near_name} type veth peer name {far_name} netns {handle}")])?;

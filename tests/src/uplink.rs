@@ -1,4 +1,5 @@
-//! One uplink of the mobile host, and what a network manager does to it.
+//! Uplinks of the mobile host: their addresses and routes, and the changes that a network manager
+//! or a user makes to them.
 
 use std::cell::Cell;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,7 +11,7 @@ use crate::link::LinkEmulator;
 use crate::ns::Ns;
 use crate::wait::until;
 
-/// The two uplinks of the lab.
+/// Names one of the lab's two uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UplinkName {
     /// Wireless, through `visit_a`, with the worse metric.
@@ -20,10 +21,10 @@ pub enum UplinkName {
 }
 
 impl UplinkName {
-    /// Both.
+    /// Both uplinks, in the order of [`Lab::visited`](crate::Lab::visited).
     pub const ALL: [Self; 2] = [Self::Wlan, Self::Eth];
 
-    /// The device's name on the host.
+    /// Returns the device's name on the mobile host.
     #[must_use]
     pub fn device(self) -> &'static str {
         match self {
@@ -32,7 +33,7 @@ impl UplinkName {
         }
     }
 
-    /// The metric a network manager gives the default route.
+    /// Returns the metric that a network manager gives the uplink's default route.
     #[must_use]
     pub fn metric(self) -> u32 {
         match self {
@@ -41,7 +42,8 @@ impl UplinkName {
         }
     }
 
-    /// The address under which the internet sees the IPv4 hosts of the visited network.
+    /// Returns the address that the NAT of the visited network translates the host's IPv4 packets
+    /// to.
     #[must_use]
     pub fn nat_address(self) -> Ipv4Addr {
         match self {
@@ -50,7 +52,7 @@ impl UplinkName {
         }
     }
 
-    /// The first three bytes of the visited network's private /24.
+    /// Returns the first three bytes of the visited network's private /24.
     pub(crate) fn private4(self) -> [u8; 3] {
         match self {
             Self::Wlan => [192, 168, 11],
@@ -58,7 +60,7 @@ impl UplinkName {
         }
     }
 
-    /// The visited network's IPv6 /64, without the host part.
+    /// Returns the visited network's IPv6 /64 as text, without the interface identifier.
     pub(crate) fn prefix6(self) -> &'static str {
         match self {
             Self::Wlan => "2001:db8:11::",
@@ -69,29 +71,30 @@ impl UplinkName {
 
 /// An uplink: the link, emulated or a plain wire, and the addresses and routes the host has on it.
 pub struct Uplink {
-    /// Which one.
+    /// The name of the uplink.
     pub name: UplinkName,
-    /// None: a plain wire.
+    /// The emulated link, or `None` if a plain veth pair connects the host with its visited
+    /// network.
     link: Option<LinkEmulator>,
     host: Ns,
     visited: Ns,
-    /// The last part of the host's addresses; changed by [`Uplink::renumber`].
+    /// The last byte of the host's addresses, changed by [`Uplink::renumber`].
     number: Cell<u8>,
-    /// The last part of the router's addresses; changed by [`Uplink::change_gateway`].
+    /// The last byte of the router's addresses, changed by [`Uplink::change_gateway`].
     gateway: Cell<u8>,
 }
 
-/// A family of addresses.
+/// An address family: IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// IPv4.
+    /// Internet Protocol version 4.
     Four,
-    /// IPv6.
+    /// Internet Protocol version 6.
     Six,
 }
 
 impl Family {
-    /// Both.
+    /// Both address families, IPv4 first.
     pub const ALL: [Self; 2] = [Self::Four, Self::Six];
 
     fn option(self) -> &'static str {
@@ -104,47 +107,50 @@ impl Family {
 
 impl Uplink {
     pub(crate) fn new(name: UplinkName, link: Option<LinkEmulator>, host: &Ns, visited: &Ns) -> Self {
-        // .1 is the visited network's router.
+        // The visited network's router has .1.
         let (number, gateway) = (Cell::new(2), Cell::new(1));
         Self { name, link, host: host.clone(), visited: visited.clone(), number, gateway }
     }
 
-    /// The device's name on the host.
+    /// Returns the device's name on the mobile host.
     #[must_use]
     pub fn device(&self) -> &'static str {
         self.name.device()
     }
 
-    /// The link to the visited network, to be slowed, blackholed or cut.
+    /// Returns the emulated link to the visited network, to slow down, blackhole or cut it.
     ///
     /// # Panics
-    /// When it is a plain wire, to which none of that can be done.
+    /// Panics if the uplink is a plain veth pair, which cannot do any of that.
     #[must_use]
     pub fn link(&self) -> &LinkEmulator {
         self.link.as_ref().expect("the links of this lab are plain wires: ask for a delay, if only of zero")
     }
 
-    /// The host's IPv4 address on it.
+    /// Returns the IPv4 address that the host has on this uplink.
     #[must_use]
     pub fn address4(&self) -> Ipv4Addr {
         let [a, b, c] = self.name.private4();
         Ipv4Addr::new(a, b, c, self.number.get())
     }
 
-    /// The host's IPv6 address on it.
+    /// Returns the IPv6 address that the host has on this uplink.
     #[must_use]
     pub fn address6(&self) -> Ipv6Addr {
         self.address6_text().parse().expect("a prefix and a number make an address")
     }
 
-    /// Link up, cable in, addresses and default routes set, as after a successful DHCP; also what
-    /// repairs whatever was removed.
+    /// Brings the uplink up: link, carrier, addresses and default routes, as after a successful
+    /// DHCP exchange.
+    ///
+    /// The call is idempotent, so that it also repairs whatever another method has removed.
     pub fn bring_up(&self) -> Result<()> {
         self.bring_up_without_route()?;
         self.set_routes()
     }
 
-    /// The same but for the default routes, which a network manager sets last: [`Uplink::set_routes`].
+    /// Brings the uplink up without default routes, which a network manager sets last; see
+    /// [`Uplink::set_routes`].
     pub fn bring_up_without_route(&self) -> Result<()> {
         let device = self.device();
         self.link.as_ref().map_or(Ok(()), LinkEmulator::restore)?;
@@ -157,7 +163,8 @@ impl Uplink {
         ])
     }
 
-    /// The user switches it off: link down, addresses and routes gone.
+    /// Sets the link down and flushes its addresses and routes, as when a user switches the device
+    /// off.
     pub fn take_down(&self) -> Result<()> {
         self.host.ip(&[
             &format!("link set {} down", self.device()),
@@ -165,27 +172,27 @@ impl Uplink {
         ])
     }
 
-    /// The cable is pulled, or the access point is out of reach: the carrier is lost, and nobody has
-    /// yet removed the address or the routes.
+    /// Takes the carrier away, as when a cable is pulled or an access point is out of range.
+    /// Addresses and routes stay.
     ///
     /// # Panics
-    /// When it is a plain wire.
+    /// Panics if the uplink is a plain veth pair.
     pub fn cut(&self) -> Result<()> {
         self.link().cut()?;
         until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
     }
 
-    /// What a network manager does a while after [`Uplink::cut`].
+    /// Flushes the global addresses, as a network manager does some time after [`Uplink::cut`].
     pub fn give_up_address(&self) -> Result<()> {
         self.host.ip(&[&format!("address flush dev {} scope global", self.device())])
     }
 
-    /// The addresses vanish, as when a DHCP lease ends; the link stays.
+    /// Flushes the global addresses while the link stays up, as when a DHCP lease expires.
     pub fn remove_address(&self) -> Result<()> {
         self.give_up_address()
     }
 
-    /// The default routes vanish; link and addresses stay.
+    /// Deletes the default routes; link and addresses stay.
     pub fn remove_route(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
         self.host.ip(&[
@@ -194,7 +201,7 @@ impl Uplink {
         ])
     }
 
-    /// The network gives the host other addresses, without the link going down.
+    /// Gives the host other addresses without taking the link down.
     pub fn renumber(&self) -> Result<()> {
         let device = self.device();
         let (old4, old6) = (self.address4(), self.address6_text());
@@ -209,7 +216,9 @@ impl Uplink {
         self.set_routes()
     }
 
-    /// The network's router gets other addresses; the host is told by its next DHCP answer, and keeps its own.
+    /// Gives the network's router other addresses and points the host's default routes to them.
+    ///
+    /// The host keeps its own addresses, as after a DHCP answer that names another router.
     pub fn change_gateway(&self) -> Result<()> {
         let [a, b, c] = self.name.private4();
         let six = self.name.prefix6();
@@ -225,35 +234,37 @@ impl Uplink {
         self.set_routes()
     }
 
-    /// The router's IPv4 address.
+    /// Returns the router's IPv4 address.
     #[must_use]
     pub fn gateway4(&self) -> Ipv4Addr {
         let [a, b, c] = self.name.private4();
         Ipv4Addr::new(a, b, c, self.gateway.get())
     }
 
-    /// The router's IPv6 address.
+    /// Returns the router's IPv6 address.
     #[must_use]
     pub fn gateway6(&self) -> Ipv6Addr {
         let text = format!("{}{:x}", self.name.prefix6(), self.gateway.get());
         text.parse().expect("a prefix and a number make an address")
     }
 
-    /// The network stops offering one family: its addresses go, and its routes with them.
+    /// Removes one family's addresses and default routes, as when a network stops offering it.
     pub fn remove_family(&self, family: Family) -> Result<()> {
         let (option, device) = (family.option(), self.device());
         self.host.run(&["ip", option, "address", "flush", "dev", device, "scope", "global"])?;
         self.flush_routes(family)
     }
 
-    /// The default routes of one family vanish if there are any.
+    /// Flushes one family's default routes; succeeds if there are none.
     pub fn flush_routes(&self, family: Family) -> Result<()> {
         let (option, device) = (family.option(), self.device());
         self.host.run(&["ip", option, "route", "flush", "default", "dev", device]).map(drop)
     }
 
-    /// Whether the host sees a carrier on it: not the bare bit, but the state that the kernel announces once it has
-    /// acted on the bit (up to a second later), as a network manager waits for it.
+    /// Returns whether the host sees a carrier on the uplink.
+    ///
+    /// The kernel announces a changed carrier up to a second after the bit itself has changed. This
+    /// method waits, as a network manager does, for the announced operational state.
     #[must_use]
     pub fn has_carrier(&self) -> bool {
         let link = self.host.run(&["ip", "-o", "link", "show", "dev", self.device()]);
@@ -263,12 +274,12 @@ impl Uplink {
     /// Sets the one-way delay of the link.
     ///
     /// # Panics
-    /// When it is a plain wire.
+    /// Panics if the uplink is a plain veth pair.
     pub fn set_delay(&self, delay: Duration) {
         self.link().set_delay(delay);
     }
 
-    /// The default routes, as after a successful DHCP.
+    /// Sets the default routes, as after a successful DHCP exchange.
     pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
         let (four, six, number) = (self.gateway4(), self.name.prefix6(), self.gateway.get());

@@ -1,5 +1,6 @@
-//! The first process of a machine that `cargo xtask test vm` boots: makes a system out of a kernel and the programs
-//! beside it, runs the cases, and turns the machine off.
+//! The init process of a virtual machine that `cargo xtask test vm` boots.
+//!
+//! Mounts file systems, runs the cases, and powers the machine off.
 
 use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
@@ -11,16 +12,16 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Pid, setsid};
 
-/// On the console when the system stands; the kernel's release follows.
+/// The console line that announces a completed boot, followed by the kernel's release.
 pub const VM_STARTED: &str = "vm: started ";
 
-/// On the console at the end; `0` follows when every case passed.
+/// The console line that announces the end, followed by the number of failed commands.
 pub const VM_ENDED: &str = "vm: ended ";
 
-/// The commands, one a line, of words without spaces in them.
+/// The file of commands to run, one a line, of words without spaces.
 const COMMANDS: &str = "/mobile/commands";
 
-/// File systems: what, where, kind, options.
+/// The file systems to mount: source, mount point, type, options.
 const MOUNTS: &[(&str, &str, &str, &str)] = &[
     ("proc", "/proc", "proc", ""),
     ("sys", "/sys", "sysfs", ""),
@@ -33,13 +34,14 @@ const MOUNTS: &[(&str, &str, &str, &str)] = &[
     ("bpf", "/sys/fs/bpf", "bpf", "mode=700"),
 ];
 
-/// Everything, and the end of the machine.
+/// Boots, runs the commands and powers the machine off.
 pub fn run() {
     match system().and_then(|()| commands()) {
         Ok(failed) => println!("{VM_ENDED}{failed}"),
         Err(error) => println!("vm: {error:#}\n{VM_ENDED}1"),
     }
-    // SAFETY: a system call with a number for its argument. This is process 1, nobody else's work is lost.
+    // SAFETY: a system call with an integer argument. This is process 1 of a test machine, so
+    // nothing else is lost.
     unsafe { nix::libc::reboot(nix::libc::RB_POWER_OFF) };
 }
 
@@ -53,7 +55,7 @@ fn system() -> Result<()> {
         mount(Some(*what), *at, Some(*kind), MsFlags::empty(), Some(*options))
             .with_context(|| format!("cannot mount {at}"))?;
     }
-    // udev makes the device's node on other systems, and with it the module is loaded on demand.
+    // Elsewhere udev creates the tun device's node, and opening the node loads the module.
     for argv in [&["modprobe", "tun"][..], &["ip", "link", "set", "lo", "up"]] {
         let status = command(argv)?.status().with_context(|| format!("cannot start {}", argv[0]))?;
         if !status.success() {
@@ -64,7 +66,7 @@ fn system() -> Result<()> {
     Ok(())
 }
 
-/// Runs them one after the other, and returns how many failed.
+/// Runs the commands one after the other and returns how many failed.
 fn commands() -> Result<u32> {
     let list = std::fs::read_to_string(COMMANDS).with_context(|| format!("cannot read {COMMANDS}"))?;
     let mut failed = 0;
@@ -92,12 +94,13 @@ fn command(words: &[&str]) -> Result<Command> {
         ("MATRIX_DOCUMENT", "/mobile/security.md"),
     ]);
     command.current_dir(Path::new("/root"));
-    // SAFETY: one system call between fork and exec. A session of its own: the console's signals are not for it.
+    // SAFETY: one system call between fork and exec. The new session keeps the console's signals
+    // away from the command.
     unsafe { command.pre_exec(|| Ok(setsid().map(drop)?)) };
     Ok(command)
 }
 
-/// Waits for a child, and for whatever else has lost its parent to us meanwhile.
+/// Waits for a child, and reaps orphaned processes meanwhile.
 fn wait_for(child: Pid) -> Result<WaitStatus> {
     loop {
         let status = wait().context("cannot wait for children")?;

@@ -1,5 +1,5 @@
-//! Runs somebody else's VPN on the mobile host: WireGuard in user space, whose gateway is the
-//! server's machine.
+//! A third-party VPN on the mobile host: WireGuard in user space, with its gateway on the server's
+//! machine.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -31,8 +31,10 @@ pub struct Vpn {
 }
 
 impl Vpn {
-    /// Returns the name of the device on the host. No other lab uses the name: wireguard-go has a
-    /// socket of that name, which all namespaces share.
+    /// Returns the name of the device on the host.
+    ///
+    /// No other lab uses the name: wireguard-go has a socket of that name, which all namespaces
+    /// share.
     #[must_use]
     pub fn device_of(lab: &Lab) -> String {
         name(lab, "vc")

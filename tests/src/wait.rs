@@ -1,22 +1,23 @@
-//! Waiting for a condition, never for a time.
+//! Waits for conditions with a deadline. Cases never sleep for a fixed time instead.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// The bound of an ordinary wait: generous, because a loaded machine is not a failure.
+/// The timeout of an ordinary wait. It is generous, because a loaded machine is not a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at.
+/// The interval at which a condition is checked.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits until `condition` holds; after [`PATIENCE`] it is an error that names `what`.
+/// Waits until `condition` holds. Fails after [`PATIENCE`] with an error that names `what`.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     wait_for(what, PATIENCE, || Ok(condition().then_some(())))
 }
 
-/// Waits until `probe` yields a value. An error of the probe counts as "not yet"; the last one is told
-/// when patience ends.
+/// Waits until `probe` returns a value.
+///
+/// An error of the probe means "not yet"; after `patience` the last one is reported.
 pub fn wait_for<T>(
     what: &str,
     patience: Duration,
@@ -31,8 +32,10 @@ pub fn wait_for<T>(
         };
         if Instant::now() >= end {
             match last {
-                Some(error) => return Err(error.context(format!("waited {patience:?} in vain for {what}"))),
-                None => bail!("waited {patience:?} in vain for {what}"),
+                Some(error) => {
+                    return Err(error.context(format!("timed out after {patience:?} waiting for {what}")));
+                }
+                None => bail!("timed out after {patience:?} waiting for {what}"),
             }
         }
         std::thread::sleep(INTERVAL);

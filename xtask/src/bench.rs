@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: measurements in the lab, of the programs that are shipped.
+//! `cargo xtask bench`: benchmarks in the lab, of the programs as they are shipped.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -14,7 +14,7 @@ use crate::{build, setup};
 
 mod connect;
 mod cpu;
-mod effort;
+mod cpu_usage;
 mod goals;
 mod grid;
 mod handover;
@@ -32,13 +32,13 @@ mod subject;
 mod table2;
 mod throughput;
 
-/// What to measure, and of which builds.
+/// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Measures development builds, quickly made: to try a measurement out, not for figures.
+    /// Measures development builds, which build quickly: to try a benchmark, not for figures
     #[arg(long, global = true)]
     unoptimised: bool,
-    /// Writes the medians of what is measured into docs/measure/plots, as pictures.
+    /// Writes the medians as plots to docs/plots
     #[arg(long, global = true)]
     plot: bool,
     #[command(subcommand)]
@@ -47,31 +47,38 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// What connect(), a datagram, a segment and the start of a command take, with the agent and without, mobile and not.
+    /// Times connect(), a datagram, a segment and the start of a command, with and without the
+    /// agent, for mobile and ordinary processes
     Connect(connect::Args),
-    /// Processor time for each byte, at a rate that everyone can keep up with and at full speed, and memory.
+    /// Measures processor time per byte, at an equal rate and at full speed, and memory, beside the
+    /// competitors
     Cpu(cpu::Args),
-    /// The longest gap in an application's connection for each way a link can change, ours and others'.
+    /// Measures the longest gap in an application's connection for each kind of handover, beside
+    /// the competitors
     Handover(handover::Args),
-    /// What an agent sends and uses that nobody uses.
+    /// Measures the traffic and the processor time of an idle tunnel
     Idle(idle::Args),
-    /// How long a keystroke takes, alone and beside a bulk transfer, ours and others'.
+    /// Measures the round trip of a keystroke, alone and beside a bulk transfer, beside the
+    /// competitors
     Latency(latency::Args),
-    /// A bulk transfer over a link of 100 Mbit/s that loses packets, ours and others'.
+    /// Measures a bulk transfer over a link of 100 Mbit/s that loses packets, beside the
+    /// competitors
     Lossy(lossy::Args),
-    /// How many small datagrams a second pass without loss, ours and others'.
+    /// Measures how many small datagrams per second pass without loss, beside the competitors
     Pps(pps::Args),
-    /// A relay's clients: how many, what one costs, how fast they come, and what strangers at its port do to them.
+    /// Measures a relay with many clients: memory and processor time per client, handshake rate,
+    /// and the effect of floods
     Relay(relay::Args),
-    /// A bulk transfer over an uplink that somebody else's fills, ours and others'.
+    /// Measures a bulk transfer over an uplink that another transfer fills, beside the competitors
     Shared(shared::Args),
-    /// The paper's table 2: the bytes of 1 MiB at the process, the virtual device and the real one, ours and others'.
+    /// Measures the paper's table 2: the bytes that 1 MiB needs on the virtual and on the real
+    /// device, beside the competitors
     Table2(table2::Args),
-    /// iperf3, direct, through the tunnel and through others': speed, and processor time for each byte.
+    /// Measures iperf3 directly and through the tunnels: speed, and processor time per byte
     Throughput(throughput::Args),
 }
 
-/// Measures.
+/// Builds what is needed and runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
     shell::require_root()?;
     if args.unoptimised {
@@ -97,14 +104,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The lab's links are threads of this very program, so it too must be optimised: an ordinary build of it builds the static
-/// programs that packages are made of, and goes on as its optimised self, which takes them from that folder.
+/// Makes this process optimised, since the lab's links are threads of it.
+///
+/// A development build of xtask builds the static programs of the packages and an optimised xtask,
+/// and executes the latter, which measures those programs.
 fn optimise_ourselves() -> Result<()> {
     if !cfg!(debug_assertions) {
         return Ok(());
     }
     setup::run()?;
-    let built = musl::build(Arch::here()?, None)?;
+    let built = musl::build(Arch::of_this_machine()?, None)?;
     let folder = built.first().and_then(|program| program.parent()).context("nothing was built")?;
     lab(true)?;
     let program = shell::target_dir()?.join("release/xtask");
@@ -112,7 +121,7 @@ fn optimise_ourselves() -> Result<()> {
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 
-/// This program, with the lab in it, and the programs that measure inside of the lab.
+/// Builds xtask, which contains the lab, and the programs that run inside the lab.
 fn lab(release: bool) -> Result<()> {
     step("building the lab");
     let mut build = shell::cargo();

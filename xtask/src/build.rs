@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the two binaries and the C library.
+//! `cargo xtask build`: builds the two programs and the C library.
 
 use std::path::PathBuf;
 
@@ -7,24 +7,24 @@ use anyhow::{Context as _, Result};
 use crate::musl::{self, Arch};
 use crate::shell::{self, step};
 
-/// How.
+/// Arguments of `cargo xtask build`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// With optimisations, as for use.
+    /// Optimises the programs, as for use
     #[arg(long)]
     release: bool,
-    /// Static programs (musl) that run on every distribution: small, and slow to build.
+    /// Builds static programs (musl) that run on every distribution: small, but slow to build
     #[arg(long = "static", conflicts_with = "release")]
     musl: bool,
-    /// For which architectures.
+    /// Builds for these architectures
     #[arg(long, requires = "musl", value_name = "ARCH", value_delimiter = ',', default_value = "x86_64")]
     target: Vec<Arch>,
-    /// One of the two programs only.
+    /// Builds only this program
     #[arg(long, requires = "musl", value_name = "PROGRAM", value_parser = ["mobile", "home-relay"])]
     only: Option<String>,
 }
 
-/// Builds, and says where the programs are.
+/// Builds, and prints the paths and sizes of static programs.
 pub(crate) fn verb(args: &Args) -> Result<()> {
     if !args.musl {
         return run(args.release).map(drop);
@@ -38,7 +38,7 @@ pub(crate) fn verb(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds `mobile`, `home-relay` and `libmobile.so`, and returns the folder they are in.
+/// Builds `mobile`, `home-relay` and `libmobile.so`, and returns their folder.
 pub(crate) fn run(release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
     step(&format!("building mobile, its eBPF programs, home-relay and libmobile ({profile})"));

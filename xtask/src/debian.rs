@@ -1,4 +1,5 @@
-//! Installing Debian packages for their programs only: no service of theirs is started, now or at the next boot.
+//! Installs Debian packages only for their programs: none of their services is started, neither at
+//! once nor at the next boot.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,15 +11,15 @@ use anyhow::{Context as _, Result};
 
 use crate::shell;
 
-/// Debian, or a system made from it.
+/// Returns whether this system is Debian or derived from it, with apt-get.
 pub(crate) fn is_debian() -> bool {
     fs::read_to_string("/etc/os-release").is_ok_and(|text| os_is_debian(&text))
         && shell::find("apt-get").is_some()
 }
 
-/// `apt-get install`; as root.
+/// Runs `apt-get install`, which requires root.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    let _guard = NoServices::new()?;
+    let _guard = ServiceStartBlock::new()?;
     let enabled_before = enabled_units();
     shell::run(apt().arg("update").arg("-q"))?;
     shell::run(apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(packages))?;
@@ -30,21 +31,21 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// While it lives, packages being installed may not start services: Debian asks this file (policy-rc.d) first.
-struct NoServices {
-    /// False when the machine has a policy of its own, which then stays.
+/// Keeps packages from starting services during installation, by a policy-rc.d that forbids it.
+struct ServiceStartBlock {
+    /// Whether this created the file. A policy that the machine already has stays.
     ours: bool,
 }
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-impl NoServices {
+impl ServiceStartBlock {
     fn new() -> Result<Self> {
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY);
         match file {
             Ok(mut file) => {
                 let ours = Self { ours: true };
-                // 101: the action is forbidden by policy.
+                // Exit code 101 means that the policy forbids the action.
                 std::io::Write::write_all(&mut file, b"#!/bin/sh\nexit 101\n")
                     .with_context(|| format!("cannot write {POLICY}"))?;
                 Ok(ours)
@@ -55,13 +56,13 @@ impl NoServices {
     }
 }
 
-impl Drop for NoServices {
+impl Drop for ServiceStartBlock {
     fn drop(&mut self) {
         if self.ours
             && let Err(error) = fs::remove_file(POLICY)
         {
             eprintln!(
-                "xtask: cannot remove {POLICY}: {error}: remove it, or no package can start its service"
+                "xtask: cannot remove {POLICY}: {error}: remove it, otherwise no package can start its services"
             );
         }
     }
@@ -73,7 +74,7 @@ fn apt() -> Command {
     apt
 }
 
-/// What systemd starts at boot; empty where systemd is not in charge.
+/// Returns the units that systemd starts at boot, or nothing if systemd is not running.
 fn enabled_units() -> Vec<String> {
     if !Path::new("/run/systemd/system").is_dir() {
         return Vec::new();
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debian_and_its_children_are_recognised() {
+    fn debian_and_its_derivatives_are_recognised() {
         assert!(os_is_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
         assert!(os_is_debian("ID=ubuntu\nID_LIKE=debian\n"));
         assert!(os_is_debian("ID=mint\nID_LIKE=\"ubuntu debian\"\n"));

@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: a telnet session outlives the loss of the interface it was started on.
+//! `cargo xtask demo`: a telnet session survives the loss of the interface it was started on.
 //!
-//! Two sessions to one real telnet server, one started with `mobile run --` and one plain; the uplink both use is cut
-//! while somebody types into both.
+//! Two sessions run to one telnet server, one started with `mobile run --` and one plain. The
+//! uplink of both is cut while keys are typed into both.
 
 use std::io::IsTerminal as _;
 
@@ -17,44 +17,46 @@ mod session;
 mod timeline;
 
 use footprint::Footprint;
-use scene::Story;
+use scene::DemoResult;
 
-/// Sets up, builds, plays the scene, shows it, and looks whether anything is left behind.
+/// Sets up, builds, runs the demonstration, prints its result, and checks that nothing is left
+/// behind.
 pub(crate) fn run() -> Result<()> {
     shell::require_root()?;
     setup::run()?;
     build::run(false)?;
     let footprint = Footprint::take()?;
     let played = scene::play();
-    if let Ok(story) = &played {
-        show(story);
+    if let Ok(result) = &played {
+        show(result);
     }
     let clean = footprint.check();
-    let story = match (played, &clean) {
-        (Err(failure), Err(left)) => return Err(failure.context(format!("{left:#}; and before that"))),
+    let result = match (played, &clean) {
+        (Err(failure), Err(left)) => {
+            return Err(failure.context(format!("{left:#}; before that the demonstration failed")));
+        }
         (played, _) => played?,
     };
     clean.context("the demonstration worked, but did not clean up after itself")?;
     println!("Nothing is left behind: no namespace, device, rule, pin, cgroup or process.");
-    verdict(&story)
+    verdict(&result)
 }
 
-fn show(story: &Story) {
-    println!("\n{}", screen::beside(&story.screens));
-    println!("{}", story.timeline.draw(std::io::stdout().is_terminal()));
-    for line in &story.notes {
+fn show(result: &DemoResult) {
+    println!("\n{}", screen::beside(&result.screens));
+    println!("{}", result.timeline.draw(std::io::stdout().is_terminal()));
+    for line in &result.notes {
         println!("{line}");
     }
 }
 
-/// The transcript is complete: every word typed before the cut was answered in both, and after it in the mobile
-/// session only.
-fn verdict(story: &Story) -> Result<()> {
+/// Checks the result: both sessions answered before the cut, and only the mobile session after it.
+fn verdict(result: &DemoResult) -> Result<()> {
     let expected = [(true, true), (true, false)];
-    for ((screen, answers), expected) in story.screens.iter().zip(&story.answers).zip(expected) {
+    for ((screen, answers), expected) in result.screens.iter().zip(&result.answers).zip(expected) {
         if *answers != expected {
             bail!(
-                "{} answered before the cut: {}, after it: {}; expected {} and {}",
+                "{}: answered before the cut: {}, after the cut: {}; expected {} and {}",
                 screen.title,
                 answers.0,
                 answers.1,
@@ -63,22 +65,19 @@ fn verdict(story: &Story) -> Result<()> {
             );
         }
     }
-    let (pressed, echoed) = story.keys;
+    let (pressed, echoed) = result.keys;
     if pressed != echoed {
-        bail!("{pressed} keys were pressed in the mobile session, and {echoed} came back");
+        bail!("{pressed} keys were pressed in the mobile session, but {echoed} were echoed");
     }
-    let [mobile, plain] = &story.timeline.lanes;
+    let [mobile, plain] = &result.timeline.rows;
     let blackout =
-        story.timeline.longest_silence(mobile).length().context("the mobile session fell silent")?;
-    if let Some(silence) = story.timeline.longest_silence(plain).length() {
-        bail!(
-            "the plain session was heard again after {} ms: its uplink was not really cut",
-            silence.as_millis()
-        );
+        result.timeline.longest_silence(mobile).length().context("the mobile session did not recover")?;
+    if let Some(silence) = result.timeline.longest_silence(plain).length() {
+        bail!("the plain session recovered after {} ms: its uplink was not cut", silence.as_millis());
     }
     println!(
-        "\nBlackout: {} ms, the longest the mobile session was silent (a key every {} ms, a round trip of {} ms).\n\
-         Each of its {pressed} keys came back, once. The plain session is dead.",
+        "\nBlackout: {} ms, the longest gap in the mobile session (a key every {} ms, {} ms of round trip).\n\
+         All {pressed} keys were echoed exactly once. The plain session is dead.",
         blackout.as_millis(),
         scene::KEY_EVERY.as_millis(),
         scene::ROUND_TRIP.as_millis()

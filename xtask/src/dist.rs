@@ -1,5 +1,7 @@
-//! `cargo xtask dist`: what is installed on other machines: Debian packages of both programs, archives of the relay for
-//! each processor it is built for, and OpenWrt's files. The same commit gives the same bytes.
+//! `cargo xtask dist`: builds Debian packages of both programs, archives of the relay for each
+//! architecture, and OpenWrt's files.
+//!
+//! The build is reproducible: the same commit gives the same bytes.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -12,27 +14,28 @@ use crate::shell::{self, step};
 
 mod archive;
 mod deb;
+#[cfg(test)]
+mod monitoring;
 mod sums;
 mod tree;
 pub(crate) mod verify;
-#[cfg(test)]
-mod watching;
 
-/// What to build.
+/// Arguments of `cargo xtask dist`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The version the packages get, if not the workspace's.
+    /// Gives the packages this version instead of the workspace's
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     version: String,
-    /// A folder with both programs, of which Debian packages are made and nothing else; by default static ones are built.
+    /// Makes only Debian packages, of the two programs in this folder, instead of building static
+    /// programs
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// Where all of it goes; by default target/dist.
+    /// Writes everything to this folder instead of target/dist
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-/// Builds all of it.
+/// Builds everything and writes the checksums.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out = match &args.out {
         Some(folder) => folder.clone(),
@@ -40,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let made = match &args.from {
         Some(folder) => debian(folder, "amd64", &args.version, &out)?,
-        None => everything(&args.version, &out)?,
+        None => build_all(&args.version, &out)?,
     };
     sums::write(&made, &out)?;
     for path in made {
@@ -49,8 +52,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The agent is for laptops, the relay for routers too.
-fn everything(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
+/// Builds packages of both programs for x86_64, and archives of the relay, which also runs on
+/// routers, for every architecture.
+fn build_all(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
         let only = (arch != Arch::X86_64).then_some("home-relay");
@@ -64,25 +68,25 @@ fn everything(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(made)
 }
 
-/// What a package is made of, beside its binary.
+/// The contents of a package, besides its binary.
 pub(crate) struct Package {
-    /// The package's name, as Debian's tools know it.
+    /// The package's name in Debian.
     pub(crate) name: &'static str,
-    /// The program, as it is typed.
+    /// The name of the program.
     pub(crate) program: &'static str,
-    /// The crate's folder; what is installed with the program lies in `dist/` there.
+    /// The crate's folder, whose `dist/` contains the other installed files.
     pub(crate) folder: &'static str,
-    /// From `dist/` to where they are installed.
+    /// Files of `dist/`, and the paths at which they are installed.
     files: &'static [(&'static str, &'static str)],
 }
 
 const UNITS: &str = "usr/lib/systemd/system";
 
-/// Alert rules and dashboards.
+/// The directories of alert rules and dashboards.
 const AGENT_EXAMPLES: &str = "usr/share/doc/mobile-agent/examples";
 const RELAY_EXAMPLES: &str = "usr/share/doc/home-relay/examples";
 
-/// The two programs.
+/// The packages of the two programs.
 pub(crate) const PACKAGES: [Package; 2] = [
     Package {
         name: "mobile-agent",
@@ -112,7 +116,8 @@ pub(crate) const PACKAGES: [Package; 2] = [
     },
 ];
 
-/// Debian packages of the binaries in `binaries`, in `out`; their paths, in the order of [`PACKAGES`].
+/// Builds Debian packages of the programs in `binaries`, and returns their paths in the order of
+/// [`PACKAGES`].
 pub(crate) fn debian(binaries: &Path, architecture: &str, version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     PACKAGES
         .iter()
@@ -123,7 +128,8 @@ pub(crate) fn debian(binaries: &Path, architecture: &str, version: &str, out: &P
         .collect()
 }
 
-/// Whether a program is of this machine's architecture, by the ELF header's e_machine.
+/// Returns whether a program is for this machine's architecture, by the e_machine field of its ELF
+/// header.
 fn is_for_this_machine(program: &Path) -> Result<bool> {
     let machine = |path: &Path| -> Result<[u8; 2]> {
         let mut header = [0; 20];
@@ -135,14 +141,15 @@ fn is_for_this_machine(program: &Path) -> Result<bool> {
     Ok(machine(program)? == machine(&std::env::current_exe().context("xtask itself has no path")?)?)
 }
 
-/// The time of the commit, in seconds since 1970: what archives give as the time of everything in them
-/// (reproducible-builds.org's SOURCE_DATE_EPOCH, which is heeded where it is set).
+/// Returns the commit's time in seconds since 1970, which archives use for all their files.
+///
+/// SOURCE_DATE_EPOCH overrides it (see reproducible-builds.org).
 fn source_date() -> Result<String> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(given) => Ok(given),
         Err(_) => {
             shell::output(Command::new("git").current_dir(shell::root()).args(["log", "-1", "--format=%ct"]))
-                .context("the time of the commit is needed: build in a clone, or set SOURCE_DATE_EPOCH")
+                .context("cannot read the commit's time: build in a git clone, or set SOURCE_DATE_EPOCH")
         }
     }
 }
@@ -156,8 +163,8 @@ mod tests {
     }
 
     #[test]
-    fn units_leave_the_daemons_little_to_do_harm_with() {
-        // systemd's own score, times ten: 0 is nothing, 100 everything.
+    fn the_units_exposure_scores_are_low() {
+        // systemd's exposure score times ten: 0 is the best, 100 the worst.
         for (package, unit, at_most) in
             [("mobile-agent", "mobile.service", 40), ("home-relay", "home-relay.service", 25)]
         {
@@ -167,7 +174,8 @@ mod tests {
         }
     }
 
-    /// What OpenWrt's rc.common brings, as far as the script uses it: settings are the shipped ones, procd tells.
+    /// The functions of OpenWrt's rc.common that the script uses: settings come from the shipped
+    /// file, and procd's calls are printed.
     const OPENWRT: &str = r#"
         config_load() { :; }
         config_foreach() { "$1" main; }

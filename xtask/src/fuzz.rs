@@ -1,7 +1,8 @@
-//! `cargo xtask fuzz`: libFuzzer on the targets in `fuzz/`, with AddressSanitizer.
+//! `cargo xtask fuzz`: runs libFuzzer on the targets in `fuzz/`, with AddressSanitizer.
 //!
-//! Coverage and sanitizer are in the pinned stable compiler too, behind `RUSTC_BOOTSTRAP`; so cargo alone builds them, and
-//! no other toolchain or tool is needed. `fuzz/` is laid out as cargo-fuzz wants it, for those who have it.
+//! The pinned stable compiler has coverage and sanitizers behind `RUSTC_BOOTSTRAP`, so cargo alone
+//! builds the targets, without another toolchain or tool. `fuzz/` has the layout of cargo-fuzz,
+//! which also works.
 
 mod corpus;
 mod target;
@@ -18,29 +19,32 @@ use crate::setup::{self, Tool};
 use crate::shell::{self, step};
 use target::Target;
 
-/// libFuzzer is C++.
+/// libFuzzer is written in C++.
 const TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++" }];
 
-/// Of each target in `cargo xtask test`: enough to run all that is in the corpus, and somewhat beyond.
+/// The time for each target in `cargo xtask test`: enough to run the whole corpus and somewhat
+/// beyond.
 const TEST_SECONDS: u64 = 10;
 
-/// Which target, and for how long.
+/// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A file of fuzz/fuzz_targets, without its extension; all, one after another, if none is named.
+    /// Fuzzes only this target, a file of fuzz/fuzz_targets without its extension. By default all
+    /// targets run one after another
     target: Option<String>,
-    /// Of each target.
+    /// Fuzzes each target for this many seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Runs this one input, as a crash leaves it.
+    /// Runs only this input, such as a file that a crash left, and prints the outcome
     #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "seconds")]
     input: Option<PathBuf>,
-    /// Makes the committed corpus anew: what covers something of the encoders' messages, of the corpus, and of all that was found here.
+    /// Rewrites the committed corpus with the inputs that add coverage: the encoders' messages, the
+    /// corpus, and all that was found on this machine
     #[arg(long, conflicts_with_all = ["seconds", "input"])]
     minimise: bool,
 }
 
-/// Builds, and does what was asked for.
+/// Builds the targets and fuzzes them, reproduces an input, or minimises the corpus.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(TOOLS)?;
     let targets = build(args.target.as_deref())?;
@@ -58,7 +62,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Every target for some seconds, from what is committed alone; as many at once as there are cores.
+/// Fuzzes every target for [`TEST_SECONDS`] from the committed corpus alone, in parallel on all
+/// cores.
 pub(crate) fn test() -> Result<()> {
     setup::install(TOOLS)?;
     let targets = build(None)?;
@@ -91,29 +96,30 @@ fn next(queue: &Mutex<VecDeque<Target>>) -> Option<Target> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-/// Builds the target of this name, or all.
+/// Builds the target of this name, or all targets.
 fn build(only: Option<&str>) -> Result<Vec<Target>> {
     let all = target::names()?;
     let names: Vec<String> = match only {
         None => all,
         Some(name) if all.iter().any(|known| known == name) => vec![name.to_owned()],
-        Some(name) => bail!("there is no fuzz target {name}: there are {}", all.join(", ")),
+        Some(name) => bail!("there is no fuzz target {name}; the targets are {}", all.join(", ")),
     };
     step("building the fuzz targets");
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let folder = shell::target_dir()?.join("fuzz");
     let mut cargo = shell::cargo();
     cargo.args(["build", "--release", "--locked", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]);
-    // Named although it is the host: so build scripts and macros go without coverage.
+    // Naming the target, even though it is the host, keeps coverage out of build scripts and
+    // macros.
     cargo.args(["--target", &triple, "--target-dir"]).arg(&folder);
     cargo.args(names.iter().flat_map(|name| ["--bin", name]));
     cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", RUSTFLAGS);
-    shell::run(&mut cargo).context("the fuzz targets cannot be built")?;
+    shell::run(&mut cargo).context("cannot build the fuzz targets")?;
     let binaries = folder.join(triple).join("release");
     Ok(names.into_iter().map(|name| Target { binary: binaries.join(&name), name }).collect())
 }
 
-/// As cargo-fuzz sets them.
+/// The compiler flags that cargo-fuzz sets.
 const RUSTFLAGS: &str = "--cfg fuzzing -Zsanitizer=address -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1";

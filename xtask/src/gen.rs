@@ -1,5 +1,5 @@
-//! `cargo xtask gen`: man pages, and completions for bash, zsh and fish, made from the command lines themselves, so that
-//! they cannot say anything else; and docs/use/metrics.md, from the metrics themselves.
+//! `cargo xtask gen`: generates man pages and shell completions from the command lines'
+//! definitions, and docs/metrics.md from the metrics' declarations.
 
 pub(crate) mod metrics;
 
@@ -13,24 +13,18 @@ use clap_complete::Shell;
 use crate::shell::{self, step};
 
 #[path = "../../mobile-agent/src/cli/args.rs"]
-#[allow(
-    dead_code,
-    reason = "what was typed is read by the program; here only what may be typed is of interest"
-)]
+#[allow(dead_code, reason = "only the command line definition is used here, not its parsed values")]
 mod mobile;
 
 #[path = "../../home-relay/src/cli/args.rs"]
-#[allow(
-    dead_code,
-    reason = "what was typed is read by the program; here only what may be typed is of interest"
-)]
+#[allow(dead_code, reason = "only the command line definition is used here, not its parsed values")]
 mod home_relay;
 
-/// The shells that are served, with the names under which each looks for a completion.
+/// The shells with completions, and the prefix and suffix of the file name that each expects.
 const SHELLS: [(Shell, &str, &str); 3] =
     [(Shell::Bash, "", ""), (Shell::Zsh, "_", ""), (Shell::Fish, "", ".fish")];
 
-/// Both programs'.
+/// Generates the files of both programs.
 pub(crate) fn run() -> Result<()> {
     let out = shell::target_dir()?.join("gen");
     for command in commands() {
@@ -42,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
     metrics::write()
 }
 
-/// One program's pages and completions, below `out`.
+/// Generates one program's man pages and completions below `out`.
 pub(crate) fn program(name: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let command = commands().into_iter().find(|command| command.get_name() == name);
     generate(&command.with_context(|| format!("no program is named {name}"))?, out)
@@ -52,13 +46,13 @@ fn commands() -> [Command; 2] {
     [mobile::Cli::command(), home_relay::Cli::command()]
 }
 
-/// `man/` has a page for the program and one for each verb; `completions/SHELL/` what each shell reads.
+/// Generates `man/`, with a page for the program and one for each verb, and `completions/SHELL/`.
 fn generate(command: &Command, out: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let man = out.join("man");
     fs::create_dir_all(&man).with_context(|| format!("cannot make {}", man.display()))?;
     let name = command.get_name().to_owned();
-    // Verbs get the options that hold for all, and their names from the program's.
+    // Building gives verbs the global options and their full names.
     let mut built = command.clone().disable_help_subcommand(true);
     built.build();
     files.push(page(built.clone(), &name, &man)?);
@@ -79,8 +73,8 @@ fn generate(command: &Command, out: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn page(command: Command, name: &str, man: &Path) -> Result<PathBuf> {
-    // Section 8: what is for the administrator, as both mostly are.
-    // Building gave it its long name, `mobile-run`.
+    // Section 8 is for system administration. The command's name is the long one, such as
+    // `mobile-run`.
     let page = clap_mangen::Man::new(command).section("8");
     let mut text = Vec::new();
     page.render(&mut text).context("cannot render a man page")?;
@@ -102,7 +96,7 @@ mod tests {
             let read = |path: &Path| fs::read_to_string(out.path().join(path)).unwrap();
             let main = read(&Path::new("man").join(format!("{name}.8")));
             assert!(main.contains("\\-\\-config"), "{main}");
-            // What the agent starts by itself is hidden from people.
+            // Hidden verbs are started by the agent itself, not by people.
             let typed = command.get_subcommands().filter(|verb| !verb.is_hide_set());
             let verbs: Vec<String> = typed.map(|verb| verb.get_name().to_owned()).collect();
             assert!(verbs.iter().any(|verb| verb == "check") && verbs.len() > 7, "{verbs:?}");

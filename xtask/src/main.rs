@@ -1,4 +1,4 @@
-//! Set up, demonstrate, test and measure: `cargo xtask help`.
+//! Development tasks: `cargo xtask help` lists them.
 
 use std::process::ExitCode;
 
@@ -27,24 +27,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Installs what building and testing need: bpf-linker, and on Debian as root the packages.
+    /// Installs what building and testing need: bpf-linker and, on Debian as root, the packages
     Setup,
-    /// Builds `mobile` (with its eBPF programs) and `home-relay`.
+    /// Builds `mobile` (with its eBPF programs), `home-relay` and the C library
     Build(build::Args),
-    /// Formatting, clippy, documentation, and cargo-deny where it is installed; warnings are errors.
+    /// Checks formatting, clippy, documentation and, if cargo-deny is installed, dependencies;
+    /// warnings are errors
     Lint(lint::Args),
-    /// Makes man pages and shell completions of both programs, in target/gen, the reference of
-    /// metrics and docs/messages.txt.
+    /// Generates man pages and shell completions of both programs in target/gen, and
+    /// docs/use/metrics.md, and docs/messages.txt
     Gen,
-    /// Builds packages for installing, in target/dist.
+    /// Builds installable packages and archives in target/dist
     Dist(dist::Args),
-    /// A telnet session outlives the loss of the interface it was started on.
+    /// Shows a telnet session that survives the loss of the interface it was started on
     Demo,
-    /// All tests, or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`.
+    /// Runs all tests or a part of them: `test unit`, `test e2e handover`, `test mobile-proto`
     Test(test::Args),
-    /// Runs fuzz targets: `fuzz frame --seconds 600`.
+    /// Runs fuzz targets: `fuzz frame --seconds 600`
     Fuzz(fuzz::Args),
-    /// Measures, in the lab.
+    /// Runs a benchmark in the lab
     Bench(bench::Args),
 }
 

@@ -1,7 +1,8 @@
-//! Static programs: linked with musl, they run on any distribution, however old its C library.
+//! Static programs, linked with musl, which run on any distribution however old its C library.
 //!
-//! The C compiler and linker is zig, which has musl for every architecture inside. The standard library is built from
-//! its source, which the toolchain file asks for anyway: so nothing is needed that is made for one architecture.
+//! zig is the C compiler and linker; it contains musl for every architecture. The standard library
+//! is built from its source, a component that the toolchain file requests anyway. So nothing made
+//! for one architecture is needed.
 
 use std::env;
 use std::fs;
@@ -14,33 +15,33 @@ use crate::setup::Tool;
 use crate::shell::{self, step};
 use crate::{debian, setup};
 
-/// Pinned, with the hashes of what they are.
+/// The pinned Python packages of zig and cargo-zigbuild, with their hashes.
 const REQUIREMENTS: &str = include_str!("zig-requirements.txt");
 
-/// An architecture static programs are made for.
+/// An architecture that static programs are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Arch {
-    /// 64-bit PCs and servers.
+    /// 64-bit PCs and servers
     #[value(name = "x86_64")]
     X86_64,
-    /// 64-bit ARM: most routers and single-board computers of today.
+    /// 64-bit ARM: most current routers and single-board computers
     Aarch64,
-    /// 32-bit ARM with a floating-point unit: older ones.
+    /// 32-bit ARM with a floating-point unit: older devices
     Armv7,
 }
 
 impl Arch {
-    /// This machine's.
-    pub(crate) fn here() -> Result<Self> {
+    /// Returns this machine's architecture.
+    pub(crate) fn of_this_machine() -> Result<Self> {
         match env::consts::ARCH {
             "x86_64" => Ok(Self::X86_64),
             "aarch64" => Ok(Self::Aarch64),
             "arm" => Ok(Self::Armv7),
-            other => bail!("no static programs are made for {other}"),
+            other => bail!("no static programs are built for {other}"),
         }
     }
 
-    /// As rustc calls it.
+    /// Returns rustc's name of the target.
     pub(crate) fn target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-musl",
@@ -50,10 +51,11 @@ impl Arch {
     }
 }
 
-/// A program that is shipped, and the package it is made from.
+/// The shipped programs, each with the package that builds it.
 pub(crate) const PROGRAMS: [(&str, &str); 2] = [("mobile", "mobile-agent"), ("home-relay", "home-relay")];
 
-/// Builds both programs, or the one named, as static programs of the profile `dist`, and returns the paths.
+/// Builds both programs, or only the one named, as static programs of the profile `dist`. Returns
+/// their paths.
 pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
     let chosen: Vec<_> =
         PROGRAMS.iter().filter(|(program, _)| only.is_none_or(|only| only == *program)).collect();
@@ -72,43 +74,43 @@ pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The command that builds static programs, to be told which and of what profile, and the folder in which each profile
-/// has one.
+/// Returns a command that builds static programs, to be given packages and a profile, and the
+/// folder that contains each profile's folder.
 pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
     let venv = ensure_zig()?;
-    // Of its own: ordinary builds need not wait for the lock of this one.
+    // A target directory of its own, so that ordinary builds do not wait for its lock.
     let target_dir = shell::target_dir()?.join("musl");
     let mut build = shell::cargo_named(venv.join("bin/cargo-zigbuild"));
     build.args(["zigbuild", "--locked", "-Z", "build-std=std,panic_unwind", "--target", arch.target()]);
-    // Without what reads debug information for a backtrace: these programs have none.
+    // Without the code that reads debug information for backtraces, which these programs lack.
     build.args(["-Z", "build-std-features=panic-unwind,optimize_for_size"]);
     build.arg("--target-dir").arg(&target_dir);
     build
-        // For -Z build-std, on the stable toolchain.
+        // `-Z build-std` on the stable toolchain requires this.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ZIGBUILD_PYTHON_PATH", venv.join("bin/python3"))
-        // The start of the program is zig's: rustc has one only where somebody has installed the target. That its folder is not
-        // there is all that zig's linker has to say.
+        // zig provides the C runtime's start files; rustc has them only if the target is installed.
+        // The linker message that this silences only warns that their folder does not exist.
         .env(flags_of(arch), "-C link-self-contained=no -A linker-messages")
-        .env(c_flags_of(arch), ONE_STRATEGY.map(|flag| format!("-D{flag}")).join(" "))
-        // Nothing outside the target directory is touched.
+        .env(c_flags_of(arch), EXCLUDED_ZSTD_STRATEGIES.map(|flag| format!("-D{flag}")).join(" "))
+        // All caches stay inside the target directory.
         .env("CARGO_ZIGBUILD_CACHE_DIR", venv.join("cache"))
         .env("ZIG_GLOBAL_CACHE_DIR", venv.join("cache/zig"));
     Ok((build, target_dir.join(arch.target())))
 }
 
-/// The variable cargo reads a target's flags from.
+/// Returns the environment variable from which cargo reads a target's flags.
 fn flags_of(arch: Arch) -> String {
     format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().to_uppercase().replace('-', "_"))
 }
 
-/// The variable the `cc` crate reads the flags of C from.
+/// Returns the environment variable from which the `cc` crate reads C flags.
 fn c_flags_of(arch: Arch) -> String {
     format!("CFLAGS_{}", arch.target().replace('-', "_"))
 }
 
-/// What zstd leaves out: all strategies but that of the one level which packets are compressed with.
-const ONE_STRATEGY: [&str; 7] = [
+/// zstd's compression strategies to leave out: all but the one that the level for packets uses.
+const EXCLUDED_ZSTD_STRATEGIES: [&str; 7] = [
     "ZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR",
     "ZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR",
     "ZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR",
@@ -118,8 +120,8 @@ const ONE_STRATEGY: [&str; 7] = [
     "ZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR",
 ];
 
-/// Zig and cargo-zigbuild of the pinned versions, in a Python environment of their own; does nothing, quickly, when
-/// they are there.
+/// Installs zig and cargo-zigbuild of the pinned versions in a Python environment, unless they are
+/// installed.
 fn ensure_zig() -> Result<PathBuf> {
     let venv = shell::tools_dir()?.join("zig");
     let stamp = venv.join("installed.txt");
@@ -138,7 +140,7 @@ fn ensure_zig() -> Result<PathBuf> {
     Ok(venv)
 }
 
-/// Python that can make environments: Debian has `venv` in a package of its own.
+/// Installs a Python that can create environments: Debian has `venv` in a separate package.
 fn ensure_python() -> Result<()> {
     setup::install(&[Tool { program: "python3", package: "python3-venv" }])?;
     if shell::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok() {
@@ -154,24 +156,26 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A program that needs no dynamic linker has no PT_INTERP segment, and so does not name one.
+/// Checks that a program has no PT_INTERP segment, which would name a dynamic linker.
 pub(crate) fn assert_static(program: &Path) -> Result<()> {
     let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    let interpreter = interpreter(&bytes).with_context(|| format!("{} is no ELF file", program.display()))?;
+    let interpreter =
+        interpreter(&bytes).with_context(|| format!("{} is not an ELF file", program.display()))?;
     if interpreter {
         bail!("{} is not static: it names a dynamic linker", program.display());
     }
     Ok(())
 }
 
-/// Whether an ELF file asks for a dynamic linker; `None` when it is no little-endian ELF file.
+/// Returns whether an ELF file names a dynamic linker, or `None` if it is not a little-endian ELF
+/// file.
 fn interpreter(elf: &[u8]) -> Option<bool> {
     const PT_INTERP: u64 = 3;
     let number = |at: usize, length: usize| -> Option<u64> {
         let bytes = elf.get(at..at.checked_add(length)?)?;
         Some(bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
     };
-    // (e_phoff and its length, e_phentsize, e_phnum) of the two classes.
+    // Offset and length of e_phoff, and the offsets of e_phentsize and e_phnum, for both classes.
     let (offset, size, count) = match (elf.get(..4)?, elf.get(4)?, elf.get(5)?) {
         (b"\x7fELF", 1, 1) => (number(0x1c, 4)?, number(0x2a, 2)?, number(0x2c, 2)?),
         (b"\x7fELF", 2, 1) => (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?),
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dynamic_program_is_told_from_what_is_none() {
+    fn a_dynamic_program_is_recognised_by_its_interpreter() {
         let own = env::current_exe().and_then(fs::read).expect("the test's own program");
         assert_eq!(interpreter(&own), Some(true), "tests are linked with the system's C library");
         assert_eq!(interpreter(&own[..50]), None);

@@ -1,4 +1,5 @@
-//! `cargo xtask setup`: what building and testing need beyond the toolchain that rustup installs.
+//! `cargo xtask setup`: installs what building and testing need beyond the toolchain that rustup
+//! installs.
 
 use std::process::Command;
 
@@ -7,10 +8,12 @@ use anyhow::{Result, bail};
 use crate::debian;
 use crate::shell::{self, step};
 
-/// 0.10.3 uses rustc's own LLVM and so installs with cargo alone; later ones want a system LLVM.
+/// Version 0.10.3 uses rustc's own LLVM and therefore installs with cargo alone; later versions
+/// need a system LLVM.
 const BPF_LINKER: &str = "0.10.3";
 
-/// A program the tests, the demonstration or the measurements start, and the Debian package that has it.
+/// A program that tests, the demonstration or benchmarks start, and the Debian package that
+/// contains it.
 pub(crate) struct Tool {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
@@ -34,7 +37,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "ping", package: "iputils-ping" },
     Tool { program: "pkg-config", package: "pkgconf" },
     Tool { program: "openvpn", package: "openvpn" },
-    // Its server's programs are not in PATH; this one of them is.
+    // The server's programs are not in PATH, except this one.
     Tool { program: "pg_ctlcluster", package: "postgresql" },
     Tool { program: "prometheus", package: "prometheus" },
     Tool { program: "promtool", package: "prometheus" },
@@ -42,7 +45,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "psql", package: "postgresql-client" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "rsync", package: "rsync" },
-    // Go programs without a C library.
+    // Go programs that do not use the C library.
     Tool { program: "scepclient", package: "scep" },
     Tool { program: "scepserver", package: "scep" },
     Tool { program: "ssh", package: "openssh-client" },
@@ -58,13 +61,14 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tmux", package: "tmux" },
 ];
 
-/// Makes the machine ready; does nothing, quickly, when it is.
+/// Installs what is missing; returns quickly if nothing is.
 pub(crate) fn run() -> Result<()> {
     install(TOOLS)?;
     linker()
 }
 
-/// A bpf-linker of the pinned version, where [`shell::cargo`] finds it.
+/// Installs a bpf-linker of the pinned version where [`shell::cargo`] finds it, unless it is
+/// installed.
 pub(crate) fn linker() -> Result<()> {
     let found = shell::find("bpf-linker");
     let version = found.as_ref().and_then(|path| shell::output(Command::new(path).arg("--version")).ok());
@@ -74,9 +78,9 @@ pub(crate) fn linker() -> Result<()> {
     let mut install = shell::cargo();
     install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"]);
     match version {
-        // Where there is none, the usual place, so that a plain `cargo build` works too.
+        // Without any bpf-linker, cargo's default folder, so that a plain `cargo build` works too.
         None => step(&format!("installing bpf-linker {BPF_LINKER} with cargo (a minute or two)")),
-        // Somebody's own version stays theirs.
+        // The user's other version stays installed.
         Some(other) => {
             let tools = shell::tools_dir()?;
             step(&format!("installing bpf-linker {BPF_LINKER} in {}, beside your {other}", tools.display()));
@@ -92,7 +96,7 @@ pub(crate) fn linker() -> Result<()> {
     Ok(())
 }
 
-/// Those of `tools` that are missing, from Debian's packages; does nothing, quickly, when all are there.
+/// Installs the missing ones of `tools` from Debian's packages; returns quickly if none is missing.
 pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| shell::find(tool.program).is_none()).collect();
     if missing.is_empty() {
@@ -125,7 +129,8 @@ pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     Ok(())
 }
 
-/// `bpf-linker --version` prints its name and its version.
+/// Returns whether the output of `bpf-linker --version`, a name and a version, has the pinned
+/// version.
 fn is_pinned(version: &str) -> bool {
     version.split_whitespace().nth(1) == Some(BPF_LINKER)
 }
@@ -144,7 +149,7 @@ mod tests {
 
     #[test]
     fn tools_are_sorted_by_package_within_duplicates() {
-        // `dedup` above needs equal packages side by side.
+        // `dedup` above requires equal packages to be adjacent.
         for (i, tool) in TOOLS.iter().enumerate() {
             let last = TOOLS.iter().rposition(|other| other.package == tool.package);
             let first = TOOLS.iter().position(|other| other.package == tool.package);

@@ -1,4 +1,4 @@
-//! Running other programs, finding them, and telling the user which step this is.
+//! Runs other programs, finds them, and prints the current step.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Says on stderr what is being done now, so that nobody wonders during the minutes a build takes.
+/// Prints the current step on stderr, so that minutes of building are explained.
 pub(crate) fn step(what: &str) {
     if std::io::stderr().is_terminal() {
         eprintln!("\x1b[1;36m==>\x1b[0m \x1b[1m{what}\x1b[0m");
@@ -17,7 +17,7 @@ pub(crate) fn step(what: &str) {
     }
 }
 
-/// Runs `command` with our own stdout and stderr; anything but success is an error naming it.
+/// Runs `command` with the inherited stdout and stderr. Fails with its name unless it succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", show(command)))?;
     if !status.success() {
@@ -26,7 +26,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` and returns its stdout, trimmed.
+/// Runs `command` and returns its trimmed stdout.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let out =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", show(command)))?;
@@ -37,17 +37,17 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
-/// The cargo that started us, working in the workspace, with a bpf-linker in its PATH.
+/// Returns the cargo that started xtask, to run in the workspace with bpf-linker in its PATH.
 pub(crate) fn cargo() -> Command {
     cargo_named(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// A program that is used as cargo is, in the same way.
+/// Returns a program that is used like cargo, set up in the same way.
 pub(crate) fn cargo_named(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root()).env("PATH", path_with_tools());
-    // `cargo run` describes xtask in these. Build scripts watch them (ring's does), and would run again each time
-    // somebody changes between `cargo xtask` and plain cargo.
+    // `cargo run` sets these variables for xtask. Build scripts (ring's, for example) watch them,
+    // and would run again after each change between `cargo xtask` and plain cargo.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
@@ -57,24 +57,25 @@ pub(crate) fn cargo_named(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The workspace's root: xtask is a folder of it.
+/// Returns the workspace's root, the parent of xtask's folder.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package of the workspace has a parent folder")
 }
 
-/// Cargo's target directory, wherever the user's configuration puts it: our own binary lies two levels down.
+/// Returns cargo's target directory, which is two levels above xtask's own binary.
 pub(crate) fn target_dir() -> Result<PathBuf> {
     let own = env::current_exe().context("cannot find the path of xtask itself")?;
     let dir = own.ancestors().nth(2).context("xtask was not started by cargo: run `cargo xtask`")?;
     Ok(dir.to_owned())
 }
 
-/// Where `setup` puts a bpf-linker when PATH has another version.
+/// Returns the directory in which `setup` installs a bpf-linker if PATH has another version.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("tools"))
 }
 
-/// The first executable `program` in PATH or in the folders that hold servers, which PATH of an ordinary user lacks.
+/// Returns the first executable `program` in PATH, or in the sbin directories that an ordinary
+/// user's PATH lacks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path_with_tools())
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
@@ -82,20 +83,21 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| is_executable(candidate))
 }
 
-/// Are we root? Everything that makes namespaces, devices and BPF programs must be.
+/// Returns whether xtask runs as root, which creating namespaces, devices and BPF programs
+/// requires.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// An error with the next step, unless we are root.
+/// Fails with the command to run instead, unless xtask runs as root.
 pub(crate) fn require_root() -> Result<()> {
     if is_root() {
         return Ok(());
     }
     let verb = env::args().skip(1).collect::<Vec<_>>().join(" ");
     bail!(
-        "this makes network namespaces, devices and BPF programs and so needs root: \
+        "this creates network namespaces, devices and BPF programs and therefore needs root: \
          run `sudo -E env \"PATH=$PATH\" cargo xtask {verb}`"
     )
 }
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_program_is_named_with_its_complaint() {
+    fn the_error_of_a_failing_program_has_its_name_and_stderr() {
         let error = output(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"])).unwrap_err();
         let text = error.to_string();
         assert!(text.starts_with("sh -c"), "{text}");

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: all tests, or the part named.
+//! `cargo xtask test`: runs all tests, or the named part.
 
 use std::fs;
 use std::num::NonZero;
@@ -12,32 +12,34 @@ use mobile_tests::BIN_DIR;
 use crate::shell::{self, step};
 use crate::{build, dist, fuzz, setup, vm};
 
-/// Which tests.
+/// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// `unit` (all but the end-to-end cases), `fuzz` (each target for some seconds), `e2e`, `chaos [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]`,
-    /// `vm [6.1|6.12] [FILTER]` (some of those cases on other kernels, under qemu), `dist` (what is shipped), or a package such as `mobile-proto`;
-    /// otherwise a filter.
+    /// Runs only this part: `unit` (all but the end-to-end cases), `fuzz` (each target for 10 s),
+    /// `e2e`, `chaos [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]`, `vm [6.1|6.12]
+    /// [FILTER]` (some end-to-end cases on other kernels, under qemu), `dist` (the shipped files),
+    /// or a package such as `mobile-proto`. Any other word is a filter for unit tests and
+    /// end-to-end cases
     part: Option<String>,
-    /// Given to the test programs: names to choose by, or their flags after `--`.
+    /// Passes these to the test programs: test name filters, or flags after `--`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     filters: Vec<String>,
 }
 
-/// Once more with what `[tunnel]` can turn on and off the other way round.
+/// Settings for a second chaos run, in which all settings of `[tunnel]` have their other value.
 const OTHER_MODES: [&str; 6] =
     ["--tunnel", "queue=fifo", "--tunnel", "offload=off", "--tunnel", "compression=zstd"];
 
-/// Sets up, builds and tests.
+/// Sets up, builds and runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let part = args.part.as_deref();
     if part == Some("fuzz") {
-        // The folder of that name is no package of this workspace, and nothing there needs root.
+        // `fuzz/` is not a package of this workspace, and its tests do not need root.
         return fuzz::test();
     }
     let package = part.filter(|part| shell::root().join(part).join("Cargo.toml").is_file());
     if package.is_none() {
-        // Now, rather than after minutes of building.
+        // Check for root before minutes of building.
         shell::require_root()?;
     }
     setup::run()?;
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Every test that needs no lab: unit tests, the protocol's model tests, the documentation's examples.
+/// Runs every test that needs no lab: unit tests, the protocol's model tests and doc tests.
 fn unit(filters: &[String]) -> Result<()> {
     step("tests of each crate");
     shell::run(
@@ -95,7 +97,7 @@ fn unit(filters: &[String]) -> Result<()> {
     )
 }
 
-/// The end-to-end cases: real binaries, real kernel, real eBPF programs.
+/// Runs the end-to-end cases: real binaries, real kernel, real eBPF programs.
 fn end_to_end(filters: &[String]) -> Result<()> {
     let binaries = build::run(false)?;
     let packages = packages(&binaries)?;
@@ -110,7 +112,8 @@ fn end_to_end(filters: &[String]) -> Result<()> {
     )
 }
 
-/// Debian packages of the binaries under test, in this version and in one that upgrades it; the folder they are in.
+/// Builds Debian packages of the binaries under test, in this version and in one that upgrades it.
+/// Returns their folder.
 fn packages(binaries: &Path) -> Result<PathBuf> {
     let out = shell::target_dir()?.join("packages");
     for version in [env!("CARGO_PKG_VERSION"), concat!(env!("CARGO_PKG_VERSION"), "+next")] {
@@ -119,8 +122,9 @@ fn packages(binaries: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Everything that happens to a laptop, at random, under flows whose bytes are checked. By itself: it measures nothing,
-/// but it is a load for others.
+/// Runs the chaos test: random network events under flows whose bytes are checked.
+///
+/// It runs by itself, because its load would disturb other tests.
 fn chaos(flags: &[String]) -> Result<()> {
     let binaries = build::run(false)?;
     step("chaos");
@@ -132,8 +136,11 @@ fn chaos(flags: &[String]) -> Result<()> {
     )
 }
 
-/// The cases mostly wait for links and timers, so more of them than cores may run at once; too many, and their own
-/// load shows in what they measure. Two for each core is where that began on 2 cores. The user's own choice stands.
+/// Returns the number of cases to run in parallel: two for each core, unless the user has set
+/// RUST_TEST_THREADS.
+///
+/// The cases mostly wait for links and timers. On 2 cores, with more than two for each core their
+/// own load began to show in what they measure.
 fn test_threads() -> String {
     std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -141,8 +148,10 @@ fn test_threads() -> String {
     })
 }
 
-/// `cargo install --path home-relay --locked` works on a machine that has no bpf-linker: here it runs with one that
-/// fails loudly when it is called. The dev profile, since what is tested is the graph of packages.
+/// Checks that `cargo install --path home-relay --locked` works without a bpf-linker, by one that
+/// fails when called.
+///
+/// The dev profile is enough, because the check concerns only the graph of packages.
 fn relay_alone() -> Result<()> {
     step("home-relay installs without a bpf-linker");
     let root = shell::target_dir()?.join("relay-alone");

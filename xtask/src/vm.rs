@@ -1,7 +1,8 @@
-//! `cargo xtask test vm`: the ordinary cases on other kernels than this machine's, each booted under qemu.
+//! `cargo xtask test vm`: runs end-to-end cases on other kernels than this machine's, booted under
+//! qemu.
 //!
-//! There is no second lab: what runs in there is the program of the end-to-end cases, static like the product, in a file
-//! system of this machine's programs.
+//! The virtual machine runs the same test program as the end-to-end tests, linked statically like
+//! the product, in a root file system made of this machine's programs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ mod machine;
 
 use kernel::Kernel;
 
-/// What this needs beyond the other tests.
+/// The programs that this needs beyond those of the other tests.
 const TOOLS: &[Tool] = &[
     Tool { program: "busybox", package: "busybox-static" },
     Tool { program: "cpio", package: "cpio" },
@@ -28,11 +29,11 @@ const TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
 ];
 
-/// The kernels, and the release of Debian each belongs to.
+/// The tested kernel series, with the Debian release of each.
 const KERNELS: [Kernel; 2] =
     [Kernel { series: "6.1", release: "bookworm" }, Kernel { series: "6.12", release: "trixie" }];
 
-/// One story of each kind: an emulated processor has not the time for all of them.
+/// The cases to run, one of each kind: an emulated processor is too slow for all of them.
 const CASES: &[&str] = &[
     "leaks::nothing_leaks_over_a_handover",
     "matrix::",
@@ -41,12 +42,11 @@ const CASES: &[&str] = &[
     "sessions::telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not",
 ];
 
-/// Boots each kernel, or the one whose series is named, and runs the cases; filters replace them.
+/// Boots each kernel, or only the one whose series is named, and runs the cases; filters replace
+/// the default cases.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
-        bail!(
-            "the kernels are for x86_64, and so are the tests that run on them: run this on such a machine"
-        );
+        bail!("the kernels and the tests that run on them are for x86_64: run this on an x86_64 machine");
     }
     setup::install(TOOLS)?;
     let (kernels, filters): (Vec<&str>, Vec<&str>) = words
@@ -58,9 +58,9 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
 
     let programs = programs()?;
     let cases = if filters.is_empty() { CASES } else { &filters };
-    let (_, e2e) = programs.last().context("the program of the cases is one of ours")?;
+    let (_, e2e) = programs.last().context("the programs do not include the test program")?;
     cases.iter().try_for_each(|case| assert_there(e2e, case))?;
-    // One at a time: emulated processors are slow enough without a second one.
+    // One case at a time: emulated processors are slow enough without a second one.
     let commands = format!("/mobile/e2e --test-threads=1 {}\n", cases.join(" "));
     let base = image::base(&folder, &programs, &commands)?;
     for kernel in KERNELS {
@@ -74,7 +74,7 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds what runs in there: the product, the lab's programs and the cases, all of them static, so that they do not
+/// Builds the programs that run in the virtual machine, all of them static, so that they do not
 /// depend on this machine's C library.
 fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     let (mut build, target_dir) = musl::command(Arch::X86_64)?;
@@ -91,7 +91,7 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(programs)
 }
 
-/// A name that fits no case would pass, and nobody would know that its case is not run any more.
+/// Fails if no test matches `case`; otherwise a renamed case would silently never run.
 fn assert_there(e2e: &Path, case: &str) -> Result<()> {
     let listed = shell::output(Command::new(e2e).args(["--list", "--format=terse", case]))?;
     if listed.is_empty() {
@@ -100,7 +100,7 @@ fn assert_there(e2e: &Path, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// The test program in cargo's messages.
+/// Returns the path of the test program from cargo's messages.
 fn executable(messages: &str) -> Option<PathBuf> {
     messages
         .lines()
@@ -109,7 +109,7 @@ fn executable(messages: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-/// Runs `command` on what it needs only its exit status of.
+/// Runs `command`, whose output does not matter.
 fn quiet(command: &mut Command) -> Result<()> {
     shell::output(command).map(drop)
 }

@@ -1,11 +1,11 @@
-//! The tables of docs/understand/security.md.
+//! The tables of the socket matrix in docs/security.md.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use mobile_tests::matrix::Order;
+use mobile_tests::matrix::AttachTiming;
 use serde_json::Value;
 
 use super::{Cell, State, rules};
@@ -17,10 +17,11 @@ const EXCEPTIONS_BEGIN: &str = "<!-- measured on older kernels: cargo xtask test
 
 type Measured = HashMap<State, Vec<Cell>>;
 
-/// By state, for a process that was mobile from its start; and by when it became so, with the tunnel up.
+/// Returns the tables: by state for a process that was always mobile, and by attach timing with the
+/// tunnel up.
 pub(super) fn tables(measured: &Measured) -> String {
-    let states = State::ALL.map(|state| (head_of_state(state), state, Order::Mobile));
-    let orders = Order::ALL.map(|order| (head_of_order(order), State::Up, order));
+    let states = State::ALL.map(|state| (head_of_state(state), state, AttachTiming::Mobile));
+    let orders = AttachTiming::ALL.map(|timing| (head_of_timing(timing), State::Up, timing));
     format!(
         "Sockets of a process started by `mobile run`, by what the agent is doing:\n\n{}\n\
          While the tunnel is up, by when the process became mobile:\n\n{}",
@@ -29,33 +30,33 @@ pub(super) fn tables(measured: &Measured) -> String {
     )
 }
 
-/// Every cell, for whoever looks for the reason.
+/// Returns every cell as text, to look for reasons.
 pub(super) fn everything(measured: &Measured) -> String {
     let mut text = String::new();
     for state in State::ALL {
         for cell in measured.get(&state).into_iter().flatten() {
-            let (Cell { order, kind, family, left, .. }, words) = (cell, words(state, cell));
-            let _ = writeln!(text, "{state:?} {order:?} {kind} {family}: {words} {left:?}");
+            let (Cell { timing, kind, family, left, .. }, words) = (cell, words(state, cell));
+            let _ = writeln!(text, "{state:?} {timing:?} {kind} {family}: {words} {left:?}");
         }
     }
     text
 }
 
-/// Every cell whose packets left by a device that they must not leave by, in words.
+/// Returns a description of every cell that breaks the rules.
 pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     let text = |(state, cell): (State, &Cell)| {
-        let Cell { order, kind, family, left, .. } = cell;
-        format!("{state:?}, {order:?}: {kind}, {family}: {left:?}")
+        let Cell { timing, kind, family, left, .. } = cell;
+        format!("{state:?}, {timing:?}: {kind}, {family}: {left:?}")
     };
     broken(measured).map(text).collect()
 }
 
-/// The same as a table, for a kernel on which there are some.
+/// Returns the cells that break the rules as a table, for kernels on which there are some.
 pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {
         let same = |known: &Cell| {
-            (known.order, &known.kind, &known.family) == (cell.order, &cell.kind, &cell.family)
+            (known.timing, &known.kind, &known.family) == (cell.timing, &cell.kind, &cell.family)
         };
         match rows.iter_mut().find(|(known, _)| same(known)) {
             Some((_, states)) => states.push(head_of_state(state)),
@@ -63,8 +64,8 @@ pub(super) fn exceptions(measured: &Measured) -> String {
         }
     }
     let mut text = "| socket | | process | while |\n| --- | --- | --- | --- |\n".to_owned();
-    for (Cell { order, kind, family, .. }, states) in rows {
-        let _ = writeln!(text, "| {kind} | {family} | {} | {} |", head_of_order(*order), states.join(", "));
+    for (Cell { timing, kind, family, .. }, states) in rows {
+        let _ = writeln!(text, "| {kind} | {family} | {} | {} |", head_of_timing(*timing), states.join(", "));
     }
     text
 }
@@ -74,12 +75,12 @@ fn broken(measured: &Measured) -> impl Iterator<Item = (State, &Cell)> {
     State::ALL.into_iter().flat_map(cells).filter(|(state, cell)| rules::is_broken(*state, cell))
 }
 
-/// Whether this kernel is older than the one that the tables are about: `MATRIX=older` says so.
+/// Returns whether this kernel is older than the one of the tables, as `MATRIX=older` says.
 pub(super) fn is_an_older_kernel() -> bool {
     asked_for("older")
 }
 
-/// The document says what was measured, or is made to.
+/// Compares the document with the measured tables, or rewrites it.
 pub(super) fn compare(tables: &str) -> Outcome {
     let path = document();
     let text = std::fs::read_to_string(&path)?;
@@ -98,7 +99,7 @@ pub(super) fn compare(tables: &str) -> Outcome {
     )
 }
 
-/// The document says what was measured. The machine that measures has a copy only.
+/// Compares the document with the measured exceptions. The virtual machine has only a copy of it.
 pub(super) fn compare_exceptions(table: &str) -> Outcome {
     let text = std::fs::read_to_string(document())?;
     let (_, documented, _) = section(&text, EXCEPTIONS_BEGIN)?;
@@ -109,7 +110,7 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
     Ok(())
 }
 
-/// What is before a section of the document, in it, and behind it.
+/// Returns the text before a section of the document, the section, and the text after it.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
     let (before, rest) =
         text.split_once(begin).with_context(|| format!("docs/understand/security.md has no {}", begin.trim()))?;
@@ -126,7 +127,7 @@ fn asked_for(what: &str) -> bool {
     std::env::var_os("MATRIX").is_some_and(|value| value == what)
 }
 
-fn table(measured: &Measured, columns: &[(&str, State, Order)]) -> String {
+fn table(measured: &Measured, columns: &[(&str, State, AttachTiming)]) -> String {
     let heads: Vec<&str> = columns.iter().map(|(head, ..)| *head).collect();
     let mut text = format!("| socket | {} |\n|{}\n", heads.join(" | "), " --- |".repeat(columns.len() + 1));
     let mut kinds: Vec<&str> = Vec::new();
@@ -137,16 +138,16 @@ fn table(measured: &Measured, columns: &[(&str, State, Order)]) -> String {
     }
     for kind in kinds {
         let cells: Vec<String> =
-            columns.iter().map(|(_, state, order)| families(measured, *state, *order, kind)).collect();
+            columns.iter().map(|(_, state, timing)| families(measured, *state, *timing, kind)).collect();
         let _ = writeln!(text, "| {kind} | {} |", cells.join(" | "));
     }
     text
 }
 
-/// What all families have in common, or each.
-fn families(measured: &Measured, state: State, order: Order, kind: &str) -> String {
+/// Returns what all families have in common, or each family's own result.
+fn families(measured: &Measured, state: State, timing: AttachTiming, kind: &str) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
-    for cell in measured[&state].iter().filter(|cell| cell.order == order && cell.kind == kind) {
+    for cell in measured[&state].iter().filter(|cell| cell.timing == timing && cell.kind == kind) {
         let words = words(state, cell);
         match said.iter_mut().find(|(known, _)| *known == words) {
             Some((_, families)) => families.push(&cell.family),
@@ -178,7 +179,7 @@ fn words(state: State, cell: &Cell) -> String {
     let errno = |value: &Value| value["errno"].as_str().map(str::to_owned);
     let after = cell.after.as_ref();
     match (errno(&cell.first), after) {
-        // How long it takes is the machine's affair.
+        // Whether it arrives in time or later depends on the machine.
         (_, Some(after)) if state == State::Upgrading && arrived(after) => way.into(),
         (Some(errno), Some(after)) if arrived(after) => format!("{errno}, then {way}"),
         (Some(errno), _) => errno,
@@ -205,13 +206,13 @@ fn head_of_state(state: State) -> &'static str {
     }
 }
 
-fn head_of_order(order: Order) -> &'static str {
-    match order {
-        Order::Mobile => "always",
-        Order::AttachedAfterSocket => "attached after socket()",
-        Order::AttachedAfterConnect => "attached after connect()",
-        Order::DetachedAfterSocket => "detached after socket()",
-        Order::DetachedAfterConnect => "detached after connect()",
-        Order::Ordinary => "never",
+fn head_of_timing(timing: AttachTiming) -> &'static str {
+    match timing {
+        AttachTiming::Mobile => "always",
+        AttachTiming::AttachedAfterSocket => "attached after socket()",
+        AttachTiming::AttachedAfterConnect => "attached after connect()",
+        AttachTiming::DetachedAfterSocket => "detached after socket()",
+        AttachTiming::DetachedAfterConnect => "detached after connect()",
+        AttachTiming::Ordinary => "never",
     }
 }

@@ -1,4 +1,5 @@
-//! One flow of the chaos test, as a mobile process: see `mobile_tests::chaos`.
+//! The client's end of one flow of the chaos test, run as a mobile process; see
+//! `mobile_tests::chaos`.
 
 use std::process::ExitCode;
 

@@ -1,19 +1,23 @@
-//! What the cases need as a separate process, to be run with and without the MOBILE attribute.
+//! Helper programs of the cases, which must be separate processes to run with and without the
+//! MOBILE attribute.
 //!
-//! `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print each
-//! answer; what happens to the socket is printed too, as `! error`. `udp-on DEVICE ADDRESS` sends
-//! one datagram on that device (IP_PKTINFO). `chatter ADDRESS MS` opens new sockets of every kind
-//! again and again, as a program would that knows nothing of handovers. `gaps` and `keystrokes`
-//! measure, and so does `pulse echo|down tcp|mptcp ADDRESS`: for each time (of CLOCK_MONOTONIC, in
-//! milliseconds) on its stdin it says what came since then. `dns udp|udp-connected|tcp RESOLVER`
-//! prints an answer and whom the socket says it came from. `crowd PROCESSES SOCKETS ADDRESS` is so
-//! many processes with so many connections each, `accept ADDRESS` takes them; both say when they
-//! are ready and wait to be killed. `accept-on DEVICE ADDRESS` is bound to a device, and
-//! `hold-mptcp COUNT` holds so many MPTCP sockets whose connect() was refused. `paces` times what
-//! it is told to do. `datagrams ADDRESS` sends them at the rates it is told, `count ADDRESS` counts
-//! what comes. `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server as the
-//! paper's measurement does, 1024 bytes at a time. `hold-lab` makes a lab of its own and waits to
-//! be killed.
+//! - `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print
+//!   each answer, or `! error`.
+//! - `udp-on DEVICE ADDRESS` sends one datagram through that device (IP_PKTINFO).
+//! - `chatter ADDRESS MS` opens new sockets of every kind all the time.
+//! - `gaps` and `keystrokes` measure an echo service and print JSON.
+//! - `pulse echo|down tcp|mptcp ADDRESS` receives numbers. For each time (of CLOCK_MONOTONIC, in
+//!   milliseconds) on stdin it prints a report on what has arrived since.
+//! - `dns udp|udp-connected|tcp RESOLVER` prints an answer and its source address.
+//! - `crowd PROCESSES SOCKETS ADDRESS` starts processes with connections, `accept ADDRESS` accepts
+//!   them; both print `ready` and wait to be killed. `accept-on DEVICE ADDRESS` is bound to a
+//!   device.
+//! - `hold-mptcp COUNT` holds MPTCP sockets whose `connect()` was refused.
+//! - `time-calls` times system calls and commands, see `mobile_tests::call_timing`.
+//! - `datagrams ADDRESS` sends datagrams at given rates, `count ADDRESS` counts them.
+//! - `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server in writes of 1024
+//!   bytes, as in the paper's measurement.
+//! - `hold-lab` makes a lab and waits to be killed.
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -24,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use mobile_tests::dns::Transport;
-use mobile_tests::pulse::{PULSE, Recorder, Way, monotonic_ms};
+use mobile_tests::pulse::{PULSE, PulseMode, Recorder, monotonic_ms};
 use mobile_tests::{Lab, Terminal, addr};
 use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::net::if_::if_nametoindex;
@@ -55,7 +59,7 @@ fn main() -> ExitCode {
         ["hold-mptcp", count] => hold_mptcp(count),
         ["datagrams", address] => mobile_tests::datagrams::send(address),
         ["count", address] => mobile_tests::datagrams::count(address),
-        ["paces"] => mobile_tests::paces::serve(),
+        ["time-calls"] => mobile_tests::call_timing::serve(),
         ["hold-lab"] => hold_lab(),
         _ => Err(anyhow::anyhow!(
             "usage: labtool tcp|udp|udp-connected ADDRESS | udp-on DEVICE ADDRESS | chatter ADDRESS MS | gaps|keystrokes ADDRESS MS SECONDS | \
@@ -118,12 +122,12 @@ fn udp(address: &str, connected: bool) -> Result<()> {
     Ok(())
 }
 
-/// One datagram that names the device it is to leave by.
+/// Sends one datagram that names its outgoing device.
 fn udp_on(device: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let index = i32::try_from(if_nametoindex(device)?)?;
     let socket = UdpSocket::bind(any(address))?;
-    // SAFETY: both are made of integers only, for which zero means "any".
+    // SAFETY: both structures consist of integers only, for which zero means "any".
     let (mut four, mut six): (in_pktinfo, in6_pktinfo) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     four.ipi_ifindex = index;
     six.ipi6_ifindex = u32::try_from(index)?;
@@ -139,8 +143,9 @@ fn udp_on(device: &str, address: &str) -> Result<()> {
     Ok(())
 }
 
-/// New sockets all the time: a TCP connection, a fresh unconnected UDP socket, a connected one. Prints a
-/// line for each round; errors are printed and not fatal.
+/// Opens new sockets all the time: an unconnected UDP socket, a connected one and a TCP connection.
+///
+/// Prints a line for each round. Errors are printed and are not fatal.
 fn chatter(address: &str, interval: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let interval = Duration::from_millis(interval.parse()?);
@@ -151,7 +156,7 @@ fn chatter(address: &str, interval: &str) -> Result<()> {
             socket.connect(address)?;
             socket.send(line.as_bytes())
         });
-        // Not waited for long: during an outage the handshake hangs, which is as it should be.
+        // The timeout is short, because during an outage the handshake hangs, as it should.
         let tcp = TcpStream::connect_timeout(&address, interval);
         say(&format!("{line}: {} {} {}", word(fresh.err()), word(connected.err()), word(tcp.err())));
         std::thread::sleep(interval);
@@ -159,8 +164,8 @@ fn chatter(address: &str, interval: &str) -> Result<()> {
     Ok(())
 }
 
-/// A number every so often to an echo server; prints the longest time between two answers, and the time
-/// of each gap, as JSON.
+/// Sends a number at every interval to an echo server; prints the longest gap between two answers,
+/// and when it began, as JSON.
 fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     let (interval, length) =
         (Duration::from_millis(interval.parse()?), Duration::from_secs_f64(seconds.parse()?));
@@ -197,7 +202,7 @@ fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     Ok(())
 }
 
-/// Numbers to an echo server, or from a server that sends them, until stdin ends.
+/// Exchanges numbers with an echo server, or receives them from a server, until stdin ends.
 fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let protocol = if protocol == "mptcp" { Protocol::MPTCP } else { Protocol::TCP };
@@ -207,11 +212,11 @@ fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     let mut stream = TcpStream::from(socket);
     let recorder = Arc::new(Mutex::new(Recorder::new(monotonic_ms())));
     say("connected");
-    if way == Way::Echo.word() {
+    if way == PulseMode::Echo.name() {
         let mut writer = stream.try_clone()?;
         std::thread::spawn(move || {
             for number in 0..=u64::MAX {
-                // The reader is told too, and says so.
+                // The reader fails too, and reports the error.
                 if writer.write_all(&number.to_be_bytes()).is_err() {
                     return;
                 }
@@ -236,13 +241,13 @@ fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     });
     for line in std::io::stdin().lock().lines() {
         let since = line?.parse().context("a time in milliseconds was expected")?;
-        say(&lock(&recorder).heard(since, monotonic_ms()).to_json().to_string());
+        say(&lock(&recorder).report(since, monotonic_ms()).to_json().to_string());
     }
     Ok(())
 }
 
-/// Eight bytes every so often to an echo server, one at a time; prints the median and the 99th percentile
-/// of the round trips, as JSON.
+/// Sends eight bytes at every interval to an echo server, one write at a time; prints the median
+/// and the 99th percentile of the round trips as JSON.
 fn keystrokes(address: &str, interval: &str, seconds: &str) -> Result<()> {
     let (interval, length) =
         (Duration::from_millis(interval.parse()?), Duration::from_secs_f64(seconds.parse()?));
@@ -274,13 +279,13 @@ fn dns(transport: &str, resolver: &str) -> Result<()> {
     Ok(())
 }
 
-/// Children with connections; says how many there are when all have them.
+/// Starts child processes with connections; prints `ready` once all are connected.
 fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     let (processes, sockets): (u32, u32) = (processes.parse()?, sockets.parse()?);
     let address: SocketAddr = address.parse()?;
     let (mut ready, done) = std::io::pipe()?;
     for _ in 0..processes {
-        // SAFETY: this program has one thread, so the child may do what its parent could.
+        // SAFETY: this program has one thread, so the child may do all that its parent may.
         if let ForkResult::Child = unsafe { fork() }? {
             set_pdeathsig(Signal::SIGKILL)?;
             let connect = || TcpStream::connect(address);
@@ -289,7 +294,7 @@ fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
             drop(done);
             loop {
                 pause();
-                // Open until the end.
+                // The connections stay open until the process is killed.
                 let _ = &open;
             }
         }
@@ -311,7 +316,7 @@ fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     }
 }
 
-/// Accepts connections and keeps them open; listens on one device if one is named.
+/// Accepts connections and keeps them open, bound to one device if one is named.
 fn accept(device: Option<&str>, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     raise_file_limit()?;
@@ -326,7 +331,7 @@ fn accept(device: Option<&str>, address: &str) -> Result<()> {
     }
 }
 
-/// Holds MPTCP sockets whose connect() was refused.
+/// Holds MPTCP sockets whose `connect()` was refused.
 fn hold_mptcp(count: &str) -> Result<()> {
     raise_file_limit()?;
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -339,19 +344,21 @@ fn hold_mptcp(count: &str) -> Result<()> {
     say("ready");
     loop {
         pause();
-        // Kept open until the end.
+        // The sockets stay open until the process is killed.
         let _ = &held;
     }
 }
 
-/// Raises the soft limit of open files to the hard one.
+/// Raises the soft limit of open files to the hard limit.
 fn raise_file_limit() -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
-/// A file in writes of 1024 bytes (the paper's 5.2), as fast as they are taken or, paced, one each 2 ms; done when the server has
-/// had all and closed.
+/// Writes a file in writes of 1024 bytes (section 5.2 of the paper): as fast as possible or,
+/// `paced`, one write every 2 ms.
+///
+/// Returns once the server has received everything and has closed.
 fn write(pace: &str, address: &str, file: &str) -> Result<()> {
     let data = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
     let mut stream = TcpStream::connect(address).context("connect")?;
@@ -370,12 +377,12 @@ fn write(pace: &str, address: &str, file: &str) -> Result<()> {
     Ok(())
 }
 
-/// A lab with a telnet session in it; prints its cgroup and waits for ever.
+/// Makes a lab with a telnet session in it, prints the lab's cgroup and waits for ever.
 fn hold_lab() -> Result<()> {
     let lab = Lab::new()?;
     let telnet = Terminal::start(lab.host.command("telnet").arg(addr::SERVER4.to_string()))?;
     telnet.expect("# ")?;
-    say(&lab.group().path().display().to_string());
+    say(&lab.cgroup().path().display().to_string());
     loop {
         std::thread::park();
     }
@@ -395,6 +402,6 @@ fn word(error: Option<std::io::Error>) -> String {
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // Whoever listened is gone: so is the reason to speak.
+    // The reader is gone, so an error does not matter.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

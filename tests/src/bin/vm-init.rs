@@ -1,4 +1,4 @@
-//! Process 1 of the machines that `cargo xtask test vm` boots.
+//! Process 1 of the virtual machines that `cargo xtask test vm` boots.
 
 fn main() {
     mobile_tests::vm();

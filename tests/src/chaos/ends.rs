@@ -1,4 +1,4 @@
-//! The two ends of a flow: the server's in the lab's process, the client's a mobile process of its own.
+//! The two ends of a flow: the server's in the test process, the client's in a mobile process.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,26 +8,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::flows::Plan;
+use super::flows::FlowPlan;
 use super::stream::Stream;
 
-/// What is written at a time: at the modest rate, one packet every 50 ms.
+/// Bytes per write of an interactive flow: at its rate, one packet every 50 ms.
 const BLOCK: usize = 400;
 
-/// What a bulk flow writes at a time.
+/// Bytes per write of a bulk flow.
 const BULK_BLOCK: usize = 16_384;
 
-/// What one end has done.
+/// The progress of the server's end, shared with the supervisor.
 #[derive(Debug, Default)]
-pub(super) struct End {
+pub(super) struct EndState {
     pub(super) sent: AtomicU64,
     pub(super) received: AtomicU64,
     pub(super) done: AtomicBool,
     pub(super) trouble: Mutex<Option<String>>,
 }
 
-/// The server's end: sends and checks until the client has sent its last byte.
-pub(super) fn serve(mut stream: &TcpStream, plan: &Plan, end: &End) -> Result<()> {
+/// Runs the server's end: sends and checks until the client has closed its direction.
+pub(super) fn serve(mut stream: &TcpStream, plan: &FlowPlan, end: &EndState) -> Result<()> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
         let sender = scope.spawn(|| {
@@ -36,7 +36,7 @@ pub(super) fn serve(mut stream: &TcpStream, plan: &Plan, end: &End) -> Result<()
             } else {
                 Ok(())
             };
-            // The end of the stream is the answer to the client's.
+            // The server closes its direction only after the client has closed the other.
             while plan.up && !plan.down && !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -51,7 +51,7 @@ pub(super) fn serve(mut stream: &TcpStream, plan: &Plan, end: &End) -> Result<()
     Ok(())
 }
 
-/// Sends the stream of `seed` at a rate until `stop`; the bytes sent are counted in `sent`.
+/// Sends the stream of `seed` at `rate` until `stop` is set, and counts the bytes in `sent`.
 fn send(
     mut stream: &TcpStream,
     seed: u64,
@@ -72,7 +72,8 @@ fn send(
     Ok(())
 }
 
-/// Receives to the end of the stream and compares each byte with the stream of `seed`; without one, none is due.
+/// Receives until the end of the stream and compares each byte with the stream of `seed`. Without a
+/// seed, any byte is an error.
 fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> Result<()> {
     let mut bytes = seed.map(Stream::new);
     let mut buffer = vec![0; 65_536];
@@ -86,14 +87,15 @@ fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> R
             Some(bytes) => bytes
                 .check(&buffer[..count])
                 .map_err(|place| anyhow::anyhow!("byte {} is wrong", so_far + place as u64))?,
-            None => bail!("{count} bytes where none are due"),
+            None => bail!("received {count} bytes in a direction without data"),
         }
         received.fetch_add(count as u64, Ordering::Relaxed);
     }
 }
 
-/// The client's end, a program of its own: `ADDRESS NUMBER up|down|both RATE SEED`. Tells its counters twice a second,
-/// ends when told to on stdin.
+/// Runs the client's end with the arguments `ADDRESS NUMBER up|down|both RATE SEED`.
+///
+/// Prints its counters twice a second, and ends when stdin has a line or is closed.
 pub fn client(args: &[&str]) -> Result<()> {
     let [address, number, ways, rate, seed] = args else {
         bail!("usage: chaosflow ADDRESS NUMBER up|down|both RATE SEED")
@@ -122,7 +124,7 @@ pub fn client(args: &[&str]) -> Result<()> {
             stream.shutdown(Shutdown::Write).context("the end of the stream")
         });
         scope.spawn(|| {
-            // A word, or the end of whoever would say it.
+            // A line, or the end of the supervising process.
             let _ = std::io::stdin().read_line(&mut String::new());
             stop.store(true, Ordering::Relaxed);
         });
@@ -140,11 +142,12 @@ pub fn client(args: &[&str]) -> Result<()> {
         });
         ended.store(true, Ordering::Relaxed);
         if let Err(error) = checked {
-            // The other threads may be blocked: whoever supervises has to know now.
+            // The other threads may be blocked, and the supervisor must learn of the error
+            // immediately.
             println!("! {error:#}");
             std::process::exit(1);
         }
         sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?
     })?;
-    tell("done ").context("the last word")
+    tell("done ").context("the last report")
 }

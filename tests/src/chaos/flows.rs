@@ -1,4 +1,4 @@
-//! The flows: connections of mobile processes to the server that carry checked bytes all the time.
+//! The flows of a chaos test: TCP connections of mobile processes whose every byte is checked.
 
 use std::io::Read;
 use std::sync::atomic::Ordering;
@@ -7,50 +7,57 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::ends::{End, serve};
+use super::ends::{EndState, serve};
 use crate::binaries::program;
 use crate::lab::addr;
+use crate::line_process::LineProcess;
 use crate::services::TcpService;
-use crate::talk::Talk;
 use crate::testbed::Testbed;
 
-/// Where the server's side listens.
+/// The port on which the server's ends listen.
 const PORT: u16 = 1_003;
 
-/// How many there are.
+/// The number of flows.
 const COUNT: usize = 20;
 
-/// What a person's session or a chat makes, in bytes a second. All of them together fit a tenth of the uplinks' rate.
-const MODEST: u64 = 8_000;
+/// The rate in bytes per second of an interactive session. All interactive flows together need a
+/// tenth of the uplinks' rate.
+const INTERACTIVE_RATE: u64 = 8_000;
 
-/// The longest a flow may stand still. Inner TCP doubles its pause with each try in an outage, and several outages
-/// and lossy times may follow each other.
+/// The longest time that a flow may stand still. TCP doubles its retransmission timeout with each
+/// attempt during an outage, and several outages and lossy times may follow each other.
 const LONGEST_PAUSE: Duration = Duration::from_secs(90);
 
-/// The longest the rest of a flow may take once it is told to end.
-const REST: Duration = Duration::from_secs(90);
+/// The longest time a flow may take to finish once told to end.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What one flow does.
+/// Direction, rate and content of one flow.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Plan {
+pub(super) struct FlowPlan {
     pub(super) up: bool,
     pub(super) down: bool,
-    /// Bytes a second in each direction; `None` is as many as pass.
+    /// The rate in bytes per second in each direction, or `None` for as much as the path takes.
     pub(super) rate: Option<u64>,
-    /// Of the bytes that go up; the next number is of those that come down.
+    /// The seed of the bytes sent upwards; the next number seeds those sent downwards.
     pub(super) seed: u64,
 }
 
-impl Plan {
+impl FlowPlan {
     fn new(number: usize, seed: u64) -> Self {
-        // 8 up, 8 down, 4 both ways; the first two of the first two kinds are bulk.
+        // 8 flows send up, 8 down and 4 both ways. The first two of those that go one way are bulk
+        // transfers.
         let (up, down) = match number {
             0..8 => (true, false),
             8..16 => (false, true),
             _ => (true, true),
         };
         let bulk = matches!(number, 0 | 1 | 8 | 9);
-        Self { up, down, rate: (!bulk).then_some(MODEST), seed: seed.wrapping_add(2 * number as u64) }
+        Self {
+            up,
+            down,
+            rate: (!bulk).then_some(INTERACTIVE_RATE),
+            seed: seed.wrapping_add(2 * number as u64),
+        }
     }
 
     fn words(&self) -> [String; 3] {
@@ -63,28 +70,29 @@ impl Plan {
     }
 }
 
-struct Flow {
-    plan: Plan,
-    client: Talk,
-    server: Arc<End>,
-    /// The client's own counters, as it last told them.
+struct ChaosFlow {
+    plan: FlowPlan,
+    client: LineProcess,
+    server: Arc<EndState>,
+    /// The client's own counters, as last reported.
     sent: u64,
     received: u64,
-    /// When each direction last moved, and how far it was.
+    /// When each direction last made progress, and its byte count then.
     moved: [(Instant, u64); 2],
 }
 
-/// All flows, with the server's side of them.
+/// All flows, with the server's ends.
 pub(super) struct Flows {
-    flows: Vec<Flow>,
+    flows: Vec<ChaosFlow>,
     _service: TcpService,
 }
 
 impl Flows {
-    /// Starts both sides, half of the flows over either family, and waits until every one moves.
+    /// Starts both ends of every flow, half of them over IPv4 and half over IPv6, and waits until
+    /// each makes progress.
     pub(super) fn start(bed: &Testbed, seed: u64) -> Result<Self> {
-        let plans: Arc<Vec<(Plan, Arc<End>)>> =
-            Arc::new((0..COUNT).map(|number| (Plan::new(number, seed), Arc::default())).collect());
+        let plans: Arc<Vec<(FlowPlan, Arc<EndState>)>> =
+            Arc::new((0..COUNT).map(|number| (FlowPlan::new(number, seed), Arc::default())).collect());
         let served = Arc::clone(&plans);
         let service = TcpService::start(&bed.lab.server, PORT, move |stream, _| {
             let mut number = [0];
@@ -106,9 +114,9 @@ impl Flows {
             };
             let [ways, rate, seed] = plan.words();
             let argv = [tool.as_str(), &server, &number.to_string(), &ways, &rate, &seed];
-            flows.push(Flow {
+            flows.push(ChaosFlow {
                 plan: *plan,
-                client: Talk::start(&mut bed.agent.run(&argv))?,
+                client: LineProcess::start(&mut bed.agent.run(&argv))?,
                 server: Arc::clone(end),
                 sent: 0,
                 received: 0,
@@ -120,7 +128,7 @@ impl Flows {
         Ok(all)
     }
 
-    /// Hears what the clients tell, and fails if any flow has failed or stands still for too long.
+    /// Reads the clients' reports. Fails if any flow has failed or has stood still for too long.
     pub(super) fn supervise(&mut self) -> Result<()> {
         for (number, flow) in self.flows.iter_mut().enumerate() {
             flow.supervise().with_context(|| format!("flow {number}: {:?}", flow.plan))?;
@@ -128,7 +136,7 @@ impl Flows {
         Ok(())
     }
 
-    /// Waits until each has moved on, in every direction it has.
+    /// Waits until every flow has made progress in each of its directions.
     pub(super) fn wait_moved(&mut self) -> Result<()> {
         let before = Instant::now();
         loop {
@@ -140,11 +148,11 @@ impl Flows {
         }
     }
 
-    /// Ends each in order, and proves that what either end has sent the other has received, to the last byte.
-    /// Returns the bytes that have passed.
+    /// Ends every flow and checks that each end has received all that the other has sent. Returns
+    /// the number of bytes transferred.
     pub(super) fn finish(mut self) -> Result<u64> {
         for flow in &mut self.flows {
-            flow.client.say("stop")?;
+            flow.client.send_line("stop")?;
         }
         let mut bytes = 0;
         for (number, flow) in self.flows.iter_mut().enumerate() {
@@ -154,13 +162,13 @@ impl Flows {
     }
 }
 
-impl Flow {
+impl ChaosFlow {
     fn supervise(&mut self) -> Result<()> {
-        for line in self.client.overhear() {
-            self.heard(&line)?;
+        for line in self.client.take_lines() {
+            self.parse_report(&line)?;
         }
         self.check_server()?;
-        ensure!(!self.server.done.load(Ordering::Acquire), "the connection ended before it was told to");
+        ensure!(!self.server.done.load(Ordering::Acquire), "the connection ended early");
         let places = [self.server.received.load(Ordering::Relaxed), self.received];
         let used = [self.plan.up, self.plan.down];
         for ((moved, place), used) in self.moved.iter_mut().zip(places).zip(used) {
@@ -168,7 +176,7 @@ impl Flow {
                 *moved = (Instant::now(), place);
             }
             let pause = moved.0.elapsed();
-            ensure!(pause < LONGEST_PAUSE, "stands still for {pause:?} at {places:?} bytes");
+            ensure!(pause < LONGEST_PAUSE, "no progress for {pause:?} at {places:?} bytes");
         }
         Ok(())
     }
@@ -184,16 +192,18 @@ impl Flow {
         }
     }
 
-    /// `sent N received N`, `done` before it at the end; everything else is trouble.
-    fn heard(&mut self, line: &str) -> Result<bool> {
+    /// Parses a report `[done ]sent N received N`. Returns whether it is the last; any other line
+    /// is an error.
+    fn parse_report(&mut self, line: &str) -> Result<bool> {
         let words: Vec<&str> = line.split(' ').collect();
         let (done, sent, received) = match words[..] {
             ["sent", sent, "received", received] => (false, sent, received),
             ["done", "sent", sent, "received", received] => (true, sent, received),
             _ => {
-                // What the client hears of the server's trouble is the end of the stream.
+                // A failure at the server's end reaches the client only as the end of the stream,
+                // so the server's error is reported first.
                 self.check_server()?;
-                let End { sent, received, done, .. } = &*self.server;
+                let EndState { sent, received, done, .. } = &*self.server;
                 let (sent, received, done) = (
                     sent.load(Ordering::Relaxed),
                     received.load(Ordering::Relaxed),
@@ -212,24 +222,24 @@ impl Flow {
     }
 
     fn finish(&mut self) -> Result<u64> {
-        let end = Instant::now() + REST;
+        let end = Instant::now() + FINISH_TIMEOUT;
         loop {
-            let line = self.client.hear_within(end.saturating_duration_since(Instant::now()))?;
-            if self.heard(&line)? {
+            let line = self.client.next_line_within(end.saturating_duration_since(Instant::now()))?;
+            if self.parse_report(&line)? {
                 break;
             }
         }
         while !self.server.done.load(Ordering::Acquire) {
             self.check_server()?;
-            ensure!(Instant::now() < end, "the server's end does not come to an end");
+            ensure!(Instant::now() < end, "the server's end does not finish");
             std::thread::sleep(Duration::from_millis(5));
         }
         let (sent, received) =
             (self.server.sent.load(Ordering::Relaxed), self.server.received.load(Ordering::Relaxed));
         ensure!(self.sent == received, "up: {} bytes sent, {received} received", self.sent);
         ensure!(sent == self.received, "down: {sent} bytes sent, {} received", self.received);
-        ensure!(!self.plan.up || received > 0, "nothing went up");
-        ensure!(!self.plan.down || sent > 0, "nothing came down");
+        ensure!(!self.plan.up || received > 0, "no byte was sent up");
+        ensure!(!self.plan.down || sent > 0, "no byte was sent down");
         Ok(sent + received)
     }
 }

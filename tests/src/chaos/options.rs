@@ -1,37 +1,38 @@
-//! What a run is asked for on the command line.
+//! The command line of the chaos test.
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::script::Kind;
+use super::script::EventKind;
 
-/// Every kind of event about twice, those that end a program once: a minute or so.
-const SHORT: usize = 2 * Kind::ALL.len();
+/// Events of a short run, about a minute: every kind twice, those that end a program once.
+const SHORT: usize = 2 * EventKind::ALL.len();
 
-/// An hour.
+/// Events of a long run, about an hour.
 const LONG: usize = 3_000;
 
-/// With fewer events it is over before memory can be compared.
+/// The least number of events. With fewer, a run ends before memory can be compared.
 const FEWEST: usize = 10;
 
-/// What is played.
+/// The options of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Decides everything that is left to chance.
+    /// The seed of the random script.
     pub seed: u64,
-    /// How many events.
+    /// The number of events.
     pub events: usize,
-    /// Settings of `[tunnel]` at both ends, each a key and a value; without, the defaults.
+    /// Settings of `[tunnel]` at both ends as pairs of key and value; empty means the defaults.
     pub tunnel: Vec<(String, String)>,
 }
 
 impl Options {
-    /// Reads `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without a seed, `random` is it.
+    /// Parses `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without `--seed`, uses
+    /// `random`.
     pub fn parse(mut args: impl Iterator<Item = String>, random: u64) -> Result<Self> {
         let mut options = Self { seed: random, events: SHORT, tunnel: Vec::new() };
         while let Some(arg) = args.next() {
-            let mut value = || args.next().with_context(|| format!("{arg} wants a value"));
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             let number = |text: String| -> Result<u64> {
-                text.parse().with_context(|| format!("{arg} {text}: no number"))
+                text.parse().with_context(|| format!("{arg} {text}: not a number"))
             };
             match arg.as_str() {
                 "--seed" => options.seed = number(value()?)?,
@@ -39,15 +40,17 @@ impl Options {
                 "--long" => options.events = LONG,
                 "--tunnel" => {
                     let text = value()?;
-                    let (key, value) = text.split_once('=').context("--tunnel wants KEY=VALUE")?;
+                    let (key, value) = text.split_once('=').context("--tunnel needs KEY=VALUE")?;
                     options.tunnel.push((key.to_owned(), value.to_owned()));
                 }
                 other => {
-                    bail!("unknown {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…")
+                    bail!(
+                        "unknown argument {other}; usage: [--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…"
+                    )
                 }
             }
         }
-        ensure!(options.events >= FEWEST, "{} events are too few: at least {FEWEST}", options.events);
+        ensure!(options.events >= FEWEST, "{} events are too few: use at least {FEWEST}", options.events);
         Ok(options)
     }
 }
@@ -61,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_say_what_is_played_and_the_rest_is_usual() {
+    fn flags_override_the_defaults() {
         let usual = Options { seed: 42, events: SHORT, tunnel: Vec::new() };
         assert_eq!(parse("").unwrap(), usual);
         assert_eq!(parse("--long").unwrap(), Options { events: LONG, ..usual.clone() });
@@ -74,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn invalid_arguments_are_refused() {
         for line in ["--seed", "--seed x", "--events 9", "--sead 7", "7", "--tunnel", "--tunnel fifo"] {
             parse(line).unwrap_err();
         }

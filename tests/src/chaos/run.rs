@@ -1,4 +1,4 @@
-//! One run: the script played to its end, and what must be true then.
+//! One run of the chaos test: plays the script, then checks the final state.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use anyhow::{Context, Result, ensure};
 
 use super::flows::Flows;
 use super::options::Options;
-use super::script::{Kind, Script};
+use super::resource_usage::ResourceUsage;
+use super::script::{EventKind, Script};
 use super::stage::Stage;
-use super::vitals::Vitals;
 use crate::wait::{PATIENCE, wait_for};
 
-/// How often flows are looked after while nothing happens.
-const ROUND: Duration = Duration::from_millis(100);
+/// The interval at which flows are checked while no event is due.
+const SUPERVISE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often memory and descriptors are looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// The interval at which memory and descriptors are sampled.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often a long run says how far it is.
-const TELL: Duration = Duration::from_secs(60);
+/// The interval at which a long run prints its progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Plays the script and checks everything; says on stdout what was survived.
+/// Plays the script, checks everything, and prints a summary on stdout.
 pub fn run(options: &Options) -> Result<()> {
     let Options { seed, events, tunnel } = options;
     let script = Script::new(*seed, *events);
@@ -34,97 +34,98 @@ pub fn run(options: &Options) -> Result<()> {
             println!("{line}");
         }
         let tunnel: String = tunnel.iter().map(|(key, value)| format!(" --tunnel {key}={value}")).collect();
-        println!("the same again: cargo xtask test chaos --seed {seed} --events {events}{tunnel}");
+        println!("replay this run with: cargo xtask test chaos --seed {seed} --events {events}{tunnel}");
     }
     outcome
 }
 
 fn play(script: &Script, options: &Options, played: &mut Vec<String>) -> Result<()> {
     let mut stage = Stage::new(&options.tunnel)?;
-    // Every kind of trouble makes one of the programs warn.
+    // Every kind of event makes one of the programs warn.
     stage.bed.expect_warnings_of_all_kinds();
     let mut flows = Flows::start(&stage.bed, options.seed)?;
-    let mut watch = Watch::new(script.calm_from());
-    let mut survived: BTreeMap<Kind, u64> = BTreeMap::new();
+    let mut supervisor = Supervisor::new(script.calm_from());
+    let mut survived: BTreeMap<EventKind, u64> = BTreeMap::new();
     for event in &script.events {
-        watch.pass(&mut stage, &mut flows, event.at)?;
-        played.push(format!("begun at {:8.3} s: {event}", watch.start.elapsed().as_secs_f64()));
+        supervisor.pass(&mut stage, &mut flows, event.at)?;
+        played.push(format!("begun at {:8.3} s: {event}", supervisor.start.elapsed().as_secs_f64()));
         stage.perform(event)?;
         *survived.entry(event.kind).or_default() += 1;
-        watch.tell(&survived);
+        supervisor.report_progress(&survived);
     }
-    let rest = stage.next_undo().map_or(Duration::ZERO, |at| at.saturating_duration_since(watch.start));
-    watch.pass(&mut stage, &mut flows, rest)?;
+    let rest = stage.next_undo().map_or(Duration::ZERO, |at| at.saturating_duration_since(supervisor.start));
+    supervisor.pass(&mut stage, &mut flows, rest)?;
     stage.repair()?;
-    watch.look(&stage)?;
+    supervisor.sample(&stage)?;
 
     stage.bed.agent.wait_connected()?;
     flows.wait_moved().context("after the last event")?;
     one_active_path(&stage)?;
     let bytes = flows.finish()?;
-    let vitals = watch.vitals.map(|vitals| vitals.verdict());
-    let took = watch.start.elapsed();
+    let resource_usage = supervisor.resource_usage.map(|resource_usage| resource_usage.check_growth());
+    let took = supervisor.start.elapsed();
     stage.bed.finish()?;
 
     println!("survived {} events in {} s:", script.events.len(), took.as_secs());
     for (kind, count) in survived {
-        println!("{count:6}  {}", kind.words());
+        println!("{count:6}  {}", kind.description());
     }
     println!("{bytes} bytes checked, none wrong or missing, no connection lost");
-    for words in vitals {
+    for words in resource_usage {
         println!("{}", words?);
     }
     Ok(())
 }
 
-/// Looks after everything while time passes.
-struct Watch {
+/// Checks flows and resource usage while time passes.
+struct Supervisor {
     start: Instant,
     calm_from: Duration,
-    vitals: [Vitals; 2],
-    looked: Instant,
-    told: Instant,
+    resource_usage: [ResourceUsage; 2],
+    sampled_at: Instant,
+    reported_at: Instant,
 }
 
-impl Watch {
+impl Supervisor {
     fn new(calm_from: Duration) -> Self {
         let now = Instant::now();
-        let vitals = [Vitals::new("mobile"), Vitals::new("home-relay")];
-        Self { start: now, calm_from, vitals, looked: now, told: now }
+        let resource_usage = [ResourceUsage::new("mobile"), ResourceUsage::new("home-relay")];
+        Self { start: now, calm_from, resource_usage, sampled_at: now, reported_at: now }
     }
 
-    /// Waits until `at` has passed since the start, undoes what is due meanwhile, and finds out who suffers.
+    /// Waits until `at` has passed since the start. Meanwhile undoes events that are due and fails
+    /// if a flow has failed.
     fn pass(&mut self, stage: &mut Stage, flows: &mut Flows, at: Duration) -> Result<()> {
         loop {
             let now = Instant::now();
             stage.undo_until(now)?;
             flows.supervise()?;
-            if now >= self.start + self.calm_from && self.looked.elapsed() >= LOOK {
-                self.look(stage)?;
+            if now >= self.start + self.calm_from && self.sampled_at.elapsed() >= SAMPLE_INTERVAL {
+                self.sample(stage)?;
             }
             let Some(left) = at.checked_sub(self.start.elapsed()) else { return Ok(()) };
             let next = stage.next_undo().map_or(left, |at| at.saturating_duration_since(now).min(left));
-            std::thread::sleep(next.min(ROUND));
+            std::thread::sleep(next.min(SUPERVISE_INTERVAL));
         }
     }
 
-    fn look(&mut self, stage: &Stage) -> Result<()> {
-        self.looked = Instant::now();
-        let [agent, relay] = &mut self.vitals;
-        agent.look(stage.bed.agent.pid())?;
-        relay.look(stage.bed.relay.pid())
+    fn sample(&mut self, stage: &Stage) -> Result<()> {
+        self.sampled_at = Instant::now();
+        let [agent, relay] = &mut self.resource_usage;
+        agent.sample(stage.bed.agent.pid())?;
+        relay.sample(stage.bed.relay.pid())
     }
 
-    fn tell(&mut self, survived: &BTreeMap<Kind, u64>) {
-        if self.told.elapsed() >= TELL {
-            self.told = Instant::now();
+    fn report_progress(&mut self, survived: &BTreeMap<EventKind, u64>) {
+        if self.reported_at.elapsed() >= PROGRESS_INTERVAL {
+            self.reported_at = Instant::now();
             let count: u64 = survived.values().sum();
             println!("{} min: {count} events survived", self.start.elapsed().as_secs() / 60);
         }
     }
 }
 
-/// Both sides have settled on one active path, and it is the same one.
+/// Waits until the agent and the relay agree on exactly one active path.
 fn one_active_path(stage: &Stage) -> Result<()> {
     let (agent, relay) = (&stage.bed.agent, &stage.bed.relay);
     wait_for("one active path on both sides", PATIENCE, || {

@@ -1,4 +1,4 @@
-//! What happens, and when: a pure function of a seed.
+//! The random script of a chaos test: which events happen, and when. A pure function of the seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,81 +9,82 @@ use rand::{RngExt, SeedableRng};
 
 use crate::uplink::UplinkName;
 
-/// The pauses between events, in milliseconds: short enough that effects overlap, long enough that some sessions
-/// settle in between.
+/// The time between two events in milliseconds: short enough that effects overlap, long enough that
+/// some sessions settle in between.
 const PAUSE_MS: std::ops::Range<u64> = 200..2_200;
 
-/// How long an effect lasts, in milliseconds: from what TCP hardly sees to several of its timeouts.
+/// The duration of an effect in milliseconds: from hardly visible to TCP up to several of its
+/// timeouts.
 const LASTING_MS: std::ops::Range<u64> = 300..4_000;
 
-/// How long there is no uplink at all.
+/// The duration of a complete outage in milliseconds.
 const OUTAGE_MS: std::ops::Range<u64> = 500..5_000;
 
-/// The share of frames lost, in per cent, each way.
+/// The share of frames lost in each direction, in percent.
 const LOSS_PERCENT: std::ops::RangeInclusive<u8> = 5..=20;
 
-/// A kind of event.
+/// The kinds of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// SIGKILL, and a new start.
+pub enum EventKind {
+    /// Kills the agent with SIGKILL and starts it again.
     AgentKilled,
-    /// SIGKILL, and a new start.
+    /// Kills the relay with SIGKILL and starts it again.
     RelayKilled,
-    /// Both at once, and new starts.
+    /// Kills both programs with SIGKILL and starts them again.
     BothKilled,
-    /// SIGTERM, a clean end, and a new start.
+    /// Stops the agent with SIGTERM and starts it again.
     AgentRestarted,
-    /// SIGTERM, a clean end, and a new start.
+    /// Stops the relay with SIGTERM and starts it again.
     RelayRestarted,
-    /// The relay's name leads to other addresses, and only there it is reached.
+    /// Moves the relay to other addresses and lets its name resolve to them.
     RelayMoved,
-    /// The agent is stopped for a while, as in a suspend; its netlink socket overruns meanwhile, and the uplink has
-    /// another address when it wakes.
+    /// Stops the agent with SIGSTOP, as in a suspend. Meanwhile its netlink socket overruns, and
+    /// the uplink gets another address.
     Suspended,
-    /// `mobile use` of an uplink.
+    /// Runs `mobile use` with an uplink.
     Use,
-    /// `mobile use auto`.
+    /// Runs `mobile use auto`.
     UseAuto,
-    /// The cable is pulled.
+    /// Takes an uplink's carrier away.
     CarrierCut,
-    /// The link is set down.
+    /// Sets an uplink's link down.
     LinkDown,
-    /// The addresses go, the link stays.
+    /// Removes an uplink's addresses; the link stays.
     AddressGone,
-    /// The default routes go, link and addresses stay.
+    /// Removes an uplink's default routes; link and addresses stay.
     RouteGone,
-    /// The network offers IPv6 only.
+    /// Leaves an uplink IPv6 only.
     Ipv4Gone,
-    /// The network offers IPv4 only.
+    /// Leaves an uplink IPv4 only.
     Ipv6Gone,
-    /// Another address on the same link.
+    /// Gives the host another address on the same link.
     Renumbered,
-    /// Another router on the same link.
+    /// Gives the link another router.
     GatewayChanged,
-    /// What the host sends vanishes.
+    /// Drops what the host sends.
     SilentUp,
-    /// What the host should receive vanishes.
+    /// Drops what the host should receive.
     SilentDown,
-    /// Everything vanishes.
+    /// Drops everything in both directions.
     SilentBoth,
-    /// Some frames are lost.
+    /// Drops some frames at random.
     Loss,
-    /// Ten times the delay.
+    /// Multiplies the delay by ten.
     Slow,
-    /// A tenth of the rate.
+    /// Divides the rate by ten.
     Narrow,
-    /// Nothing is left of any uplink.
+    /// Takes every uplink away.
     Outage,
-    /// Thousands of netlink events.
+    /// Causes thousands of netlink events.
     Storm,
-    /// A tethered telephone is plugged in, and pulled out later.
+    /// Plugs in a tethered telephone and unplugs it later.
     Tether,
-    /// A captive portal closes.
+    /// Puts a captive portal in front of a visited network.
     Portal,
 }
 
-impl Kind {
-    /// All of them.
+impl EventKind {
+    /// All kinds of events.
     pub const ALL: [Self; 27] = [
         Self::AgentKilled,
         Self::RelayKilled,
@@ -114,7 +115,7 @@ impl Kind {
         Self::Portal,
     ];
 
-    /// Whether a program ends in it.
+    /// Returns whether the event ends one of the programs.
     #[must_use]
     pub fn is_restart(self) -> bool {
         matches!(
@@ -127,9 +128,9 @@ impl Kind {
         )
     }
 
-    /// In words.
+    /// Returns a short description for output.
     #[must_use]
-    pub fn words(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::AgentKilled => "agent killed",
             Self::RelayKilled => "relay killed",
@@ -166,7 +167,7 @@ impl Kind {
             && !matches!(self, Self::RelayMoved | Self::UseAuto | Self::Outage | Self::Storm | Self::Tether)
     }
 
-    /// Whether what it does is undone after [`Event::lasting`].
+    /// Returns whether the event's effect is undone after [`Event::lasting`].
     #[must_use]
     pub fn lasts(self) -> bool {
         let at_once = matches!(
@@ -182,25 +183,25 @@ impl Kind {
     }
 }
 
-/// One event.
+/// One event of a script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When, from the start.
+    /// The time of the event, from the start of the run.
     pub at: Duration,
-    /// What.
-    pub kind: Kind,
-    /// To which uplink, where it is one's.
+    /// The kind of event.
+    pub kind: EventKind,
+    /// The uplink concerned, if the kind concerns one.
     pub uplink: UplinkName,
-    /// For how long, where it passes.
+    /// The duration of the effect, if the kind has one.
     pub lasting: Duration,
-    /// The share of frames lost, where some are.
+    /// The share of frames lost in percent, for [`EventKind::Loss`].
     pub percent: u8,
 }
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:8.3} s  {}", self.at.as_secs_f64(), self.kind.words())?;
-        if self.kind == Kind::Loss {
+        write!(f, "{:8.3} s  {}", self.at.as_secs_f64(), self.kind.description())?;
+        if self.kind == EventKind::Loss {
             write!(f, " of {} %", self.percent)?;
         }
         if self.kind.concerns_an_uplink() {
@@ -213,18 +214,18 @@ impl fmt::Display for Event {
     }
 }
 
-/// Everything that happens in one run.
+/// All events of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
-    /// In order of time.
+    /// The events in the order of time.
     pub events: Vec<Event>,
 }
 
 impl Script {
-    /// The script of `count` events that `seed` stands for.
+    /// Creates the script of `count` events for `seed`.
     ///
-    /// Kinds are dealt like cards, all of them before the first comes again. In the second half no program ends: what
-    /// one holds can only be seen to stay the same while it lives.
+    /// Kinds are dealt like cards: all of them occur before any occurs again. In the second half no
+    /// program is restarted, because a leak shows only while a process lives.
     #[must_use]
     pub fn new(seed: u64, count: usize) -> Self {
         let mut chance = StdRng::seed_from_u64(seed);
@@ -232,15 +233,15 @@ impl Script {
         while events.len() < count {
             let calm = events.len() >= count / 2;
             if calm {
-                deck.retain(|kind: &Kind| !kind.is_restart());
+                deck.retain(|kind: &EventKind| !kind.is_restart());
             }
             let Some(kind) = deck.pop() else {
-                deck.extend(Kind::ALL);
+                deck.extend(EventKind::ALL);
                 deck.shuffle(&mut chance);
                 continue;
             };
             at += Duration::from_millis(chance.random_range(PAUSE_MS));
-            let lasting = if kind == Kind::Outage { OUTAGE_MS } else { LASTING_MS };
+            let lasting = if kind == EventKind::Outage { OUTAGE_MS } else { LASTING_MS };
             events.push(Event {
                 at,
                 kind,
@@ -252,13 +253,13 @@ impl Script {
         Self { events }
     }
 
-    /// The first moment at which no program ends any more.
+    /// Returns the time after which no program is restarted.
     #[must_use]
     pub fn calm_from(&self) -> Duration {
         self.events.get(self.events.len() / 2).map_or(Duration::ZERO, |event| event.at)
     }
 
-    /// When the last event has come.
+    /// Returns the time of the last event.
     #[must_use]
     pub fn end(&self) -> Duration {
         self.events.last().map_or(Duration::ZERO, |event| event.at)
@@ -286,11 +287,11 @@ mod tests {
     #[test]
     fn every_kind_occurs_in_the_first_half_and_all_but_restarts_in_the_second() {
         for seed in 0..50 {
-            let script = Script::new(seed, 2 * Kind::ALL.len());
+            let script = Script::new(seed, 2 * EventKind::ALL.len());
             let kinds = |events: &[Event]| events.iter().map(|event| event.kind).collect::<BTreeSet<_>>();
             let (first, second) = script.events.split_at(script.events.len() / 2);
-            assert_eq!(kinds(first), BTreeSet::from(Kind::ALL));
-            let calm: BTreeSet<_> = Kind::ALL.into_iter().filter(|kind| !kind.is_restart()).collect();
+            assert_eq!(kinds(first), BTreeSet::from(EventKind::ALL));
+            let calm: BTreeSet<_> = EventKind::ALL.into_iter().filter(|kind| !kind.is_restart()).collect();
             assert_eq!(kinds(second), calm);
             assert_eq!(script.calm_from(), second[0].at);
         }
@@ -303,7 +304,7 @@ mod tests {
         for event in &script.events {
             assert!((5..=20).contains(&event.percent), "{event}");
             assert!((300..5_000).contains(&event.lasting.as_millis()), "{event}");
-            assert!(event.kind == Kind::Outage || event.lasting.as_millis() < 4_000, "{event}");
+            assert!(event.kind == EventKind::Outage || event.lasting.as_millis() < 4_000, "{event}");
         }
         for uplink in UplinkName::ALL {
             assert!(script.events.iter().any(|event| event.uplink == uplink));

@@ -1,49 +1,50 @@
-//! Carries events out, and undoes them when their time is over.
+//! Performs the events of a script on a lab, and undoes each when its time is over.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::script::{Event, Kind};
+use super::script::{Event, EventKind};
+use crate::captive_portal::CaptivePortal;
 use crate::lab::LabOptions;
 use crate::link::Blackhole;
-use crate::portal::Portal;
-use crate::relay_name::{RelayName, RelayPlace};
+use crate::relay_name::{RelayLocation, RelayName};
 use crate::storm::netlink_storm;
 use crate::testbed::Testbed;
 use crate::tether::Tether;
 use crate::uplink::{Family, Uplink, UplinkName};
 
-/// Each uplink's rate: more than a core or two can be kept busy with, enough for bulk flows to fill.
+/// The rate of each uplink in bit/s: little enough that one or two cores keep up, enough for bulk
+/// flows to fill.
 pub(super) const RATE: u64 = 20_000_000;
 
-/// Some thousand events each time.
+/// Flips of one storm; each causes several netlink events.
 const STORM_FLIPS: usize = 1_000;
 
-/// More events than the buffer of a netlink socket holds when nobody reads.
+/// Flips that cause more events than a netlink socket's buffer holds while nobody reads it.
 const OVERRUN_FLIPS: usize = 300;
 
-/// Better than both uplinks: the session moves to the tether, and has to leave it when it is pulled out.
+/// A better metric than both uplinks': the session moves to the tether, and must leave it again.
 const TETHER_METRIC: u32 = 50;
 
-/// The lab while chaos is on.
+/// The lab on which a chaos test performs its events.
 pub(super) struct Stage {
-    /// Both programs.
+    /// The lab with both programs.
     pub(super) bed: Testbed,
     tether: Option<Tether>,
-    portals: [Option<Portal>; 2],
-    relay: (RelayName, RelayPlace),
-    undo: Vec<(Instant, Kind, UplinkName)>,
+    portals: [Option<CaptivePortal>; 2],
+    relay: (RelayName, RelayLocation),
+    undo: Vec<(Instant, EventKind, UplinkName)>,
 }
 
 impl Stage {
-    /// Both programs running with these settings of `[tunnel]`, the uplinks as limited as real ones.
+    /// Starts both programs with these settings of `[tunnel]`, and limits the uplinks' rates.
     pub(super) fn new(tunnel: &[(String, String)]) -> Result<Self> {
         let mut bed = Testbed::installed(&LabOptions::default())?;
         bed.configure_tunnel(tunnel)?;
-        let place = RelayPlace::First;
-        let relay = (RelayName::give(&mut bed, &place.addresses())?, place);
+        let place = RelayLocation::First;
+        let relay = (RelayName::install(&mut bed, &place.addresses())?, place);
         bed.start()?;
         for name in UplinkName::ALL {
             bed.lab.uplink(name).link().set_rate(Some(RATE));
@@ -51,31 +52,34 @@ impl Stage {
         Ok(Self { bed, tether: None, portals: [None, None], relay, undo: Vec::new() })
     }
 
-    /// Begins an event; what it lasts is undone by [`Stage::undo_until`].
+    /// Performs an event. [`Stage::undo_until`] undoes an event that lasts.
     pub(super) fn perform(&mut self, event: &Event) -> Result<()> {
-        self.begin(event).with_context(|| format!("cannot carry out: {event}"))?;
+        self.begin(event).with_context(|| format!("cannot perform the event: {event}"))?;
         if event.kind.lasts() {
             self.undo.push((Instant::now() + event.lasting, event.kind, event.uplink));
         }
         Ok(())
     }
 
-    /// Undoes what is due at `now`. When effects overlap on one uplink, the first to end repairs it.
+    /// Undoes the events that end by `now`. If effects overlap on one uplink, the first to end
+    /// repairs the uplink.
     pub(super) fn undo_until(&mut self, now: Instant) -> Result<()> {
         let (due, later): (Vec<_>, Vec<_>) = self.undo.drain(..).partition(|(at, ..)| *at <= now);
         self.undo = later;
         for (_, kind, uplink) in due {
-            self.end(kind, uplink).with_context(|| format!("cannot undo: {}", kind.words()))?;
+            self.end(kind, uplink)
+                .with_context(|| format!("cannot undo the event: {}", kind.description()))?;
         }
         Ok(())
     }
 
-    /// When the next effect ends.
+    /// Returns when the next effect ends.
     pub(super) fn next_undo(&self) -> Option<Instant> {
         self.undo.iter().map(|(at, ..)| *at).min()
     }
 
-    /// Everything is as it should be again, and whatever was forced is left to the policy.
+    /// Undoes all effects, brings both uplinks up and gives the choice of the uplink back to the
+    /// agent.
     pub(super) fn repair(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.undo);
         for (_, kind, uplink) in pending {
@@ -92,23 +96,23 @@ impl Stage {
         let uplink: &Uplink = lab.uplink(event.uplink);
         let link = uplink.link();
         match event.kind {
-            Kind::AgentKilled => agent.kill().and_then(|()| agent.start()),
-            Kind::RelayKilled => relay.kill().and_then(|()| relay.start()),
-            Kind::BothKilled => {
+            EventKind::AgentKilled => agent.kill().and_then(|()| agent.start()),
+            EventKind::RelayKilled => relay.kill().and_then(|()| relay.start()),
+            EventKind::BothKilled => {
                 agent.kill()?;
                 relay.kill()?;
                 relay.start()?;
                 agent.start()
             }
-            Kind::AgentRestarted => agent.stop().and_then(|()| agent.start()),
-            Kind::RelayRestarted => relay.stop().and_then(|()| relay.start()),
-            Kind::RelayMoved => {
+            EventKind::AgentRestarted => agent.stop().and_then(|()| agent.start()),
+            EventKind::RelayRestarted => relay.stop().and_then(|()| relay.start()),
+            EventKind::RelayMoved => {
                 let (name, place) = &mut self.relay;
                 *place = place.other();
                 place.move_relay_here(lab)?;
                 name.set(&place.addresses())
             }
-            Kind::Suspended => {
+            EventKind::Suspended => {
                 agent.signal(Signal::SIGSTOP)?;
                 let asleep = Instant::now();
                 netlink_storm(&lab.host, OVERRUN_FLIPS)?;
@@ -117,84 +121,90 @@ impl Stage {
                 std::thread::sleep(event.lasting.saturating_sub(asleep.elapsed()));
                 agent.signal(Signal::SIGCONT)
             }
-            Kind::Use => agent.cli(&["use", uplink.device()])?.ok().map(drop),
-            Kind::UseAuto => agent.cli(&["use", "auto"])?.ok().map(drop),
-            // Without waiting for the kernel to tell of it: that is the agent's part.
-            Kind::CarrierCut => link.cut(),
-            Kind::LinkDown => uplink.take_down(),
-            Kind::AddressGone => uplink.remove_address(),
-            Kind::RouteGone => Family::ALL.into_iter().try_for_each(|family| uplink.flush_routes(family)),
-            Kind::Ipv4Gone => uplink.remove_family(Family::Four),
-            Kind::Ipv6Gone => uplink.remove_family(Family::Six),
-            // A network that answers DHCP is there.
-            Kind::Renumbered => uplink.bring_up().and_then(|()| uplink.renumber()),
-            Kind::GatewayChanged => uplink.bring_up().and_then(|()| uplink.change_gateway()),
-            Kind::SilentUp => silence(link, Blackhole::Up),
-            Kind::SilentDown => silence(link, Blackhole::Down),
-            Kind::SilentBoth => silence(link, Blackhole::Both),
-            Kind::Loss => {
+            EventKind::Use => agent.cli(&["use", uplink.device()])?.ok().map(drop),
+            EventKind::UseAuto => agent.cli(&["use", "auto"])?.ok().map(drop),
+            // The event does not wait until the kernel has announced the change; that is the
+            // agent's part.
+            EventKind::CarrierCut => link.cut(),
+            EventKind::LinkDown => uplink.take_down(),
+            EventKind::AddressGone => uplink.remove_address(),
+            EventKind::RouteGone => {
+                Family::ALL.into_iter().try_for_each(|family| uplink.flush_routes(family))
+            }
+            EventKind::Ipv4Gone => uplink.remove_family(Family::Four),
+            EventKind::Ipv6Gone => uplink.remove_family(Family::Six),
+            // The uplink is brought up first, because only a reachable network answers DHCP.
+            EventKind::Renumbered => uplink.bring_up().and_then(|()| uplink.renumber()),
+            EventKind::GatewayChanged => uplink.bring_up().and_then(|()| uplink.change_gateway()),
+            EventKind::SilentUp => silence(link, Blackhole::Up),
+            EventKind::SilentDown => silence(link, Blackhole::Down),
+            EventKind::SilentBoth => silence(link, Blackhole::Both),
+            EventKind::Loss => {
                 link.set_loss(f64::from(event.percent) / 100.0);
                 Ok(())
             }
-            Kind::Slow => {
+            EventKind::Slow => {
                 link.set_delay(LabOptions::DELAY * 10);
                 Ok(())
             }
-            Kind::Narrow => {
+            EventKind::Narrow => {
                 link.set_rate(Some(RATE / 10));
                 Ok(())
             }
-            Kind::Outage => {
+            EventKind::Outage => {
                 self.tether = None;
                 lab.wlan().link().cut()?;
                 lab.eth().take_down()
             }
-            Kind::Storm => netlink_storm(&lab.host, STORM_FLIPS),
-            Kind::Tether => {
-                // One telephone: it is pulled out first if it is there.
+            EventKind::Storm => netlink_storm(&lab.host, STORM_FLIPS),
+            EventKind::Tether => {
+                // There is only one telephone: unplug it first if it is plugged in.
                 self.tether = None;
                 let tether = Tether::plug_in(lab, TETHER_METRIC)?;
                 tether.link.set_rate(Some(RATE));
                 self.tether = Some(tether);
                 Ok(())
             }
-            Kind::Portal => {
+            EventKind::Portal => {
                 let portal = &mut self.portals[index(event.uplink)];
                 if portal.is_none() {
-                    *portal = Some(Portal::close(&lab.visited[index(event.uplink)])?);
+                    *portal = Some(CaptivePortal::install(&lab.visited[index(event.uplink)])?);
                 }
                 Ok(())
             }
         }
     }
 
-    fn end(&mut self, kind: Kind, uplink: UplinkName) -> Result<()> {
+    fn end(&mut self, kind: EventKind, uplink: UplinkName) -> Result<()> {
         let lab = &self.bed.lab;
         let link = lab.uplink(uplink).link();
         match kind {
-            Kind::SilentUp | Kind::SilentDown | Kind::SilentBoth => silence(link, Blackhole::None),
-            Kind::Loss => {
+            EventKind::SilentUp | EventKind::SilentDown | EventKind::SilentBoth => {
+                silence(link, Blackhole::None)
+            }
+            EventKind::Loss => {
                 link.set_loss(0.0);
                 Ok(())
             }
-            Kind::Slow => {
+            EventKind::Slow => {
                 link.set_delay(LabOptions::DELAY);
                 Ok(())
             }
-            Kind::Narrow => {
+            EventKind::Narrow => {
                 link.set_rate(Some(RATE));
                 Ok(())
             }
-            Kind::Outage => lab.wlan().bring_up().and_then(|()| lab.eth().bring_up()),
-            Kind::Tether => {
+            EventKind::Outage => lab.wlan().bring_up().and_then(|()| lab.eth().bring_up()),
+            EventKind::Tether => {
                 self.tether = None;
                 Ok(())
             }
-            Kind::Portal => {
+            EventKind::Portal => {
                 self.portals[index(uplink)] = None;
                 Ok(())
             }
-            // Every loss a network manager can cause; a suspended agent is awake already.
+            // Bringing the uplink up repairs every loss that a network manager can cause. A
+            // suspended agent has been woken by `begin`.
             _ => lab.uplink(uplink).bring_up(),
         }
     }

@@ -1,4 +1,5 @@
-//! The bytes of one direction of one flow: the same from the same seed, so that the receiver can check each of them.
+//! The pseudorandom bytes of one direction of a flow, which the receiver generates again to check
+//! them.
 
 /// An endless stream of bytes that look random.
 #[derive(Debug, Clone)]
@@ -9,19 +10,20 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The stream that `seed` stands for.
+    /// Creates the stream that `seed` stands for.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        // xorshift64 must not start at zero; the multiplication (splitmix64's) sets neighbouring seeds apart.
+        // xorshift64 must not start at zero. The multiplication by splitmix64's constant separates
+        // neighbouring seeds.
         let state = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         Self { state, word: [0; 8], used: 8 }
     }
 
-    /// The next bytes.
+    /// Writes the stream's next bytes to `to`.
     pub fn fill(&mut self, to: &mut [u8]) {
         for byte in to {
             if self.used == self.word.len() {
-                // Marsaglia's xorshift64: no offset error can go unseen.
+                // Marsaglia's xorshift64, whose output shows any error of offset.
                 self.state ^= self.state << 13;
                 self.state ^= self.state >> 7;
                 self.state ^= self.state << 17;
@@ -32,10 +34,10 @@ impl Stream {
         }
     }
 
-    /// Compares the next bytes with `got`; the place of the first that differs.
+    /// Compares the stream's next bytes with `got`.
     ///
     /// # Errors
-    /// The first wrong byte's place in `got`.
+    /// Returns the index in `got` of the first byte that differs.
     pub fn check(&mut self, got: &[u8]) -> Result<(), usize> {
         let mut expected = vec![0; got.len()];
         self.fill(&mut expected);
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_the_same_however_it_is_cut() {
+    fn a_stream_does_not_depend_on_the_chunk_size() {
         let mut whole = [0; 1_000];
         Stream::new(5).fill(&mut whole);
         let mut checked = Stream::new(5);

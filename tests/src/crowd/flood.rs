@@ -1,4 +1,4 @@
-//! Those who have no business at a relay.
+//! A flood of unauthorised connection attempts at the relay's port.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -13,36 +13,37 @@ use tokio::runtime::Runtime;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{Way, home};
+use super::{RelayTarget, client_address};
 
-/// What they try.
+/// The kind of attempt that a flood makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
-    /// Bytes that are no TLS.
+    /// 512 bytes that are not TLS.
     Garbage,
-    /// All of TLS, with a key that nobody authorised.
+    /// A complete TLS handshake with a key that the relay does not know.
     UnknownKey,
 }
 
-/// Where they come from.
+/// The source addresses of a flood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {
-    /// Four IPv6 /64s.
+    /// Four IPv6 /64 prefixes in turn.
     Few,
-    /// Another /64 each time, of 65,536.
+    /// 65,536 IPv6 /64 prefixes in turn.
     Many,
 }
 
-/// The first that no member lives at.
+/// The first client number whose address belongs to the flood; authorised clients have lower ones.
 const STRANGERS: u32 = 1 << 21;
-/// Attempts that are made together: tokio's clock has milliseconds.
+/// The interval at which attempts are started in batches: tokio's timers have a resolution of 1 ms.
 const TICK: Duration = Duration::from_millis(10);
-/// They give up after this.
+/// The timeout of one attempt.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Open at once; a relay that cannot keep up must not use up our own sockets.
+/// The most attempts in progress. A relay that cannot keep up must not exhaust the test process's
+/// sockets.
 const AT_ONCE: usize = 4000;
 
-/// Attempts in the background; they end when this is dropped.
+/// A flood that runs in the background and stops when dropped.
 #[derive(Debug)]
 pub struct Flood {
     attempts: Arc<AtomicU64>,
@@ -52,7 +53,7 @@ pub struct Flood {
 impl Flood {
     pub(super) fn start(
         runtime: &Runtime,
-        way: Arc<Way>,
+        relay: Arc<RelayTarget>,
         attack: Attack,
         sources: Sources,
         rate: u32,
@@ -62,20 +63,20 @@ impl Flood {
         let task = runtime.spawn(async move {
             let mut ticks = interval(TICK);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-            let stranger = tls::client_config(&PrivateKey::from_seed([0xee; 32]), way.key);
+            let stranger = tls::client_config(&PrivateKey::from_seed([0xee; 32]), relay.key);
             let (mut pending, mut number) = (JoinSet::new(), 0);
             loop {
                 ticks.tick().await;
                 for _ in 0..rate / 100 {
                     number += 1;
                     let width = if sources == Sources::Few { 4 } else { 1 << 16 };
-                    let from = home(STRANGERS + number % width);
-                    let (way, stranger) = (Arc::clone(&way), Arc::clone(&stranger));
+                    let from = client_address(STRANGERS + number % width);
+                    let (relay, stranger) = (Arc::clone(&relay), Arc::clone(&stranger));
                     pending.spawn(timeout(PATIENCE, async move {
                         match attack {
-                            Attack::Garbage => garbage(&way, from).await,
+                            Attack::Garbage => garbage(&relay, from).await,
                             Attack::UnknownKey => {
-                                let tcp = way.tcp(from).await?;
+                                let tcp = relay.tcp(from).await?;
                                 let mut stream = tls::connect(&stranger, tcp, PATIENCE).await?;
                                 stream.read_to_end(&mut Vec::new()).await?;
                                 Ok(())
@@ -84,7 +85,7 @@ impl Flood {
                     }));
                     counted.fetch_add(1, Ordering::Relaxed);
                 }
-                // How an attempt ended is in the relay's metrics.
+                // The outcome of an attempt is counted by the relay's metrics.
                 while pending.try_join_next().is_some() {}
                 while pending.len() > AT_ONCE {
                     pending.join_next().await;
@@ -94,7 +95,7 @@ impl Flood {
         Self { attempts, task: task.abort_handle() }
     }
 
-    /// Attempts until now.
+    /// Returns the number of attempts started so far.
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)
@@ -107,8 +108,8 @@ impl Drop for Flood {
     }
 }
 
-async fn garbage(way: &Way, from: Ipv6Addr) -> Result<()> {
-    let mut tcp = way.tcp(from).await?;
+async fn garbage(relay: &RelayTarget, from: Ipv6Addr) -> Result<()> {
+    let mut tcp = relay.tcp(from).await?;
     tcp.write_all(&[0xa5; 512]).await?;
     tcp.read_to_end(&mut Vec::new()).await?;
     Ok(())

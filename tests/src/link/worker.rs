@@ -1,4 +1,4 @@
-//! One direction of an emulated link: a queue of frames, each with the time it is due.
+//! One direction of an emulated link: a queue of frames with the time at which each is due.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -12,16 +12,18 @@ use nix::sys::time::TimeSpec;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Lane, Shape};
+use super::{DirectionState, LinkShape};
 use crate::tap::{MAX_FRAME, Tap, VNET_HEADER};
 
-/// Frames taken in before due ones are let out: enough to amortise the clock, few enough to be punctual.
+/// Frames read before due ones are delivered: enough to amortise reading the clock, few enough to
+/// be punctual.
 const BATCH: usize = 32;
 
-/// Frames up to this size are kept in buffers of their own size, larger ones in full-sized ones.
+/// Frames up to this size are copied to buffers of their own size; larger ones keep their
+/// full-sized buffer.
 const SMALL: usize = 2_048;
 
-/// Buffers kept for reuse per direction; at 64 KiB each this is 4 MiB.
+/// Spare buffers kept for each direction; with 64 KiB each, 4 MiB.
 const SPARE_BUFFERS: usize = 64;
 
 struct Frame {
@@ -30,15 +32,15 @@ struct Frame {
     length: usize,
 }
 
-enum Fate {
+enum Admission {
     Lost,
     Now,
     At(Instant),
 }
 
-/// Moves the frames of one direction, on a thread of its own.
+/// The worker that moves the frames of one direction, on its own thread.
 pub(super) struct Worker {
-    lane: Arc<Lane>,
+    state: Arc<DirectionState>,
     from: Arc<Tap>,
     to: Arc<Tap>,
     stop: Arc<EventFd>,
@@ -49,9 +51,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// From `from` to `to`, until `stop` is readable; `name` decides what is lost by chance.
+    /// Creates a worker that moves frames from `from` to `to` until `stop` is readable. `name`
+    /// seeds the random losses.
     pub(super) fn new(
-        lane: &Arc<Lane>,
+        state: &Arc<DirectionState>,
         from: &Arc<Tap>,
         to: &Arc<Tap>,
         stop: &Arc<EventFd>,
@@ -60,7 +63,7 @@ impl Worker {
         let seed =
             name.bytes().fold(1, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
         Self {
-            lane: Arc::clone(lane),
+            state: Arc::clone(state),
             from: Arc::clone(from),
             to: Arc::clone(to),
             stop: Arc::clone(stop),
@@ -71,9 +74,9 @@ impl Worker {
         }
     }
 
-    /// The thread.
+    /// Runs until the link is dropped.
     pub(super) fn run(mut self) {
-        // The default slack of 50 µs would be added to every delay.
+        // The default timer slack of 50 µs would be added to every delay.
         let _ = nix::sys::prctl::set_timerslack(1);
         loop {
             let wait = self.queue.front().map(|frame| frame.due.saturating_duration_since(Instant::now()));
@@ -81,20 +84,20 @@ impl Worker {
                 PollFd::new(self.from.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.stop.as_fd(), PollFlags::POLLIN),
             ];
-            // An interrupted wait is a short wait.
+            // An interrupted wait only ends early.
             let _ = ppoll(&mut fds, wait.map(TimeSpec::from), None);
             if fds[1].any() == Some(true) {
                 return;
             }
-            let shape = *self.lane.shape();
+            let shape = *self.state.shape();
             if fds[0].any() == Some(true) {
-                self.take_in(shape);
+                self.receive_frames(shape);
             }
-            self.let_out(shape);
+            self.deliver_due(shape);
         }
     }
 
-    fn take_in(&mut self, shape: Shape) {
+    fn receive_frames(&mut self, shape: LinkShape) {
         for _ in 0..BATCH {
             let mut buffer = self.spare.pop().unwrap_or_else(|| vec![0; MAX_FRAME]);
             let length = match self.from.read(&mut buffer) {
@@ -102,23 +105,24 @@ impl Worker {
                 Err(error) => {
                     self.recycle(buffer);
                     if error.kind() != std::io::ErrorKind::WouldBlock {
-                        // The device is on its way out: do not spin until we are told to stop.
+                        // The device is being removed: sleep instead of spinning until `stop` is
+                        // signalled.
                         std::thread::sleep(Duration::from_millis(1));
                     }
                     return;
                 }
             };
             match self.admit(shape, &buffer[..length]) {
-                Fate::Lost => {
-                    self.lane.count_drop();
+                Admission::Lost => {
+                    self.state.count_drop();
                     self.recycle(buffer);
                 }
-                Fate::Now if self.queue.is_empty() => {
+                Admission::Now if self.queue.is_empty() => {
                     self.deliver(&buffer[..length]);
                     self.recycle(buffer);
                 }
-                fate => {
-                    let due = if let Fate::At(due) = fate { due } else { Instant::now() };
+                admission => {
+                    let due = if let Admission::At(due) = admission { due } else { Instant::now() };
                     if length <= SMALL {
                         let small = buffer[..length].to_vec();
                         self.recycle(std::mem::replace(&mut buffer, small));
@@ -129,35 +133,36 @@ impl Worker {
         }
     }
 
-    fn admit(&mut self, shape: Shape, frame: &[u8]) -> Fate {
-        if shape.cut || shape.silent || (shape.loss > 0.0 && self.chance.random_bool(shape.loss.min(1.0))) {
-            return Fate::Lost;
+    fn admit(&mut self, shape: LinkShape, frame: &[u8]) -> Admission {
+        if shape.cut || shape.blackholed || (shape.loss > 0.0 && self.chance.random_bool(shape.loss.min(1.0)))
+        {
+            return Admission::Lost;
         }
         if shape.delay.is_zero() && shape.rate.is_none() {
-            return Fate::Now;
+            return Admission::Now;
         }
         let now = Instant::now();
         let mut sent = now;
         if let Some(rate) = shape.rate {
             let start = self.sender_free.max(now);
             if start - now > shape.queue {
-                return Fate::Lost;
+                return Admission::Lost;
             }
             sent = start + Duration::from_secs_f64(wire_bytes(frame) as f64 * 8.0 / rate as f64);
             self.sender_free = sent;
         }
-        Fate::At(sent + shape.delay)
+        Admission::At(sent + shape.delay)
     }
 
-    fn let_out(&mut self, shape: Shape) {
+    fn deliver_due(&mut self, shape: LinkShape) {
         if self.queue.is_empty() {
             return;
         }
         let now = Instant::now();
         while self.queue.front().is_some_and(|frame| frame.due <= now) {
             let Some(frame) = self.queue.pop_front() else { return };
-            if shape.cut || shape.silent {
-                self.lane.count_drop();
+            if shape.cut || shape.blackholed {
+                self.state.count_drop();
             } else {
                 self.deliver(&frame.buffer[..frame.length]);
             }
@@ -166,15 +171,16 @@ impl Worker {
     }
 
     fn deliver(&self, frame: &[u8]) {
-        // Counted first, so that whoever has seen the frame arrive finds it counted.
+        // The counters change before the write, so that a reader that has received the frame finds
+        // it counted.
         let bytes = wire_bytes(frame);
-        self.lane.frames.fetch_add(1, Ordering::Relaxed);
-        self.lane.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.state.frames.fetch_add(1, Ordering::Relaxed);
+        self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
         if self.to.write(frame).is_err() {
-            // A device that is down refuses: the frame is lost, as on a real link.
-            self.lane.frames.fetch_sub(1, Ordering::Relaxed);
-            self.lane.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.lane.count_drop();
+            // A device that is down refuses the frame, which counts as lost.
+            self.state.frames.fetch_sub(1, Ordering::Relaxed);
+            self.state.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.state.count_drop();
         }
     }
 
@@ -185,12 +191,13 @@ impl Worker {
     }
 }
 
-/// The bytes a frame takes on the wire: a GSO packet repeats its headers for each segment.
+/// Returns the bytes that a frame takes on the wire: a GSO packet repeats its headers in each
+/// segment.
 fn wire_bytes(frame: &[u8]) -> u64 {
     let length = frame.len().saturating_sub(VNET_HEADER);
     let byte = |at: usize| usize::from(frame.get(at).copied().unwrap_or(0));
-    // struct virtio_net_hdr is in the machine's byte order. Its hdr_len is only a hint: the transport
-    // header's place (csum_start) is not.
+    // struct virtio_net_hdr is in native byte order. Its hdr_len is only a hint, so the transport
+    // header is found by csum_start.
     let field = |at: usize| usize::from(u16::from_ne_bytes([byte(at) as u8, byte(at + 1) as u8]));
     let (kind, segment, transport) = (byte(1) & !GSO_ECN, field(4), field(6));
     let headers = match kind {
@@ -204,7 +211,7 @@ fn wire_bytes(frame: &[u8]) -> u64 {
     (length + ((length - headers).div_ceil(segment) - 1) * headers) as u64
 }
 
-/// From linux/virtio_net.h.
+/// GSO types of linux/virtio_net.h.
 const GSO_TCPV4: usize = 1;
 const GSO_TCPV6: usize = 4;
 const GSO_UDP: usize = 5;

@@ -1,4 +1,4 @@
-//! `mobile`, installed and driven by its own commands.
+//! Installs and drives `mobile` by its own commands.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -12,34 +12,36 @@ use toml::Value as Toml;
 use super::{METRICS, Program, RELAY_PORT, Relay, VERB_PATIENCE, set, set_value};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
-use crate::process::{Finished, Process, finish_within};
+use crate::process::{CommandOutput, Process, finish_within};
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 
-/// `mobile` on the mobile host.
+/// The agent `mobile` on a machine of the lab.
 pub struct Agent {
     program: Program,
-    /// Its public key, as `keygen` printed it.
+    /// The agent's public key, as `keygen` printed it.
     pub public_key: String,
     /// The persistent IPv4 address.
     pub address4: Ipv4Addr,
     /// The persistent IPv6 address.
     pub address6: Ipv6Addr,
-    /// The mobile cgroup.
+    /// The path of the mobile cgroup.
     pub cgroup: PathBuf,
-    /// Where systemd would have the slice whose processes are mobile; not made.
+    /// The path at which systemd would create the cgroup of `mobile.slice`; the lab does not create
+    /// it.
     pub slice: PathBuf,
-    /// Where its programs are pinned.
+    /// The directory of the agent's pinned eBPF programs.
     pub pin_dir: PathBuf,
 }
 
 impl Agent {
-    /// Makes key and configuration, and lets `relay` authorise it; does not start it.
+    /// Creates key and configuration, and authorises the agent at `relay` as `laptop`, without
+    /// starting it.
     pub fn install(lab: &Lab, relay: &Relay) -> Result<Self> {
         Self::install_in(lab, &lab.host, "laptop", relay)
     }
 
-    /// The same on another machine of the lab, as the client `name`.
+    /// Installs the agent on another machine of the lab, as the client `name`.
     pub fn install_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay) -> Result<Self> {
         let dir = lab.dir().join(name);
         std::fs::create_dir(&dir)?;
@@ -50,12 +52,12 @@ impl Agent {
             set(config, "relay", "public_key", relay.public_key.as_str());
             set(config, "identity", "private_key_file", dir.join("agent.key"));
         })?;
-        let public_key = program.answer(&["keygen"])?.trim().to_owned();
+        let public_key = program.stdout(&["keygen"])?.trim().to_owned();
         let addresses = relay.authorize(name, &public_key)?;
-        Self::fit(lab, name, program, public_key, &addresses)
+        Self::finish_install(lab, name, program, public_key, &addresses)
     }
 
-    /// The same by an invitation, which `mobile enroll` reads from stdin.
+    /// Installs the agent by an invitation, which `mobile enroll` reads from stdin.
     pub fn enroll_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay, invitation: &str) -> Result<Self> {
         let dir = lab.dir().join(name);
         let program =
@@ -65,11 +67,11 @@ impl Agent {
         let said = finish_within(&mut enroll, Some(invitation.as_bytes()), VERB_PATIENCE)?.ok()?;
         let addresses = said.lines().map(|line| Ok(line.parse()?)).collect::<Result<Vec<IpAddr>>>()?;
         let public_key = relay.client(name)?["public_key"].as_str().unwrap_or_default().to_owned();
-        Self::fit(lab, name, program, public_key, &addresses)
+        Self::finish_install(lab, name, program, public_key, &addresses)
     }
 
-    /// What several agents on one machine need of their own.
-    fn fit(
+    /// Gives the agent paths and a mark of its own, so that several agents can run on one machine.
+    fn finish_install(
         lab: &Lab,
         name: &str,
         program: Program,
@@ -77,11 +79,11 @@ impl Agent {
         addresses: &[IpAddr],
     ) -> Result<Self> {
         let dir = lab.dir().join(name);
-        let cgroup = lab.group().path().join(format!("mobile-{name}"));
-        let slice = lab.group().path().join(format!("mobile-{name}.slice"));
+        let cgroup = lab.cgroup().path().join(format!("mobile-{name}"));
+        let slice = lab.cgroup().path().join(format!("mobile-{name}.slice"));
         let pin_dir = PathBuf::from(format!("{}-{name}", lab.pin_dir().display()));
         program.edit(|config| {
-            // Programs of all labs see all processes: each agent needs a mark of its own.
+            // The eBPF programs of all labs see all processes, so each agent needs its own mark.
             set_value(config, "routing", "mark", Toml::Integer(lab.mark(name).into()));
             set_value(config, "routing", "mark_mask", Toml::Integer(0xffff_0000));
             set(config, "cgroup", "path", cgroup.clone());
@@ -110,13 +112,13 @@ impl Agent {
         })
     }
 
-    /// Changes its configuration; takes effect at the next start.
+    /// Changes a setting of the configuration; takes effect at the next start.
     pub fn configure(&self, section: &str, key: &str, value: impl Into<Toml>) -> Result<()> {
         let value = value.into();
         self.program.edit(|config| set_value(config, section, key, value))
     }
 
-    /// Removes a setting from the configuration, so that the default holds at the next start.
+    /// Removes a setting from the configuration, so that the default applies at the next start.
     pub fn use_default(&self, section: &str, key: &str) -> Result<()> {
         self.program.edit(|config| {
             if let Some(Toml::Table(section)) = config.get_mut(section) {
@@ -125,12 +127,12 @@ impl Agent {
         })
     }
 
-    /// Starts `agent` and waits until it answers, connected or not.
+    /// Starts `agent` and waits until it answers commands, connected or not.
     pub fn start(&mut self) -> Result<()> {
         self.program.start("agent", &["status"])
     }
 
-    /// Waits until a path is active and the addresses that the relay assigned are set.
+    /// Waits until a path is active and the assigned addresses are set.
     pub fn wait_connected(&self) -> Result<()> {
         self.wait_status("a session", |status| status["session"] == "connected")
     }
@@ -142,7 +144,7 @@ impl Agent {
         })
     }
 
-    /// Waits until the persistent address is set, a moment after the first session begins.
+    /// Waits until the persistent address is set, shortly after the first session begins.
     pub(crate) fn wait_address(&self) -> Result<()> {
         let shown = || self.program.ns.run(&["ip", "-o", "-4", "address"]);
         wait_for("the persistent address", PATIENCE, || Ok(shown()?.contains("/32 ").then_some(())))
@@ -158,103 +160,104 @@ impl Agent {
         waited.with_context(|| format!("the last status: {last}"))
     }
 
-    /// `mobile status --json`.
+    /// Returns the output of `mobile status --json`.
     pub fn status(&self) -> Result<Value> {
         self.program.json(&["status", "--json"])
     }
 
-    /// Variables for the daemon's next starts.
+    /// Sets an environment variable for the daemon's next starts.
     pub fn set_variable(&mut self, name: &'static str, value: impl Into<String>) {
         self.program.variables.push((name, value.into()));
     }
 
-    /// The daemon's next starts go through `argv`, a command that executes its further arguments.
+    /// Makes the daemon's next starts go through `argv`, a command that executes its further
+    /// arguments.
     pub fn start_under(&mut self, argv: &[&str]) {
-        self.program.under = argv.iter().map(|&arg| arg.to_owned()).collect();
+        self.program.wrapper = argv.iter().map(|&arg| arg.to_owned()).collect();
     }
 
-    /// Sends the daemon a signal.
+    /// Sends a signal to the daemon.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.program.signal(signal)
     }
 
-    /// `mobile uplinks --json`: every link.
+    /// Returns every link of `mobile uplinks --json`.
     pub fn uplinks(&self) -> Result<Vec<Value>> {
         let answer = self.program.json(&["uplinks", "--json"])?;
         answer["uplinks"].as_array().cloned().context("`uplinks --json` has no list")
     }
 
-    /// `mobile uplinks --json`: one link.
+    /// Returns one link of `mobile uplinks --json`.
     pub fn uplink(&self, device: &str) -> Result<Value> {
         let links = self.uplinks()?;
         links.into_iter().find(|link| link["name"] == device).with_context(|| format!("no {device}"))
     }
 
-    /// A counter of its metrics, by name and labels.
+    /// Returns the value of a metric, given with its labels.
     pub fn counter(&self, series: &str) -> Result<u64> {
         let page = self.program.ns.run(&["curl", "-s", &format!("http://{METRICS}/metrics")])?;
         let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         Ok(value.with_context(|| format!("no {series} in:\n{page}"))?.parse()?)
     }
 
-    /// SIGKILL.
+    /// Kills the daemon with SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.program.kill()
     }
 
-    /// SIGTERM, and a clean end.
+    /// Stops the daemon with SIGTERM and checks that it ends with success.
     pub fn stop(&mut self) -> Result<()> {
         self.program.stop()
     }
 
-    /// Waits for the clean exit that `cleanup` requests.
+    /// Waits until the daemon has ended with success, as `cleanup` requests.
     pub fn wait_ended(&mut self) -> Result<()> {
         self.program.wait_ended()
     }
 
-    /// Whether `agent` was started and not ended by us.
+    /// Returns whether `agent` was started and neither killed nor stopped by the case.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.program.daemon.is_some()
     }
 
-    /// Runs a verb of `mobile` with its configuration.
-    pub fn cli(&self, args: &[&str]) -> Result<Finished> {
+    /// Runs a verb of `mobile` with the lab's configuration.
+    pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
         self.program.cli(args)
     }
 
-    /// A verb of `mobile` as a command not yet started.
+    /// Returns a command that runs a verb of `mobile`, not yet started.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         self.program.command(args)
     }
 
-    /// `mobile run -- ARGV`, not yet started.
+    /// Returns the command `mobile run -- ARGV`, not yet started.
     pub fn run(&self, argv: &[&str]) -> Command {
         let mut command = self.program.ns.command(&self.program.binary);
         command.arg("run").arg("--config").arg(&self.program.config).arg("--").args(argv);
         command
     }
 
-    /// What it has logged, over all its starts.
+    /// Returns the log of all starts.
     #[must_use]
     pub fn log(&self) -> String {
         self.program.log()
     }
 
-    /// Its configuration file.
+    /// Returns the path of the configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.program.config
     }
 
-    /// The program itself.
+    /// Returns the path of the program.
     #[must_use]
     pub fn binary(&self) -> &Path {
         &self.program.binary
     }
 
-    /// The daemon's process id.
+    /// Returns the daemon's process id.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
         self.program.daemon.as_ref().map(Process::pid)

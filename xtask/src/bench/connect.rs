@@ -1,51 +1,54 @@
-//! `cargo xtask bench connect`: what the programs at connect() and at every packet cost those who are not mobile, what they
-//! cost those who are, and how long `mobile run` takes to start a command.
+//! `cargo xtask bench connect`: what the eBPF programs cost ordinary and mobile processes at
+//! connect() and at each packet, and how long `mobile run` takes to start a command.
 //!
-//! Everything is compared within one run, in the order ABBA, so that a machine that gets slower or faster disturbs both alike;
-//! a ratio is of one round, and the median of the rounds counts.
+//! All compared figures are measured within one run in the order ABBA, so that a machine that
+//! becomes slower or faster disturbs both alike. A ratio is computed in each round, and the median
+//! of all rounds counts.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mobile_tests::paces::{Pace, Took};
-use mobile_tests::{Lab, Talk, Testbed, root_programs};
+use mobile_tests::call_timing::{TimedCall, Timing};
+use mobile_tests::{Lab, LineProcess, Testbed, root_programs};
 
 use super::machine;
 use super::stats::Spread;
 use crate::setup::{self, Tool};
 use crate::shell::step;
 
-/// How often.
+/// Arguments of `cargo xtask bench connect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds with the agent and without, each of four measurements of everything.
+    /// Measures this many rounds with and without the agent, each of four measurements of every
+    /// call
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Starts of each command.
+    /// Starts each command this many times
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     starts: u32,
 }
 
-/// Others that start a command on a network of its own.
+/// Other programs that start a command with changed networking.
 const TOOLS: [Tool; 2] = [
     Tool { program: "mptcpize", package: "mptcpize" },
     Tool { program: "proxychains4", package: "proxychains4" },
 ];
 
-/// What the kernel has put off when an agent starts or stops (programs and maps are freed after a grace period) is done by then.
+/// The time for the kernel's deferred work when an agent starts or stops: programs and maps are
+/// freed after a grace period.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// What each of [`Pace::ALL`] took.
+/// The figures of each of [`TimedCall::ALL`].
 type Figures = [Figure; 3];
 
-/// Nanoseconds of many calls: the middle, and the shortest.
+/// The median and the shortest of many calls, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Figure {
     median: f64,
     least: f64,
 }
 
-/// Measures both, and prints two tables.
+/// Measures calls and starts, and prints two tables.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(&TOOLS)?;
     let mut bed = Testbed::new()?;
@@ -66,29 +69,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     );
     if foreign > 0 {
         println!(
-            "Programs of others at the root of the cgroup hierarchy: up to {foreign} at one hook while our agent was stopped. They \
-             are in every figure, so that the ratios are nearer to 1 than on a machine without them: end the others, and measure again."
+            "Other eBPF programs are attached at the root of the cgroup hierarchy: up to {foreign} at one hook while the agent was stopped. \
+             They are part of every figure, so the ratios are nearer to 1 than without them: detach them and measure again."
         );
     }
     bed.finish()
 }
 
-/// The agent stopped and started again in every round. With the rows, how many programs of others ran at most beside.
+/// Times the calls, with the agent stopped and started again in each round.
+///
+/// Returns the rows, and the greatest number of other eBPF programs at the root's hooks.
 fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
-    let mut ordinary = bed.ordinary_talk(&["paces"])?;
+    let mut ordinary = bed.ordinary_labtool(&["time-calls"])?;
     let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
     for round in 1..=rounds {
-        let mut person = bed.mobile_talk(&["paces"])?;
-        let [a, b, c, d] =
-            [take(&mut ordinary)?, take(&mut person)?, take(&mut person)?, take(&mut ordinary)?];
+        let mut mobile_process = bed.mobile_labtool(&["time-calls"])?;
+        let [a, b, c, d] = [
+            take(&mut ordinary)?,
+            take(&mut mobile_process)?,
+            take(&mut mobile_process)?,
+            take(&mut ordinary)?,
+        ];
         mobile.push((mean(a, d), mean(b, c)));
-        drop(person);
+        drop(mobile_process);
         let on = take(&mut ordinary)?;
         bed.agent.stop()?;
         bed.agent.cli(&["cleanup"])?.ok()?;
         std::thread::sleep(SETTLE);
         let first = take(&mut ordinary)?;
-        // Not before: the kernel may take a moment to detach ours.
+        // Counted only here, because the kernel may take a moment to detach the agent's programs.
         foreign = foreign.max(root_programs::count()?);
         let off = mean(first, take(&mut ordinary)?);
         bed.agent.start()?;
@@ -98,15 +107,16 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
         step(&format!("round {round} of {rounds}"));
     }
     let mut lines = Vec::new();
-    for (index, pace) in Pace::ALL.into_iter().enumerate() {
-        lines.push(line(pace, index, "ordinary: with the agent / without", &with_agent)?);
-        lines.push(line(pace, index, "with the agent: mobile / ordinary", &mobile)?);
+    for (index, call) in TimedCall::ALL.into_iter().enumerate() {
+        lines.push(line(call, index, "ordinary: with the agent / without", &with_agent)?);
+        lines.push(line(call, index, "with the agent: mobile / ordinary", &mobile)?);
     }
     Ok((lines, foreign))
 }
 
-/// One row of the first table: `pairs` are what each round took, the base before what is compared with it.
-fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
+/// Returns a row of the first table. `pairs` are the figures of each round, the base before the one
+/// compared with it.
+fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
     let spread = |figure: &dyn Fn(Figure, Figure) -> f64| {
         let figures: Vec<f64> = pairs.iter().map(|(base, other)| figure(base[index], other[index])).collect();
         Spread::of(&figures).context("no rounds")
@@ -116,16 +126,16 @@ fn line(pace: Pace, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> R
     let shortest = spread(&|_, other| other.least)?.least / spread(&|base, _| base.least)?.least;
     Ok(format!(
         "| {} | {what} | {:.0} / {:.0} ns | {} | {shortest:.3} |",
-        pace.word(),
+        call.name(),
         other.median,
         base.median,
-        told(ratio)
+        format_ratio(ratio)
     ))
 }
 
-/// Commands that do nothing, started by a process of the mobile host.
+/// Times commands that do nothing, started by a process of the mobile host.
 fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
-    let named = Named::new(&bed.lab)?;
+    let named = NamedNetns::new(&bed.lab)?;
     let binary = bed.agent.binary().display().to_string();
     let config = bed.agent.config().display().to_string();
     let handle = format!("--net=/run/netns/{}", named.name);
@@ -137,7 +147,7 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
         ("`mptcpize run true`", vec!["mptcpize", "run", "true"]),
         ("`proxychains4 -q true`", vec!["proxychains4", "-q", "true"]),
     ];
-    let mut starter = bed.ordinary_talk(&["paces"])?;
+    let mut starter = bed.ordinary_labtool(&["time-calls"])?;
     let mut took: Vec<Vec<f64>> = vec![Vec::new(); commands.len()];
     for _ in 0..count {
         for (figures, (_, argv)) in took.iter_mut().zip(&commands) {
@@ -148,18 +158,18 @@ fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     let rows = commands.iter().zip(took).map(|((name, _), figures)| {
         let ratios: Vec<f64> = figures.iter().zip(&base).map(|(one, base)| one / base).collect();
         let (median, ratio) = Spread::of(&figures).zip(Spread::of(&ratios)).context("no starts")?;
-        Ok(format!("| {name} | {:.2} ms | {} |", median.median / 1e6, told(ratio)))
+        Ok(format!("| {name} | {:.2} ms | {} |", median.median / 1e6, format_ratio(ratio)))
     });
     rows.collect()
 }
 
-/// A network namespace with a name, as `ip netns` wants it; the name goes with this.
-struct Named<'a> {
+/// A named network namespace, as `ip netns` needs it. Dropping it removes the name.
+struct NamedNetns<'a> {
     lab: &'a Lab,
     name: String,
 }
 
-impl<'a> Named<'a> {
+impl<'a> NamedNetns<'a> {
     fn new(lab: &'a Lab) -> Result<Self> {
         let name = lab.name().to_owned();
         lab.host.run(&["ip", "netns", "add", &name])?;
@@ -167,7 +177,7 @@ impl<'a> Named<'a> {
     }
 }
 
-impl Drop for Named<'_> {
+impl Drop for NamedNetns<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.lab.host.run(&["ip", "netns", "delete", &self.name]) {
             eprintln!("the network namespace {} is left: {error:#}", self.name);
@@ -175,20 +185,21 @@ impl Drop for Named<'_> {
     }
 }
 
-fn take(process: &mut Talk) -> Result<Figures> {
+fn take(process: &mut LineProcess) -> Result<Figures> {
     let mut figures = Figures::default();
-    for (figure, pace) in figures.iter_mut().zip(Pace::ALL) {
-        *figure = ask(process, pace.word())?;
+    for (figure, call) in figures.iter_mut().zip(TimedCall::ALL) {
+        *figure = ask(process, call.name())?;
     }
     Ok(figures)
 }
 
-fn ask(process: &mut Talk, order: &str) -> Result<Figure> {
-    let took: Took = process.ask(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
+fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
+    let took: Timing =
+        process.request(order)?.parse().with_context(|| format!("labtool's answer to {order:?}"))?;
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
-/// The mean of two medians, and the shorter of the shortest.
+/// Returns the mean of the medians and the lesser of the shortest.
 fn mean(a: Figures, b: Figures) -> Figures {
     std::array::from_fn(|index| Figure {
         median: (a[index].median + b[index].median) / 2.0,
@@ -196,6 +207,6 @@ fn mean(a: Figures, b: Figures) -> Figures {
     })
 }
 
-fn told(ratio: Spread) -> String {
+fn format_ratio(ratio: Spread) -> String {
     format!("{:.3} ({:.3}–{:.3})", ratio.median, ratio.least, ratio.greatest)
 }

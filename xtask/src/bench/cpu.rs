@@ -1,45 +1,46 @@
-//! `cargo xtask bench cpu`: processor time for each byte, at a rate that everyone can keep up with and at full speed, and what
-//! memory that took.
+//! `cargo xtask bench cpu`: processor time per byte, at an equal rate and at full speed, and
+//! memory.
 //!
-//! At full speed a fast tunnel has large packets and few wake-ups; at an equal rate everyone has the same work.
+//! At full speed a fast tunnel has larger packets and fewer wake-ups; at an equal rate all
+//! contestants have the same work.
 
 use anyhow::{Context as _, Result};
 
-use super::effort::peak_of_tree;
+use super::cpu_usage::peak_of_tree;
 use super::goals::{self, Goal};
-use super::grid::{Cell, Grid};
-use super::hosts::{Host, Hosts};
+use super::grid::{Grid, GridCell};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
-/// How much, how fast, how often, and who else.
+/// Arguments of `cargo xtask bench cpu`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Mbit/s of the equal rate.
+    /// Uses this rate in Mbit/s as the equal rate
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// Megabytes each run carries.
+    /// Carries this many megabytes in each run
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     megabytes: u32,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
-/// Of one run.
+/// The figures of one run.
 struct Sample {
-    /// As the receiver counted.
+    /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Seconds of processor time for each GB, at the host and at the relay; none without a tunnel.
-    effort: Option<[f64; 2]>,
-    /// MiB of memory that the processes have had at the most until then, likewise.
+    /// Processor time in seconds per GB at the host and at the relay, or `None` without a tunnel.
+    cpu_seconds: Option<[f64; 2]>,
+    /// Peak memory in MiB so far at the host and at the relay, or `None` without a tunnel.
     memory: Option<[f64; 2]>,
 }
 
@@ -47,19 +48,20 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(None))?;
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
     let rates = [format!("{}M", args.rate), "0".to_owned()];
     let one = |contestant: &Contestant, column: usize| sample(contestant, &rates[column], args.megabytes);
-    let grid = Grid::measure(&field.contestants, titles.clone(), args.runs, one, told);
+    let grid = Grid::measure(&labs.contestants, titles.clone(), args.runs, one, format_sample);
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together; median of {} runs of {} MB \
          (least–greatest)\n",
         args.runs, args.megabytes
     );
-    println!("{}", grid.table(1, |cell, _| effort(cell)));
+    println!("{}", grid.table(1, |cell, _| cpu_seconds(cell)));
     println!(
         "Mbit/s reached\n\n{}",
         grid.table(0, |cell, _| Some(cell.spread(|it| Some(it.mbits))?.to_string()))
@@ -73,60 +75,64 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     if plot {
         for (column, file) in ["cpu-equal-rate", "cpu-full-speed"].into_iter().enumerate() {
             let title = format!("Processor time, {}", titles[column]);
-            let bars = grid.bars(column, together);
+            let bars = grid.bars(column, total_cpu_seconds);
             host.plot(Plot { file, title, unit: "seconds for each GB", bars })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
-/// One upload.
+/// Uploads once.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
-    let before = contestant.subject.effort()?;
-    let said = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
-    let after = contestant.subject.effort()?;
-    let (mbits, bytes) = received(&said)?;
-    let effort = before.zip(after).map(|(before, after)| {
-        // Nanoseconds for a byte are seconds for a GB.
+    let before = contestant.subject.cpu_usage()?;
+    let output = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
+    let after = contestant.subject.cpu_usage()?;
+    let (mbits, bytes) = received(&output)?;
+    let cpu_seconds = before.zip(after).map(|(before, after)| {
+        // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
     let memory = contestant.subject.processes().map(|pids| -> Result<[f64; 2]> {
         let [host, relay] = pids.map(|pid| peak_of_tree(pid).context("memory"));
         Ok([host?, relay?].map(|bytes| bytes as f64 / f64::from(1 << 20)))
     });
-    Ok(Sample { mbits, effort, memory: memory.transpose()? })
+    Ok(Sample { mbits, cpu_seconds, memory: memory.transpose()? })
 }
 
-fn told(sample: &Sample) -> String {
-    match sample.effort {
+fn format_sample(sample: &Sample) -> String {
+    match sample.cpu_seconds {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
     }
 }
 
-fn together(sample: &Sample) -> Option<f64> {
-    sample.effort.map(|[host, relay]| host + relay)
+fn total_cpu_seconds(sample: &Sample) -> Option<f64> {
+    sample.cpu_seconds.map(|[host, relay]| host + relay)
 }
 
-fn effort(cell: &Cell<Sample>) -> Option<String> {
-    let host = cell.spread(|sample| Some(sample.effort?[0]))?.median;
-    let relay = cell.spread(|sample| Some(sample.effort?[1]))?.median;
-    let Spread { median, least, greatest } = cell.spread(together)?;
+fn cpu_seconds(cell: &GridCell<Sample>) -> Option<String> {
+    let host = cell.spread(|sample| Some(sample.cpu_seconds?[0]))?.median;
+    let relay = cell.spread(|sample| Some(sample.cpu_seconds?[1]))?.median;
+    let Spread { median, least, greatest } = cell.spread(total_cpu_seconds)?;
     Some(format!("{host:.2} + {relay:.2} = {median:.2} ({least:.2}–{greatest:.2})"))
 }
 
-fn memory(cell: &Cell<Sample>) -> Option<String> {
+fn memory(cell: &GridCell<Sample>) -> Option<String> {
     let greatest = |side: usize| Some(cell.spread(|sample| Some(sample.memory?[side]))?.greatest);
     Some(format!("{:.1} + {:.1}", greatest(0)?, greatest(1)?))
 }
 
-/// An eighth of what the best peer takes.
+/// Returns the goals: an eighth of the best competitor's processor time.
 fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
     let goal = |(column, title): (usize, &String)| {
-        let best = grid.others(column, together).min_by(|a, b| a.1.total_cmp(&b.1));
-        let ratio = grid.median(1, column, together).zip(best).map(|(ours, (_, best))| ours / best);
-        let name = best.map_or("the best peer", |(name, _)| name);
-        Goal::at_most(format!("{title}: part of {name}'s processor time, the best peer's"), 0.125, ratio)
+        let best = grid.competitors(column, total_cpu_seconds).min_by(|a, b| a.1.total_cmp(&b.1));
+        let ratio = grid.median(1, column, total_cpu_seconds).zip(best).map(|(ours, (_, best))| ours / best);
+        let name = best.map_or("the best competitor", |(name, _)| name);
+        Goal::at_most(
+            format!("{title}: part of {name}'s processor time, the best competitor's"),
+            0.125,
+            ratio,
+        )
     };
     titles.iter().enumerate().map(goal).collect()
 }
@@ -136,19 +142,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_peer_is_the_one_that_takes_least() {
+    fn the_best_competitor_uses_the_least_processor_time() {
         let titles = vec!["full speed".to_owned()];
         let mut grid = Grid::new(titles.clone(), ["direct", "mobile", "a", "b"].into_iter());
-        for (row, effort) in grid.rows.iter_mut().zip([None, Some(1.0), Some(10.0), Some(4.0)]) {
-            let effort = effort.map(|effort| [effort / 2.0, effort / 2.0]);
-            row.cells[0].samples.push(Sample { mbits: 1.0, effort, memory: effort });
+        for (row, cpu_seconds) in grid.rows.iter_mut().zip([None, Some(1.0), Some(10.0), Some(4.0)]) {
+            let cpu_seconds = cpu_seconds.map(|cpu_seconds| [cpu_seconds / 2.0, cpu_seconds / 2.0]);
+            row.cells[0].samples.push(Sample { mbits: 1.0, cpu_seconds, memory: cpu_seconds });
         }
         let goals = goals::markdown(&goals(&grid, &titles));
         assert!(
-            goals.contains("part of b's processor time, the best peer's | ≤ 0.125 | 0.250 | **missed**"),
+            goals
+                .contains("part of b's processor time, the best competitor's | ≤ 0.125 | 0.250 | **missed**"),
             "{goals}"
         );
-        assert_eq!(effort(&grid.rows[1].cells[0]).unwrap(), "0.50 + 0.50 = 1.00 (1.00–1.00)");
+        assert_eq!(cpu_seconds(&grid.rows[1].cells[0]).unwrap(), "0.50 + 0.50 = 1.00 (1.00–1.00)");
         assert_eq!(memory(&grid.rows[1].cells[0]).unwrap(), "0.5 + 0.5");
     }
 }

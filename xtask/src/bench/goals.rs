@@ -1,21 +1,21 @@
-//! What was wanted, and whether the figures are that.
+//! Goals of a benchmark, and whether they are met.
 
-/// Something wanted of a figure of ours.
+/// A goal for one figure of this project's programs.
 pub(crate) struct Goal {
     what: String,
     wanted: f64,
     got: Option<f64>,
-    /// Otherwise at most.
+    /// Whether the figure must be at least `wanted`, instead of at most.
     at_least: bool,
 }
 
 impl Goal {
-    /// A figure that is to be `wanted` or more.
+    /// Creates a goal that is met by `wanted` or more.
     pub(crate) fn at_least(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: true }
     }
 
-    /// A figure that is to be `wanted` or less.
+    /// Creates a goal that is met by `wanted` or less.
     pub(crate) fn at_most(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: false }
     }
@@ -25,7 +25,8 @@ impl Goal {
     }
 }
 
-/// A line for each, for docs/measure/benchmarks.md. What was not measured is not told.
+/// Returns the goals as a Markdown table for docs/benchmarks.md, without those that were not
+/// measured.
 pub(crate) fn markdown(goals: &[Goal]) -> String {
     let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();
     for goal in goals {
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn met_missed_and_not_measured() {
+    fn goals_are_met_missed_or_left_out() {
         let text = markdown(&[
             Goal::at_least("fast", 0.4, Some(0.4)),
             Goal::at_most("cheap", 0.125, Some(0.2)),

@@ -1,35 +1,37 @@
-//! Several columns measured of everyone, several times, and the tables of it as Markdown for docs/measure/benchmarks.md.
+//! Repeated measurements of every contestant in several columns, and their tables as Markdown for
+//! docs/benchmarks.md.
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 
 use super::stats::Spread;
 use super::subject::{Contestant, OURS};
 use crate::shell::step;
 
-/// What was measured of everyone: a row each, direct's first and ours second, then peers and other builds of ours.
+/// All measurements: a row for each contestant. Row 0 is the direct connection and row 1 is mobile;
+/// competitors and other builds follow.
 pub(crate) struct Grid<S> {
     titles: Vec<String>,
     pub(crate) rows: Vec<Row<S>>,
 }
 
-/// What was measured of one of them.
+/// The measurements of one contestant.
 pub(crate) struct Row<S> {
     pub(crate) name: &'static str,
-    /// A build of ours.
+    /// Whether the contestant is a build of this project.
     ours: bool,
-    /// One for each column.
-    pub(crate) cells: Vec<Cell<S>>,
+    /// One cell for each column.
+    pub(crate) cells: Vec<GridCell<S>>,
 }
 
-/// The runs of one of them and one column.
-pub(crate) struct Cell<S> {
+/// The runs of one contestant in one column.
+pub(crate) struct GridCell<S> {
     pub(crate) samples: Vec<S>,
     pub(crate) failures: u32,
 }
 
-impl<S> Cell<S> {
-    /// One figure of all runs.
+impl<S> GridCell<S> {
+    /// Returns the spread of one figure over all runs.
     pub(crate) fn spread(&self, figure: impl Fn(&S) -> Option<f64>) -> Option<Spread> {
         Spread::of(&self.samples.iter().filter_map(figure).collect::<Vec<_>>())
     }
@@ -37,22 +39,25 @@ impl<S> Cell<S> {
 
 impl<S> Grid<S> {
     pub(crate) fn new(titles: Vec<String>, names: impl Iterator<Item = &'static str>) -> Self {
-        let empty = || Cell { samples: Vec::new(), failures: 0 };
+        let empty = || GridCell { samples: Vec::new(), failures: 0 };
         let row =
             |(index, name)| Row { name, ours: index == 1, cells: titles.iter().map(|_| empty()).collect() };
         let rows = names.enumerate().map(row).collect();
         Self { titles, rows }
     }
 
-    /// Everyone one after the other in each run, so that what disturbs the machine disturbs all; in every other run in the
-    /// opposite order, so that nobody always follows the same one. `sample` measures one of the columns, `told` says it to who
-    /// watches; one that fails is counted, and the others go on.
+    /// Measures all contestants one after the other in each run, so that what disturbs the machine
+    /// disturbs all.
+    ///
+    /// Every other run is in the opposite order, so that no contestant always follows the same one.
+    /// `sample` measures one column and `format_sample` formats it for the progress output. A
+    /// failure is counted, and the others go on.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,
         runs: u32,
         mut sample: impl FnMut(&Contestant, usize) -> Result<S>,
-        told: impl Fn(&S) -> String,
+        format_sample: impl Fn(&S) -> String,
     ) -> Self {
         let mut grid = Self::new(titles, contestants.iter().map(|contestant| contestant.name));
         for (contestant, row) in contestants.iter().zip(&mut grid.rows) {
@@ -67,7 +72,7 @@ impl<S> Grid<S> {
                 for (contestant, row) in turns {
                     let said = match sample(contestant, column) {
                         Ok(sample) => {
-                            let text = told(&sample);
+                            let text = format_sample(&sample);
                             row.cells[column].samples.push(sample);
                             text
                         }
@@ -83,8 +88,9 @@ impl<S> Grid<S> {
         grid
     }
 
-    /// A line for each row from `first` on; a cell for which there is no text is a dash, and says what failed.
-    pub(crate) fn table(&self, first: usize, text: impl Fn(&Cell<S>, usize) -> Option<String>) -> String {
+    /// Returns a table with the rows from `first` on. A cell without text is a dash; failures are
+    /// counted in the cell.
+    pub(crate) fn table(&self, first: usize, text: impl Fn(&GridCell<S>, usize) -> Option<String>) -> String {
         let line = "| --- ".repeat(self.titles.len() + 1);
         let mut out = format!("| | {} |\n{line}|\n", self.titles.join(" | "));
         for row in self.rows.iter().skip(first) {
@@ -100,7 +106,7 @@ impl<S> Grid<S> {
         out
     }
 
-    /// One figure, its spread, and what part of direct's it is.
+    /// Returns a table of one figure, its spread, and its ratio to the direct connection's.
     pub(crate) fn against_direct(&self, figure: impl Fn(&S) -> Option<f64> + Copy) -> String {
         let direct = |column: usize| Some(self.rows.first()?.cells[column].spread(figure)?.median);
         self.table(0, |cell, column| {
@@ -113,7 +119,7 @@ impl<S> Grid<S> {
         })
     }
 
-    /// The median of a figure of one row.
+    /// Returns the median of a figure of one row.
     pub(crate) fn median(
         &self,
         row: usize,
@@ -123,8 +129,8 @@ impl<S> Grid<S> {
         Some(self.rows.get(row)?.cells[column].spread(figure)?.median)
     }
 
-    /// The medians of a figure of the peers, with their names.
-    pub(crate) fn others(
+    /// Returns the names and medians of the competitors.
+    pub(crate) fn competitors(
         &self,
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
@@ -133,18 +139,19 @@ impl<S> Grid<S> {
         self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
-    /// The greatest of the medians of the peers that go over TCP, as we do.
+    /// Returns the greatest median of the competitors that tunnel over TCP.
     pub(crate) fn best_over_tcp(
         &self,
         column: usize,
         figure: impl Fn(&S) -> Option<f64> + Copy,
     ) -> Option<f64> {
-        let over_tcp = |name: &str| PeerKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
-        let figures = self.others(column, figure).filter(|(name, _)| over_tcp(name));
+        let over_tcp =
+            |name: &str| CompetitorKind::TUNNELS.iter().any(|kind| kind.name == name && kind.over_tcp);
+        let figures = self.competitors(column, figure).filter(|(name, _)| over_tcp(name));
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }
 
-    /// Name and spread of everyone but other builds of ours, for a plot.
+    /// Returns names and spreads for a plot, without other builds of this project.
     pub(crate) fn bars(
         &self,
         column: usize,
@@ -160,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_for_everyone_with_its_part_of_direct_and_what_failed() {
+    fn the_table_has_ratios_to_direct_and_counts_failures() {
         let mut grid =
             Grid::new(vec!["one".to_owned(), "two".to_owned()], ["direct", "mobile", "other"].into_iter());
         grid.rows[0].cells[0].samples = vec![100.0, 300.0];
@@ -173,15 +180,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| mobile | 50 (20–60): 0.25 | –, 3 failed |"), "{text}");
-        assert_eq!(grid.others(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
+        assert_eq!(grid.competitors(0, |sample| Some(*sample)).collect::<Vec<_>>(), [("other", 10.0)]);
         assert_eq!(grid.table(1, |_, _| None).lines().count(), 4);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 3);
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), None);
         grid.rows[2].name = "vtun";
         assert_eq!(grid.best_over_tcp(0, |sample| Some(*sample)), Some(10.0));
-        // Another build of ours is no peer.
+        // Another build of this project is not a competitor.
         (grid.rows[2].ours, grid.rows[2].name) = (true, "before");
-        assert_eq!(grid.others(0, |sample| Some(*sample)).count(), 0);
+        assert_eq!(grid.competitors(0, |sample| Some(*sample)).count(), 0);
         assert_eq!(grid.bars(0, |sample| Some(*sample)).len(), 2);
     }
 }

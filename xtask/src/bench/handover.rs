@@ -1,58 +1,60 @@
-//! `cargo xtask bench handover`: the longest time an application hears nothing, for each way a link can change.
+//! `cargo xtask bench handover`: the longest gap that an application sees, for each kind of
+//! handover.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 
 use self::event::Event;
 use self::measure::measure;
 use self::table::{Column, Figures};
 use super::machine;
-use super::subject::{OURS, refusal};
+use super::subject::{OURS, unavailable_reason};
 use crate::shell::step;
 
 mod event;
+mod machine_lock;
 mod measure;
-mod quiet;
 mod subject;
 mod table;
 
-/// What, how often, and who else.
+/// Arguments of `cargo xtask bench handover`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each event; the table shows their median and maximum.
+    /// Runs each event this many times; the table shows median and maximum
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Runs of each event for each peer.
+    /// Runs each event this many times for each competitor
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     peer_runs: u32,
-    /// Only these events.
+    /// Runs only these events
     #[arg(long, value_delimiter = ',')]
     only: Vec<Event>,
-    /// Without the peers.
+    /// Leaves out the competitors
     #[arg(long)]
     no_peers: bool,
-    /// Only these peers, by the names of the table.
+    /// Measures only these competitors, by their names in the table
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Without ours: to try out the peers.
+    /// Leaves out mobile, to try out the competitors
     #[arg(long)]
     no_mobile: bool,
-    /// Seconds a silent peer is waited for.
+    /// Waits this many seconds for a competitor without numbers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     cap: u64,
-    /// Labs at a time for the outages of 10 s and longer; they only wait at the same time.
+    /// Runs this many labs at a time in outages of 10 s and longer; they only wait at the same time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
 }
 
-/// Ours is waited for as long as an application would be: a figure, even a bad one, says more than "> 3 s".
+/// The patience with mobile. It is as long as an application's, because even a bad figure says more
+/// than "> 3 s".
 const OUR_PATIENCE: Duration = Duration::from_secs(30);
 
-/// One run to do: of which event, of whom.
+/// One run of one event for one participant.
 #[derive(Clone, Copy)]
 struct Job {
     event: usize,
@@ -60,42 +62,48 @@ struct Job {
     run: u32,
 }
 
-/// Who is measured, in the order of the table's columns.
+/// A participant, in the order of the table's columns.
 #[derive(Clone, Copy)]
-struct Who {
-    peer: Option<&'static PeerKind>,
+struct Participant {
+    competitor: Option<&'static CompetitorKind>,
     runs: u32,
     patience: Duration,
 }
 
-impl Who {
+impl Participant {
     fn name(self) -> &'static str {
-        self.peer.map_or(OURS, |peer| peer.name)
+        self.competitor.map_or(OURS, |competitor| competitor.name)
     }
 }
 
-/// Measures everything asked for, and prints the tables.
+/// Runs all chosen measurements and prints the tables.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let began = Instant::now();
     let events: Vec<Event> =
         Event::ALL.into_iter().filter(|event| args.only.is_empty() || args.only.contains(event)).collect();
     let everyone = everyone(args);
-    let mut columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
+    let mut columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
     let jobs = jobs(&events, &everyone, &columns);
     let (long, short): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| events[job.event].is_long());
     let machine = Mutex::new(());
     let done = |job: Job| -> (Job, Result<Vec<f64>>) {
-        let (event, who) = (events[job.event], everyone[job.column]);
-        let gaps = measure(event, who.peer, who.patience, &machine);
+        let (event, participant) = (events[job.event], everyone[job.column]);
+        let gaps = measure(event, participant.competitor, participant.patience, &machine);
         let text = match &gaps {
-            Ok(gaps) => told(gaps, who.patience),
+            Ok(gaps) => format_gaps(gaps, participant.patience),
             Err(error) => format!("failed: {error:#}"),
         };
-        step(&format!("{}, {}, run {} of {}: {text}", event.title(), who.name(), job.run, who.runs));
+        step(&format!(
+            "{}, {}, run {} of {}: {text}",
+            event.title(),
+            participant.name(),
+            job.run,
+            participant.runs
+        ));
         (job, gaps)
     };
     let mut results: Vec<(Job, Result<Vec<f64>>)> = short.into_iter().map(done).collect();
-    results.extend(together(long, args.parallel, &done));
+    results.extend(run_in_parallel(long, args.parallel, &done));
     for (job, gaps) in results {
         if let Ok(figures) = &mut columns[job.column].cells[job.event] {
             match gaps {
@@ -108,44 +116,48 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn everyone(args: &Args) -> Vec<Who> {
+fn everyone(args: &Args) -> Vec<Participant> {
     let mut everyone = Vec::new();
     if !args.no_mobile {
-        everyone.push(Who { peer: None, runs: args.runs, patience: OUR_PATIENCE });
+        everyone.push(Participant { competitor: None, runs: args.runs, patience: OUR_PATIENCE });
     }
-    let wanted = |peer: &&PeerKind| {
-        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(peer.name))
+    let wanted = |competitor: &&CompetitorKind| {
+        args.peers.is_empty() || args.peers.iter().any(|name| name.eq_ignore_ascii_case(competitor.name))
     };
     if !args.no_peers {
         let patience = Duration::from_secs(args.cap);
-        let peers = PeerKind::ALL.iter().filter(wanted);
-        everyone.extend(peers.map(|peer| Who { peer: Some(peer), runs: args.peer_runs, patience }));
+        let peers = CompetitorKind::ALL.iter().filter(wanted);
+        everyone.extend(peers.map(|competitor| Participant {
+            competitor: Some(competitor),
+            runs: args.peer_runs,
+            patience,
+        }));
     }
     everyone
 }
 
-/// An empty column; a cell that cannot be measured says why.
-fn column(who: Who, events: &[Event]) -> Column {
-    let refusal = who.peer.and_then(refusal);
-    let cell = |event: &Event| match (who.peer, &refusal) {
-        (Some(_), _) if !event.is_for_peers() => Err("not for peers".to_owned()),
+/// Returns a column without results; an event that cannot be measured has the reason.
+fn column(participant: Participant, events: &[Event]) -> Column {
+    let unavailable_reason = participant.competitor.and_then(unavailable_reason);
+    let cell = |event: &Event| match (participant.competitor, &unavailable_reason) {
+        (Some(_), _) if !event.is_for_competitors() => Err("mobile only".to_owned()),
         (_, Some(reason)) => Err(reason.clone()),
         _ => Ok(Figures::default()),
     };
     Column {
-        name: who.name(),
-        patience: who.patience.as_secs_f64(),
+        name: participant.name(),
+        patience: participant.patience.as_secs_f64(),
         cells: events.iter().map(cell).collect(),
     }
 }
 
-/// Round by round, so that what disturbs the machine disturbs everyone.
-fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
+/// Orders the jobs round by round, so that what disturbs the machine disturbs all participants.
+fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for event in 0..events.len() {
-        for run in 1..=everyone.iter().map(|who| who.runs).max().unwrap_or(0) {
-            for (column, who) in everyone.iter().enumerate() {
-                if run <= who.runs && columns[column].cells[event].is_ok() {
+        for run in 1..=everyone.iter().map(|participant| participant.runs).max().unwrap_or(0) {
+            for (column, participant) in everyone.iter().enumerate() {
+                if run <= participant.runs && columns[column].cells[event].is_ok() {
                     jobs.push(Job { event, column, run });
                 }
             }
@@ -154,22 +166,23 @@ fn jobs(events: &[Event], everyone: &[Who], columns: &[Column]) -> Vec<Job> {
     jobs
 }
 
-/// The gaps of one run, for who watches.
-fn told(gaps: &[f64], patience: Duration) -> String {
+/// Formats the gaps of one run for the progress output.
+fn format_gaps(gaps: &[f64], patience: Duration) -> String {
     let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
     let unit = if gaps.last().is_some_and(|gap| gap.is_finite()) { " ms" } else { "" };
     gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + unit
 }
 
-/// Several at a time, the longest first, so that none is left over in the end.
-fn together<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
-    // Taken from the end.
+/// Runs several jobs at a time, the longest first, so that none is left over at the end.
+fn run_in_parallel<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
+    // Jobs are popped from the end.
     jobs.sort_by_key(|job| (job.event, std::cmp::Reverse(job.run)));
     let (queue, results) = (Mutex::new(jobs), Mutex::new(Vec::new()));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
     thread::scope(|scope| {
         for _ in 0..parallel {
-            // The programs of a lab die with the thread that starts them: each lab lives on one thread.
+            // A lab's programs die with the thread that starts them, so each lab lives on one
+            // thread.
             scope.spawn(|| {
                 while let Some(job) = next() {
                     let result = work(job);
@@ -208,27 +221,27 @@ mod tests {
 
     use super::*;
 
-    fn who(peer: Option<&'static PeerKind>, runs: u32) -> Who {
-        Who { peer, runs, patience: Duration::from_secs(3) }
+    fn participant(competitor: Option<&'static CompetitorKind>, runs: u32) -> Participant {
+        Participant { competitor, runs, patience: Duration::from_secs(3) }
     }
 
     #[test]
-    fn everyone_takes_part_in_each_round_that_is_theirs() {
+    fn each_participant_takes_part_in_its_rounds() {
         let events = [Event::KillAgent, Event::Better];
-        let everyone = [who(None, 3), who(Some(&PeerKind::ALL[0]), 2)];
-        let columns: Vec<Column> = everyone.iter().map(|who| column(*who, &events)).collect();
+        let everyone = [participant(None, 3), participant(Some(&CompetitorKind::ALL[0]), 2)];
+        let columns: Vec<Column> = everyone.iter().map(|participant| column(*participant, &events)).collect();
         let jobs = jobs(&events, &everyone, &columns);
         let order: Vec<_> = jobs.iter().map(|job| (job.event, job.run, job.column)).collect();
-        // Nobody but us is killed.
+        // Only mobile can be killed.
         assert_eq!(order[..3], [(0, 1, 0), (0, 2, 0), (0, 3, 0)]);
         assert_eq!(order[3..], [(1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 1), (1, 3, 0)]);
     }
 
     #[test]
-    fn jobs_run_together_only_as_many_as_allowed_and_each_once() {
+    fn jobs_run_once_each_with_limited_parallelism() {
         let jobs: Vec<Job> = (1..=12).map(|run| Job { event: 0, column: 0, run }).collect();
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let mut runs = together(jobs, 3, &|job| {
+        let mut runs = run_in_parallel(jobs, 3, &|job| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             thread::sleep(Duration::from_millis(5));
             now.fetch_sub(1, Ordering::SeqCst);
@@ -240,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_with_its_unit() {
-        assert_eq!(told(&[21.4], Duration::from_secs(3)), "21 ms");
-        assert_eq!(told(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
+    fn gaps_are_formatted_with_their_unit() {
+        assert_eq!(format_gaps(&[21.4], Duration::from_secs(3)), "21 ms");
+        assert_eq!(format_gaps(&[21.0, f64::INFINITY], Duration::from_secs(3)), "21 and > 3 s");
     }
 }

@@ -1,4 +1,4 @@
-//! What the hosts of a lab are like: with which congestion control everyone is measured.
+//! The congestion control of a lab's hosts.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,18 +10,19 @@ use mobile_tests::LabOptions;
 use super::plot::Plot;
 use crate::shell::step;
 
-/// What the hosts of a lab are like.
+/// The choice of congestion controls.
 #[derive(clap::Args)]
-pub(crate) struct Hosts {
-    /// The congestion control of every host, one after the other, each in labs of its own. Our paths begin with it, or with cubic if
-    /// it is bbr, and are given bbr when they show bounds. [default: cubic, as distributions have it, then this kernel's own]
+pub(crate) struct HostArgs {
+    /// Measures with each of these congestion controls in turn, on every host, each in labs of its
+    /// own. mobile's paths begin with it, or with cubic if it is bbr, and switch to bbr when they
+    /// are bandwidth-limited. [default: cubic, as distributions have it, then this kernel's own]
     #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
     congestion_controls: Vec<String>,
 }
 
-impl Hosts {
-    /// Measures with each in turn; one that fails does not keep the others from it.
-    pub(crate) fn each(&self, mut measure: impl FnMut(&Host) -> Result<()>) -> Result<()> {
+impl HostArgs {
+    /// Measures with each congestion control in turn; a failure does not prevent the others.
+    pub(crate) fn each(&self, mut measure: impl FnMut(&HostSetup) -> Result<()>) -> Result<()> {
         let setting = |name: &str| {
             let path = format!("/proc/sys/net/ipv4/tcp_{name}congestion_control");
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -40,7 +41,7 @@ impl Hosts {
         let outcomes: Vec<_> = chosen
             .into_iter()
             .map(|name| {
-                let host = Host { congestion_control: name.to_owned() };
+                let host = HostSetup { congestion_control: name.to_owned() };
                 step(&host.to_string());
                 measure(&host).with_context(|| host.to_string())
             })
@@ -49,19 +50,20 @@ impl Hosts {
     }
 }
 
-/// What every host of a lab is like.
-pub(crate) struct Host {
+/// The setup of every host of a lab.
+pub(crate) struct HostSetup {
     congestion_control: String,
 }
 
-impl Host {
-    /// A lab of such hosts; the uplinks' delay in each direction, or plain wires.
+impl HostSetup {
+    /// Returns the options of a lab of such hosts, with the uplinks' one-way delay or plain veth
+    /// pairs.
     pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
         let congestion_control = Some(self.congestion_control.clone());
         LabOptions { delay, congestion_control, ..LabOptions::default() }
     }
 
-    /// Writes a picture of what was measured there, under a name of its own.
+    /// Writes a plot under a name with the congestion control in it.
     pub(crate) fn plot(&self, plot: Plot<'_>) -> Result<()> {
         let name = &self.congestion_control;
         if name == LabOptions::CONGESTION_CONTROL {
@@ -72,7 +74,7 @@ impl Host {
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for HostSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on every host", self.congestion_control)
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench idle`: what the tunnel costs when nobody uses it.
+//! `cargo xtask bench idle`: what an unused tunnel costs.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -7,28 +7,29 @@ use anyhow::{Context as _, Result};
 use mobile_tests::{Capture, RELAY_PORT, Testbed, Tether, addr};
 use serde_json::Value;
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use super::machine;
 use crate::shell::step;
 
-/// How long it is watched.
+/// Arguments of `cargo xtask bench idle`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Minutes to watch; the table is per minute.
+    /// Measures for this many minutes; the tables are per minute
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
 }
 
-/// Whatever a start brings with it (a standby path, window updates, the first probes) has happened by then.
+/// The time after which all effects of a start (standby path, window updates, first probes) are
+/// over.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Worse than the others.
+/// A metric worse than that of the other uplinks.
 const METRIC: u32 = 700;
 
-/// One carries the tunnel, the others stand by.
+/// The uplinks: one carries the tunnel, the others stand by.
 const UPLINKS: [&str; 3] = ["eth0", "wlan0", Tether::DEVICE];
 
-/// A connected agent with two standby paths, and no mobile process.
+/// Measures a connected agent with two standby paths and no mobile process.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let bed = Testbed::new()?;
     let tether = Tether::plug_in(&bed.lab, METRIC)?;
@@ -39,8 +40,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let filter = format!("tcp port {RELAY_PORT}");
     let captures: Vec<Capture> =
         UPLINKS.iter().map(|device| lab.capture(&lab.host, device, &filter)).collect::<Result<_>>()?;
-    let efforts = || -> Result<Vec<Effort>> {
-        processes.iter().map(|(name, pid)| Effort::of(pid.with_context(|| format!("no {name}"))?)).collect()
+    let efforts = || -> Result<Vec<CpuUsage>> {
+        processes.iter().map(|(name, pid)| CpuUsage::of(pid.with_context(|| format!("no {name}"))?)).collect()
     };
     step(&format!("watching an idle agent for {} min", args.minutes));
     let before = efforts()?;
@@ -66,10 +67,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bed.finish()
 }
 
-/// What `mobile uplinks` says of each of the lab's uplinks.
+/// Returns the state of each uplink according to `mobile uplinks`.
 fn states(bed: &Testbed) -> Result<Vec<String>> {
-    let said: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
-    let list = said["uplinks"].as_array().context("`uplinks` has no list")?;
+    let output: Value = serde_json::from_str(&bed.agent.cli(&["uplinks", "--json"])?.ok()?)?;
+    let list = output["uplinks"].as_array().context("`uplinks` has no list")?;
     UPLINKS
         .iter()
         .map(|device| {
@@ -80,7 +81,7 @@ fn states(bed: &Testbed) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Packets to the relay, and the others, in tcpdump's lines.
+/// Returns the number of tcpdump's packets to the relay, and of all others.
 fn count(packets: &[String]) -> (usize, usize) {
     let to_relay = format!(" > {}.{RELAY_PORT}: ", addr::RELAY4);
     let sent = packets.iter().filter(|line| line.contains(&to_relay)).count();
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_are_told_apart_by_their_direction() {
+    fn packets_are_counted_by_direction() {
         let lines = [
             "12:00:00.1 IP 10.22.0.2.40000 > 198.51.100.2.443: Flags [.], ack 1, length 0",
             "12:00:00.2 IP 198.51.100.2.443 > 10.22.0.2.40000: Flags [.], ack 1, length 0",

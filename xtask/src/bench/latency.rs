@@ -1,67 +1,70 @@
-//! `cargo xtask bench latency`: how long a keystroke takes, alone and beside a bulk transfer that fills the uplink.
+//! `cargo xtask bench latency`: the round trip of a keystroke, alone and beside a bulk transfer
+//! that fills the uplink.
 
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 use mobile_tests::{LabOptions, PATIENCE, Process, Services, addr, finish_within, port, program};
 use serde_json::Value;
 
 use self::table::{Figures, Sample};
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, Others, Subject};
+use super::subject::{CompetitorArgs, OURS, Subject};
 use crate::shell::step;
 
 mod table;
 
-/// How long, how often, on what uplink, and who else.
+/// Arguments of `cargo xtask bench latency`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Seconds each measurement of a run takes.
+    /// Lets each measurement of a run take this many seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..))]
     seconds: u32,
-    /// The uplink's rate in Mbit/s, in each direction.
+    /// Limits the uplink to this rate in Mbit/s, in each direction
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    others: Others,
+    competitors: CompetitorArgs,
 }
 
-/// A keystroke every so often: a fast typist's burst, and a terminal's echo.
+/// The interval of keystrokes: a fast typist's burst and a terminal's echo.
 const INTERVAL_MS: &str = "20";
 
-/// A transfer has found its pace by then; iperf3 does not count it either.
+/// The time after which a transfer has reached its rate; iperf3 omits it too.
 const WARM_UP: Duration = Duration::from_secs(3);
 
-/// What runs beside the keystrokes: a title and iperf3's flags for it.
+/// The load beside the keystrokes: a title and iperf3's flags.
 const BESIDE: [(&str, Option<&[&str]>); 3] =
     [("idle", None), ("upload", Some(&[])), ("download", Some(&["--reverse"]))];
 
-/// Their pictures' names.
+/// The file names of the plots.
 const PLOTS: [&str; 3] = ["latency-idle", "latency-upload", "latency-download"];
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures everyone in turn, run by run, so that what disturbs the machine disturbs all.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    // Direct, ours, then the others.
-    let mut everyone = vec![Some(PeerKind::DIRECT), None];
-    everyone.extend(args.others.chosen().map(Some));
-    let mut columns: Vec<Figures> =
-        everyone.iter().map(|peer| Figures::new(peer.map_or(OURS, |peer| peer.name))).collect();
+/// Measures all contestants in turn, run by run, so that what disturbs the machine disturbs all.
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    // Direct, mobile, then the competitors.
+    let mut everyone = vec![Some(CompetitorKind::DIRECT), None];
+    everyone.extend(args.competitors.chosen().map(Some));
+    let mut columns: Vec<Figures> = everyone
+        .iter()
+        .map(|competitor| Figures::new(competitor.map_or(OURS, |competitor| competitor.name)))
+        .collect();
     for run in 1..=args.runs {
-        for (column, peer) in columns.iter_mut().zip(&everyone) {
-            let samples = measure(args, host, *peer).with_context(|| column.name)?;
+        for (column, competitor) in columns.iter_mut().zip(&everyone) {
+            let samples = measure(args, host, *competitor).with_context(|| column.name)?;
             let told: Vec<String> =
                 BESIDE.iter().zip(&samples).map(|((title, _), sample)| format!("{title} {sample}")).collect();
             step(&format!("run {run} of {}, {}: {}", args.runs, column.name, told.join("; ")));
@@ -90,11 +93,11 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     Ok(())
 }
 
-/// One run of one of them, in a lab of its own.
-fn measure(args: &Args, host: &Host, peer: Option<&PeerKind>) -> Result<Vec<Sample>> {
-    let subject = Subject::start(peer, &host.lab(Some(LabOptions::DELAY)))?;
+/// Runs one contestant once, in a lab of its own.
+fn measure(args: &Args, host: &HostSetup, competitor: Option<&CompetitorKind>) -> Result<Vec<Sample>> {
+    let subject = Subject::start(competitor, &host.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
-    // A real uplink's FIFO holds packets, not what the kernel would still cut.
+    // A real uplink's FIFO holds packets that the kernel has already segmented.
     lab.eth().link().set_offload(false)?;
     lab.eth().link().set_rate(Some(args.rate * 1_000_000));
     let server = Services::iperf3(&lab.server, lab.dir())?;
@@ -122,7 +125,7 @@ fn measure(args: &Args, host: &Host, peer: Option<&PeerKind>) -> Result<Vec<Samp
 
 /// Starts a bulk transfer that outlasts the keystrokes.
 fn bulk(args: &Args, subject: &Subject, title: &str, flags: &[&str]) -> Result<Process> {
-    // It is still at it when the last keystroke comes.
+    // One second longer than the keystrokes.
     let seconds = (args.seconds + 1).to_string();
     let mut iperf3 = subject.application("iperf3");
     iperf3

@@ -1,10 +1,10 @@
-//! One line that says where a figure was measured.
+//! Describes the machine on which figures were measured.
 
 use std::fs;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-/// Processor, cores, kernel.
+/// Returns processor, number of cores and kernel.
 pub(crate) fn describe() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -15,7 +15,7 @@ pub(crate) fn describe() -> String {
     format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }
 
-/// How many processes ran or wanted to, on average of the last minute.
+/// Returns the load average of the last minute.
 pub(crate) fn load() -> String {
     let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     loads.split(' ').next().unwrap_or_default().to_owned()

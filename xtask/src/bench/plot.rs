@@ -1,7 +1,8 @@
-//! A bar for everyone, as SVG for docs/measure/plots: medians, a whisker from least to greatest, the figure beside it.
+//! Bar charts as SVG for docs/plots: a bar for each median, a whisker from least to greatest, and
+//! the figure.
 //!
-//! Some rectangles and words need no library. Colours that are read on white and on black, and a background of its own, for
-//! it is shown on both.
+//! Rectangles and text need no library. The charts have a background of their own, because pages
+//! show them on white and on black.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,16 +13,16 @@ use super::stats::Spread;
 use super::subject::OURS;
 use crate::shell::{self, step};
 
-/// One plot.
+/// One bar chart.
 pub(crate) struct Plot<'a> {
-    /// The file's name without its ending.
+    /// The file's name without its extension.
     pub(crate) file: &'a str,
     pub(crate) title: String,
     pub(crate) unit: &'a str,
     pub(crate) bars: Vec<(&'a str, Spread)>,
 }
 
-/// Pixels.
+/// Widths and heights in pixels.
 const NAMES: f64 = 120.0;
 const BARS: f64 = 420.0;
 const FIGURES: f64 = 110.0;
@@ -29,7 +30,7 @@ const LINE: f64 = 24.0;
 const HEAD: f64 = 34.0;
 
 impl Plot<'_> {
-    /// Writes it.
+    /// Writes the chart as an SVG file.
     pub(crate) fn write(&self) -> Result<()> {
         let folder = shell::root().join("docs/measure/plots");
         fs::create_dir_all(&folder)?;
@@ -49,7 +50,7 @@ impl Plot<'_> {
             escaped(&self.title),
             escaped(self.unit)
         );
-        // What is below zero (bytes saved) goes to the left of it.
+        // Negative values (bytes saved) extend to the left of zero.
         let least = self.bars.iter().map(|(_, spread)| spread.least).fold(0.0, f64::min);
         let greatest = self.bars.iter().map(|(_, spread)| spread.greatest).fold(f64::MIN_POSITIVE, f64::max);
         let x = |value: f64| NAMES + (value - least) / (greatest - least) * BARS;
@@ -58,7 +59,7 @@ impl Plot<'_> {
             let (middle, base) = (top + LINE / 2.0, top + LINE / 2.0 + 4.5);
             let colour = if name.starts_with(OURS) { "#d9480f" } else { "#8ca0b3" };
             let (left, right) = (x(median.min(0.0)), x(median.max(0.0)));
-            // Writing into a String cannot fail.
+            // Writing to a String cannot fail.
             let _ = writeln!(
                 out,
                 "<text x=\"{:.0}\" y=\"{base}\" text-anchor=\"end\">{}</text>\
@@ -80,7 +81,7 @@ impl Plot<'_> {
     }
 }
 
-/// Three digits or more.
+/// Formats a figure with at least three digits.
 fn figure(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
@@ -98,12 +99,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_for_everyone_within_the_picture() {
+    fn every_bar_lies_within_the_chart() {
         let spread = |least, median, greatest| Spread { least, median, greatest };
         let bars = vec![("direct", spread(90.0, 100.0, 200.0)), ("mobile", spread(-60.0, -50.0, -40.0))];
         let svg = Plot { file: "x", title: "a < b".to_owned(), unit: "%", bars }.svg();
         assert!(svg.contains("a &lt; b, %") && svg.ends_with("</svg>\n"), "{svg}");
-        // From 120 (-60) to 540 (200), a hundred and a bit from zero.
+        // The chart runs from 120 (-60) to 540 (200); zero is about 97 pixels from the left edge.
         assert!(svg.contains("<rect x=\"216.9\" y=\"38.0\" width=\"161.5\""), "{svg}");
         assert!(svg.contains("<rect x=\"136.2\" y=\"62.0\" width=\"80.8\""), "{svg}");
         assert_eq!(svg.matches("<path ").count(), 2);

@@ -1,4 +1,4 @@
-//! `cargo xtask bench pps`: how many small datagrams a second pass without loss.
+//! `cargo xtask bench pps`: how many small datagrams per second pass without loss.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,36 +9,36 @@ use mobile_tests::{addr, port, program};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
-/// How often, and who else.
+/// Arguments of `cargo xtask bench pps`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Searches for the highest rate; the table shows their median, least and greatest.
+    /// Searches the highest rate this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Milliseconds each trial of a search sends.
+    /// Sends for this many milliseconds in each trial of a search
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..))]
     milliseconds: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
-/// Datagrams a second; where the first search begins, and where it gives up.
+/// The rates in datagrams per second at which the first search begins and gives up.
 const FIRST: f64 = 10_000.0;
 const LEAST: f64 = 100.0;
 
-/// How near a rate that loses is to be to the one that is told.
+/// The precision of a search: the ratio of a rate that loses to the rate that is reported.
 const NEAR: f64 = 1.08;
 
-/// One subject's sender and counter, and what the last search found.
-struct Tried {
+/// The sender and counter of one contestant, and the result of its last search.
+struct RateSearch {
     datagrams: Datagrams,
     found: Option<f64>,
 }
@@ -47,25 +47,27 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(None))?;
-    let mut tried: HashMap<&str, Tried> = HashMap::new();
-    for contestant in &field.contestants {
-        tried.insert(contestant.name, Tried::start(contestant)?);
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
+    let mut searches: HashMap<&str, RateSearch> = HashMap::new();
+    for contestant in &labs.contestants {
+        searches.insert(contestant.name, RateSearch::start(contestant)?);
     }
     let lasting = Duration::from_millis(args.milliseconds);
-    let search = |contestant: &Contestant, _| of(&mut tried, contestant)?.highest(lasting);
+    let search = |contestant: &Contestant, _| search_of(&mut searches, contestant)?.highest(lasting);
     let told = |rate: &f64| format!("{rate:.0} a second");
     let title = vec!["datagrams a second".to_owned()];
-    let grid = Grid::measure(&field.contestants, title, args.runs, search, told);
-    let best = grid.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
+    let grid = Grid::measure(&labs.contestants, title, args.runs, search, told);
+    let best = grid.competitors(0, rate).max_by(|a, b| a.1.total_cmp(&b.1));
 
     let at = best.map(|(_, rate)| rate).or(grid.median(1, 0, rate).map(|ours| ours / 3.0)).unwrap_or(FIRST);
-    let trial = |contestant: &Contestant, _| of(&mut tried, contestant)?.datagrams.trial(at, 2 * lasting);
+    let trial =
+        |contestant: &Contestant, _| search_of(&mut searches, contestant)?.datagrams.trial(at, 2 * lasting);
     let told = |trial: &Trial| format!("{:.3} % lost", trial.loss() * 100.0);
     let title = vec![format!("% lost at {at:.0} a second")];
-    let losses = Grid::measure(&field.contestants, title, args.runs, trial, told);
+    let losses = Grid::measure(&labs.contestants, title, args.runs, trial, told);
 
     println!(
         "The highest rate at which no more than 1 of 1,000 datagrams of {LENGTH} bytes was lost, and the part of direct's; \
@@ -87,12 +89,15 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
         let bars = grid.bars(0, rate);
         host.plot(Plot { file: "pps", title, unit: "datagrams a second", bars })?;
     }
-    drop(tried);
-    field.finish()
+    drop(searches);
+    labs.finish()
 }
 
-fn of<'a>(tried: &'a mut HashMap<&str, Tried>, contestant: &Contestant) -> Result<&'a mut Tried> {
-    tried.get_mut(contestant.name).context("nobody sends there")
+fn search_of<'a>(
+    searches: &'a mut HashMap<&str, RateSearch>,
+    contestant: &Contestant,
+) -> Result<&'a mut RateSearch> {
+    searches.get_mut(contestant.name).context("this contestant has no sender")
 }
 
 fn rate(sample: &f64) -> Option<f64> {
@@ -103,20 +108,24 @@ fn lost(trial: &Trial) -> Option<f64> {
     Some(trial.loss() * 100.0)
 }
 
-/// Three times the best peer's rate, and at that peer's rate no more loss than it has.
+/// Returns the goals: three times the best competitor's rate, and no more loss than it at its rate.
 fn goals(rates: &Grid<f64>, losses: &Grid<Trial>) -> Vec<Goal> {
     let ours = rates.median(1, 0, rate);
-    let Some((name, best)) = rates.others(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
+    let Some((name, best)) = rates.competitors(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
         return Vec::new();
     };
-    let theirs = losses.others(0, lost).find(|(other, _)| *other == name).map_or(0.0, |(_, lost)| lost);
+    let theirs = losses.competitors(0, lost).find(|(other, _)| *other == name).map_or(0.0, |(_, lost)| lost);
     vec![
-        Goal::at_least(format!("times {name}'s rate, the best peer's"), 3.0, ours.map(|ours| ours / best)),
+        Goal::at_least(
+            format!("times {name}'s rate, the best competitor's"),
+            3.0,
+            ours.map(|ours| ours / best),
+        ),
         Goal::at_most(format!("% lost at {name}'s rate"), theirs, losses.median(1, 0, lost)),
     ]
 }
 
-impl Tried {
+impl RateSearch {
     fn start(contestant: &Contestant) -> Result<Self> {
         let tool = program("labtool")?.display().to_string();
         let mut sender = contestant.subject.application(&tool);
@@ -126,11 +135,12 @@ impl Tried {
         Ok(Self { datagrams: Datagrams::start(&mut sender, &mut counter)?, found: None })
     }
 
-    /// The highest rate without loss, as near as [`NEAR`]. Later searches begin where the last one ended.
+    /// Returns the highest rate without loss, with the precision [`NEAR`]. Later searches begin at
+    /// the last result.
     fn highest(&mut self, lasting: Duration) -> Result<f64> {
         let (from, step) = self.found.map_or((FIRST, 2.0), |found| (found, 1.25));
         let found = search(from, step, |rate| {
-            // Once may be the machine's fault.
+            // A single failure may be the machine's fault, so try twice.
             Ok(self.datagrams.trial(rate, lasting)?.is_lossless()
                 || self.datagrams.trial(rate, lasting)?.is_lossless())
         })?;
@@ -139,8 +149,10 @@ impl Tried {
     }
 }
 
-/// The highest rate that passes: in steps from `from` on, up or down, until one passes and the next does not; then between
-/// those two.
+/// Returns the highest rate that passes.
+///
+/// Steps from `from` up or down until one rate passes and the next does not, then bisects between
+/// the two.
 fn search(from: f64, step: f64, mut passes: impl FnMut(f64) -> Result<bool>) -> Result<f64> {
     let (mut low, mut high);
     if passes(from)? {
@@ -166,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_search_ends_just_below_what_loses() {
+    fn the_search_ends_just_below_the_rate_that_loses() {
         for limit in [150.0, 9_000.0, 10_000.0, 345_678.0] {
             for step in [2.0, 1.25] {
                 let mut trials = 0;

@@ -1,53 +1,54 @@
-//! `cargo xtask bench relay`: how many clients a relay holds, what one costs, how fast they come, and what strangers at its
-//! port do to them.
+//! `cargo xtask bench relay`: how many clients a relay holds, what one costs, how fast they
+//! connect, and how floods at its port affect them.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use mobile_tests::crowd::{Attack, Crowd, Member, Sources};
+use mobile_tests::crowd::{Attack, Crowd, CrowdClient, Sources};
 use mobile_tests::{Lab, LabOptions, Relay};
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use super::machine;
 use super::stats::Spread;
 use crate::shell::step;
 
-/// How many, and how long.
+/// Arguments of `cargo xtask bench relay`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Sessions to hold.
+    /// Holds this many sessions
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..60_000))]
     sessions: u32,
-    /// Handshakes to time in each round, without and with a flood.
+    /// Times this many handshakes in each round, without and with a flood
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..1000))]
     samples: u32,
-    /// Rounds of each flood.
+    /// Runs this many rounds of each flood
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Bad attempts a second.
+    /// Makes this many unauthorised attempts per second
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..))]
     flood: u32,
 }
 
-/// The ramp is told in so many parts.
+/// The number of parts of the ramp, each with its own rate.
 const PARTS: u32 = 10;
-/// Handshakes at once while the sessions are opened.
+/// Handshakes in progress while the sessions are opened.
 const AT_ONCE: usize = 32;
-/// A keepalive of every client is in it.
+/// The time of measuring held sessions, which includes a keepalive of every client.
 const WATCHED: Duration = Duration::from_secs(60);
-/// Between two timed handshakes.
+/// The pause between two timed handshakes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Everything, one after the other.
+/// Runs all measurements, one after the other.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let lab = Lab::with(&LabOptions::default())?;
     let mut relay = Relay::install(&lab)?;
     relay.configure("pool", "ipv4", "10.64.0.0/16")?;
-    // As many strangers as there are clients come at once, as fast as the relay takes them: that is what is measured.
+    // All clients come at once from sources that the relay does not know; the limit would otherwise
+    // be measured.
     relay.configure("limits", "handshake_rate", 1_000_000)?;
-    let crowd = Crowd::arrive(&lab, &relay)?;
+    let crowd = Crowd::start(&lab, &relay)?;
     let probes = args.sessions..args.sessions + args.samples;
     step(&format!("authorising {} clients", probes.end));
     let start = Instant::now();
@@ -66,9 +67,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let each = (held - idle) as f64 / members.len() as f64;
     println!("{} sessions held: {:.1} MiB resident, {each:.1} KiB each", members.len(), held as f64 / 1024.0);
     step(&format!("watching them for {} s", WATCHED.as_secs()));
-    let before = Effort::of(pid)?;
+    let before = CpuUsage::of(pid)?;
     sleep(WATCHED);
-    let worked = Effort::of(pid)?.nanoseconds - before.nanoseconds;
+    let worked = CpuUsage::of(pid)?.nanoseconds - before.nanoseconds;
     let now = resident(pid)?;
     println!(
         "their keepalives: {:.2} % of a processor; afterwards {:.1} KiB each",
@@ -87,15 +88,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Opens the sessions, and says how fast.
-fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<Member>> {
+/// Opens the sessions and prints the rate.
+fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<CrowdClient>> {
     let (mut members, mut rates, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for part in 0..PARTS {
         let numbers = part * sessions / PARTS..(part + 1) * sessions / PARTS;
-        let (start, worked, count) = (Instant::now(), Effort::of(pid)?, numbers.len());
+        let (start, worked, count) = (Instant::now(), CpuUsage::of(pid)?, numbers.len());
         members.extend(crowd.open(numbers, AT_ONCE)?);
         let took = start.elapsed();
-        let worked = Effort::of(pid)?.nanoseconds - worked.nanoseconds;
+        let worked = CpuUsage::of(pid)?.nanoseconds - worked.nanoseconds;
         rates.push(count as f64 / took.as_secs_f64());
         shares.push(worked as f64 / 1e3 / count as f64);
         step(&format!("{} sessions, {:.0} handshakes/s", members.len(), rates[rates.len() - 1]));
@@ -107,14 +108,15 @@ fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<Member>> {
     Ok(members)
 }
 
-/// Small packets from the relay's machine to all in turn; then 20 flows of one client beside one flow of another.
-fn packets(lab: &Lab, pid: i32, members: &[Member]) -> Result<()> {
+/// Sends small packets from the relay's machine to all clients in turn, then 20 flows to one client
+/// beside one flow to another.
+fn packets(lab: &Lab, pid: i32, members: &[CrowdClient]) -> Result<()> {
     let active = &members[..members.len().min(1000)];
     let all: Vec<SocketAddr> = active.iter().filter_map(|member| address(member, 9)).collect();
     let (sent, took, before, worked) = {
-        let (before, effort) = (total(active), Effort::of(pid)?);
+        let (before, cpu_usage) = (total(active), CpuUsage::of(pid)?);
         let (sent, took) = lab.relay.enter(|| blast(&all, Duration::from_secs(5)))?;
-        (sent, took, before, Effort::of(pid)?.nanoseconds - effort.nanoseconds)
+        (sent, took, before, CpuUsage::of(pid)?.nanoseconds - cpu_usage.nanoseconds)
     };
     sleep(Duration::from_millis(500));
     let got = total(active) - before;
@@ -140,7 +142,7 @@ fn packets(lab: &Lab, pid: i32, members: &[Member]) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams to each in turn, as fast as they go.
+/// Sends datagrams to each address in turn, as fast as possible.
 fn blast(to: &[SocketAddr], time: Duration) -> Result<(u64, Duration)> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let (start, mut sent) = (Instant::now(), 0);
@@ -154,7 +156,7 @@ fn blast(to: &[SocketAddr], time: Duration) -> Result<(u64, Duration)> {
 }
 
 fn floods(crowd: &Crowd, probes: &std::ops::Range<u32>, args: &Args) -> Result<()> {
-    // From here on the relay knows where they live.
+    // Afterwards the relay knows the clients' source addresses.
     crowd.latencies(probes.clone(), Duration::ZERO)?;
     println!("\n| flood | p50 | p95 | p99, ms | p95 against idle | tried again | attempts/s |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
@@ -195,21 +197,21 @@ fn floods(crowd: &Crowd, probes: &std::ops::Range<u32>, args: &Args) -> Result<(
     Ok(())
 }
 
-/// The 50th, 95th and 99th in a hundred, in milliseconds.
+/// Returns the 50th, 95th and 99th percentile in milliseconds.
 fn percentiles(mut took: Vec<Duration>) -> [f64; 3] {
     took.sort();
     [50, 95, 99].map(|part| took[(took.len() * part / 100).min(took.len() - 1)].as_secs_f64() * 1e3)
 }
 
-fn total(members: &[Member]) -> u64 {
-    members.iter().map(Member::received).sum()
+fn total(members: &[CrowdClient]) -> u64 {
+    members.iter().map(CrowdClient::received).sum()
 }
 
-fn address(member: &Member, port: u16) -> Option<SocketAddr> {
+fn address(member: &CrowdClient, port: u16) -> Option<SocketAddr> {
     Some(SocketAddr::from((member.config.ipv4?, port)))
 }
 
-/// Resident memory in KiB.
+/// Returns the resident memory in KiB.
 fn resident(pid: i32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -221,14 +223,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_of_the_sorted_times() {
+    fn percentiles_do_not_depend_on_the_order() {
         let took = (1..=100).rev().map(Duration::from_millis).collect();
         assert_eq!(percentiles(took), [51.0, 96.0, 100.0]);
         assert_eq!(percentiles(vec![Duration::from_millis(7)]), [7.0; 3]);
     }
 
     #[test]
-    fn our_own_memory_can_be_read() {
+    fn the_memory_of_this_process_can_be_read() {
         assert!(resident(i32::try_from(std::process::id()).unwrap()).unwrap() > 100);
     }
 }

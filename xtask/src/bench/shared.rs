@@ -1,6 +1,7 @@
-//! `cargo xtask bench shared`: a bulk transfer over an uplink that somebody else's bulk transfer fills.
+//! `cargo xtask bench shared`: a bulk transfer over an uplink that another bulk transfer fills.
 //!
-//! The other one is an ordinary TCP connection with cubic, as most hosts have it, which keeps the uplink's FIFO filled.
+//! The other transfer is an ordinary TCP connection with cubic, as most hosts have it, which keeps
+//! the uplink's FIFO filled.
 
 use std::fs;
 use std::thread::sleep;
@@ -11,62 +12,63 @@ use mobile_tests::{LabOptions, Process, Services, addr};
 
 use super::goals::{self, Goal};
 use super::grid::Grid;
-use super::hosts::{Host, Hosts};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 use super::throughput::received;
 
-/// How long, how often, over what, and who else.
+/// Arguments of `cargo xtask bench shared`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Seconds each run takes.
+    /// Lets each run take this many seconds
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// The uplink's rate in Mbit/s, in each direction.
+    /// Limits the uplink to this rate in Mbit/s, in each direction
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
-/// Where both transfers go: a title, and iperf3's flags for it.
+/// The direction of both transfers: a title and iperf3's flags.
 const DIRECTIONS: [(&str, &[&str]); 2] = [("upload", &[]), ("download", &["--reverse"])];
 
-/// Their pictures' names.
+/// The file names of the plots.
 const PLOTS: [&str; 2] = ["shared-upload", "shared-download"];
 
-/// The other transfer fills the FIFO by then.
+/// The time after which the other transfer fills the FIFO.
 const WARM_UP: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(Some(LabOptions::DELAY)))?;
-    field.narrow(args.rate)?;
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
+fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
+    labs.limit_rate(args.rate)?;
     let titles = DIRECTIONS.iter().map(|(title, _)| (*title).to_owned()).collect();
     let sample = |contestant: &Contestant, column: usize| {
         let flags = DIRECTIONS[column].1;
-        let (mut other, _server) = somebody_else(contestant, args.seconds, flags)?;
+        let (mut other, _server) = other_transfer(contestant, args.seconds, flags)?;
         let said = contestant.iperf3(args.seconds, flags)?;
         ensure!(other.ended()?.is_none(), "the other transfer has ended: {}", other.output());
         Ok(received(&said)?.0 * 1e3)
     };
     let grid =
-        Grid::measure(&field.contestants, titles, args.runs, sample, |kbits| format!("{kbits:.0} kbit/s"));
+        Grid::measure(&labs.contestants, titles, args.runs, sample, |kbits| format!("{kbits:.0} kbit/s"));
     println!("kbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", grid.against_direct(kbits));
     println!("{}", goals::markdown(&goals(&grid)));
     println!(
-        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one connection of somebody else with {}; {}",
+        "{}; {} Mbit/s, 20 ms of round trip, FIFO of 250 ms, beside one other connection with {}; {}",
         machine::describe(),
         args.rate,
         LabOptions::CONGESTION_CONTROL,
@@ -74,21 +76,22 @@ fn compare(args: &Args, host: &Host, plot: bool) -> Result<()> {
     );
     if plot {
         for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
-            let title = format!("{} Mbit/s shared with somebody else, {direction}", args.rate);
+            let title = format!("{} Mbit/s shared with another transfer, {direction}", args.rate);
             host.plot(Plot { file: PLOTS[column], title, unit: "kbit/s", bars: grid.bars(column, kbits) })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
-/// A transfer between the host and its router's neighbour, past every tunnel; it ends when it is dropped.
-fn somebody_else(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
+/// Starts a transfer between the host and the relay's machine outside the tunnel, which ends when
+/// dropped.
+fn other_transfer(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
     let lab = contestant.subject.lab();
-    let dir = lab.dir().join("somebody-else");
+    let dir = lab.dir().join("other-transfer");
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let server = Services::iperf3(&lab.relay, &dir)?;
     let mut client = lab.host.command("iperf3");
-    // Until it is dropped.
+    // Long enough to run until it is dropped.
     let seconds = (10 * seconds).to_string();
     client.args(["--client", &addr::RELAY4.to_string(), "--time", &seconds]);
     client.args(["--congestion", LabOptions::CONGESTION_CONTROL]).args(flags);
@@ -101,14 +104,15 @@ fn kbits(sample: &f64) -> Option<f64> {
     Some(*sample)
 }
 
-/// As much as a direct connection gets beside the other one, and as others get that go over TCP.
+/// Returns the goals: as much as a direct connection gets beside the other transfer, and as much as
+/// competitors over TCP.
 fn goals(grid: &Grid<f64>) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {
         let (direct, ours) = (grid.median(0, column, kbits), grid.median(1, column, kbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
         goals.push(Goal::at_least(format!("{direction}: part of direct's speed"), 0.9, ratio(direct)));
-        let what = format!("{direction}: times the speed of the best peer over TCP");
+        let what = format!("{direction}: times the speed of the best competitor over TCP");
         goals.push(Goal::at_least(what, 1.0, ratio(grid.best_over_tcp(column, kbits))));
     }
     goals

@@ -1,18 +1,18 @@
-//! What is told of several runs: the middle one, and how far they lie apart.
+//! Statistics of several runs: the median and the range.
 
 use std::fmt;
 
-/// Median, least and greatest of some figures.
+/// Median, least and greatest of several figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
-    /// The middle one; of an even number, the mean of the two in the middle.
+    /// The middle figure; for an even number, the mean of the two in the middle.
     pub(crate) median: f64,
     pub(crate) least: f64,
     pub(crate) greatest: f64,
 }
 
 impl Spread {
-    /// None of no figures.
+    /// Returns the spread of the figures, or `None` if there are none.
     pub(crate) fn of(figures: &[f64]) -> Option<Self> {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_and_the_ends() {
+    fn the_spread_has_median_least_and_greatest() {
         let odd = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
         assert_eq!(odd.to_string(), "2 (1–3)");
         let even = Spread::of(&[4.0, 1.0, 2.0, 100.0]).unwrap();

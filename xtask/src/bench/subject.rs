@@ -1,4 +1,4 @@
-//! Who is measured, each in a lab of their own.
+//! The contestants of a benchmark, each in a lab of its own.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -7,42 +7,44 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use mobile_tests::peers::{Peer, PeerKind};
+use mobile_tests::competitors::{Competitor, CompetitorKind};
 use mobile_tests::{Lab, LabOptions, PATIENCE, Process, Services, Testbed, addr, finish_within};
 
-use super::effort::Effort;
+use super::cpu_usage::CpuUsage;
 use crate::setup::{self, Tool};
 
-/// Our name in the tables.
+/// The name of this project in the tables.
 pub(crate) const OURS: &str = "mobile";
 
-/// Which others are measured beside ours.
+/// The choice of competitors.
 #[derive(clap::Args)]
-pub(crate) struct Others {
-    /// Without the peers; a direct connection is always measured.
+pub(crate) struct CompetitorArgs {
+    /// Leaves out the competitors; a direct connection is always measured
     #[arg(long)]
     no_peers: bool,
-    /// Only these peers.
+    /// Measures only these competitors
     #[arg(long, value_delimiter = ',', ignore_case = true, value_parser = peer_names())]
     peers: Vec<String>,
 }
 
-/// Who is measured beside direct and ours, where everyone is up at the same time.
+/// The choice of contestants besides the direct connection and mobile, where all are up at the same
+/// time.
 #[derive(clap::Args)]
-pub(crate) struct Entrants {
+pub(crate) struct ContestantArgs {
     #[command(flatten)]
-    others: Others,
-    /// Ours as these folders have it (`mobile` and `home-relay`), named after them: to compare a change with the state before.
+    competitors: CompetitorArgs,
+    /// Also measures the `mobile` and `home-relay` in these folders, named after the folders: to
+    /// compare a change with the state before it
     #[arg(long, value_delimiter = ',')]
     builds: Vec<PathBuf>,
 }
 
-impl Entrants {
-    /// The folders of builds and what tables call them: a wrong one is told before anything is started.
+impl ContestantArgs {
+    /// Returns the folders of other builds and their names. Checks them before anything is started.
     fn named_builds(&self) -> Result<Vec<(&'static str, PathBuf)>> {
-        let direct_and_ours = [PeerKind::DIRECT.name, OURS];
+        let direct_and_ours = [CompetitorKind::DIRECT.name, OURS];
         let mut names: Vec<&str> =
-            direct_and_ours.into_iter().chain(self.others.chosen().map(|kind| kind.name)).collect();
+            direct_and_ours.into_iter().chain(self.competitors.chosen().map(|kind| kind.name)).collect();
         let mut builds = Vec::new();
         for folder in &self.builds {
             let folder = folder.canonicalize().with_context(|| format!("--builds {}", folder.display()))?;
@@ -50,7 +52,7 @@ impl Entrants {
                 ensure!(folder.join(program).is_file(), "there is no {program} in {}", folder.display());
             }
             let name = folder.file_name().and_then(OsStr::to_str).context("a build's folder has no name")?;
-            // As long as this program, as the names of all others.
+            // The name lives as long as the process, as the names of all competitors do.
             let name: &'static str = name.to_owned().leak();
             ensure!(!names.contains(&name), "{name} would be two rows: builds are named after their folders");
             names.push(name);
@@ -61,39 +63,42 @@ impl Entrants {
 }
 
 fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
-    PossibleValuesParser::new(PeerKind::TUNNELS.iter().map(|kind| kind.name)).map(|name| name.to_lowercase())
+    PossibleValuesParser::new(CompetitorKind::TUNNELS.iter().map(|kind| kind.name))
+        .map(|name| name.to_lowercase())
 }
 
-impl Others {
-    /// The tunnels that were chosen. MPTCP is none: on one uplink it is a direct connection.
-    pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static PeerKind> {
-        let named = |kind: &&PeerKind| self.peers.iter().any(|name| name == kind.name);
-        PeerKind::TUNNELS.iter().filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
+impl CompetitorArgs {
+    /// Returns the chosen tunnels. MPTCP is not one: on one uplink it is a direct connection.
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static CompetitorKind> {
+        let named = |kind: &&CompetitorKind| self.peers.iter().any(|name| name == kind.name);
+        CompetitorKind::TUNNELS
+            .iter()
+            .filter(move |kind| !self.no_peers && (self.peers.is_empty() || named(kind)))
     }
 }
 
-/// Somebody with everything running.
+/// A contestant with everything running.
 pub(crate) enum Subject {
-    /// `mobile` and `home-relay`.
+    /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// Somebody else, or nobody: a direct connection. It ends before its lab.
-    Peer(Box<dyn Peer>, Box<Lab>),
+    /// A competitor or the direct connection, which ends before its lab.
+    Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl Subject {
-    /// `peer`, whose programs are installed if they are missing, or ours.
-    pub(crate) fn start(peer: Option<&PeerKind>, options: &LabOptions) -> Result<Self> {
-        let Some(kind) = peer else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
-        if let Some(reason) = refusal(kind) {
+    /// Starts mobile, or a competitor whose programs are installed if they are missing.
+    pub(crate) fn start(competitor: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
+        let Some(kind) = competitor else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
+        if let Some(reason) = unavailable_reason(kind) {
             bail!(reason);
         }
         let lab = Lab::with(options)?;
-        let mut peer = kind.make();
-        peer.start(&lab)?;
-        Ok(Self::Peer(peer, Box::new(lab)))
+        let mut competitor = kind.make();
+        competitor.start(&lab)?;
+        Ok(Self::Competitor(competitor, Box::new(lab)))
     }
 
-    /// Ours, with these settings of `[tunnel]` at both ends.
+    /// Starts mobile with these settings of `[tunnel]` at both ends.
     pub(crate) fn ours_with(options: &LabOptions, tunnel: &[(&str, &str)]) -> Result<Self> {
         let mut bed = Testbed::installed(options)?;
         bed.configure_tunnel(tunnel)?;
@@ -101,48 +106,50 @@ impl Subject {
         Ok(Self::Ours(Box::new(bed)))
     }
 
-    /// A build of ours?
+    /// Returns whether this is a build of this project.
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Self::Ours(_))
     }
 
-    /// Where it runs.
+    /// Returns the lab in which it runs.
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
-            Self::Peer(_, lab) => lab,
+            Self::Competitor(_, lab) => lab,
         }
     }
 
-    /// An application of the mobile host.
+    /// Returns a command that runs an application on the mobile host.
     pub(crate) fn application(&self, program: &str) -> Command {
         match self {
             Self::Ours(bed) => bed.agent.run(&[program]),
-            Self::Peer(_, lab) => lab.host.command(program),
+            Self::Competitor(_, lab) => lab.host.command(program),
         }
     }
 
-    /// The tunnel's own processes: the host's, then the relay's; none without a tunnel.
+    /// Returns the process ids of the tunnel at the host and at the relay, or `None` without a
+    /// tunnel.
     pub(crate) fn processes(&self) -> Option<[i32; 2]> {
         let [relay, host] = match self {
             Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
-            Self::Peer(peer, _) => peer.processes()?,
+            Self::Competitor(competitor, _) => competitor.processes()?,
         };
         Some([host, relay])
     }
 
-    /// What these and their children have used up to now.
-    pub(crate) fn effort(&self) -> Result<Option<[Effort; 2]>> {
+    /// Returns what these processes and their children have used of the processors so far.
+    pub(crate) fn cpu_usage(&self) -> Result<Option<[CpuUsage; 2]>> {
         let Some([host, relay]) = self.processes() else { return Ok(None) };
-        Ok(Some([Effort::of_tree(host)?, Effort::of_tree(relay)?]))
+        Ok(Some([CpuUsage::of_tree(host)?, CpuUsage::of_tree(relay)?]))
     }
 
-    /// The end: ours has left nothing behind and warned of nothing.
+    /// Ends the contestant. A build of this project must have left nothing behind and logged no
+    /// warning.
     pub(crate) fn finish(self) -> Result<()> {
         match self {
             Self::Ours(bed) => bed.finish(),
-            Self::Peer(peer, lab) => {
-                drop(peer);
+            Self::Competitor(competitor, lab) => {
+                drop(competitor);
                 lab.passed();
                 Ok(())
             }
@@ -150,50 +157,52 @@ impl Subject {
     }
 }
 
-/// Why a peer cannot run here; its programs are installed if that is possible.
-pub(crate) fn refusal(peer: &PeerKind) -> Option<String> {
-    let tools: Vec<Tool> = peer.tools.iter().map(|(program, package)| Tool { program, package }).collect();
+/// Returns why a competitor cannot run here, or `None`; installs its programs if possible.
+pub(crate) fn unavailable_reason(competitor: &CompetitorKind) -> Option<String> {
+    let tools: Vec<Tool> =
+        competitor.tools.iter().map(|(program, package)| Tool { program, package }).collect();
     let installed = setup::install(&tools).err().map(|error| format!("{error:#}"));
-    installed.or_else(|| peer.refusal())
+    installed.or_else(|| competitor.unavailable_reason())
 }
 
-/// Somebody whom iperf3 measures.
+/// A contestant that is measured with iperf3.
 pub(crate) struct Contestant {
-    /// As tables name it.
+    /// The name in the tables.
     pub(crate) name: &'static str,
     _server: Process,
     pub(crate) subject: Subject,
 }
 
-/// Everyone who is measured, all up at the same time; only one is measured at a time.
-pub(crate) struct Field {
+/// All contestants, up at the same time; only one is measured at a time.
+pub(crate) struct ContestantLabs {
     pub(crate) contestants: Vec<Contestant>,
-    /// Who could not be started, and why.
+    /// The contestants that could not be started, with the reason.
     refused: Vec<String>,
 }
 
-impl Field {
-    /// Direct, ours, the peers that were chosen, and other builds of ours.
-    pub(crate) fn start(entrants: &Entrants, options: &LabOptions) -> Result<Self> {
-        let builds = entrants.named_builds()?;
-        let mut field = Self { contestants: Vec::new(), refused: Vec::new() };
-        field.contestants.push(Contestant::start(Some(PeerKind::DIRECT), options)?);
-        field.contestants.push(Contestant::start(None, options)?);
-        for kind in entrants.others.chosen() {
+impl ContestantLabs {
+    /// Starts direct, mobile, the chosen competitors and other builds.
+    pub(crate) fn start(contestants: &ContestantArgs, options: &LabOptions) -> Result<Self> {
+        let builds = contestants.named_builds()?;
+        let mut labs = Self { contestants: Vec::new(), refused: Vec::new() };
+        labs.contestants.push(Contestant::start(Some(CompetitorKind::DIRECT), options)?);
+        labs.contestants.push(Contestant::start(None, options)?);
+        for kind in contestants.competitors.chosen() {
             match Contestant::start(Some(kind), options) {
-                Ok(contestant) => field.contestants.push(contestant),
-                Err(error) => field.refused.push(format!("{}: not measured: {error:#}", kind.name)),
+                Ok(contestant) => labs.contestants.push(contestant),
+                Err(error) => labs.refused.push(format!("{}: not measured: {error:#}", kind.name)),
             }
         }
         for (name, folder) in builds {
             let options = LabOptions { programs: Some(folder), ..options.clone() };
-            field.contestants.push(Contestant { name, ..Contestant::start(None, &options)? });
+            labs.contestants.push(Contestant { name, ..Contestant::start(None, &options)? });
         }
-        Ok(field)
+        Ok(labs)
     }
 
-    /// Everyone's uplink carries so many Mbit/s in each direction, with nothing on it that is larger than the MTU.
-    pub(crate) fn narrow(&self, mbits: u64) -> Result<()> {
+    /// Limits every uplink to `mbits` Mbit/s in each direction, and segments everything larger than
+    /// the MTU.
+    pub(crate) fn limit_rate(&self, mbits: u64) -> Result<()> {
         self.contestants.iter().try_for_each(|contestant| {
             let link = contestant.subject.lab().eth().link();
             link.set_offload(false)?;
@@ -202,7 +211,8 @@ impl Field {
         })
     }
 
-    /// The end, after the tables are printed: figures that took minutes are not thrown away for a warning.
+    /// Ends all contestants, after the tables are printed, so that a warning does not discard
+    /// figures that took minutes.
     pub(crate) fn finish(self) -> Result<()> {
         self.refused.iter().for_each(|line| println!("{line}"));
         self.contestants.into_iter().try_for_each(|contestant| contestant.subject.finish())
@@ -210,18 +220,18 @@ impl Field {
 }
 
 impl Contestant {
-    fn start(peer: Option<&'static PeerKind>, options: &LabOptions) -> Result<Self> {
-        let subject = Subject::start(peer, options)?;
+    fn start(competitor: Option<&'static CompetitorKind>, options: &LabOptions) -> Result<Self> {
+        let subject = Subject::start(competitor, options)?;
         let server = Services::iperf3(&subject.lab().server, subject.lab().dir())?;
-        Ok(Self { name: peer.map_or(OURS, |kind| kind.name), _server: server, subject })
+        Ok(Self { name: competitor.map_or(OURS, |kind| kind.name), _server: server, subject })
     }
 
-    /// iperf3 for so many seconds with these flags: its JSON.
+    /// Runs iperf3 for `seconds` with these flags and returns its JSON.
     pub(crate) fn iperf3(&self, seconds: u32, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--time", &seconds.to_string(), Duration::from_secs(seconds.into()), flags)
     }
 
-    /// The same for so many bytes, in iperf3's own words.
+    /// Runs iperf3 for so many bytes, in iperf3's notation, with these flags and returns its JSON.
     pub(crate) fn iperf3_of(&self, bytes: &str, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--bytes", bytes, PATIENCE, flags)
     }

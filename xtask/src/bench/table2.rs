@@ -1,6 +1,7 @@
-//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry 1 MiB.
+//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry
+//! 1 MiB.
 //!
-//! Bytes are counted, not seconds, so what else the machine does matters little.
+//! The benchmark counts bytes, so that other load on the machine matters little.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,76 +9,84 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::PeerKind;
+use mobile_tests::competitors::CompetitorKind;
 use mobile_tests::{Direction, LabOptions, PATIENCE, UplinkName, addr, finish_within, port, program};
 use serde_json::Value;
 
 use self::table::Row;
 use super::machine;
 use super::plot::Plot;
-use super::subject::{OURS, Others, Subject};
+use super::subject::{CompetitorArgs, OURS, Subject};
 use crate::shell::{self, step};
 
 mod table;
 
-/// How often, and who else.
+/// Arguments of `cargo xtask bench table2`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the tables show their median, and the last one least and greatest.
+    /// Runs each measurement this many times; the tables show the median, the last one also least
+    /// and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     #[command(flatten)]
-    others: Others,
+    competitors: CompetitorArgs,
 }
 
-/// What the process writes, in the paper and here.
+/// The number of bytes that the process writes, as in the paper.
 const LENGTH: usize = 1 << 20;
 
-/// How it is written.
-pub(crate) struct Shape {
+/// A way in which the process writes its data.
+pub(crate) struct WritePattern {
     title: &'static str,
-    /// The name of its picture.
+    /// The file name of the plot.
     plot: &'static str,
-    /// labtool's word for it.
+    /// The name that `labtool write` takes.
     pace: &'static str,
     data: Data,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Data {
-    /// What no compression makes smaller.
+    /// Random bytes, which no compression makes smaller.
     Random,
-    /// This project's own sources, as an example of text.
+    /// The sources of this project, as an example of text.
     Text,
 }
 
-const SHAPES: [Shape; 5] = [
-    Shape { title: "Nagle on", plot: "table2-nagle", pace: "nagle", data: Data::Random },
-    Shape { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
-    Shape { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
-    Shape { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
-    Shape { title: "text, one write each 2 ms", plot: "table2-text-paced", pace: "paced", data: Data::Text },
+const WRITE_PATTERNS: [WritePattern; 5] = [
+    WritePattern { title: "Nagle on", plot: "table2-nagle", pace: "nagle", data: Data::Random },
+    WritePattern { title: "TCP_NODELAY", plot: "table2-nodelay", pace: "nodelay", data: Data::Random },
+    WritePattern { title: "one write each 2 ms", plot: "table2-paced", pace: "paced", data: Data::Random },
+    WritePattern { title: "text, Nagle on", plot: "table2-text", pace: "nagle", data: Data::Text },
+    WritePattern {
+        title: "text, one write each 2 ms",
+        plot: "table2-text-paced",
+        pace: "paced",
+        data: Data::Text,
+    },
 ];
 
 /// The bytes of one run, sent and received.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// As the tunnel's device counts; a large packet that the kernel leaves whole has one header. None without a tunnel.
+    /// The tunnel device's counters, or `None` without a tunnel. A GSO packet counts with one
+    /// header.
     virtual_device: Option<[u64; 2]>,
-    /// On both uplinks, Ethernet headers included.
+    /// The counters of both uplinks, Ethernet headers included.
     real: [u64; 2],
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
-    everyone.push((PeerKind::DIRECT.name, start(Some(PeerKind::DIRECT))));
+    everyone.push((CompetitorKind::DIRECT.name, start(Some(CompetitorKind::DIRECT))));
     everyone.push((OURS, start(None)));
     everyone.push((
         "mobile, zstd",
         Subject::ours_with(&LabOptions::default(), &[("compression", "zstd")]).and_then(prepare),
     ));
-    for kind in args.others.chosen() {
+    for kind in args.competitors.chosen() {
         everyone.push((kind.name, start(Some(kind))));
     }
     let (mut subjects, mut refused) = (Vec::new(), Vec::new());
@@ -98,22 +107,23 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
         args.runs
     );
     if plot {
-        for (column, shape) in SHAPES.iter().enumerate() {
-            let title = format!("Bytes beyond those written, {}", shape.title);
+        for (column, pattern) in WRITE_PATTERNS.iter().enumerate() {
+            let title = format!("Bytes beyond those written, {}", pattern.title);
             let spread = |row: &Row| Some((row.name, table::spread(&row.columns[column], LENGTH)?));
             let bars = rows.iter().filter_map(spread).collect();
-            Plot { file: shape.plot, title, unit: "%", bars }.write()?;
+            Plot { file: pattern.plot, title, unit: "%", bars }.write()?;
         }
     }
-    // After the tables: figures that took minutes are not thrown away for a warning.
+    // Finish after the tables are printed, so that a warning does not discard figures that took
+    // minutes.
     subjects.into_iter().try_for_each(|(_, subject)| subject.finish())
 }
 
-fn start(peer: Option<&PeerKind>) -> Result<Subject> {
-    prepare(Subject::start(peer, &LabOptions::default())?)
+fn start(competitor: Option<&CompetitorKind>) -> Result<Subject> {
+    prepare(Subject::start(competitor, &LabOptions::default())?)
 }
 
-/// The uplinks as the paper's, and what there is to write.
+/// Sets up the uplinks as the paper's and writes the data files.
 fn prepare(subject: Subject) -> Result<Subject> {
     for uplink in UplinkName::ALL {
         subject.lab().uplink(uplink).link().set_offload(false)?;
@@ -124,15 +134,17 @@ fn prepare(subject: Subject) -> Result<Subject> {
     Ok(subject)
 }
 
-/// Everyone one after the other in each run, so that what disturbs the machine disturbs all.
+/// Measures all contestants one after the other in each run, so that what disturbs the machine
+/// disturbs all.
 fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = subjects.iter().map(|(name, _)| Row::new(name)).collect();
     for run in 1..=runs {
-        for (column, shape) in SHAPES.iter().enumerate() {
+        for (column, pattern) in WRITE_PATTERNS.iter().enumerate() {
             for ((name, subject), row) in subjects.iter().zip(&mut rows) {
-                let sample = sample(subject, shape).with_context(|| format!("{name}, {}", shape.title))?;
+                let sample =
+                    sample(subject, pattern).with_context(|| format!("{name}, {}", pattern.title))?;
                 let over = table::over(&sample, LENGTH);
-                step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", shape.title));
+                step(&format!("run {run} of {runs}, {}, {name}: {over:+.1} %", pattern.title));
                 row.columns[column].push(sample);
             }
         }
@@ -140,15 +152,15 @@ fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> 
     Ok(rows)
 }
 
-/// Writes once, and counts.
-fn sample(subject: &Subject, shape: &Shape) -> Result<Sample> {
+/// Writes the data once and returns the differences of the counters.
+fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     let lab = subject.lab();
     let tool = program("labtool")?.display().to_string();
     let before = settled(subject)?;
     let mut command = subject.application(&tool);
     command
-        .args(["write", shape.pace, &format!("{}:{}", addr::SERVER4, port::DISCARD)])
-        .arg(shape.data.file(lab.dir()));
+        .args(["write", pattern.pace, &format!("{}:{}", addr::SERVER4, port::DISCARD)])
+        .arg(pattern.data.file(lab.dir()));
     finish_within(&mut command, None, PATIENCE)?.ok().context("labtool write")?;
     let after = settled(subject)?;
     let less = |after: [u64; 2], before: [u64; 2]| [0, 1].map(|way| after[way] - before[way]);
@@ -158,9 +170,9 @@ fn sample(subject: &Subject, shape: &Shape) -> Result<Sample> {
     })
 }
 
-/// The counters, once nothing is on the way any more.
+/// Returns the counters once no packet is in flight.
 fn settled(subject: &Subject) -> Result<Sample> {
-    /// Longer than a round trip and whatever acknowledgement is kept back.
+    /// Longer than a round trip and a delayed acknowledgement.
     const QUIET: Duration = Duration::from_millis(150);
     let end = Instant::now() + PATIENCE;
     let mut last = count(subject)?;
@@ -186,12 +198,13 @@ fn count(subject: &Subject) -> Result<Sample> {
     Ok(Sample { virtual_device: virtual_device(subject)?, real })
 }
 
-/// What the tunnel's device has carried: the one the server is reached through.
+/// Returns the counters of the device through which the server is reached, or `None` if that is an
+/// uplink.
 fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     let host = &subject.lab().host;
     let device = match subject {
         Subject::Ours(_) => "mobile0".to_owned(),
-        Subject::Peer(..) => {
+        Subject::Competitor(..) => {
             let route = host.run(&["ip", "route", "get", &addr::SERVER4.to_string()])?;
             let mut words = route.split_whitespace().skip_while(|&word| word != "dev").skip(1);
             words.next().with_context(|| format!("no device in {route}"))?.to_owned()
@@ -200,11 +213,11 @@ fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     if UplinkName::ALL.iter().any(|uplink| uplink.device() == device) {
         return Ok(None);
     }
-    let said = host.run(&["ip", "-json", "-statistics", "link", "show", "dev", &device])?;
-    let json: Value = serde_json::from_str(&said)?;
+    let output = host.run(&["ip", "-json", "-statistics", "link", "show", "dev", &device])?;
+    let json: Value = serde_json::from_str(&output)?;
     let bytes = |way: &str| {
         let bytes = json.pointer(&format!("/0/stats64/{way}/bytes")).and_then(Value::as_u64);
-        bytes.with_context(|| format!("no {way} bytes in {said}"))
+        bytes.with_context(|| format!("no {way} bytes in {output}"))
     };
     // The kernel transmits into the device what the host sends.
     Ok(Some([bytes("tx")?, bytes("rx")?]))
@@ -241,7 +254,7 @@ impl Data {
     }
 }
 
-/// The sources in a folder and those below it.
+/// Collects the sources in a folder and its subfolders.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

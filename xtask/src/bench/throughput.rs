@@ -1,4 +1,5 @@
-//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer, in speed and in processor time.
+//! `cargo xtask bench throughput`: what the tunnel costs a bulk transfer, in speed and processor
+//! time.
 
 use std::time::Duration;
 
@@ -8,34 +9,34 @@ use mobile_tests::LabOptions;
 use serde_json::Value;
 
 use super::goals::{self, Goal};
-use super::grid::{Cell, Grid};
-use super::hosts::{Host, Hosts};
+use super::grid::{Grid, GridCell};
+use super::hosts::{HostArgs, HostSetup};
 use super::machine;
 use super::plot::Plot;
 use super::stats::Spread;
-use super::subject::{Contestant, Entrants, Field};
+use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 
-/// How long, how often, and who else.
+/// Arguments of `cargo xtask bench throughput`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Runs of each measurement; the table shows their median, least and greatest.
+    /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Seconds each run takes.
+    /// Lets each run take this many seconds
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Only these.
+    /// Runs only these measurements
     #[arg(long, value_delimiter = ',')]
-    only: Vec<Shape>,
+    only: Vec<StreamSetup>,
     #[command(flatten)]
-    hosts: Hosts,
+    hosts: HostArgs,
     #[command(flatten)]
-    entrants: Entrants,
+    contestants: ContestantArgs,
 }
 
-/// What is measured.
+/// A measurement: number and direction of streams, and delay.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Shape {
+enum StreamSetup {
     One,
     Reverse,
     Four,
@@ -43,7 +44,7 @@ enum Shape {
     FourDelayed,
 }
 
-impl Shape {
+impl StreamSetup {
     fn title(self) -> &'static str {
         match self {
             Self::One => "one stream",
@@ -54,7 +55,7 @@ impl Shape {
         }
     }
 
-    /// iperf3's for it.
+    /// Returns iperf3's flags.
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::One | Self::Delayed => &[],
@@ -63,12 +64,12 @@ impl Shape {
         }
     }
 
-    /// The uplink's in each direction; without one it is a plain wire.
+    /// Returns the one-way delay of the uplink, or `None` for a plain veth pair.
     fn delay(self) -> Option<Duration> {
         matches!(self, Self::Delayed | Self::FourDelayed).then_some(LabOptions::DELAY)
     }
 
-    /// The part of direct's speed, and how many times the best peer's, that ours is to be.
+    /// Returns the goals: the ratio to the direct connection's speed, and to the best competitor's.
     fn wanted(self) -> [f64; 2] {
         match self {
             Self::One | Self::Reverse => [0.4, 8.0],
@@ -92,65 +93,78 @@ impl Shape {
 /// The figures of one run of iperf3.
 #[derive(Clone, Copy)]
 struct Sample {
-    /// As the receiver counted.
+    /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Seconds of processor time for each GB, of the tunnel's processes at the host and at the relay.
-    effort: Option<[f64; 2]>,
+    /// Processor time in seconds per GB, of the tunnel's processes at the host and at the relay.
+    cpu_seconds: Option<[f64; 2]>,
 }
 
-/// What has a delay apart from what has none. A tunnel's connection is older than what is measured, and its congestion control believes
-/// for ten seconds in the shortest round trip it has seen: a delay is there before anybody connects.
+/// Measures the setups with delay apart from those without.
+///
+/// A tunnel's connection is older than the measurement, and its congestion control relies for ten
+/// seconds on the shortest round trip it has seen. So a delay must exist before the tunnel
+/// connects.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
-    let chosen = |shape: &Shape| args.only.is_empty() || args.only.contains(shape);
-    let (near, far): (Vec<Shape>, Vec<Shape>) =
-        Shape::value_variants().iter().copied().filter(chosen).partition(|shape| shape.delay().is_none());
+    let chosen = |setup: &StreamSetup| args.only.is_empty() || args.only.contains(setup);
+    let (near, far): (Vec<StreamSetup>, Vec<StreamSetup>) = StreamSetup::value_variants()
+        .iter()
+        .copied()
+        .filter(chosen)
+        .partition(|setup| setup.delay().is_none());
     args.hosts.each(|host| {
         let mut groups =
-            [&near, &far].into_iter().filter_map(|shapes| Some((shapes, shapes.first()?.delay())));
-        groups.try_for_each(|(shapes, delay)| measure(args, shapes, host, delay, plot))
+            [&near, &far].into_iter().filter_map(|setups| Some((setups, setups.first()?.delay())));
+        groups.try_for_each(|(setups, delay)| measure(args, setups, host, delay, plot))
     })
 }
 
-/// Everyone in a lab of their own, all of them up at the same time; only one is measured at a time.
-fn measure(args: &Args, shapes: &[Shape], host: &Host, delay: Option<Duration>, plot: bool) -> Result<()> {
-    let field = Field::start(&args.entrants, &host.lab(delay))?;
-    let titles = shapes.iter().map(|shape| shape.title().to_owned()).collect();
-    let one = |contestant: &Contestant, column: usize| sample(contestant, shapes[column], args.seconds);
-    let grid = Grid::measure(&field.contestants, titles, args.runs, one, told);
+/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
+/// measured at a time.
+fn measure(
+    args: &Args,
+    setups: &[StreamSetup],
+    host: &HostSetup,
+    delay: Option<Duration>,
+    plot: bool,
+) -> Result<()> {
+    let labs = ContestantLabs::start(&args.contestants, &host.lab(delay))?;
+    let titles = setups.iter().map(|setup| setup.title().to_owned()).collect();
+    let one = |contestant: &Contestant, column: usize| sample(contestant, setups[column], args.seconds);
+    let grid = Grid::measure(&labs.contestants, titles, args.runs, one, format_sample);
     println!("Mbit/s, median of {} runs of {} s (least–greatest)\n", args.runs, args.seconds);
     println!("{}", grid.against_direct(mbits));
     println!(
         "Seconds of processor time for each GB, at the host + at the relay = together (least–greatest)\n"
     );
-    println!("{}", grid.table(1, |cell, _| effort(cell)));
-    println!("{}", goals::markdown(&goals(&grid, shapes)));
+    println!("{}", grid.table(1, |cell, _| cpu_seconds(cell)));
+    println!("{}", goals::markdown(&goals(&grid, setups)));
     println!("{}; {host}", machine::describe());
     if plot {
-        for (column, shape) in shapes.iter().enumerate() {
-            let title = format!("Throughput, {}", shape.title());
+        for (column, setup) in setups.iter().enumerate() {
+            let title = format!("Throughput, {}", setup.title());
             let bars = grid.bars(column, mbits);
-            host.plot(Plot { file: shape.plot(), title, unit: "Mbit/s", bars })?;
+            host.plot(Plot { file: setup.plot(), title, unit: "Mbit/s", bars })?;
         }
     }
-    field.finish()
+    labs.finish()
 }
 
 /// Runs iperf3 once.
-fn sample(contestant: &Contestant, shape: Shape, seconds: u32) -> Result<Sample> {
-    let before = contestant.subject.effort()?;
-    let said = contestant.iperf3(seconds, shape.flags())?;
-    let after = contestant.subject.effort()?;
+fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<Sample> {
+    let before = contestant.subject.cpu_usage()?;
+    let said = contestant.iperf3(seconds, setup.flags())?;
+    let after = contestant.subject.cpu_usage()?;
     let (mbits, bytes) = received(&said)?;
-    let effort = before.zip(after).map(|(before, after)| {
-        // Nanoseconds for a byte are seconds for a GB.
+    let cpu_seconds = before.zip(after).map(|(before, after)| {
+        // Nanoseconds per byte equal seconds per GB.
         [0, 1].map(|side| after[side].nanoseconds_since(&before[side]) / bytes.max(1.0))
     });
-    Ok(Sample { mbits, effort })
+    Ok(Sample { mbits, cpu_seconds })
 }
 
-/// One sample, for who watches.
-fn told(sample: &Sample) -> String {
-    match sample.effort {
+/// Formats one sample for the progress output.
+fn format_sample(sample: &Sample) -> String {
+    match sample.cpu_seconds {
         Some([host, relay]) => format!("{:.0} Mbit/s, {host:.2} + {relay:.2} s/GB", sample.mbits),
         None => format!("{:.0} Mbit/s", sample.mbits),
     }
@@ -160,30 +174,30 @@ fn mbits(sample: &Sample) -> Option<f64> {
     Some(sample.mbits)
 }
 
-fn effort(cell: &Cell<Sample>) -> Option<String> {
-    let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.effort.map(figure));
+fn cpu_seconds(cell: &GridCell<Sample>) -> Option<String> {
+    let of = |figure: fn([f64; 2]) -> f64| cell.spread(|sample| sample.cpu_seconds.map(figure));
     let (host, relay) = (of(|[host, _]| host)?, of(|[_, relay]| relay)?);
     let Spread { median, least, greatest } = of(|[host, relay]| host + relay)?;
     Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
 }
 
-/// What was wanted of each shape.
-fn goals(grid: &Grid<Sample>, shapes: &[Shape]) -> Vec<Goal> {
+/// Returns the goals of each setup.
+fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     let mut goals = Vec::new();
-    for (column, shape) in shapes.iter().enumerate() {
-        let [part, times] = shape.wanted();
+    for (column, setup) in setups.iter().enumerate() {
+        let [part, times] = setup.wanted();
         let (direct, ours) = (grid.median(0, column, mbits), grid.median(1, column, mbits));
         let ratio = |to: Option<f64>| ours.zip(to).map(|(ours, to)| ours / to);
-        goals.push(Goal::at_least(format!("{}: part of direct's speed", shape.title()), part, ratio(direct)));
-        let best = grid.others(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
-        let name = best.map_or("the best peer", |(name, _)| name);
-        let what = format!("{}: times {name}'s speed, the best peer's", shape.title());
+        goals.push(Goal::at_least(format!("{}: part of direct's speed", setup.title()), part, ratio(direct)));
+        let best = grid.competitors(column, mbits).max_by(|a, b| a.1.total_cmp(&b.1));
+        let name = best.map_or("the best competitor", |(name, _)| name);
+        let what = format!("{}: times {name}'s speed, the best competitor's", setup.title());
         goals.push(Goal::at_least(what, times, ratio(best.map(|(_, speed)| speed))));
     }
     goals
 }
 
-/// Mbit/s and bytes that arrived, from iperf3's JSON.
+/// Returns Mbit/s and received bytes from iperf3's JSON.
 pub(super) fn received(text: &str) -> Result<(f64, f64)> {
     let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
     let number = |name: &str| {
@@ -200,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iperf3_s_own_error_is_told() {
+    fn the_error_of_iperf3_is_reported() {
         let error = received(r#"{"error":"unable to connect"}"#).unwrap_err();
         assert!(error.to_string().contains("unable to connect"), "{error}");
         let json = r#"{"end":{"sum_received":{"bits_per_second":2.5e9,"bytes":1e9}}}"#;
@@ -208,19 +222,22 @@ mod tests {
     }
 
     #[test]
-    fn effort_is_that_of_both_ends_and_goals_are_ratios() {
+    fn processor_time_counts_both_ends_and_goals_are_ratios() {
         let mut grid =
             Grid::new(vec!["one stream".to_owned()], ["direct", "mobile", "slow", "slower"].into_iter());
-        let sample = |mbits, effort| Sample { mbits, effort };
-        let runs = [[1.0, 2.0], [2.0, 4.0], [1.5, 2.0]].map(|effort| sample(500.0, Some(effort)));
+        let sample = |mbits, cpu_seconds| Sample { mbits, cpu_seconds };
+        let runs = [[1.0, 2.0], [2.0, 4.0], [1.5, 2.0]].map(|cpu_seconds| sample(500.0, Some(cpu_seconds)));
         grid.rows[0].cells[0].samples = vec![sample(1000.0, None)];
         grid.rows[1].cells[0].samples = runs.to_vec();
         grid.rows[2].cells[0].samples = vec![sample(100.0, None)];
         grid.rows[3].cells[0].samples = vec![sample(50.0, None)];
-        let table = grid.table(1, |cell, _| effort(cell));
+        let table = grid.table(1, |cell, _| cpu_seconds(cell));
         assert!(table.contains("| mobile | 1.50 + 2.00 = 3.50 (3.00–6.00) |"), "{table}");
-        let goals = goals::markdown(&goals(&grid, &[Shape::One]));
+        let goals = goals::markdown(&goals(&grid, &[StreamSetup::One]));
         assert!(goals.contains("part of direct's speed | ≥ 0.4 | 0.500 | met"), "{goals}");
-        assert!(goals.contains("times slow's speed, the best peer's | ≥ 8 | 5.000 | **missed**"), "{goals}");
+        assert!(
+            goals.contains("times slow's speed, the best competitor's | ≥ 8 | 5.000 | **missed**"),
+            "{goals}"
+        );
     }
 }

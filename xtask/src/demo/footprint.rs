@@ -1,4 +1,4 @@
-//! What a lab leaves on the machine it ran on: nothing, and this looks.
+//! Checks that a lab leaves nothing on the machine it ran on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,22 +13,25 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::shell;
 
-/// The machine before the lab.
+/// The kernel objects and files of the machine before the lab.
 pub(crate) struct Footprint {
     before: BTreeSet<String>,
 }
 
-/// Killed processes and released namespaces go a moment after we let go of them.
+/// The timeout for killed processes and released namespaces to disappear.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Footprint {
-    /// Looks before anything is made. From here on, whatever our programs start and abandon becomes our child.
+    /// Records the machine's state before the lab.
+    ///
+    /// Also makes xtask a subreaper: processes that the lab's programs abandon become its children.
     pub(crate) fn take() -> Result<Self> {
         prctl::set_child_subreaper(true).context("cannot become the parent of abandoned processes")?;
         Ok(Self { before: objects()? })
     }
 
-    /// Everything is as it was, or an error that lists what is not.
+    /// Checks that the machine has no object that it did not have before; otherwise fails with a
+    /// list.
     pub(crate) fn check(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -45,7 +48,7 @@ impl Footprint {
     }
 }
 
-/// Every kind of object the lab, the agent and the relay make, one a line.
+/// Returns every object of the kinds that the lab, the agent and the relay make, one a line.
 fn objects() -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for device in names("/sys/class/net") {
@@ -54,7 +57,7 @@ fn objects() -> Result<BTreeSet<String>> {
     for namespace in names("/run/netns") {
         all.insert(format!("named namespace {namespace}"));
     }
-    for fd in fs::read_dir("/proc/self/fd").context("cannot list our own descriptors")?.flatten() {
+    for fd in fs::read_dir("/proc/self/fd").context("cannot list the open descriptors")?.flatten() {
         if let Ok(target) = fs::read_link(fd.path())
             && target.to_string_lossy().starts_with("net:[")
         {
@@ -62,7 +65,7 @@ fn objects() -> Result<BTreeSet<String>> {
         }
     }
     for family in ["-4", "-6"] {
-        // A machine without IPv6 has no such rules; ip says so by failing.
+        // Without IPv6, ip fails for the IPv6 rules.
         let rules = shell::output(Command::new("ip").args([family, "rule", "show"])).unwrap_or_default();
         all.extend(rules.lines().map(|rule| format!("rule {family} {rule}")));
     }
@@ -76,7 +79,10 @@ fn objects() -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Labs of other processes may run beside this one; their names carry the pid of their owner.
+/// Returns whether a name belongs to this process's lab or to one of the programs.
+///
+/// Names of labs contain the process id of their owner, since labs of other processes may run at
+/// the same time.
 fn is_ours(name: &str) -> bool {
     let of_lab = name.strip_prefix("mobile-lab-").map(|rest| rest.split('-').next().unwrap_or(rest));
     match of_lab {
@@ -97,7 +103,7 @@ fn ours_below(folder: &Path, all: &mut BTreeSet<String>) {
     }
 }
 
-/// Where file systems of these kinds are mounted.
+/// Returns where file systems of these types are mounted.
 fn mounts(kinds: &[&str]) -> BTreeSet<String> {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     table
@@ -114,7 +120,7 @@ fn children() -> Vec<String> {
     let own = std::process::id().to_string();
     let of_ours = |pid: &String| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The command, in parentheses, may itself contain spaces and parentheses.
+        // The command's name, in parentheses, may itself contain spaces and parentheses.
         let (head, tail) = stat.rsplit_once(") ")?;
         let parent = tail.split(' ').nth(1)?;
         (parent == own).then(|| format!("process {head})"))
@@ -126,7 +132,8 @@ fn children() -> Vec<String> {
         .collect()
 }
 
-/// Collects the children nobody waits for; only called when no other part of the program has any.
+/// Reaps child processes that nobody waits for. May be called only while no other part of the
+/// program has children.
 fn reap() {
     while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
         if status == WaitStatus::StillAlive {
@@ -145,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_lab_is_ours_and_another_process_s_is_not() {
+    fn only_objects_of_this_process_s_lab_count() {
         assert!(is_ours(&format!("mobile-lab-{}-1", std::process::id())));
         assert!(!is_ours("mobile-lab-1-1"));
         assert!(is_ours("mobile"));

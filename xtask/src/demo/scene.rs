@@ -1,4 +1,4 @@
-//! What happens in the demonstration, from the first device to the last word.
+//! The course of the demonstration: lab, sessions, cut and result.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -9,69 +9,70 @@ use serde_json::Value;
 
 use super::screen::Screen;
 use super::session::Session;
-use super::timeline::{Lane, Timeline};
+use super::timeline::{Timeline, TimelineRow};
 use crate::shell::step;
 
-/// One way, on each uplink.
+/// The one-way delay of each uplink.
 const DELAY: Duration = Duration::from_millis(10);
-/// There and back.
+/// The round-trip time to the server.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// About a keyboard's auto-repeat; fine enough to see a blackout of two round trips.
+/// The interval between keys, about a keyboard's auto-repeat: short enough to show a blackout of
+/// two round trips.
 pub(crate) const KEY_EVERY: Duration = Duration::from_millis(20);
-/// Typing before the cut and after it: what the picture shows, and a little more.
+/// The duration of typing before and after the cut: what the picture shows, and a little more.
 const BEFORE: Duration = Duration::from_millis(1300);
 const AFTER: Duration = Duration::from_millis(3000);
-/// How long the plain session gets to answer the second word, on top of the typing before it. A living one needs
-/// a round trip.
+/// The time the plain session gets to answer the second word, beyond the typing before. A living
+/// session needs one round trip.
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 
-/// All that is told at the end.
-pub(crate) struct Story {
-    /// The mobile session's terminal, then the plain one's.
+/// The result of the demonstration.
+pub(crate) struct DemoResult {
+    /// The mobile session's terminal, then the plain session's.
     pub(crate) screens: [Screen; 2],
-    /// Of each: was the word before the cut answered, and the one after it?
+    /// For each session, whether the words before and after the cut were answered.
     pub(crate) answers: [(bool, bool); 2],
-    /// Keys held down in the mobile session, and letters that came back: as many, each once.
+    /// Keys pressed in the mobile session, and letters echoed.
     pub(crate) keys: (usize, usize),
-    /// When each was heard.
+    /// When each session's echoes arrived.
     pub(crate) timeline: Timeline,
-    /// Worth knowing.
+    /// Further lines to print.
     pub(crate) notes: Vec<String>,
 }
 
-/// Plays it in a lab of its own, which ends with it.
-pub(crate) fn play() -> Result<Story> {
+/// Runs the demonstration in a lab, which ends with it.
+pub(crate) fn play() -> Result<DemoResult> {
     step(
-        "making the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
+        "creating the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
     );
     let mut bed = Testbed::installed(&LabOptions { delay: Some(DELAY), ..LabOptions::default() })?;
-    step("starting home-relay, and the agent on the mobile host");
+    step("starting home-relay and the agent");
     bed.start()?;
-    let story = tell(&bed)?;
-    step("ending the sessions, the agent, the relay and the lab");
+    let result = run_sessions(&bed)?;
+    step("ending the sessions, stopping both programs and removing the lab");
     bed.finish()?;
-    Ok(story)
+    Ok(result)
 }
 
-fn tell(bed: &Testbed) -> Result<Story> {
+fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     let (lab, agent) = (&bed.lab, &bed.agent);
     let before =
         agent.status()?.get("active_uplink").and_then(Value::as_str).context("no active uplink")?.to_owned();
 
     let server = addr::SERVER4.to_string();
     step(&format!(
-        "the tunnel is up on {before}; one `mobile run -- telnet` and one plain `telnet` to the same server"
+        "the tunnel is up on {before}; starting `mobile run -- telnet` and plain `telnet` to the same server"
     ));
     let mut mobile = Session::open("mobile run -- telnet server", &mut agent.run(&["telnet", &server]))?;
     let mut plain = Session::open("telnet server", lab.host.command("telnet").arg(&server))?;
     let mut notes = vec![seen_by_server(lab)?];
 
-    step("typing into both: echo hello-1");
-    mobile.ask("hello-1");
-    plain.ask("hello-1");
-    let first = (mobile.answers("hello-1", PATIENCE), plain.answers("hello-1", PATIENCE));
+    step("typing into both sessions: echo hello-1");
+    mobile.type_echo("hello-1");
+    plain.type_echo("hello-1");
+    let first = (mobile.shows_line("hello-1", PATIENCE), plain.shows_line("hello-1", PATIENCE));
 
-    step(&format!("holding a key down in both, and cutting {before}"));
+    step(&format!("holding a key down in both sessions and cutting {before}"));
     mobile.begin_typing();
     plain.begin_typing();
     let start = Instant::now();
@@ -82,14 +83,14 @@ fn tell(bed: &Testbed) -> Result<Story> {
     hold_key(&mut mobile, &mut plain, AFTER);
     let end = start.elapsed();
 
-    step("typing into both: echo hello-2");
+    step("typing into both sessions: echo hello-2");
     mobile.end_typing();
     plain.end_typing();
-    // Nobody waits for the plain one: whether it can still answer is what the second word asks.
+    // Only the mobile session is waited for; whether the plain one still answers is checked below.
     let _ = mobile.is_ready(PATIENCE);
-    mobile.ask("hello-2");
-    plain.ask("hello-2");
-    let second = (mobile.answers("hello-2", PATIENCE), plain.answers("hello-2", LAST_CHANCE));
+    mobile.type_echo("hello-2");
+    plain.type_echo("hello-2");
+    let second = (mobile.shows_line("hello-2", PATIENCE), plain.shows_line("hello-2", LAST_CHANCE));
 
     let handover = Handover::read(&agent.status()?);
     let mut uplinks = vec![(0, before.clone())];
@@ -98,7 +99,7 @@ fn tell(bed: &Testbed) -> Result<Story> {
         uplinks.push((ms(since), handover.to.clone()));
         let noticed = since.saturating_sub(handover.blackout).saturating_sub(cut);
         notes.push(format!(
-            "The agent heard of it after {} ms ({}), and had the tunnel on {} {} ms later; records sent again: {}.",
+            "The agent noticed the cut after {} ms ({}) and moved the tunnel to {} in {} ms; records replayed: {}.",
             ms(noticed),
             handover.cause,
             handover.to,
@@ -107,17 +108,17 @@ fn tell(bed: &Testbed) -> Result<Story> {
         ));
     }
     let timeline = Timeline {
-        lanes: [
-            Lane { name: "mobile", echoes: mobile.echoes(start) },
-            Lane { name: "plain", echoes: plain.echoes(start) },
+        rows: [
+            TimelineRow { name: "mobile", echoes: mobile.echoes(start) },
+            TimelineRow { name: "plain", echoes: plain.echoes(start) },
         ],
         uplinks,
         cut: ms(cut),
         end: ms(end),
-        // Two keys and the time there and back: a lost or late echo more is a silence.
+        // Two keys and a round trip: one more lost or late echo makes a silence.
         ordinary: ms(ROUND_TRIP + 2 * KEY_EVERY),
     };
-    Ok(Story {
+    Ok(DemoResult {
         screens: [mobile.screen(), plain.screen()],
         answers: [(first.0, second.0), (first.1, second.1)],
         keys: mobile.keys(),
@@ -126,7 +127,7 @@ fn tell(bed: &Testbed) -> Result<Story> {
     })
 }
 
-/// Presses the key in both for so long, looking for echoes all the while.
+/// Presses the key in both sessions for some time, and polls for echoes.
 fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
     let start = Instant::now();
     let mut next = start;
@@ -136,8 +137,8 @@ fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
             plain.press_key();
             next += KEY_EVERY;
         }
-        mobile.look();
-        plain.look();
+        mobile.poll_echoes();
+        plain.poll_echoes();
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -169,7 +170,7 @@ fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab mobile_tests::Upli
     Ok(lab.uplink(name.with_context(|| format!("the lab has no uplink {device}"))?))
 }
 
-/// Where the server thinks its two guests are.
+/// Returns a line with the source addresses that the server sees for both sessions.
 fn seen_by_server(lab: &Lab) -> Result<String> {
     let filter = format!("sport = :{}", port::TELNET);
     let sockets = lab.server.run(&["ss", "-Htn", "state", "established", &filter])?;
@@ -180,10 +181,10 @@ fn seen_by_server(lab: &Lab) -> Result<String> {
         .collect();
     let (relayed, direct): (Vec<IpAddr>, Vec<IpAddr>) = peers.iter().partition(|peer| **peer == addr::RELAY4);
     let ([relayed], [direct]) = (&relayed[..], &direct[..]) else {
-        bail!("the server should see one guest at the relay's address and one elsewhere, and sees {peers:?}");
+        bail!("the server must see one session from the relay and one from elsewhere, but sees {peers:?}");
     };
     Ok(format!(
-        "The server sees the mobile session at {relayed} (the relay), the plain one at {direct} (a NAT)."
+        "The server sees the mobile session from {relayed} (the relay), the plain session from {direct} (a NAT)."
     ))
 }
 

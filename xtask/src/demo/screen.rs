@@ -1,21 +1,21 @@
-//! Two terminals, printed side by side.
+//! Prints two terminals side by side.
 
 use std::fmt::Write as _;
 
 /// A terminal's title and everything it has shown.
 pub(crate) struct Screen {
-    /// The command line.
+    /// The command line, as the column's title.
     pub(crate) title: String,
-    /// As received.
+    /// The terminal's output as received.
     pub(crate) transcript: String,
 }
 
-/// With the separator two of these make 96 characters.
+/// The width of a column; two of them and the separator have 96 characters.
 const COLUMN: usize = 46;
-/// A run of one letter longer than this is a key held down, and is told by its length.
+/// A longer run of one letter is a key held down, and is printed as its length.
 const RUN: usize = 8;
 
-/// The screens in columns under their titles.
+/// Returns both screens in columns under their titles.
 pub(crate) fn beside(screens: &[Screen; 2]) -> String {
     let columns = screens.each_ref().map(lines);
     let mut out = String::new();
@@ -34,7 +34,7 @@ fn lines(screen: &Screen) -> Vec<String> {
     heading.into_iter().chain(shown).map(|line| line.chars().take(COLUMN).collect()).collect()
 }
 
-/// "xxxxxxxxxxxx" becomes "xxx…(12)".
+/// Replaces a long run of one letter: "xxxxxxxxxxxx" becomes "xxx…(12)".
 fn collapse(line: &str) -> String {
     let letters: Vec<char> = line.chars().collect();
     let mut out = String::new();
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longer_screen_decides_the_height_and_keys_held_are_counted() {
+    fn the_longer_screen_sets_the_height_and_long_runs_are_counted() {
         let screens = [
             Screen { title: "mobile".into(), transcript: "$ echo a\r\na\r\n$ xxxxxxxxxxxx\r\n$ ".into() },
             Screen { title: "plain".into(), transcript: "$ echo a\r\n".into() },

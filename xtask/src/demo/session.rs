@@ -1,4 +1,4 @@
-//! A telnet session with somebody at the keyboard.
+//! A telnet session into which the demonstration types.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use mobile_tests::{Terminal, wait_for};
 
 use super::screen::Screen;
 
-/// The letter that is held down; no prompt, echo or message after the typing starts contains it.
+/// The letter that is held down, which occurs in no prompt, echo or message after typing begins.
 const KEY: char = 'x';
-/// The shell's no-operation: what follows it is only echoed.
-const NOTHING: &str = ": ";
-/// How root's shell on the server asks for a command.
+/// The shell's no-operation command, whose arguments are only echoed.
+const NO_OP: &str = ": ";
+/// The prompt of root's shell on the server.
 const PROMPT: &str = "# ";
 
-/// One telnet client on a terminal of its own.
+/// A telnet client on its own terminal.
 pub(crate) struct Session {
     title: String,
     terminal: Terminal,
-    /// Where in the transcript the typing began, and when each letter came back.
+    /// The position in the transcript at which typing began.
     mark: usize,
     echoes: Vec<Instant>,
     pressed: usize,
@@ -33,21 +33,21 @@ impl Session {
         Ok(Self { title: title.to_owned(), terminal, mark: 0, echoes: Vec::new(), pressed: 0 })
     }
 
-    /// Types `echo WORD`.
-    pub(crate) fn ask(&self, word: &str) {
+    /// Types `echo WORD` and a newline.
+    pub(crate) fn type_echo(&self, word: &str) {
         self.press(&format!("echo {word}\n"));
     }
 
-    /// Does the server say `word` within `patience`, on a line of its own?
-    pub(crate) fn answers(&self, word: &str, patience: Duration) -> bool {
-        let said = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
-        wait_for(word, patience, || Ok(said().then_some(()))).is_ok()
+    /// Returns whether the server prints `word` on its own line within `patience`.
+    pub(crate) fn shows_line(&self, word: &str, patience: Duration) -> bool {
+        let output = || self.terminal.transcript().lines().any(|line| line.trim_end() == word);
+        wait_for(word, patience, || Ok(output().then_some(()))).is_ok()
     }
 
-    /// Makes ready for [`Session::press_key`].
+    /// Prepares the line for [`Session::press_key`].
     pub(crate) fn begin_typing(&mut self) {
         self.mark = self.terminal.transcript().len();
-        self.press(NOTHING);
+        self.press(NO_OP);
     }
 
     /// Presses the key once.
@@ -56,8 +56,8 @@ impl Session {
         self.press(&KEY.to_string());
     }
 
-    /// Looks what has come back since the last look.
-    pub(crate) fn look(&mut self) {
+    /// Records the echoes that have arrived since the last call.
+    pub(crate) fn poll_echoes(&mut self) {
         let transcript = self.terminal.transcript();
         let back = transcript.get(self.mark..).unwrap_or_default().matches(KEY).count();
         let now = Instant::now();
@@ -69,7 +69,7 @@ impl Session {
         self.press("\n");
     }
 
-    /// When each letter came back, in milliseconds since `start`.
+    /// Returns when each letter was echoed, in milliseconds since `start`.
     pub(crate) fn echoes(&self, start: Instant) -> Vec<u64> {
         self.echoes
             .iter()
@@ -77,24 +77,24 @@ impl Session {
             .collect()
     }
 
-    /// Waits until the shell asks for a command again; false if it does not within `patience`.
+    /// Waits for the shell's next prompt; returns false if there is none within `patience`.
     pub(crate) fn is_ready(&self, patience: Duration) -> bool {
         let asks = || self.terminal.transcript().ends_with(PROMPT);
         wait_for(PROMPT, patience, || Ok(asks().then_some(()))).is_ok()
     }
 
     fn press(&self, keys: &str) {
-        // A client that has ended takes no more keys: that it answers none is what will be seen.
+        // A client that has ended takes no keys; the missing echo will be seen.
         let _ = self.terminal.send(keys);
     }
 
-    /// How often the key was pressed, and how many letters came back.
+    /// Returns the number of keys pressed and of letters echoed.
     pub(crate) fn keys(&mut self) -> (usize, usize) {
-        self.look();
+        self.poll_echoes();
         (self.pressed, self.echoes.len())
     }
 
-    /// What it shows.
+    /// Returns everything the terminal shows.
     pub(crate) fn screen(&self) -> Screen {
         Screen { title: self.title.clone(), transcript: self.terminal.transcript() }
     }

@@ -1,4 +1,4 @@
-//! The picture at the end of the demonstration: who was heard when.
+//! The picture at the end of the demonstration: when each session's keys were echoed.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,29 +6,29 @@ use std::time::Duration;
 /// Milliseconds since the first keystroke.
 pub(crate) type Millis = u64;
 
-/// What a person sees of one telnet session: the times at which a typed character came back.
-pub(crate) struct Lane {
-    /// At most [`NAME_WIDTH`] characters.
+/// The row of one telnet session: the times at which typed characters were echoed.
+pub(crate) struct TimelineRow {
+    /// The row's name, of at most [`NAME_WIDTH`] characters.
     pub(crate) name: &'static str,
-    /// Rising.
+    /// The times of the echoes, in ascending order.
     pub(crate) echoes: Vec<Millis>,
 }
 
-/// Everything the picture shows.
+/// The data of the picture.
 pub(crate) struct Timeline {
     /// The mobile session and the plain one.
-    pub(crate) lanes: [Lane; 2],
-    /// The uplinks that carried the tunnel, each with the time it began to.
+    pub(crate) rows: [TimelineRow; 2],
+    /// The uplinks that carried the tunnel, each with the time from which it did.
     pub(crate) uplinks: Vec<(Millis, String)>,
     /// When the active uplink was cut.
     pub(crate) cut: Millis,
     /// When typing ended.
     pub(crate) end: Millis,
-    /// A silence up to this long is the ordinary distance of two echoes.
+    /// The longest ordinary time between two echoes.
     pub(crate) ordinary: Millis,
 }
 
-/// A session that was not heard, from its last echo to its next; without a next it never spoke again.
+/// A time without echoes, from one echo to the next, or without an end if no echo followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Silence {
     from: Millis,
@@ -36,31 +36,31 @@ pub(crate) struct Silence {
 }
 
 impl Silence {
-    /// None: for good.
+    /// Returns the length, or `None` if the silence never ended.
     pub(crate) fn length(self) -> Option<Duration> {
         self.until.map(|until| Duration::from_millis(until - self.from))
     }
 }
 
-/// With the names a line has 13 + 80 characters, inside the 100 that fit in most windows.
+/// The number of cells in a row. With the name a line has 93 characters and fits most terminals.
 const CELLS: u64 = 80;
 const NAME_WIDTH: usize = 12;
-/// The cut stands this far from the left, in cells: less is interesting before it than after.
+/// The column of the cut: more of the time after it is shown than before it.
 const CUT_CELL: u64 = 24;
-/// One cell in milliseconds: a blackout of a keystroke or two still shows as a cell of its own.
+/// The duration of one cell in milliseconds: a blackout of one or two keys still fills a cell.
 const CELL: Millis = 50;
 
 impl Timeline {
-    /// The longest silence of a lane around the cut or after it.
-    pub(crate) fn longest_silence(&self, lane: &Lane) -> Silence {
-        self.silences(lane)
+    /// Returns the longest silence of a row that ends after the cut.
+    pub(crate) fn longest_silence(&self, row: &TimelineRow) -> Silence {
+        self.silences(row)
             .into_iter()
             .filter(|silence| silence.until.is_none_or(|until| until >= self.cut))
             .max_by_key(|silence| silence.until.unwrap_or(Millis::MAX) - silence.from)
             .unwrap_or(Silence { from: self.cut, until: None })
     }
 
-    /// The lines to print; `colour` for a terminal only.
+    /// Returns the lines to print, coloured if `colour` is set.
     pub(crate) fn draw(&self, colour: bool) -> String {
         let mut picture = String::new();
         let paint = |picture: &mut String, code: &str, text: &str| {
@@ -71,64 +71,67 @@ impl Timeline {
             }
         };
         picture.push_str(&self.scale());
-        for lane in &self.lanes {
-            let _ = write!(picture, "{:>NAME_WIDTH$} ", lane.name);
-            for cell in self.cells(lane) {
+        for row in &self.rows {
+            let _ = write!(picture, "{:>NAME_WIDTH$} ", row.name);
+            for cell in self.cells(row) {
                 match cell {
-                    Cell::Heard => paint(&mut picture, "32", "█"),
-                    Cell::Waiting => paint(&mut picture, "33", "░"),
-                    Cell::Dead => paint(&mut picture, "31", "·"),
-                    Cell::Unseen => picture.push(' '),
+                    TimelineCell::Echoed => paint(&mut picture, "32", "█"),
+                    TimelineCell::Waiting => paint(&mut picture, "33", "░"),
+                    TimelineCell::Dead => paint(&mut picture, "31", "·"),
+                    TimelineCell::Unseen => picture.push(' '),
                 }
             }
             picture.push('\n');
         }
-        picture.push_str(&self.uplink_lane());
+        picture.push_str(&self.uplink_row());
         picture.push_str(&self.cut_mark());
-        let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · never heard again", "");
+        let _ = writeln!(picture, "{:>NAME_WIDTH$} █ every key echoed   ░ waiting   · no further echo", "");
         picture
     }
 
-    /// Between each two echoes; and after the last one, if typing went on for longer than echoes ordinarily take.
-    fn silences(&self, lane: &Lane) -> Vec<Silence> {
-        let between = lane.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
-        let last = lane.echoes.last().copied().unwrap_or(0);
+    /// Returns the times between two echoes, and the time after the last one if typing went on for
+    /// longer than [`Timeline::ordinary`].
+    fn silences(&self, row: &TimelineRow) -> Vec<Silence> {
+        let between = row.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
+        let last = row.echoes.last().copied().unwrap_or(0);
         let end = (self.end > last + self.ordinary).then_some(Silence { from: last, until: None });
         between.chain(end).collect()
     }
 
-    /// The time at the left edge of a cell; the cut is the left edge of [`CUT_CELL`]. None: before the beginning.
+    /// Returns the time at the left edge of a cell, or `None` before the beginning. The cut is the
+    /// left edge of [`CUT_CELL`].
     fn left_edge(&self, cell: u64) -> Option<Millis> {
         (self.cut + cell * CELL).checked_sub(CUT_CELL * CELL)
     }
 
-    fn cells(&self, lane: &Lane) -> Vec<Cell> {
+    fn cells(&self, row: &TimelineRow) -> Vec<TimelineCell> {
         let silences: Vec<Silence> = self
-            .silences(lane)
+            .silences(row)
             .into_iter()
             .filter(|silence| silence.until.is_none_or(|until| until - silence.from > self.ordinary))
             .collect();
-        let first = lane.echoes.first().copied().unwrap_or(Millis::MAX);
+        let first = row.echoes.first().copied().unwrap_or(Millis::MAX);
         let cell = |index| {
-            let Some(left) = self.left_edge(index) else { return Cell::Unseen };
+            let Some(left) = self.left_edge(index) else { return TimelineCell::Unseen };
             if left + CELL <= first || left >= self.end {
-                return Cell::Unseen;
+                return TimelineCell::Unseen;
             }
-            // What holds in its middle; a silence is longer than a cell and so never falls between two.
+            // A cell shows the state in its middle. Silences are longer than a cell, so none falls
+            // between two cells.
             let middle = left + CELL / 2;
             let within = |silence: &&Silence| {
                 silence.from <= middle && silence.until.is_none_or(|until| until > middle)
             };
             match silences.iter().find(within) {
-                None => Cell::Heard,
-                Some(Silence { until: Some(_), .. }) => Cell::Waiting,
-                Some(Silence { until: None, .. }) => Cell::Dead,
+                None => TimelineCell::Echoed,
+                Some(Silence { until: Some(_), .. }) => TimelineCell::Waiting,
+                Some(Silence { until: None, .. }) => TimelineCell::Dead,
             }
         };
         (0..CELLS).map(cell).collect()
     }
 
-    /// Half seconds before and after the cut.
+    /// Returns the scale: half seconds before and after the cut.
     fn scale(&self) -> String {
         let mut line: Vec<char> = Vec::new();
         for cell in 0..CELLS {
@@ -140,13 +143,13 @@ impl Timeline {
                     std::cmp::Ordering::Greater => "+",
                 };
                 let label = format!("{sign}{}.{} s", from_cut / 1000, from_cut % 1000 / 100);
-                place(&mut line, cell, &label);
+                write_at(&mut line, cell, &label);
             }
         }
         format!("{:>NAME_WIDTH$} {}\n", "", line.iter().collect::<String>().trim_end())
     }
 
-    fn uplink_lane(&self) -> String {
+    fn uplink_row(&self) -> String {
         let mut line: Vec<char> = Vec::new();
         for (index, (since, name)) in self.uplinks.iter().enumerate() {
             let until = self.uplinks.get(index + 1).map_or(self.end, |(next, _)| *next);
@@ -157,7 +160,7 @@ impl Timeline {
             let (Some(first), Some(last)) = (covered.first(), covered.last()) else { continue };
             let width = usize::try_from(last - first + 1).unwrap_or(0);
             let text: String = format!("{name} ").chars().chain(std::iter::repeat('─')).take(width).collect();
-            place(&mut line, *first, &text);
+            write_at(&mut line, *first, &text);
         }
         format!("{:>NAME_WIDTH$} {}\n", "tunnel on", line.iter().collect::<String>().trim_end())
     }
@@ -173,15 +176,15 @@ impl Timeline {
     }
 }
 
-enum Cell {
-    Heard,
+enum TimelineCell {
+    Echoed,
     Waiting,
     Dead,
     Unseen,
 }
 
-/// Writes `text` at a cell, making the line long enough.
-fn place(line: &mut Vec<char>, cell: u64, text: &str) {
+/// Writes `text` from a cell on, extending the line if necessary.
+fn write_at(line: &mut Vec<char>, cell: u64, text: &str) {
     let at = usize::try_from(cell).unwrap_or(0);
     let end = (at + text.chars().count()).min(usize::try_from(CELLS).unwrap_or(0) + 1);
     if line.len() < end {
@@ -199,9 +202,9 @@ mod tests {
     fn sample() -> Timeline {
         let alive = |ranges: &[(u64, u64)]| ranges.iter().flat_map(|&(a, b)| (a..=b).step_by(20)).collect();
         Timeline {
-            lanes: [
-                Lane { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
-                Lane { name: "plain", echoes: alive(&[(40, 2000)]) },
+            rows: [
+                TimelineRow { name: "mobile", echoes: alive(&[(40, 2000), (2130, 5000)]) },
+                TimelineRow { name: "plain", echoes: alive(&[(40, 2000)]) },
             ],
             uplinks: vec![(0, "wlan0".to_owned()), (2100, "eth0".to_owned())],
             cut: 2000,
@@ -213,24 +216,24 @@ mod tests {
     #[test]
     fn the_blackout_is_the_longest_silence_around_the_cut() {
         let picture = sample();
-        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(130)));
-        assert_eq!(picture.longest_silence(&picture.lanes[1]).length(), None);
+        assert_eq!(picture.longest_silence(&picture.rows[0]).length(), Some(Duration::from_millis(130)));
+        assert_eq!(picture.longest_silence(&picture.rows[1]).length(), None);
     }
 
     #[test]
     fn a_silence_before_the_cut_is_not_its_blackout() {
         let picture = Timeline { cut: 4950, ..sample() };
-        assert_eq!(picture.longest_silence(&picture.lanes[0]).length(), Some(Duration::from_millis(20)));
+        assert_eq!(picture.longest_silence(&picture.rows[0]).length(), Some(Duration::from_millis(20)));
     }
 
     #[test]
-    fn a_session_never_heard_is_silent_for_good() {
-        let lane = Lane { name: "mobile", echoes: vec![] };
-        assert_eq!(sample().longest_silence(&lane).length(), None);
+    fn a_session_without_echoes_is_silent_without_end() {
+        let row = TimelineRow { name: "mobile", echoes: vec![] };
+        assert_eq!(sample().longest_silence(&row).length(), None);
     }
 
     #[test]
-    fn the_picture_shows_the_dead_and_the_living_and_fits_the_window() {
+    fn the_picture_shows_both_sessions_and_fits_100_columns() {
         let drawn = sample().draw(false);
         let lines: Vec<&str> = drawn.lines().collect();
         assert_eq!(lines.len(), 6, "{drawn}");

@@ -1,4 +1,4 @@
-//! An archive of the relay for machines without Debian's tools: routers, other distributions.
+//! Archives of the relay for machines without Debian's tools: routers and other distributions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use super::{Package, tree};
 use crate::musl::Arch;
 use crate::shell;
 
-/// Packs what a package installs, below a folder named like the archive, with OpenWrt's files beside it; its path.
+/// Packs what a package installs and OpenWrt's files, in a folder named like the archive. Returns
+/// the archive's path.
 pub(super) fn build(
     package: &Package,
     arch: Arch,
@@ -29,7 +30,7 @@ pub(super) fn build(
     fs::write(&makefile, text).with_context(|| format!("cannot write {}", makefile.display()))?;
     let path = out.join(format!("{name}.tar.xz"));
     let mut tar = Command::new("tar");
-    // The same order, times and owners whoever packs it, and whenever.
+    // Fixed order, times and owners make the archive reproducible.
     tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mode=u=rwX,go=rX"]);
     tar.arg(format!("--mtime=@{}", super::source_date()?))
         .arg(format!("--transform=s,^{},{name},", package.name));

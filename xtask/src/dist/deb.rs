@@ -1,4 +1,4 @@
-//! A Debian package of a staged tree.
+//! Builds a Debian package of a staged tree.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result};
 use super::Package;
 use crate::shell;
 
-/// The maintainer's scripts that a package may have (Debian Policy, chapter 6).
+/// The maintainer scripts that a package may have (Debian Policy, chapter 6).
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
 
-/// Builds the package of what is staged in `root`; its path.
+/// Builds the package of the tree staged in `root`, and returns its path.
 pub(super) fn build(
     package: &Package,
     root: &Path,
@@ -34,7 +34,7 @@ pub(super) fn build(
         }
     }
     let path = out.join(format!("{}_{version}_{architecture}.deb", package.name));
-    // In a second, what xz takes ten for; every dpkg reads it.
+    // gzip takes one second where xz takes ten, and every dpkg reads it.
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "-Zgzip", "--build"]).arg(root).arg(&path);
     shell::output(build.env("SOURCE_DATE_EPOCH", super::source_date()?))?;

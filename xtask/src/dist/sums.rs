@@ -1,4 +1,4 @@
-//! What was made, by its hash.
+//! SHA-256 sums of the built files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::shell;
 
-/// Writes SHA256SUMS beside the files, as `sha256sum --check` reads it.
+/// Writes SHA256SUMS beside the files, in the format of `sha256sum --check`.
 pub(super) fn write(files: &[PathBuf], out: &Path) -> Result<()> {
     let mut sum = Command::new("sha256sum");
     sum.current_dir(out).args(files.iter().filter_map(|file| file.file_name()));

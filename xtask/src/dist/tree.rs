@@ -1,4 +1,4 @@
-//! The files of a package as they will lie below `/`.
+//! The files of a package, laid out as they are installed below `/`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::Package;
 use crate::shell;
 
-/// Lays out everything that `package` installs, below a folder in `out`, and names that folder.
+/// Lays out everything that `package` installs in a folder below `out`, and returns that folder.
 pub(super) fn stage(package: &Package, binary: &Path, out: &Path) -> Result<PathBuf> {
     let root = out.join(package.name);
     if root.exists() {
@@ -19,7 +19,7 @@ pub(super) fn stage(package: &Package, binary: &Path, out: &Path) -> Result<Path
     let tree = Tree { root };
     let program = tree.put(binary, &format!("usr/bin/{}", package.program), 0o755)?;
     if super::is_for_this_machine(&program)? {
-        // Those for others were stripped when they were built.
+        // Binaries for other architectures were stripped when they were built.
         shell::run(Command::new("strip").args(["--strip-all", "--remove-section=.comment"]).arg(&program))?;
     }
     let dist = shell::root().join(package.folder).join("dist");
@@ -53,7 +53,7 @@ impl Tree {
         Ok(to)
     }
 
-    /// Man pages and completions, where each reader looks for them.
+    /// Adds man pages and completions, in the directories where man and each shell look for them.
     fn manual(&self, program: &str, made: &Path) -> Result<()> {
         for file in crate::r#gen::program(program, made)? {
             let name = file.file_name().and_then(|name| name.to_str()).context("a page needs a name")?;
@@ -63,7 +63,7 @@ impl Tree {
                 Some("bash") => "usr/share/bash-completion/completions",
                 Some("zsh") => "usr/share/zsh/vendor-completions",
                 Some("fish") => "usr/share/fish/vendor_completions.d",
-                _ => anyhow::bail!("{} is of no kind that can be installed", file.display()),
+                _ => anyhow::bail!("{} is not a kind of file that can be installed", file.display()),
             };
             let installed = self.put(&file, &format!("{to}/{name}"), 0o644)?;
             if kind == Some("man") {
@@ -79,7 +79,8 @@ fn append(path: &Path, text: &str) -> Result<()> {
     fs::write(path, before + text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Without a name or time inside: the same text gives the same bytes.
+/// Compresses a file without a name or time stamp in the header, so that the same text gives the
+/// same bytes.
 fn compress(path: &Path) -> Result<()> {
     shell::run(Command::new("gzip").args(["--best", "--no-name", "--force"]).arg(path))
 }

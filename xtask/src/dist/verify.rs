@@ -1,5 +1,5 @@
-//! `cargo xtask test dist`: what is shipped is built, is small on disk and in memory, runs on each processor, and comes out the
-//! same twice.
+//! `cargo xtask test dist`: checks what is shipped: size on disk and in memory, that it runs on
+//! each architecture, and that two builds are identical.
 
 use std::fs;
 use std::path::Path;
@@ -20,21 +20,21 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
 ];
 
-/// A router's flash is small: 6 MiB for the relay.
-const LARGEST: u64 = 6 << 20;
+/// The largest relay in bytes: a router's flash is small.
+const MAX_BYTES: u64 = 6 << 20;
 
-/// And so is its memory: resident, with no client, in KiB.
-const MOST_RESIDENT: u64 = 12 << 10;
+/// The largest resident memory of a relay without clients, in KiB.
+const MAX_RESIDENT_KIB: u64 = 12 << 10;
 
-/// So long a relay may take until it serves.
+/// The timeout for a relay to start serving.
 const START: Duration = Duration::from_secs(10);
 
-/// Builds all of it, and looks at it.
+/// Builds everything that is shipped and checks it.
 pub(crate) fn run() -> Result<()> {
     setup::install(TOOLS)?;
     let version = env!("CARGO_PKG_VERSION");
     let out = shell::target_dir()?.join("dist");
-    let made = super::everything(version, &out)?;
+    let made = super::build_all(version, &out)?;
     super::sums::write(&made, &out)?;
     let relay = &PACKAGES[1];
     for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
@@ -45,33 +45,34 @@ pub(crate) fn run() -> Result<()> {
         shell::run(Command::new("tar").arg("--directory").arg(dir.path()).arg("-xf").arg(&packed))?;
         let program = dir.path().join(&name).join("usr/bin").join(relay.program);
         let size = fs::metadata(&program).with_context(|| format!("no {}", program.display()))?.len();
-        if arch == Arch::X86_64 && size > LARGEST {
-            bail!("{} has {size} bytes: more than {LARGEST}", program.display());
+        if arch == Arch::X86_64 && size > MAX_BYTES {
+            bail!("{} has {size} bytes: more than {MAX_BYTES}", program.display());
         }
         runs(arch, &program, dir.path())?;
         if arch == Arch::X86_64 {
             let resident = resident(&program, dir.path())?;
-            if resident > MOST_RESIDENT {
+            if resident > MAX_RESIDENT_KIB {
                 bail!(
-                    "{} with no client has {resident} KiB in memory: more than {MOST_RESIDENT}",
+                    "{} without clients uses {resident} KiB of memory: more than {MAX_RESIDENT_KIB}",
                     program.display()
                 );
             }
-            step(&format!("{name}: {resident} KiB in memory with no client"));
+            step(&format!("{name}: {resident} KiB of memory without clients"));
         }
-        step(&format!("{name}: {size} bytes; it runs"));
+        step(&format!("{name}: {size} bytes, runs"));
         let bin = dir.path().join("again");
         fs::create_dir(&bin)?;
         fs::copy(&program, bin.join(relay.program))?;
         let again = archive::build(relay, arch, &bin, version, &dir.path().join("out"))?;
         if fs::read(&again)? != before {
-            bail!("{} comes out otherwise when it is packed again", packed.display());
+            bail!("{} differs when it is packed again: the build is not reproducible", packed.display());
         }
     }
     Ok(())
 }
 
-/// Under qemu where this is another machine: it says what it is, and makes a configuration with a key.
+/// Runs a program, under qemu for other architectures: it must print its version and create a
+/// configuration with a key.
 fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     let emulator = match arch {
         Arch::X86_64 => None,
@@ -88,34 +89,35 @@ fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     };
     let said = shell::output(command().arg("--version"))?;
     if !said.ends_with(env!("CARGO_PKG_VERSION")) {
-        bail!("{} says it is {said}", program.display());
+        bail!("{} reports another version: {said}", program.display());
     }
     let key = shell::output(command().arg("init").arg("--config").arg(dir.join("relay.toml")))?;
     if key.len() != 44 {
-        bail!("{} made no key: {key}", program.display());
+        bail!("{} created no key: {key}", program.display());
     }
     Ok(())
 }
 
-/// KiB of a relay that serves nobody yet, with the configuration that `runs` made, in a network namespace of its own.
+/// Returns the resident memory in KiB of a relay without clients, run in a network namespace with
+/// the configuration made by `runs`.
 fn resident(program: &Path, dir: &Path) -> Result<u64> {
     let socket = dir.join("admin.sock");
-    // `unshare` becomes the program: the process is the same.
+    // `unshare` executes the program, so the process id stays the same.
     let mut command = Command::new("unshare");
     command.arg("--net").arg(program).arg("serve").arg("--config").arg(dir.join("relay.toml"));
     command.env("HOME_RELAY_STATE_DIR", dir.join("state")).env("HOME_RELAY_ADMIN_SOCKET", &socket);
-    let mut relay = Ended(command.stderr(Stdio::null()).spawn().context("cannot start unshare")?);
+    let mut relay = KillOnDrop(command.stderr(Stdio::null()).spawn().context("cannot start unshare")?);
     let since = Instant::now();
     while !socket.exists() {
         if let Some(status) = relay.0.try_wait()? {
-            bail!("{} ended before it served: {status}", program.display());
+            bail!("{} ended before it served clients: {status}", program.display());
         }
         if since.elapsed() > START {
-            bail!("{} does not serve", program.display());
+            bail!("{} does not start serving", program.display());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    // What it does once, it has done then.
+    // After a second all initialisation is done.
     std::thread::sleep(Duration::from_secs(1));
     let path = format!("/proc/{}/status", relay.0.id());
     let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
@@ -123,12 +125,12 @@ fn resident(program: &Path, dir: &Path) -> Result<u64> {
     line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmRSS is {line}"))
 }
 
-/// A process that does not outlive this.
-struct Ended(Child);
+/// A child process that is killed when dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,5 @@
-//! The committed corpus of a target: the encoders' messages and what was found since, each input of which covers something.
+//! The committed corpus of a fuzz target: inputs that each add coverage, from the encoders'
+//! messages and from fuzzing.
 
 use std::fs;
 use std::path::Path;
@@ -8,19 +9,22 @@ use anyhow::{Context as _, Result};
 use super::target::Target;
 use crate::shell::{self, step};
 
-/// Asks a target for its seeds: see `fuzz/src/lib.rs`.
+/// The environment variable that asks a target for its seeds; see `fuzz/src/lib.rs`.
 const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
 
-/// Makes the corpus anew. Files that are not named by their hash, as libFuzzer does it, were put there by somebody: they stay.
+/// Rewrites the corpus.
+///
+/// Files that are not named by their hash, as libFuzzer names them, were added by hand and stay.
 pub(super) fn minimise(target: &Target) -> Result<()> {
     step(&format!("minimising the corpus of {}", target.name));
     let seeds = target.fresh_dir("seeds")?;
-    shell::output(target.command().env(SEEDS, &seeds)).context("the seeds cannot be made")?;
+    shell::output(target.command().env(SEEDS, &seeds)).context("cannot create the seeds")?;
     let (fresh, found, committed) =
         (target.fresh_dir("fresh")?, target.work_dir("found")?, target.committed());
     fs::create_dir_all(&committed).with_context(|| format!("cannot create {}", committed.display()))?;
     let mut merge = target.command();
-    // By what code is reached, not by how often as well: that would keep several times as many.
+    // Coverage counts by edges alone. Counting how often each edge is reached would keep several
+    // times as many inputs.
     merge.args(["-set_cover_merge=1", "-use_counters=0"]);
     shell::output(merge.args([&fresh, &seeds, &committed, &found]))?;
     replace(&committed, &fresh).with_context(|| format!("cannot replace {}", committed.display()))?;
@@ -53,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_somebody_put_there_stays() {
+    fn files_added_by_hand_stay() {
         let dir = tempfile::tempdir().unwrap();
         let (committed, fresh) = (dir.path().join("committed"), dir.path().join("fresh"));
         let (old, new) = ("a".repeat(40), "b".repeat(40));

@@ -1,4 +1,4 @@
-//! One fuzz target: how it is run, and what is said of it afterwards.
+//! One fuzz target: runs it, and reports the result.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,31 +9,32 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell;
 
-/// Longer inputs are slower, not other: every limit of the formats that matters is below, but for the longest packets, which the
-/// targets make themselves.
+/// The longest input in bytes. Longer ones would only be slower: all limits of the formats are
+/// below, except the longest packets, which the targets make themselves.
 const MAX_LEN: &str = "-max_len=4096";
 
-/// One allocation of more would be made on the word of a peer: the longest packet has 64 KiB, a session's limits here 60 KiB.
+/// The largest single allocation in MiB. A larger one would mean that a peer's length field is
+/// trusted: the longest packet has 64 KiB, a session's limits here 60 KiB.
 const MALLOC_LIMIT: &str = "-malloc_limit_mb=16";
 
-/// So many lines of a failure's log tell it: the panic, its stack, the input.
+/// The number of log lines shown of a failure: the panic, its stack and the input.
 const LAST_LINES: usize = 60;
 
-/// A target that is built.
+/// A fuzz target that has been built.
 #[derive(Debug)]
 pub(super) struct Target {
     pub(super) name: String,
     pub(super) binary: PathBuf,
 }
 
-/// What a run did.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     name: String,
     executions: u64,
-    /// Code edges that were reached.
+    /// The number of code edges reached.
     coverage: u64,
-    /// Inputs that each reach something of their own.
+    /// The number of inputs that each add coverage.
     corpus: u64,
 }
 
@@ -44,7 +45,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The targets there are, by name.
+/// Returns the names of all targets.
 pub(super) fn names() -> Result<Vec<String>> {
     let folder = shell::root().join("fuzz/fuzz_targets");
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -60,33 +61,33 @@ pub(super) fn names() -> Result<Vec<String>> {
 }
 
 impl Target {
-    /// The corpus that is part of the source.
+    /// Returns the folder of the committed corpus.
     pub(super) fn committed(&self) -> PathBuf {
         shell::root().join("fuzz/corpus").join(&self.name)
     }
 
-    /// A folder of this target for something, below cargo's target directory.
+    /// Returns a folder for this target's files below cargo's target directory, creating it.
     pub(super) fn work_dir(&self, what: &str) -> Result<PathBuf> {
         let dir = shell::target_dir()?.join("fuzz").join(what).join(&self.name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(dir)
     }
 
-    /// The same, empty.
+    /// Returns a folder as [`Target::work_dir`] does, emptied.
     pub(super) fn fresh_dir(&self, what: &str) -> Result<PathBuf> {
         let dir = self.work_dir(what)?;
         fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         self.work_dir(what)
     }
 
-    /// libFuzzer, with the limits that hold for every run.
+    /// Returns the command that runs the target with the limits of every run.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.args([MAX_LEN, MALLOC_LIMIT, "-rss_limit_mb=2048", "-timeout=25"]);
         command
     }
 
-    /// Fuzzes for some seconds, from what is committed; what is found goes to `found`.
+    /// Fuzzes for some seconds, from the committed corpus; new inputs go to `found`.
     pub(super) fn fuzz(&self, found: &Path, seconds: u64) -> Result<Outcome> {
         let crashes = self.work_dir("crashes")?;
         let log = self.work_dir("log")?.join("log");
@@ -107,15 +108,15 @@ impl Target {
             bail!("{}", self.failure(&text, status));
         }
         self.outcome(&text)
-            .with_context(|| format!("{} ended without its figures: see {}", self.name, log.display()))
+            .with_context(|| format!("{} ended without statistics: see {}", self.name, log.display()))
     }
 
-    /// Runs one input, with all that it prints.
+    /// Runs one input and shows all its output.
     pub(super) fn reproduce(&self, input: &Path) -> Result<()> {
         shell::run(self.command().arg(input))
     }
 
-    /// The end of the log, and how to see it again.
+    /// Returns the end of the log and the command that reproduces the failure.
     fn failure(&self, log: &str, status: std::process::ExitStatus) -> String {
         let lines: Vec<_> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
@@ -148,7 +149,7 @@ impl Target {
     }
 }
 
-/// The file that libFuzzer wrote the input to.
+/// Returns the path of the input file that libFuzzer wrote.
 fn input_of(log: &str) -> Option<&str> {
     log.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1))
 }
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_read_from_the_log() {
+    fn statistics_are_read_from_the_log() {
         let log = "#2\tINITED cov: 40 ft: 41 corp: 1/1b exec/s: 0 rss: 40Mb\n\
                    #900\tDONE   cov: 456 ft: 789 corp: 55/1203b lim: 21 exec/s: 90 rss: 60Mb\n\
                    Done 900 runs in 10 second(s)\nstat::number_of_executed_units: 900\nstat::peak_rss_mb: 60\n";
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_how_to_see_it_again() {
+    fn a_failure_says_how_to_reproduce_it() {
         use std::os::unix::process::ExitStatusExt as _;
 
         let log = "thread panicked\nartifact_prefix='/t/'; Test unit written to /t/crash-12\nBase64: AA==\n";

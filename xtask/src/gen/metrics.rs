@@ -1,4 +1,4 @@
-//! docs/use/metrics.md, of what the programs declare.
+//! Generates docs/use/metrics.md from the programs' declarations.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ mod mobile;
 #[allow(dead_code, reason = "what counts is all of them together")]
 mod home_relay;
 
-/// Where it is kept.
+/// The generated file.
 const FILE: &str = "docs/use/metrics.md";
 
 const HEAD: &str = "\
@@ -30,11 +30,11 @@ The packages bring alert rules and a Grafana dashboard: see [monitoring.md](moni
 tables below are generated from the programs' declarations: run `cargo xtask gen` after a change.
 ";
 
-/// What each program is called there, and what it declares.
+/// Each program's name in the file, and its metrics.
 const PROGRAMS: [(&str, &[Metric]); 2] =
     [("mobile agent", mobile::ALL), ("home-relay serve", home_relay::ALL)];
 
-/// Writes the file anew.
+/// Writes the file.
 pub(super) fn write() -> Result<()> {
     let path = shell::root().join(FILE);
     fs::write(&path, page()).with_context(|| format!("cannot write {}", path.display()))?;
@@ -42,26 +42,56 @@ pub(super) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Every metric of both programs.
+/// Returns every metric of both programs.
 pub(crate) fn all() -> impl Iterator<Item = Metric> {
     PROGRAMS.iter().flat_map(|(_, metrics)| metrics.iter().copied())
 }
+
+/// The column at which the page's prose wraps.
+const WIDTH: usize = 100;
 
 fn page() -> String {
     let mut text = HEAD.to_owned();
     for (program, metrics) in PROGRAMS {
         text.push_str(&format!(
-            "\n## `{program}`\n\n| name | kind | labels | |\n| --- | --- | --- | --- |\n"
+            "\n## `{program}`\n\n| name | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
         ));
+        let mut details = String::new();
         for Metric { name, kind, labels, help } in metrics {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-            let cells =
-                [format!("`{name}`"), kind.as_str().to_owned(), labels.join(", "), (*help).to_owned()];
+            let (summary, detail) = split_help(help);
+            let cells = [format!("`{name}`"), kind.as_str().to_owned(), labels.join(", "), summary.to_owned()];
             let cells = cells.map(|cell| if cell.is_empty() { " ".to_owned() } else { format!(" {cell} ") });
             text.push_str(&format!("|{}|\n", cells.join("|")));
+            if !detail.is_empty() {
+                details.push_str(&list_item(&format!("`{name}`: {detail}")));
+            }
         }
+        text.push_str(&format!("\n### Label values of `{program}`\n\n{details}"));
     }
     text
+}
+
+/// Splits a help text into its first sentence and the rest, which explains the values of labels.
+fn split_help(help: &str) -> (&str, &str) {
+    let (summary, detail) = help.split_once(". ").unwrap_or((help, ""));
+    (summary.trim_end_matches('.'), detail)
+}
+
+/// Formats `text` as an item of a Markdown list, wrapped at [`WIDTH`] columns.
+fn list_item(text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = "-".to_owned();
+    for word in text.split(' ') {
+        if line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines.push_str(&line);
+            lines.push('\n');
+            line = " ".to_owned();
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    lines + &line + "\n"
 }
 
 #[cfg(test)]
@@ -71,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documentation_is_what_the_programs_declare() {
+    fn the_page_is_up_to_date_with_the_declarations() {
         let written = fs::read_to_string(shell::root().join(FILE)).unwrap();
         assert!(written == page(), "{FILE} is not what the programs declare: run `cargo xtask gen`");
     }
@@ -82,7 +112,7 @@ mod tests {
         for Metric { name, kind, help, .. } in all() {
             assert!(name.starts_with("mobile_") || name.starts_with("homerelay_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == MetricKind::Counter, "{name}");
-            // It stands in a cell of a table, and in one line of a scrape.
+            // The page puts the first sentence into a cell of a table; a scrape needs one line.
             assert!(help.ends_with('.') && !help.contains(['|', '\n']), "{name}: {help}");
         }
         names.sort_unstable();

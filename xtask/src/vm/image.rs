@@ -1,5 +1,5 @@
-//! What the machine boots into: an initramfs of this machine's programs with the libraries they need, ours, and the
-//! kernel's modules for networks.
+//! The initramfs of a virtual machine: this machine's programs and their libraries, the programs
+//! under test, and the kernel's network modules.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,16 +13,16 @@ use super::kernel::Unpacked;
 use super::quiet;
 use crate::shell;
 
-/// Programs that the cases start, as they are on this machine. What is not here comes from busybox.
+/// Programs of this machine that the cases start; busybox provides all others.
 const PROGRAMS: &[&str] = &[
     "curl", "ethtool", "getent", "ip", "iperf3", "login", "modprobe", "nft", "ping", "setpriv", "ss",
     "sysctl", "tc", "tcpdump", "telnet", "telnetd",
 ];
 
-/// Kinds of modules that make a network.
+/// The directories of the kernel modules for networks and their dependencies.
 const MODULES: &[&str] = &["arch/x86/crypto", "crypto", "drivers/net", "lib", "net"];
 
-/// Files that programs look into: users, and the names of protocols and ports.
+/// Files that programs read: users, and the names of protocols and ports.
 const FILES: &[(&str, &str)] = &[
     ("etc/passwd", "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"),
     ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
@@ -33,15 +33,15 @@ const FILES: &[(&str, &str)] = &[
     ),
 ];
 
-/// The part that is the same for every kernel: a folder, made anew, since a part of it may be older than what is built
-/// now.
+/// Builds the part that is the same for every kernel, in an emptied folder, since old files could
+/// be out of date.
 pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> Result<PathBuf> {
     let root = folder.join("base");
     remove(&root)?;
     for dir in ["dev", "etc", "mobile", "proc", "root", "run", "sys", "tmp", "var", "usr/bin", "usr/sbin"] {
         create_dir(&root.join(dir))?;
     }
-    // As Debian has it: the old places lead to the new.
+    // As on Debian: the old paths are links to the new ones.
     for dir in ["bin", "lib", "lib64", "sbin"] {
         create_dir(&root.join("usr").join(dir))?;
         link(&format!("usr/{dir}"), &root.join(dir))?;
@@ -52,26 +52,27 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
     for path in ["/etc/protocols", "/etc/services"].map(Path::new).into_iter().filter(|path| path.exists()) {
         copy(path, &inside(&root, path))?;
     }
-    // The matrix of sockets compares with it.
-    copy(&shell::root().join("docs/understand/security.md"), &root.join("mobile/security.md"))?;
+    // The socket matrix compares its result with this file.
+    copy(&shell::root().join("docs/security.md"), &root.join("mobile/security.md"))?;
     let mut libraries = BTreeSet::new();
     let busybox = find("busybox")?;
     copy(&busybox, &root.join("usr/bin/busybox"))?;
     let applets = shell::output(Command::new(&busybox).arg("--list"))?;
-    // It lists itself too.
+    // busybox lists itself too.
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         link("busybox", &root.join("usr/bin").join(applet))?;
     }
     for name in PROGRAMS {
         let path = find(name)?;
-        // In place of busybox's, and where it is here: cases name some by their whole path.
+        // Real programs replace busybox's, at the path they have on this machine: cases name some
+        // by their full path.
         let _ = fs::remove_file(root.join("usr/bin").join(name));
         let to = if path.parent().is_some_and(|dir| dir.ends_with("sbin")) { "usr/sbin" } else { "usr/bin" };
         copy(&path, &root.join(to).join(name))?;
         libraries.extend(libraries_of(&path)?);
     }
     for (name, path) in ours {
-        // Static: it needs no library.
+        // These programs are static and need no library.
         copy(path, &root.join("mobile").join(name))?;
     }
     for library in libraries {
@@ -82,11 +83,11 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
     Ok(root)
 }
 
-/// The initramfs for a kernel: a copy of the base with its modules, packed.
+/// Builds the initramfs for a kernel: a packed copy of the base with the kernel's modules.
 pub(super) fn with_modules(folder: &Path, base: &Path, kernel: &Unpacked) -> Result<PathBuf> {
     let root = folder.join("root");
     remove(&root)?;
-    // Hard links: nothing is changed in there.
+    // Hard links are enough, since nothing below is changed.
     quiet(Command::new("cp").args(["-al"]).arg(base).arg(&root))?;
     let (from, to) = (&kernel.modules, root.join("lib/modules").join(&kernel.version));
     for kind in MODULES {
@@ -104,8 +105,9 @@ pub(super) fn with_modules(folder: &Path, base: &Path, kernel: &Unpacked) -> Res
     Ok(image)
 }
 
-/// As the kernel wants it: cpio's "new" format, everything root's. Not compressed: unpacking takes an emulated processor
-/// longer than reading.
+/// Packs a folder as the kernel expects: cpio's "new" format, everything owned by root.
+///
+/// Not compressed: for an emulated processor decompressing takes longer than reading.
 fn pack(root: &Path, image: &Path) -> Result<()> {
     let list = shell::output(Command::new("find").arg(".").current_dir(root))?;
     let names = root.with_extension("names");
@@ -126,7 +128,8 @@ fn pack(root: &Path, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The shared libraries a program is linked with, and its dynamic linker; none for a static one.
+/// Returns the shared libraries that a program is linked with and its dynamic linker; nothing for a
+/// static program.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
     let (said, complaint) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
@@ -139,7 +142,8 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(library_paths(&said))
 }
 
-/// The paths in what ldd says: `libc.so.6 => /lib/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`.
+/// Returns the paths in ldd's output: `libc.so.6 => /lib/libc.so.6 (0x…)`,
+/// `/lib64/ld-linux-x86-64.so.2 (0x…)`.
 fn library_paths(said: &str) -> Vec<PathBuf> {
     said.lines()
         .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
@@ -158,7 +162,7 @@ fn inside(root: &Path, path: &Path) -> PathBuf {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     create_dir(to.parent().context("a file has a folder")?)?;
     fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    // Set-user-ID bits and the like are of no use in there.
+    // Set-user-ID bits and the like are of no use in the virtual machine.
     let mode =
         if to.metadata().is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0) { 0o755 } else { 0o644 };
     fs::set_permissions(to, fs::Permissions::from_mode(mode))
@@ -191,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_read_from_what_ldd_says() {
+    fn libraries_are_read_from_the_output_of_ldd() {
         let said = "\tlinux-vdso.so.1 (0x00007ffc)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         let paths = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);

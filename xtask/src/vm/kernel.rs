@@ -1,5 +1,7 @@
-//! Debian's kernels: fetched with apt from the mirror this machine uses, by a configuration of their own, so that it
-//! does not matter which release the machine has, and nothing is installed.
+//! Debian's kernels, fetched with apt from this machine's mirror.
+//!
+//! apt runs with a separate configuration, so that this machine's release does not matter and
+//! nothing is installed.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -11,27 +13,28 @@ use anyhow::{Context as _, Result, bail};
 use super::quiet;
 use crate::shell::{self, step};
 
-/// A kernel series of a Debian release.
+/// A kernel series and the Debian release it belongs to.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
-    /// `6.1`
+    /// The series, such as `6.1`.
     pub(super) series: &'static str,
-    /// `bookworm`
+    /// The release's code name, such as `bookworm`.
     pub(super) release: &'static str,
 }
 
-/// What a kernel package holds.
+/// The files of a kernel package.
 pub(super) struct Unpacked {
-    /// `6.1.0-50-cloud-amd64`
+    /// The kernel's version, such as `6.1.0-50-cloud-amd64`.
     pub(super) version: String,
-    /// What qemu boots.
+    /// The kernel image that qemu boots.
     pub(super) vmlinuz: PathBuf,
-    /// The folder of its modules.
+    /// The folder of the kernel's modules.
     pub(super) modules: PathBuf,
 }
 
 impl Kernel {
-    /// The newest kernel of the series, unpacked in `folder`; it is fetched once.
+    /// Fetches the newest kernel of the series and unpacks it in `folder`, unless that was done
+    /// before.
     pub(super) fn fetch(self, folder: &Path) -> Result<Unpacked> {
         let home = folder.join(format!("linux-{}", self.series));
         let root = home.join("root");
@@ -45,7 +48,7 @@ impl Kernel {
         })?;
         step(&format!("fetching {package}"));
         let deb = apt.download(&package, &home)?;
-        // Under another name until it is whole.
+        // A temporary name marks an incomplete folder.
         let half = home.join("half");
         quiet(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&half))?;
         fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
@@ -55,7 +58,7 @@ impl Kernel {
 }
 
 fn unpacked(root: &Path) -> Result<Unpacked> {
-    // The packages of bookworm, and those of trixie.
+    // The paths in bookworm's and in trixie's packages.
     let folders = ["lib/modules", "usr/lib/modules"].map(|folder| root.join(folder));
     let modules = folders
         .iter()
@@ -73,7 +76,7 @@ fn unpacked(root: &Path) -> Result<Unpacked> {
     Ok(Unpacked { version, vmlinuz, modules: entry.path() })
 }
 
-/// apt with a source, lists and a cache of its own.
+/// apt with its own sources, lists and cache.
 struct Apt {
     folder: PathBuf,
 }
@@ -99,7 +102,7 @@ impl Apt {
             "Dir::Etc::SourceParts=/dev/null".to_owned(),
             option("Dir::State::Lists", &self.folder.join("lists")),
             option("Dir::Cache", &self.folder.join("cache")),
-            // The folder may be one that apt's own user cannot enter.
+            // apt's own user may be unable to enter the folder.
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::Retries=3".to_owned(),
@@ -110,7 +113,8 @@ impl Apt {
     }
 
     fn update(&self) -> Result<()> {
-        // Without --error-on any, lists that cannot be fetched are a warning, and the kernel "does not exist".
+        // Without --error-on=any, lists that cannot be fetched cause only a warning, and apt then
+        // reports that the kernel does not exist.
         quiet(self.command("apt-get").args(["-q", "--error-on=any", "update"]))
     }
 
@@ -130,7 +134,7 @@ impl Apt {
     }
 }
 
-/// The mirror this machine gets Debian's packages from.
+/// Returns the mirror from which this machine gets Debian's packages.
 fn mirror() -> Result<String> {
     let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
     let targets = shell::output(Command::new("apt-get").args([
@@ -140,17 +144,17 @@ fn mirror() -> Result<String> {
         "Created-By: Packages",
     ]))?;
     targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|")).map(str::to_owned).context(
-        "apt knows no mirror of Debian: the kernels are Debian's. Run this on Debian, after `apt-get update`",
+        "apt has no Debian mirror to fetch the kernels from: run this on Debian, after `apt-get update`",
     )
 }
 
-/// The newest of the signed cloud kernels among package names.
+/// Returns the newest of the signed cloud kernels among package names.
 fn newest(names: &str) -> Option<String> {
     let kernels = names.lines().filter(|name| name.ends_with("-cloud-amd64"));
     kernels.max_by(|one, other| by_numbers(one, other)).map(str::to_owned)
 }
 
-/// Names compared with each run of digits as a number.
+/// Compares names, with each run of digits as a number.
 fn by_numbers(one: &str, other: &str) -> Ordering {
     let numbers = |name: &str| -> Vec<u64> {
         name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()

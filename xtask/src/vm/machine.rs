@@ -1,4 +1,4 @@
-//! One boot: qemu, its console, and how it ended.
+//! One boot of a virtual machine: runs qemu and reads its console.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,17 +13,17 @@ use mobile_tests::{VM_ENDED, VM_STARTED};
 
 use crate::shell::{self, step};
 
-/// For the boot and all cases, on a machine whose processors others use too: alone it takes a quarter.
+/// The timeout of a boot with all cases. An otherwise idle machine needs a quarter of it.
 const PATIENCE: Duration = Duration::from_mins(10);
 
-/// How much of the console is shown after a failure.
+/// The number of console lines shown after a failure.
 const TAIL: usize = 60;
 
-/// The kernel's command line. What would be a note in the log elsewhere ends the machine here: a warning that our
-/// programs can cause in the kernel is a failure.
+/// The kernel's command line. Warnings and oopses panic, so that a kernel warning that the programs
+/// cause is a failure.
 const KERNEL: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic panic_on_warn=1 random.trust_cpu=on";
 
-/// Boots `vmlinuz` with `image` and returns when its init has ended with success.
+/// Boots `vmlinuz` with `image`, and returns once its init has ended with success.
 pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> Result<()> {
     let log = folder.join(format!("console-{series}.log"));
     let mut file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
@@ -31,7 +31,7 @@ pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> 
     let mut qemu = Qemu(start(vmlinuz, image)?);
     let console = qemu.0.stdout.take().context("qemu has no console")?;
     let (sender, lines) = mpsc::channel();
-    // Ends with qemu, whose output it reads.
+    // The thread ends with qemu, whose output it reads.
     std::thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
@@ -68,22 +68,22 @@ pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> 
             step(&format!("Linux {series}: every case passed, {} s in all", begin.elapsed().as_secs()));
             Ok(())
         }
-        Some(false) => bail!("cases failed on Linux {series}; its whole console is in {}", log.display()),
+        Some(false) => bail!("cases failed on Linux {series}; the console log is in {}", log.display()),
         None => {
             for line in tail {
                 eprintln!("{line}");
             }
-            bail!("the machine with Linux {series} {how}; its whole console is in {}", log.display())
+            bail!("the machine with Linux {series} {how}; the console log is in {}", log.display())
         }
     }
 }
 
-/// Killed with us.
+/// A qemu process, killed when dropped.
 struct Qemu(Child);
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // It may have ended by itself: that is what kill asks for.
+        // qemu may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -117,8 +117,9 @@ fn start(vmlinuz: &Path, image: &Path) -> Result<Child> {
     .context("cannot start qemu-system-x86_64")
 }
 
-/// The processor's own virtualisation where it says that it has it: there are machines with a `/dev/kvm` that stops at
-/// instructions it does not know.
+/// Returns qemu's accelerator: KVM if the processor reports hardware virtualisation.
+///
+/// Some machines have a `/dev/kvm` that stops at instructions it does not know.
 fn accelerator() -> &'static str {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let able = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");

@@ -1,4 +1,4 @@
-//! One socket: a kind and a family, from being made to being answered.
+//! One socket of the matrix: a kind and an address family, from `socket()` to the answer.
 
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -12,19 +12,19 @@ use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::Config;
 use crate::icmp;
-use crate::kind::{Family, Kind};
-use crate::place::Place;
+use crate::kind::{Family, SocketKind};
 
-/// Between two datagrams that nobody has answered.
+/// The interval between two datagrams that were not answered.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How often what nobody answers is sent.
+/// The number of datagrams sent by a kind that nobody answers.
 const ONE_WAY: u32 = 3;
-/// What a stream or datagram carries: the server answers each line.
+/// The payload of a stream or datagram; the server answers each line.
 const LINE: &[u8] = b"who am I?\n";
-/// Not in libc for every platform: linux/tcp.h.
+/// From linux/tcp.h, since libc does not have the constant for every platform.
 const TCP_FASTOPEN_CONNECT: libc::c_int = 30;
-/// IPPROTO_RAW: the sender writes the IP header.
+/// IPPROTO_RAW, with which the sender writes the IP header itself.
 const RAW: i32 = 255;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,18 +33,19 @@ pub(crate) enum Outcome {
     Ok,
     /// The other end has answered.
     Answered,
-    /// Neither answered nor refused.
+    /// The socket was neither answered nor refused.
     Waiting,
-    /// The kernel said no.
+    /// The kernel returned an error.
     Refused,
 }
 
-pub(crate) struct Cell {
-    kind: Kind,
+pub(crate) struct SocketCell {
+    kind: SocketKind,
     family: Family,
     number: u16,
     socket: Option<Socket>,
-    /// What hears the answers to a socket that only sends, or what a listening one has accepted.
+    /// The socket that receives answers to a send-only socket, or that a listening socket has
+    /// accepted.
     other: Option<Socket>,
     outcome: Outcome,
     refusal: Option<(&'static str, io::Error)>,
@@ -53,8 +54,8 @@ pub(crate) struct Cell {
     last: Option<Instant>,
 }
 
-impl Cell {
-    pub(crate) fn new(kind: Kind, family: Family, number: u16) -> Self {
+impl SocketCell {
+    pub(crate) fn new(kind: SocketKind, family: Family, number: u16) -> Self {
         Self {
             kind,
             family,
@@ -94,28 +95,28 @@ impl Cell {
         line
     }
 
-    /// Makes the socket, and binds it to what its kind says.
-    pub(crate) fn open(&mut self, place: &Place) {
-        let result = self.make(place);
+    /// Makes the socket and binds it if its kind requires that.
+    pub(crate) fn open(&mut self, config: &Config) {
+        let result = self.make(config);
         self.end("open", result.map(|()| Outcome::Ok));
     }
 
-    fn make(&mut self, place: &Place) -> io::Result<()> {
+    fn make(&mut self, config: &Config) -> io::Result<()> {
         let domain = if self.family == Family::Ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let icmp = if self.family == Family::Ipv4 { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
         let (kind, protocol) = match self.kind {
-            Kind::Mptcp => (Type::STREAM, Protocol::MPTCP),
-            Kind::TcpListening => (Type::STREAM, Protocol::TCP),
+            SocketKind::Mptcp => (Type::STREAM, Protocol::MPTCP),
+            SocketKind::TcpListening => (Type::STREAM, Protocol::TCP),
             kind if kind.is_stream() => (Type::STREAM, Protocol::TCP),
-            Kind::Ping | Kind::PingOnDevice => (Type::DGRAM, icmp),
-            Kind::Raw => (Type::RAW, icmp),
-            Kind::RawHeader => (Type::RAW, Protocol::from(RAW)),
+            SocketKind::Ping | SocketKind::PingOnDevice => (Type::DGRAM, icmp),
+            SocketKind::Raw => (Type::RAW, icmp),
+            SocketKind::RawHeader => (Type::RAW, Protocol::from(RAW)),
             _ => (Type::DGRAM, Protocol::UDP),
         };
         let socket = Socket::new(domain, kind, Some(protocol))?;
         socket.set_nonblocking(true)?;
         if self.kind.is_on_device() {
-            socket.bind_device(Some(place.device.as_bytes()))?;
+            socket.bind_device(Some(config.device.as_bytes()))?;
         }
         let any = if self.family == Family::Ipv4 {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED)
@@ -123,18 +124,18 @@ impl Cell {
             IpAddr::V6(Ipv6Addr::UNSPECIFIED)
         };
         let bound = match self.kind {
-            Kind::TcpListening | Kind::UdpOfPort => Some(SocketAddr::new(any, self.number)),
-            Kind::UdpOfSource => Some(SocketAddr::new(place.source.of(self.family), 0)),
-            Kind::UdpOfUplink => Some(SocketAddr::new(place.uplink.of(self.family), 0)),
+            SocketKind::TcpListening | SocketKind::UdpOfPort => Some(SocketAddr::new(any, self.number)),
+            SocketKind::UdpOfSource => Some(SocketAddr::new(config.source.of(self.family), 0)),
+            SocketKind::UdpOfUplink => Some(SocketAddr::new(config.uplink.of(self.family), 0)),
             _ => None,
         };
         if let Some(address) = bound {
             socket.bind(&address.into())?;
         }
         match self.kind {
-            Kind::TcpListening => socket.listen(16)?,
-            Kind::FastOpenConnect => fast_open_connect(&socket)?,
-            Kind::RawHeader => {
+            SocketKind::TcpListening => socket.listen(16)?,
+            SocketKind::FastOpenConnect => fast_open_connect(&socket)?,
+            SocketKind::RawHeader => {
                 let hears = Socket::new(domain, Type::RAW, Some(icmp))?;
                 hears.set_nonblocking(true)?;
                 self.other = Some(hears);
@@ -145,17 +146,19 @@ impl Cell {
         Ok(())
     }
 
-    /// Connects what its kind connects.
-    pub(crate) fn connect(&mut self, place: &Place) {
+    /// Connects the socket if its kind requires that.
+    pub(crate) fn connect(&mut self, config: &Config) {
         let Some(socket) = &self.socket else { return };
-        let target = place.target(self.kind, self.family, self.number).into();
+        let target = config.target(self.kind, self.family, self.number).into();
         let result = match self.kind {
-            // Without a cookie of the server's the kernel asks for one first, and the data is to be sent again.
-            Kind::FastOpenSendto => {
+            // Without a cookie the kernel requests one first, and the data must be sent again.
+            SocketKind::FastOpenSendto => {
                 socket.send_to_with_flags(LINE, &target, libc::MSG_FASTOPEN).map(|_| Outcome::Waiting)
             }
-            // Nothing is sent before there is something to send.
-            Kind::FastOpenConnect | Kind::UdpConnected => socket.connect(&target).map(|()| Outcome::Ok),
+            // These send nothing until there is data.
+            SocketKind::FastOpenConnect | SocketKind::UdpConnected => {
+                socket.connect(&target).map(|()| Outcome::Ok)
+            }
             kind if kind.is_stream() => socket.connect(&target).map(|()| Outcome::Waiting),
             _ => Ok(Outcome::Ok),
         };
@@ -166,7 +169,7 @@ impl Cell {
         self.end("connect", result);
     }
 
-    /// Whether a stream is connected by now.
+    /// Checks whether a stream has become connected.
     pub(crate) fn watch_connect(&mut self) {
         let Some(socket) = &self.socket else { return };
         let result = match socket.take_error() {
@@ -177,27 +180,27 @@ impl Cell {
         self.end("connect", result);
     }
 
-    /// From here on an answer counts anew.
+    /// Prepares for a new step: earlier answers no longer count.
     pub(crate) fn restart(&mut self) {
         if self.socket.is_none() {
             return;
         }
-        if self.kind == Kind::TcpListening {
+        if self.kind == SocketKind::TcpListening {
             self.other = None;
         }
-        while matches!(self.hear(), Ok(Some(_))) {}
+        while matches!(self.receive(), Ok(Some(_))) {}
         (self.outcome, self.refusal, self.seen, self.sent, self.last) =
             (Outcome::Waiting, None, None, 0, None);
     }
 
-    /// Sends if it is time to, and hears what has come.
-    pub(crate) fn send(&mut self, place: &Place) {
-        match self.try_send(place) {
+    /// Sends if it is time to, and reads answers.
+    pub(crate) fn send(&mut self, config: &Config) {
+        match self.try_send(config) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return self.end("send", Err(error)),
             Ok(()) => {}
         }
-        match self.hear() {
+        match self.receive() {
             Ok(Some(seen)) => {
                 self.seen = Some(seen).filter(|seen| !seen.is_empty());
                 self.end("hear", Ok(Outcome::Answered));
@@ -208,12 +211,12 @@ impl Cell {
         }
     }
 
-    fn try_send(&mut self, place: &Place) -> io::Result<()> {
+    fn try_send(&mut self, config: &Config) -> io::Result<()> {
         let Some(socket) = &mut self.socket else { return Ok(()) };
-        let target = place.target(self.kind, self.family, self.number);
+        let target = config.target(self.kind, self.family, self.number);
         let due = self.last.is_none_or(|last| last.elapsed() >= AGAIN);
         let _datagrams_go_whole: usize = match self.kind {
-            Kind::TcpListening => {
+            SocketKind::TcpListening => {
                 if self.other.is_none()
                     && let Ok((stream, _)) = socket.accept()
                 {
@@ -230,7 +233,7 @@ impl Cell {
                     return Err(error);
                 }
                 match socket.write(LINE) {
-                    // Of a socket whose handshake is not over.
+                    // The handshake is not complete.
                     Err(error)
                         if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::ENOTCONN)) =>
                     {
@@ -240,18 +243,18 @@ impl Cell {
                 }
             }
             _ if !due => return Ok(()),
-            Kind::UdpConnected => socket.send(LINE)?,
-            Kind::UdpFromSource => send_from(socket, target, place.source.of(self.family), 0)?,
-            Kind::UdpFromDevice => {
+            SocketKind::UdpConnected => socket.send(LINE)?,
+            SocketKind::UdpFromSource => send_from(socket, target, config.source.of(self.family), 0)?,
+            SocketKind::UdpFromDevice => {
                 let any = match self.family {
                     Family::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
                     Family::Ipv6 => Ipv6Addr::UNSPECIFIED.into(),
                     Family::Mapped => Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(),
                 };
-                send_from(socket, target, any, place.device_index())?
+                send_from(socket, target, any, config.device_index())?
             }
-            Kind::RawHeader => {
-                let packet = icmp::packet(self.number, place.source.of(self.family), target.ip());
+            SocketKind::RawHeader => {
+                let packet = icmp::packet(self.number, config.source.of(self.family), target.ip());
                 socket.send_to(&packet, &target.into())?
             }
             kind if kind.is_icmp() => {
@@ -265,17 +268,17 @@ impl Cell {
         Ok(())
     }
 
-    /// What an answer says of our address; empty where it says nothing of it.
-    fn hear(&mut self) -> io::Result<Option<String>> {
+    /// Returns the source address that an answer reports, or an empty text if it reports none.
+    fn receive(&mut self) -> io::Result<Option<String>> {
         let from = match self.kind {
-            Kind::TcpListening | Kind::RawHeader => self.other.as_mut(),
+            SocketKind::TcpListening | SocketKind::RawHeader => self.other.as_mut(),
             _ => self.socket.as_mut(),
         };
         let Some(from) = from else { return Ok(None) };
         let mut buffer = [0; 2048];
         let length = if self.kind.is_icmp() {
             let mut room = [MaybeUninit::uninit(); 2048];
-            // Raw sockets hear everybody's answers.
+            // A raw socket also receives answers to other sockets.
             loop {
                 match from.recv(&mut room) {
                     Ok(length) => {
@@ -294,14 +297,14 @@ impl Cell {
         match length {
             Ok(0) if self.kind.is_stream() => Err(ErrorKind::UnexpectedEof.into()),
             Ok(0) => Ok(None),
-            Ok(_) if self.kind == Kind::TcpListening => {
+            Ok(_) if self.kind == SocketKind::TcpListening => {
                 let peer = from.peer_addr()?.as_socket();
                 from.write_all(LINE)?;
                 Ok(Some(peer.map_or_else(String::new, |peer| peer.to_string())))
             }
             Ok(length) => Ok(Some(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-            // A stream that is not connected yet.
+            // The stream is not connected yet.
             Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(None),
             Err(error) => Err(error),
         }
@@ -312,7 +315,7 @@ impl Cell {
             Ok(outcome) => self.outcome = outcome,
             Err(error) => {
                 (self.outcome, self.refusal) = (Outcome::Refused, Some((call, error)));
-                // Without a connected socket there is nothing to send on; what could not be sent may be tried again.
+                // A socket that failed to open or connect is closed; a failed send may be repeated.
                 if call == "open" || call == "connect" {
                     self.socket = None;
                 }
@@ -336,9 +339,9 @@ fn fast_open_connect(socket: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A datagram that names its source address, or the device it is to leave by.
+/// Sends a datagram that names its source address or its outgoing device.
 fn send_from(socket: &Socket, target: SocketAddr, source: IpAddr, device: u32) -> io::Result<usize> {
-    // SAFETY: both are made of integers only, for which zero means "any".
+    // SAFETY: both structures consist of integers only, for which zero means "any".
     let (mut four, mut six): (in_pktinfo, in6_pktinfo) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     let named = match source {
         IpAddr::V4(source) => {

@@ -1,16 +1,18 @@
-//! Echo requests, and the IP headers of those who write their own.
+//! Echo requests, and IP headers for sockets that write their own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What an echo request carries, so that an answer is known to be one to us.
+/// The payload of an echo request, by which its answer is recognised.
 const PAYLOAD: &[u8; 8] = b"sockets!";
 const LENGTH: usize = 16;
 
-/// ICMP and ICMPv6, as protocols and their echo request and reply.
+/// Protocol number, echo request type and echo reply type of ICMP and ICMPv6.
 const ICMP4: (u8, u8, u8) = (1, 8, 0);
 const ICMP6: (u8, u8, u8) = (58, 128, 129);
 
-/// An echo request, checksum included; IPv6's covers the addresses, and where they are not given the kernel makes it.
+/// Returns an echo request with its checksum.
+///
+/// The checksum of ICMPv6 covers the addresses; without them the kernel computes it.
 pub(crate) fn request(number: u16, six: Option<(Ipv6Addr, Ipv6Addr)>, is_six: bool) -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     bytes[0] = if is_six { ICMP6.1 } else { ICMP4.1 };
@@ -29,7 +31,9 @@ pub(crate) fn request(number: u16, six: Option<(Ipv6Addr, Ipv6Addr)>, is_six: bo
     bytes
 }
 
-/// The same behind an IP header. An IPv4 source left unspecified is filled in by the kernel, as are length and checksum.
+/// Returns an echo request behind an IP header.
+///
+/// The kernel fills in an unspecified IPv4 source, the length and the checksum.
 pub(crate) fn packet(number: u16, source: IpAddr, destination: IpAddr) -> Vec<u8> {
     match (source, destination) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -50,7 +54,8 @@ pub(crate) fn packet(number: u16, source: IpAddr, destination: IpAddr) -> Vec<u8
     }
 }
 
-/// Whether a received message, perhaps behind an IPv4 header, answers the request of this number.
+/// Returns whether a received message, perhaps with an IPv4 header, answers the request of this
+/// number.
 pub(crate) fn answers(bytes: &[u8], number: u16) -> bool {
     let is_reply = |message: &[u8]| {
         message.len() >= LENGTH

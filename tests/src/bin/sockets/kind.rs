@@ -1,8 +1,8 @@
-//! The kinds of sockets, and the families of addresses.
+//! The kinds of sockets and the address families of the matrix.
 
 /// A way to make a socket and to send with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum SocketKind {
     Tcp,
     FastOpenSendto,
     FastOpenConnect,
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     RawHeader,
 }
 
-impl Kind {
+impl SocketKind {
     pub(crate) const ALL: [Self; 20] = [
         Self::Tcp,
         Self::FastOpenSendto,
@@ -74,7 +74,8 @@ impl Kind {
         }
     }
 
-    /// The kernel has no echo request of one family on a socket of the other.
+    /// Returns whether the kind exists in the family: an IPv6 socket cannot send an IPv4 echo
+    /// request.
     pub(crate) fn exists_in(self, family: Family) -> bool {
         !(self.is_icmp() && family == Family::Mapped)
     }
@@ -94,18 +95,18 @@ impl Kind {
         matches!(self, Self::TcpOnDevice | Self::UdpOnDevice | Self::PingOnDevice)
     }
 
-    /// Nobody answers these: sent is done.
+    /// Returns whether nobody answers this kind, so that sending is enough.
     pub(crate) fn is_one_way(self) -> bool {
         matches!(self, Self::UdpMulticast | Self::UdpLinkLocal)
     }
 }
 
-/// Which addresses, on a socket of which family.
+/// The family of the addresses and of the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Ipv4,
     Ipv6,
-    /// IPv4 addresses on an AF_INET6 socket.
+    /// IPv4-mapped addresses on an AF_INET6 socket.
     Mapped,
 }
 

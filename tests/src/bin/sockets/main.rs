@@ -1,40 +1,43 @@
-//! Sockets of every kind, and what becomes of what they send.
+//! Makes sockets of every kind and reports what happens to the packets they send.
 //!
-//! `sockets KEY=VALUE…` waits for lines on its standard input and answers each with JSON lines, one for every kind of socket
-//! and family of addresses, then `{"done":…}`:
+//! `sockets KEY=VALUE…` reads lines from stdin. It answers each with JSON lines, one for every kind
+//! of socket and address family, and then `{"done":…}`:
 //!
-//! - `open` makes (and binds) the sockets;
-//! - `connect MS` connects those that are, and waits for it as below;
-//! - `send MS` sends until each was answered, was refused, or nothing has happened to any for MS milliseconds.
+//! - `open` makes the sockets and binds those whose kind requires it;
+//! - `connect MS` connects those that their kind connects, and waits as `send` does;
+//! - `send MS` sends until every socket was answered or refused, or until nothing has changed for
+//!   MS milliseconds.
 //!
-//! A line has `kind`, `family`, `number`, `outcome` (`ok`, `answered`, `waiting` or `refused`), and where there is one `seen`
-//! (the address the other end sees) or `errno` and `call`. Each cell has a number of its own, counted from `base`: the destination
-//! port of TCP and UDP (where the server answers with the address it sees), the sequence number of an echo request, the port
-//! of a listening socket. So whoever watches the wire knows whose packet it is.
+//! A line has `kind`, `family`, `number` and `outcome` (`ok`, `answered`, `waiting` or `refused`).
+//! It may have `seen`, the source address that the other end sees, or `errno` and `call`. Each
+//! socket has a number of its own, counted from `base`: the destination port of TCP and UDP (where
+//! the server answers with the source address), the sequence number of an echo request, or the port
+//! of a listening socket. The number tells on the wire which socket sent a packet.
 //!
-//! Keys: `base` and `server4`, `server6`; `source4`, `source6`, the addresses to bind to or to name where a kind does; `uplink4`,
-//! `uplink6` and `device` of an uplink; `link4`, `link6`, link-local neighbours on it; `kinds`, a comma-separated choice. It
-//! depends on nothing of the lab, so that it runs in a virtual machine too.
+//! Keys: `base`; `server4` and `server6`; `source4` and `source6`, the local addresses that some
+//! kinds bind to or name; `uplink4`, `uplink6` and `device` of an uplink; `link4` and `link6`,
+//! link-local neighbours on it; `kinds`, a comma-separated choice. The program depends on nothing
+//! of the lab, so that it also runs in a virtual machine.
 
 mod cell;
+mod config;
 mod icmp;
 mod kind;
-mod place;
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cell::{Cell, Outcome};
-use kind::{Family, Kind};
-use place::Place;
+use cell::{Outcome, SocketCell};
+use config::Config;
+use kind::{Family, SocketKind};
 
-/// Between two looks at every socket.
+/// The interval at which the sockets are polled.
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
-    match obey() {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sockets: {error:#}");
@@ -43,28 +46,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn obey() -> Result<()> {
-    let place = Place::parse(std::env::args().skip(1))?;
+fn run() -> Result<()> {
+    let config = Config::parse(std::env::args().skip(1))?;
     let mut cells = Vec::new();
-    for (row, kind) in Kind::ALL.into_iter().enumerate() {
+    for (row, kind) in SocketKind::ALL.into_iter().enumerate() {
         for (column, family) in Family::ALL.into_iter().enumerate() {
-            if kind.exists_in(family) && place.chosen(kind.name()) {
+            if kind.exists_in(family) && config.chosen(kind.name()) {
                 let index = u16::try_from(row * Family::ALL.len() + column)?;
-                cells.push(Cell::new(kind, family, place.base + index));
+                cells.push(SocketCell::new(kind, family, config.base + index));
             }
         }
     }
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         match line.split_ascii_whitespace().collect::<Vec<_>>()[..] {
-            ["open"] => cells.iter_mut().for_each(|cell| cell.open(&place)),
+            ["open"] => cells.iter_mut().for_each(|cell| cell.open(&config)),
             ["connect", quiet] => {
-                cells.iter_mut().for_each(|cell| cell.connect(&place));
-                drive(&mut cells, quiet, Cell::watch_connect)?;
+                cells.iter_mut().for_each(|cell| cell.connect(&config));
+                drive(&mut cells, quiet, SocketCell::watch_connect)?;
             }
             ["send", quiet] => {
-                cells.iter_mut().for_each(Cell::restart);
-                drive(&mut cells, quiet, |cell| cell.send(&place))?;
+                cells.iter_mut().for_each(SocketCell::restart);
+                drive(&mut cells, quiet, |cell| cell.send(&config))?;
             }
             _ => bail!("{line:?} is none of `open`, `connect MS` and `send MS`"),
         }
@@ -73,8 +76,8 @@ fn obey() -> Result<()> {
     Ok(())
 }
 
-/// Goes over the cells until all are done, or for `quiet` milliseconds none has become so.
-fn drive(cells: &mut [Cell], quiet: &str, mut step: impl FnMut(&mut Cell)) -> Result<()> {
+/// Polls the sockets until all are done, or until none has become done for `quiet` milliseconds.
+fn drive(cells: &mut [SocketCell], quiet: &str, mut step: impl FnMut(&mut SocketCell)) -> Result<()> {
     let quiet = Duration::from_millis(quiet.parse().context("a number of milliseconds was expected")?);
     let (mut open, mut since) = (usize::MAX, Instant::now());
     loop {
@@ -90,7 +93,7 @@ fn drive(cells: &mut [Cell], quiet: &str, mut step: impl FnMut(&mut Cell)) -> Re
     }
 }
 
-fn report(cells: &[Cell], line: &str) -> Result<()> {
+fn report(cells: &[SocketCell], line: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     for cell in cells {
         writeln!(out, "{}", cell.report())?;

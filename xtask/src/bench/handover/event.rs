@@ -1,38 +1,38 @@
-//! What happens to the host, and when.
+//! The events of the handover benchmark.
 
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_tests::peers::Change;
-use mobile_tests::pulse::{Way, monotonic_ms};
+use mobile_tests::competitors::Change;
+use mobile_tests::pulse::{PulseMode, monotonic_ms};
 use mobile_tests::{Blackhole, UplinkName};
 
-use super::quiet::Quiet;
-use super::subject::Subject;
+use super::machine_lock::MachineLock;
+use super::subject::HandoverSubject;
 
-/// How long both uplinks are up before the old one goes, as when one walks away from an access point.
+/// The time in which both uplinks are up, as when walking away from an access point.
 const OVERLAP: Duration = Duration::from_secs(1);
 
-/// A row of the table; two rows for an outage.
+/// An event, which is a row of the table, or two rows for an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Event {
-    /// `mobile use` of the other uplink.
+    /// `mobile use` with the other uplink.
     Use,
-    /// A better uplink appears, and the old one goes a second later.
+    /// A better uplink comes up, and the old one goes down a second later.
     Better,
-    /// The link goes down and its address with it; the other uplink's path stands by.
+    /// The link goes down and loses its address; the other uplink has a standby path.
     LinkDown,
-    /// The same without a standby path.
+    /// The link goes down and loses its address, and there is no standby path.
     LinkDownCold,
-    /// Nothing passes any more, and the link stays up.
+    /// All packets are dropped, and the link stays up.
     Blackhole,
-    /// No uplink for a second.
+    /// There is no uplink for one second.
     #[value(name = "outage-1")]
     Outage1,
-    /// No uplink for 10 s.
+    /// There is no uplink for 10 s.
     #[value(name = "outage-10")]
     Outage10,
-    /// No uplink for a minute.
+    /// There is no uplink for a minute.
     #[value(name = "outage-60")]
     Outage60,
     /// The agent is killed and started again at once.
@@ -42,7 +42,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// All, in the order of the table.
+    /// All events, in the order of the table.
     pub(crate) const ALL: [Self; 10] = [
         Self::Use,
         Self::Better,
@@ -56,7 +56,7 @@ impl Event {
         Self::KillRelay,
     ];
 
-    /// As the table says it.
+    /// Returns the title in the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Use => "`mobile use` of the other uplink",
@@ -72,7 +72,8 @@ impl Event {
         }
     }
 
-    /// How long there is no uplink; the gap then counts from the return of one.
+    /// Returns the length of an outage, whose gap counts from the return of an uplink; `None` for
+    /// other events.
     pub(crate) fn outage(self) -> Option<Duration> {
         match self {
             Self::Outage1 => Some(Duration::from_secs(1)),
@@ -82,40 +83,41 @@ impl Event {
         }
     }
 
-    /// Which ways the numbers go.
-    pub(crate) fn ways(self) -> &'static [Way] {
-        if self.outage().is_some() { &[Way::Echo, Way::Down] } else { &[Way::Echo] }
+    /// Returns the directions in which numbers are sent.
+    pub(crate) fn modes(self) -> &'static [PulseMode] {
+        if self.outage().is_some() { &[PulseMode::Echo, PulseMode::Down] } else { &[PulseMode::Echo] }
     }
 
-    /// Long and idle: several labs may wait for it at the same time.
+    /// Returns whether the event mostly waits, so that several labs may wait at the same time.
     pub(crate) fn is_long(self) -> bool {
         self.outage().is_some_and(|length| length > Duration::from_secs(5))
     }
 
-    /// What can happen to others too. What they have of standby paths they have always.
-    pub(crate) fn is_for_peers(self) -> bool {
+    /// Returns whether the event is measured of competitors too, whose standby paths cannot be
+    /// turned off.
+    pub(crate) fn is_for_competitors(self) -> bool {
         !matches!(self, Self::Use | Self::LinkDownCold | Self::KillAgent | Self::KillRelay)
     }
 
-    /// Whether our configuration leaves out standby paths.
+    /// Returns whether the agent is configured without standby paths.
     pub(crate) fn is_without_standby(self) -> bool {
         self == Self::LinkDownCold
     }
 
-    /// Whether another uplink's path should stand by when it happens.
-    pub(crate) fn wants_standby(self) -> bool {
+    /// Returns whether another uplink must have a standby path before the event.
+    pub(crate) fn needs_standby(self) -> bool {
         matches!(self, Self::Use | Self::LinkDown | Self::Blackhole)
     }
 
-    /// The uplink that is to be active before.
+    /// Returns the uplink that is active before the event.
     pub(crate) fn starts_on(self) -> UplinkName {
         if self == Self::Better { UplinkName::Wlan } else { UplinkName::Eth }
     }
 
-    /// Makes it happen, and returns the time from which gaps count.
-    pub(crate) fn happen(self, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+    /// Causes the event, and returns the time from which gaps count.
+    pub(crate) fn trigger(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
         if let Some(length) = self.outage() {
-            return return_after(length, subject, quiet);
+            return return_after(length, subject, lock);
         }
         let since = monotonic_ms();
         match self {
@@ -131,7 +133,7 @@ impl Event {
                 subject.lab().eth().take_down()?;
                 subject.hook(Change::Down(UplinkName::Eth))?;
             }
-            // Nobody is told: no hook runs.
+            // No hook runs, since no program is told.
             Self::Blackhole => subject.lab().eth().link().set_blackhole(Blackhole::Both),
             Self::KillAgent => subject.restart_agent()?,
             Self::KillRelay => subject.restart_relay()?,
@@ -141,13 +143,14 @@ impl Event {
     }
 }
 
-/// The gap counts from just before the command starts that sets the default route: it includes that command.
-fn return_after(length: Duration, subject: &mut Subject, quiet: &mut Quiet<'_>) -> Result<f64> {
+/// The gap counts from just before the command that sets the default route, and so includes that
+/// command.
+fn return_after(length: Duration, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
     for name in UplinkName::ALL {
         subject.lab().uplink(name).take_down()?;
         subject.hook(Change::Down(name))?;
     }
-    quiet.rest(length);
+    lock.sleep_released(length);
     let eth = subject.lab().eth();
     eth.bring_up_without_route()?;
     let since = monotonic_ms();

@@ -1,80 +1,87 @@
-//! One run: a lab, an application, the event, and the gap.
+//! One run of the handover benchmark: a lab, an application, an event, and the gap.
 
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_tests::peers::PeerKind;
-use mobile_tests::pulse::{Heard, Pulse, monotonic_ms};
+use mobile_tests::competitors::CompetitorKind;
+use mobile_tests::pulse::{Pulse, PulseReport, monotonic_ms};
 
 use super::event::Event;
-use super::quiet::Quiet;
-use super::subject::Subject;
+use super::machine_lock::MachineLock;
+use super::subject::HandoverSubject;
 
-/// Longer than this without a number is no ordinary pause of a connection with a round trip of 20 ms.
+/// The shortest gap in milliseconds that cannot be an ordinary pause of a connection with 20 ms of
+/// round trip.
 const PAUSE_MS: f64 = 100.0;
 
-/// For so long numbers must come again before a run is over: a second gap soon after the first counts too. TCP's own
-/// timer starts at 0.2 s.
+/// The time in milliseconds for which numbers must have arrived again before a run ends.
+///
+/// A second gap soon after the first counts too. TCP's retransmission timer starts at 0.2 s.
 const SETTLED_MS: f64 = 500.0;
 
-/// Often enough to end a run in time, seldom enough not to disturb it.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval of reports: often enough to end a run in time, seldom enough not to disturb it.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest gap of each way the numbers went, in milliseconds; infinite where they did not come back.
+/// The longest gap in milliseconds of each direction; infinite if numbers never arrived again.
 pub(crate) type Gaps = Vec<f64>;
 
-/// Runs it; after `patience` of silence, nothing is waited for any more.
+/// Runs the event, and gives up after `patience` without numbers.
 pub(crate) fn measure(
     event: Event,
-    peer: Option<&PeerKind>,
+    competitor: Option<&CompetitorKind>,
     patience: Duration,
     machine: &Mutex<()>,
 ) -> Result<Gaps> {
-    let mut quiet = Quiet::take(machine);
-    let mut subject = Subject::start(peer, event)?;
-    let mut pulses: Vec<Pulse> = event.ways().iter().map(|way| subject.pulse(*way)).collect::<Result<_>>()?;
-    let since = event.happen(&mut subject, &mut quiet)?;
+    let mut lock = MachineLock::take(machine);
+    let mut subject = HandoverSubject::start(competitor, event)?;
+    let mut pulses: Vec<Pulse> =
+        event.modes().iter().map(|mode| subject.pulse(*mode)).collect::<Result<_>>()?;
+    let since = event.trigger(&mut subject, &mut lock)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();
     for pulse in &mut pulses {
-        let watch = Watch { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
-        let heard = loop {
-            let heard = pulse.since(since)?;
-            if watch.is_over(&heard) {
-                break heard;
+        let condition = EndCondition { since, happened, patience_ms: patience.as_secs_f64() * 1e3 };
+        let report = loop {
+            let report = pulse.since(since)?;
+            if condition.is_over(&report) {
+                break report;
             }
-            if heard.now > happened + SETTLED_MS {
-                // What takes so long is waiting for a timer: others may go on.
-                quiet.release();
+            if report.now > happened + SETTLED_MS {
+                // A gap that long waits for a timer, so other labs may be measured.
+                lock.release();
             }
-            sleep(LOOK);
+            sleep(REPORT_INTERVAL);
         };
-        let gap = if event.outage().is_some() { heard.longest_within } else { heard.longest };
-        gaps.push(if watch.is_dead(&heard) || gap > watch.patience_ms { f64::INFINITY } else { gap });
+        let gap = if event.outage().is_some() { report.longest_within } else { report.longest };
+        gaps.push(if condition.is_dead(&report) || gap > condition.patience_ms {
+            f64::INFINITY
+        } else {
+            gap
+        });
     }
     subject.verify(event)?;
     subject.lab().passed();
     Ok(gaps)
 }
 
-struct Watch {
+struct EndCondition {
     since: f64,
     happened: f64,
     patience_ms: f64,
 }
 
-impl Watch {
-    fn is_dead(&self, heard: &Heard) -> bool {
-        let silent_since = heard.last.max(self.since);
-        heard.error.is_some() || heard.now - silent_since > self.patience_ms
+impl EndCondition {
+    fn is_dead(&self, report: &PulseReport) -> bool {
+        let silent_since = report.last.max(self.since);
+        report.error.is_some() || report.now - silent_since > self.patience_ms
     }
 
-    fn is_over(&self, heard: &Heard) -> bool {
-        let pauses = heard.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
+    fn is_over(&self, report: &PulseReport) -> bool {
+        let pauses = report.gaps.iter().filter(|gap| gap.length() >= PAUSE_MS);
         let flowing_since = pauses.map(|gap| gap.to).fold(self.happened, f64::max);
-        self.is_dead(heard) || (heard.silence() < PAUSE_MS && heard.now >= flowing_since + SETTLED_MS)
+        self.is_dead(report) || (report.silence() < PAUSE_MS && report.now >= flowing_since + SETTLED_MS)
     }
 }
 
@@ -84,9 +91,9 @@ mod tests {
 
     use super::*;
 
-    const WATCH: Watch = Watch { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
+    const CONDITION: EndCondition = EndCondition { since: 1_000.0, happened: 1_010.0, patience_ms: 3_000.0 };
 
-    fn heard(silences: &[(f64, f64)], now: f64) -> Heard {
+    fn report(silences: &[(f64, f64)], now: f64) -> PulseReport {
         let mut recorder = Recorder::new(0.0);
         let mut at = 5.0;
         while at <= now {
@@ -95,31 +102,31 @@ mod tests {
             }
             at += 5.0;
         }
-        recorder.heard(WATCH.since, now)
+        recorder.report(CONDITION.since, now)
     }
 
     #[test]
-    fn a_run_lasts_until_numbers_have_come_again_for_a_while() {
-        let early = heard(&[(1_000.0, 1_300.0)], 1_790.0);
-        assert!(!WATCH.is_over(&early), "{early:?}");
-        let late = heard(&[(1_000.0, 1_300.0)], 1_810.0);
-        assert!(WATCH.is_over(&late) && !WATCH.is_dead(&late), "{late:?}");
-        // A second gap starts the while anew.
-        let again = heard(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
-        assert!(!WATCH.is_over(&again), "{again:?}");
+    fn a_run_lasts_until_numbers_have_arrived_again_for_some_time() {
+        let early = report(&[(1_000.0, 1_300.0)], 1_790.0);
+        assert!(!CONDITION.is_over(&early), "{early:?}");
+        let late = report(&[(1_000.0, 1_300.0)], 1_810.0);
+        assert!(CONDITION.is_over(&late) && !CONDITION.is_dead(&late), "{late:?}");
+        // A second gap starts the time anew.
+        let again = report(&[(1_000.0, 1_300.0), (1_500.0, 1_700.0)], 1_810.0);
+        assert!(!CONDITION.is_over(&again), "{again:?}");
     }
 
     #[test]
-    fn silence_is_given_up_on_only_after_the_patience_since_the_event() {
-        let waiting = heard(&[(900.0, 9_000.0)], 3_990.0);
-        assert!(!WATCH.is_over(&waiting));
-        assert!(WATCH.is_dead(&heard(&[(900.0, 9_000.0)], 4_010.0)));
+    fn a_silent_run_ends_only_after_the_patience_since_the_event() {
+        let waiting = report(&[(900.0, 9_000.0)], 3_990.0);
+        assert!(!CONDITION.is_over(&waiting));
+        assert!(CONDITION.is_dead(&report(&[(900.0, 9_000.0)], 4_010.0)));
     }
 
     #[test]
     fn a_broken_connection_is_dead_at_once() {
         let mut recorder = Recorder::new(0.0);
         recorder.fail("connection reset".into());
-        assert!(WATCH.is_over(&recorder.heard(1_000.0, 1_020.0)));
+        assert!(CONDITION.is_over(&recorder.report(1_000.0, 1_020.0)));
     }
 }

@@ -1,32 +1,32 @@
-//! Who is measured: ours, or a peer, in a lab of its own.
+//! The subject of a run: this project's programs or a competitor, in a lab of its own.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::peers::{Change, Peer, PeerKind};
-use mobile_tests::pulse::{Pulse, Way};
+use mobile_tests::competitors::{Change, Competitor, CompetitorKind};
+use mobile_tests::pulse::{Pulse, PulseMode};
 use mobile_tests::{Agent, Lab, LabOptions, Testbed, UplinkName, program, wait_for};
 
 use super::event::Event;
 
-/// How long a standby path may take to come up; it takes a few round trips.
+/// The timeout for a standby path, which takes a few round trips.
 const STANDBY: Duration = Duration::from_secs(5);
 
-/// How many numbers come before the event: half a second, in which whatever a start leaves behind settles.
+/// The count of numbers before the event: half a second, in which effects of the start settle.
 const BEFORE: u64 = 100;
 
-/// One lab, and what keeps the connection in it.
-pub(crate) enum Subject {
-    /// `mobile` and `home-relay`.
+/// One lab and the means that keeps its connections.
+pub(crate) enum HandoverSubject {
+    /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// Somebody else's. It ends before its lab.
-    Peer(Box<dyn Peer>, Box<Lab>),
+    /// A competitor, which ends before its lab.
+    Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
-impl Subject {
-    /// Everything running, as `event` needs it.
-    pub(crate) fn start(peer: Option<&PeerKind>, event: Event) -> Result<Self> {
-        match peer {
+impl HandoverSubject {
+    /// Starts the subject as `event` requires it.
+    pub(crate) fn start(competitor: Option<&CompetitorKind>, event: Event) -> Result<Self> {
+        match competitor {
             None => {
                 let mut bed = Testbed::installed(&LabOptions::default())?;
                 if event.is_without_standby() {
@@ -36,7 +36,7 @@ impl Subject {
                 bed.relay.start()?;
                 bed.agent.start()?;
                 bed.agent.wait_active(event.starts_on())?;
-                if event.wants_standby() {
+                if event.needs_standby() {
                     wait_standby(&bed.agent, UplinkName::Wlan)?;
                 }
                 Ok(Self::Ours(Box::new(bed)))
@@ -44,61 +44,61 @@ impl Subject {
             Some(kind) => {
                 let lab = Lab::new()?;
                 arrange(&lab, event.starts_on())?;
-                let mut peer = kind.make();
-                peer.start(&lab)?;
-                Ok(Self::Peer(peer, Box::new(lab)))
+                let mut competitor = kind.make();
+                competitor.start(&lab)?;
+                Ok(Self::Competitor(competitor, Box::new(lab)))
             }
         }
     }
 
-    /// The lab.
+    /// Returns the subject's lab.
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
-            Self::Peer(_, lab) => lab,
+            Self::Competitor(_, lab) => lab,
         }
     }
 
-    /// An application that measures, with its first numbers.
-    pub(crate) fn pulse(&self, way: Way) -> Result<Pulse> {
+    /// Starts an application that measures gaps, and waits for its first numbers.
+    pub(crate) fn pulse(&self, mode: PulseMode) -> Result<Pulse> {
         match self {
             Self::Ours(bed) => {
                 let tool = program("labtool")?.display().to_string();
-                let address = way.server().to_string();
-                Pulse::start(&mut bed.agent.run(&[&tool, "pulse", way.word(), "tcp", &address]), BEFORE)
+                let address = mode.server().to_string();
+                Pulse::start(&mut bed.agent.run(&[&tool, "pulse", mode.name(), "tcp", &address]), BEFORE)
             }
-            Self::Peer(peer, lab) => peer.pulse(lab, way, BEFORE),
+            Self::Competitor(competitor, lab) => competitor.pulse(lab, mode, BEFORE),
         }
     }
 
-    /// A network manager's dispatcher; ours needs none.
+    /// Runs the hook of a network manager's dispatcher; the agent needs none.
     pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
         match self {
             Self::Ours(_) => Ok(()),
-            Self::Peer(peer, lab) => peer.hook(lab, change),
+            Self::Competitor(competitor, lab) => competitor.hook(lab, change),
         }
     }
 
-    /// `mobile use`.
+    /// Runs `mobile use` with an uplink.
     pub(crate) fn use_uplink(&mut self, name: UplinkName) -> Result<()> {
         self.ours()?.agent.cli(&["use", name.device()])?.ok().map(drop)
     }
 
-    /// SIGKILL, and a start.
+    /// Kills the agent with SIGKILL and starts it again.
     pub(crate) fn restart_agent(&mut self) -> Result<()> {
         let bed = self.ours()?;
         bed.agent.kill()?;
         bed.agent.start()
     }
 
-    /// SIGKILL, and a start.
+    /// Kills the relay with SIGKILL and starts it again.
     pub(crate) fn restart_relay(&mut self) -> Result<()> {
         let bed = self.ours()?;
         bed.relay.kill()?;
         bed.relay.start()
     }
 
-    /// Where the tunnel has to be in the end, or the event was not what it says.
+    /// Checks that the tunnel is where the event must have moved it.
     pub(crate) fn verify(&mut self, event: Event) -> Result<()> {
         let Self::Ours(bed) = self else { return Ok(()) };
         let expected = match event {
@@ -111,32 +111,34 @@ impl Subject {
     fn ours(&mut self) -> Result<&mut Testbed> {
         match self {
             Self::Ours(bed) => Ok(bed),
-            Self::Peer(..) => bail!("this event is not for peers"),
+            Self::Competitor(..) => bail!("this event is not measured of competitors"),
         }
     }
 }
 
-/// The default is to have one on every uplink.
+/// Configures the agent without standby paths; by default every uplink has one.
 fn without_standby(agent: &Agent) -> Result<()> {
     agent.configure("uplink", "standby", Vec::<String>::new())
 }
 
 fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
     wait_for(&format!("a standby path on {}", uplink.device()), STANDBY, || {
-        let said = agent.cli(&["uplinks", "--json"])?.ok()?;
-        let uplinks: serde_json::Value = serde_json::from_str(&said)?;
+        let output = agent.cli(&["uplinks", "--json"])?.ok()?;
+        let uplinks: serde_json::Value = serde_json::from_str(&output)?;
         let list = uplinks["uplinks"].as_array().context("no list of uplinks")?;
         let stands_by = |one: &serde_json::Value| one["name"] == uplink.device() && one["state"] == "standby";
         if !list.iter().any(stands_by) {
-            bail!("`uplinks` says {said}");
+            bail!("`uplinks` says {output}");
         }
         Ok(Some(()))
     })
 }
 
-/// The uplinks as they are before the event: one that starts on the worse uplink starts without the better one. The
-/// host knows the hardware address of the gateways it has, as it does a moment after it joined a network; a gateway
-/// that comes with the event is not known.
+/// Puts the uplinks into the state before the event.
+///
+/// An event that starts on the worse uplink starts without the better one. The host knows the
+/// hardware addresses of the gateways it has, as it does shortly after joining a network, and not
+/// that of a gateway that comes with the event.
 fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
     if start == UplinkName::Wlan {
         lab.eth().take_down()?;

@@ -1,42 +1,43 @@
-//! The figures as Markdown, for docs/measure/benchmarks.md.
+//! Prints the results of the handover benchmark as Markdown for docs/benchmarks.md.
 
-use mobile_tests::pulse::Way;
+use mobile_tests::pulse::PulseMode;
 
 use super::event::Event;
 use crate::bench::stats::Spread;
 use crate::bench::subject::OURS;
 
-/// What was measured of one event and one subject.
+/// The results of one event and one subject.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
-    /// For each run, one gap for each way.
+    /// For each run, one gap for each direction.
     pub(crate) runs: Vec<Vec<f64>>,
-    /// Why there are fewer than asked for.
+    /// The errors of failed runs.
     pub(crate) failures: Vec<String>,
 }
 
 impl Figures {
-    fn way(&self, way: usize) -> Vec<f64> {
-        self.runs.iter().filter_map(|gaps| gaps.get(way).copied()).collect()
+    fn mode(&self, mode: usize) -> Vec<f64> {
+        self.runs.iter().filter_map(|gaps| gaps.get(mode).copied()).collect()
     }
 }
 
-/// A column: who, how long it is waited for, and the figures or the reason why there are none for each event.
+/// A column: its name, its patience in seconds, and for each event the results or the reason why
+/// there are none.
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) patience: f64,
     pub(crate) cells: Vec<Result<Figures, String>>,
 }
 
-/// The rows of `events`: a title and the place of the figure in each run.
+/// Returns the rows of `events`: the event's index, the index of the gap in each run, and a title.
 fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     let mut rows = Vec::new();
     for (index, event) in events.iter().enumerate() {
-        for (place, way) in event.ways().iter().enumerate() {
-            let title = match (event.outage(), way) {
+        for (place, mode) in event.modes().iter().enumerate() {
+            let title = match (event.outage(), mode) {
                 (None, _) => event.title().to_owned(),
-                (Some(_), Way::Echo) => format!("{}: application sending", event.title()),
-                (Some(_), Way::Down) => format!("{}: server sending", event.title()),
+                (Some(_), PulseMode::Echo) => format!("{}: application sending", event.title()),
+                (Some(_), PulseMode::Down) => format!("{}: server sending", event.title()),
             };
             rows.push((index, place, title));
         }
@@ -44,7 +45,7 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     rows
 }
 
-/// Ours: median and greatest, and who of the others does best.
+/// Returns the table of this project's results: median and greatest, and the best competitor.
 pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> String {
     let mut out = "| event | median | maximum | runs | best other, median |\n".to_owned();
     out.push_str("| --- | --- | --- | --- | --- |\n");
@@ -52,7 +53,7 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
         let cells = match &ours.cells[index] {
             Err(reason) => format!("– ({reason}) | – | 0"),
             Ok(figures) => {
-                let runs = figures.way(place);
+                let runs = figures.mode(place);
                 let spread = Spread::of(&runs);
                 let say =
                     |figure: Option<f64>| figure.map_or("–".to_owned(), |one| number(one, ours.patience));
@@ -65,12 +66,12 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
     out
 }
 
-/// The least median of everyone but us, and whose it is.
+/// Returns the least median of the competitors, with its name.
 fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     let others = columns.iter().filter(|column| column.name != OURS);
     let medians = others.filter_map(|column| {
         let figures = column.cells[index].as_ref().ok()?;
-        Some((Spread::of(&figures.way(place))?.median, column))
+        Some((Spread::of(&figures.mode(place))?.median, column))
     });
     let best = medians.min_by(|(one, _), (other, _)| one.total_cmp(other));
     match best {
@@ -82,12 +83,12 @@ fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     }
 }
 
-/// Everyone side by side: median, least and greatest.
+/// Returns the table of all subjects: median, least and greatest.
 pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| event | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
     for (index, place, title) in rows(events) {
-        if !events[index].is_for_peers() {
+        if !events[index].is_for_competitors() {
             continue;
         }
         let cells: Vec<String> = columns.iter().map(|column| cell(column, index, place)).collect();
@@ -96,13 +97,13 @@ pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     out
 }
 
-/// Below the tables: what went wrong, so that nothing disappears.
+/// Returns the errors of failed runs, to print below the tables.
 pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
     let mut out = String::new();
     for column in columns {
         for (event, cell) in events.iter().zip(&column.cells) {
             let reasons: Vec<String> = match cell {
-                Err(reason) if event.is_for_peers() || column.name == OURS => vec![reason.clone()],
+                Err(reason) if event.is_for_competitors() || column.name == OURS => vec![reason.clone()],
                 Err(_) => continue,
                 Ok(figures) => figures.failures.clone(),
             };
@@ -116,7 +117,7 @@ pub(crate) fn notes(events: &[Event], columns: &[Column]) -> String {
 
 fn cell(column: &Column, index: usize, place: usize) -> String {
     let Ok(figures) = &column.cells[index] else { return "–".to_owned() };
-    let runs = figures.way(place);
+    let runs = figures.mode(place);
     let Some(spread) = Spread::of(&runs) else { return "–".to_owned() };
     let say = |figure| number(figure, column.patience);
     let text = if spread.least.is_infinite() {
@@ -134,7 +135,7 @@ fn count(good: usize, figures: &Figures) -> String {
     }
 }
 
-/// A figure, or that it is beyond the patience.
+/// Formats a gap, or that it exceeds the patience.
 pub(crate) fn number(figure: f64, patience: f64) -> String {
     if figure.is_infinite() { format!("> {patience} s") } else { format!("{figure:.0}") }
 }
@@ -163,14 +164,14 @@ mod tests {
             column(
                 "direct",
                 vec![
-                    Err("not for peers".into()),
+                    Err("mobile only".into()),
                     figures(&[&[f64::INFINITY]]),
                     figures(&[&[9.0, f64::INFINITY]]),
                 ],
             ),
             column(
                 "MPTCP",
-                vec![Err("not for peers".into()), figures(&[&[30.0]]), figures(&[&[10.0, f64::INFINITY]])],
+                vec![Err("mobile only".into()), figures(&[&[30.0]]), figures(&[&[10.0, f64::INFINITY]])],
             ),
         ];
         let table = ours(&events, &column(OURS, cells), &peers);
@@ -192,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn the_dead_are_shown_and_what_is_not_for_peers_is_left_out() {
+    fn dead_connections_are_shown_and_events_of_mobile_only_are_left_out() {
         let events = [Event::Use, Event::Better];
         let columns = [
             column(OURS, vec![figures(&[&[20.0]]), figures(&[&[21.0], &[23.0], &[22.0]])]),
-            column("direct", vec![Err("not for peers".into()), figures(&[&[f64::INFINITY]])]),
-            column("MPTCP", vec![Err("not for peers".into()), Err("this kernel has no MPTCP".into())]),
+            column("direct", vec![Err("mobile only".into()), figures(&[&[f64::INFINITY]])]),
+            column("MPTCP", vec![Err("mobile only".into()), Err("this kernel has no MPTCP".into())]),
         ];
         let table = all(&events, &columns);
         assert!(
@@ -208,7 +209,7 @@ mod tests {
         assert_eq!(table.lines().count(), 3);
         let notes = notes(&events, &columns);
         assert!(notes.contains("- MPTCP, a better uplink appears"), "{notes}");
-        assert!(notes.contains("this kernel has no MPTCP") && !notes.contains("not for peers"), "{notes}");
+        assert!(notes.contains("this kernel has no MPTCP") && !notes.contains("mobile only"), "{notes}");
     }
 
     #[test]

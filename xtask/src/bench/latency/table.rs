@@ -1,10 +1,10 @@
-//! The figures as Markdown, for docs/measure/benchmarks.md.
+//! Prints the results of the latency benchmark as Markdown for docs/benchmarks.md.
 
 use std::fmt;
 
 use crate::bench::stats::Spread;
 
-/// One measurement: round trips in milliseconds, and what the bulk transfer beside them got.
+/// One measurement: round trips in milliseconds, and the bulk transfer's rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sample {
     pub(super) median: f64,
@@ -19,7 +19,7 @@ impl fmt::Display for Sample {
     }
 }
 
-/// Everything measured of one of them: for each run, a sample for each row.
+/// All measurements of one contestant: for each run, a sample for each load.
 pub(super) struct Figures {
     pub(super) name: &'static str,
     pub(super) runs: Vec<Vec<Sample>>,
@@ -36,7 +36,8 @@ impl Figures {
     }
 }
 
-/// A row for each figure of each situation; the first situation is what the others are held against.
+/// Returns a table with a row for each figure under each load; the first load is the reference of
+/// the others.
 pub(super) fn markdown(columns: &[Figures], titles: &[&str]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_held_against_idle_and_against_direct() {
+    fn figures_are_compared_with_idle_and_with_direct() {
         let sample = |median, mbits| Sample { median, p99: median * 2.0, mbits };
         let column = |name, loaded, mbits| Figures {
             name,

@@ -1,17 +1,17 @@
-//! The tables, as Markdown for docs/measure/benchmarks.md.
+//! The tables of this benchmark as Markdown for docs/benchmarks.md.
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
-use super::{SHAPES, Sample};
+use super::{Sample, WRITE_PATTERNS};
 
-/// The runs of one subject and one shape.
+/// The runs of one contestant and one write pattern.
 pub(super) type Column = Vec<Sample>;
 
-/// All of one subject.
+/// The results of one contestant.
 pub(super) struct Row {
     pub(super) name: &'static str,
-    /// One for each shape.
-    pub(super) columns: [Column; SHAPES.len()],
+    /// One column for each write pattern.
+    pub(super) columns: [Column; WRITE_PATTERNS.len()],
 }
 
 impl Row {
@@ -20,18 +20,18 @@ impl Row {
     }
 }
 
-/// What the real device carried beyond what the process wrote, in percent of that.
+/// Returns the bytes on the real device beyond those written, in percent.
 pub(super) fn over(sample: &Sample, length: usize) -> f64 {
     let [sent, received] = sample.real;
     ((sent + received) as f64 / length as f64 - 1.0) * 100.0
 }
 
-/// The same of several runs.
+/// Returns the spread of [`over`] over several runs.
 pub(super) fn spread(column: &Column, length: usize) -> Option<Spread> {
     Spread::of(&column.iter().map(|sample| over(sample, length)).collect::<Vec<_>>())
 }
 
-/// The paper's own table, of ours, with Nagle on.
+/// Returns the paper's own table, of mobile, with Nagle's algorithm on.
 pub(super) fn paper(rows: &[Row], length: usize) -> String {
     let mut out = "| | sent | received | total |\n| --- | --- | --- | --- |\n".to_owned();
     let mut line = |title: &str, [sent, received]: [u64; 2]| {
@@ -53,10 +53,11 @@ pub(super) fn paper(rows: &[Row], length: usize) -> String {
     out
 }
 
-/// What the real device carried beyond what the process wrote, of everyone.
+/// Returns the table of the bytes beyond those written, of all contestants.
 pub(super) fn overhead(rows: &[Row], length: usize) -> String {
-    let titles = SHAPES.map(|shape| shape.title).join(" | ");
-    let mut out = format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(SHAPES.len() + 1));
+    let titles = WRITE_PATTERNS.map(|pattern| pattern.title).join(" | ");
+    let mut out =
+        format!("| real over process, % | {titles} |\n|{}\n", " --- |".repeat(WRITE_PATTERNS.len() + 1));
     for row in rows {
         let cells = row.columns.iter().map(|column| {
             spread(column, length).map_or("–".to_owned(), |Spread { median, least, greatest }| {
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_paper_s_three_rows_and_everyone_s_overhead() {
+    fn the_tables_have_the_papers_rows_and_every_overhead() {
         let mut row = Row::new(OURS);
         for real in [1100, 1050, 1200] {
             row.columns[0].push(Sample { virtual_device: Some([1010, 10]), real: [real, 50] });

@@ -1,4 +1,4 @@
-//! One client with a session.
+//! One authorised client of the crowd, with an open session.
 
 use std::io;
 use std::sync::Arc;
@@ -11,36 +11,37 @@ use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_io::tls;
 use mobile_proto::{Event, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId};
 
-use super::{PATIENCE, Way, home, key};
+use super::{PATIENCE, RelayTarget, client_address, key};
 
 const PATH: PathId = PathId(1);
 
-/// A client whose session is open; it leaves when this is dropped.
+/// A client with an open session, which ends when this is dropped.
 #[derive(Debug)]
-pub struct Member {
-    /// From connect() to WELCOME.
+pub struct CrowdClient {
+    /// The time from `connect()` to WELCOME.
     pub took: Duration,
-    /// What the relay assigned.
+    /// The configuration that the relay pushed.
     pub config: PushConfig,
     received: Arc<AtomicU64>,
-    // Nobody listens to what follows, and the driver does not mind.
+    // The client ignores all later events; the driver does not need a receiver for them.
     _handle: Handle,
 }
 
-impl Member {
-    /// A full handshake and a new session, with its path active.
-    pub(super) async fn open(way: Arc<Way>, number: u32) -> Result<Self> {
-        match tokio::time::timeout(PATIENCE, Self::open_slowly(&way, number)).await {
+impl CrowdClient {
+    /// Makes a full handshake, opens a new session and activates its path.
+    pub(super) async fn open(relay: Arc<RelayTarget>, number: u32) -> Result<Self> {
+        match tokio::time::timeout(PATIENCE, Self::open_slowly(&relay, number)).await {
             Ok(opened) => opened,
             Err(_) => bail!("client {number}: no WELCOME within {PATIENCE:?}"),
         }
     }
 
-    async fn open_slowly(way: &Way, number: u32) -> Result<Self> {
-        // Made before the clock starts: an agent has it from its start.
-        let config = tls::client_config(&key(number), way.key);
+    async fn open_slowly(relay: &RelayTarget, number: u32) -> Result<Self> {
+        // The TLS configuration is made before the clock starts, because an agent makes it once at
+        // its start.
+        let config = tls::client_config(&key(number), relay.key);
         let start = Instant::now();
-        let tcp = way.tcp(home(number)).await?;
+        let tcp = relay.tcp(client_address(number)).await?;
         let stream = tls::connect(&config, tcp, PATIENCE).await?;
         let received = Arc::new(AtomicU64::new(0));
         let session = Session::client(SessionId(rand::random()), Limits::default());
@@ -70,14 +71,14 @@ impl Member {
         Ok(Self { took, config, received, _handle: handle })
     }
 
-    /// Packets that came through the tunnel.
+    /// Returns the number of packets received through the tunnel.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
     }
 }
 
-/// Sends nothing, and counts what comes.
+/// Packet I/O that sends nothing and counts received packets.
 struct Counter(Arc<AtomicU64>);
 
 impl PacketIo for Counter {

@@ -1,51 +1,59 @@
-//! What a program holds: memory and descriptors, over time.
+//! Memory and file descriptors of a process over time.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-/// How much more memory than before is still "the same": a fifth, because the allocator keeps what a burst needed
-/// and bursts differ, and 8 MiB, which is a queue that happened to be full.
+/// The allowed growth of memory. The factor covers what the allocator keeps after a burst, since
+/// bursts differ; 8 MiB cover a queue that happened to be full at the last samples.
 const MEMORY_FACTOR: f64 = 1.2;
 const MEMORY_SLACK: u64 = 8 << 20;
 
-/// Three uplinks, each with a fresh path beside a dying one at worst.
+/// The allowed growth of file descriptors: three uplinks, each with a new path beside a dying one.
 const DESCRIPTOR_SLACK: u64 = 6;
 
-/// One look at a process.
+/// One measurement of a process.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     rss: u64,
     descriptors: u64,
 }
 
-/// Looks at one process over time.
+/// The measurements of one process over time.
 #[derive(Debug)]
-pub(super) struct Vitals {
+pub(super) struct ResourceUsage {
     name: &'static str,
     pid: Option<i32>,
     samples: Vec<Sample>,
 }
 
-impl Vitals {
-    /// Has not looked yet.
+impl ResourceUsage {
+    /// Creates a series without samples for the program `name`.
     pub(super) fn new(name: &'static str) -> Self {
         Self { name, pid: None, samples: Vec::new() }
     }
 
-    /// Looks; it must be the same process as the last time, and alive.
-    pub(super) fn look(&mut self, pid: Option<i32>) -> Result<()> {
+    /// Takes a sample of the process. Fails if the process is gone or is another one than at the
+    /// last sample.
+    pub(super) fn sample(&mut self, pid: Option<i32>) -> Result<()> {
         let pid = pid.with_context(|| format!("{} is not running", self.name))?;
-        ensure!(*self.pid.get_or_insert(pid) == pid, "{} is another process than before", self.name);
-        let sample = look(pid).with_context(|| format!("{} is gone", self.name))?;
+        ensure!(
+            *self.pid.get_or_insert(pid) == pid,
+            "{} was restarted: its process id has changed",
+            self.name
+        );
+        let sample = read_sample(pid).with_context(|| format!("{} is gone", self.name))?;
         self.samples.push(sample);
         Ok(())
     }
 
-    /// Compares the last quarter with the first, by their medians; what was found, in words.
-    pub(super) fn verdict(&self) -> Result<String> {
+    /// Compares the medians of the first and the last quarter of the samples.
+    ///
+    /// Returns a description of both, or an error if memory or descriptors have grown beyond the
+    /// allowance.
+    pub(super) fn check_growth(&self) -> Result<String> {
         let quarter = self.samples.len() / 4;
-        ensure!(quarter > 0, "{} was looked at only {} times", self.name, self.samples.len());
+        ensure!(quarter > 0, "{} has too few samples: {}", self.name, self.samples.len());
         let (first, last) = (&self.samples[..quarter], &self.samples[self.samples.len() - quarter..]);
         let (rss, descriptors) = (
             [first, last].map(|part| median(part, |sample| sample.rss)),
@@ -65,14 +73,14 @@ impl Vitals {
     }
 }
 
-fn look(pid: i32) -> Result<Sample> {
+fn read_sample(pid: i32) -> Result<Sample> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let rss = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))
         .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        // A process that has ended and was not waited for has none.
-        .context("it holds no memory: it has ended")?;
+        // A zombie has no VmRSS line.
+        .context("no VmRSS: the process has ended")?;
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64;
     Ok(Sample { rss: rss.trim().parse::<u64>()? << 10, descriptors })
 }
@@ -87,32 +95,34 @@ fn median(samples: &[Sample], value: impl Fn(&Sample) -> u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn vitals(samples: impl IntoIterator<Item = (u64, u64)>) -> Vitals {
+    fn resource_usage(samples: impl IntoIterator<Item = (u64, u64)>) -> ResourceUsage {
         let samples = samples.into_iter().map(|(rss, descriptors)| Sample { rss: rss << 20, descriptors });
-        Vitals { name: "it", pid: Some(1), samples: samples.collect() }
+        ResourceUsage { name: "it", pid: Some(1), samples: samples.collect() }
     }
 
     #[test]
-    fn bursts_are_no_growth_and_a_leak_is() {
-        vitals((0..100).map(|number| (if number % 10 == 0 { 60 } else { 20 }, 12))).verdict().unwrap();
-        let error = vitals((0..100).map(|number| (20 + number / 4, 12))).verdict().unwrap_err();
+    fn a_leak_is_growth_and_a_burst_is_not() {
+        resource_usage((0..100).map(|number| (if number % 10 == 0 { 60 } else { 20 }, 12)))
+            .check_growth()
+            .unwrap();
+        let error = resource_usage((0..100).map(|number| (20 + number / 4, 12))).check_growth().unwrap_err();
         assert!(error.to_string().starts_with("memory grew"), "{error}");
-        let error = vitals((0..100).map(|number| (20, 12 + number / 10))).verdict().unwrap_err();
+        let error = resource_usage((0..100).map(|number| (20, 12 + number / 10))).check_growth().unwrap_err();
         assert!(error.to_string().starts_with("descriptors grew"), "{error}");
-        vitals([]).verdict().unwrap_err();
+        resource_usage([]).check_growth().unwrap_err();
     }
 
     #[test]
-    fn this_process_is_seen_and_a_dead_or_another_one_is_an_error() {
-        let mut own = Vitals::new("this");
+    fn sampling_a_dead_or_replaced_process_fails() {
+        let mut own = ResourceUsage::new("this");
         let pid = i32::try_from(std::process::id()).unwrap();
-        own.look(Some(pid)).unwrap();
+        own.sample(Some(pid)).unwrap();
         assert!(own.samples[0].rss > 1 << 20 && own.samples[0].descriptors >= 3);
-        own.look(Some(1)).unwrap_err();
-        own.look(None).unwrap_err();
+        own.sample(Some(1)).unwrap_err();
+        own.sample(None).unwrap_err();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let dead = i32::try_from(child.id()).unwrap();
-        crate::wait::until("its end", || look(dead).is_err()).unwrap();
+        crate::wait::until("its end", || read_sample(dead).is_err()).unwrap();
         child.wait().unwrap();
     }
 }

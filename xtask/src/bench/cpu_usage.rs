@@ -1,53 +1,53 @@
-//! What processes have used of the processors, from /proc.
+//! Processor time and memory of processes, from /proc.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// What a process has used up to now.
-pub(crate) struct Effort {
-    /// How often one of its threads was put on a processor after it had waited or been put aside.
+/// The processor usage of a process so far.
+pub(crate) struct CpuUsage {
+    /// Context switches: how often a thread was scheduled again after waiting or being preempted.
     pub(crate) switches: u64,
     pub(crate) nanoseconds: u64,
 }
 
-impl Effort {
-    /// Of one process.
+impl CpuUsage {
+    /// Reads the usage of one process.
     pub(crate) fn of(pid: i32) -> Result<Self> {
-        let mut effort = Self { switches: 0, nanoseconds: 0 };
+        let mut cpu_usage = Self { switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = task?.path();
-            effort.switches += switches(&fs::read_to_string(task.join("status"))?);
+            cpu_usage.switches += switches(&fs::read_to_string(task.join("status"))?);
             let schedstat =
                 fs::read_to_string(task.join("schedstat")).context("this kernel has no schedstat")?;
             let first = schedstat.split_whitespace().next().context("an empty schedstat")?;
-            effort.nanoseconds += first.parse::<u64>()?;
+            cpu_usage.nanoseconds += first.parse::<u64>()?;
         }
-        Ok(effort)
+        Ok(cpu_usage)
     }
 
-    /// Of the processors, between then and now.
+    /// Returns the processor time in nanoseconds since `then`.
     pub(crate) fn nanoseconds_since(&self, then: &Self) -> f64 {
         self.nanoseconds.saturating_sub(then.nanoseconds) as f64
     }
 
-    /// Of a process and of all that it has started and that still run.
+    /// Reads the usage of a process and all its running descendants.
     pub(crate) fn of_tree(pid: i32) -> Result<Self> {
-        let mut effort = Self::of(pid)?;
+        let mut cpu_usage = Self::of(pid)?;
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
             for child in children.split_whitespace() {
-                // It may have ended meanwhile.
+                // The child may have ended meanwhile.
                 let Ok(child) = Self::of_tree(child.parse()?) else { continue };
-                effort.switches += child.switches;
-                effort.nanoseconds += child.nanoseconds;
+                cpu_usage.switches += child.switches;
+                cpu_usage.nanoseconds += child.nanoseconds;
             }
         }
-        Ok(effort)
+        Ok(cpu_usage)
     }
 }
 
-/// The most memory, in bytes, that a process and what it has started have had, each for itself.
+/// Returns the sum of the peak resident memory, in bytes, of a process and its descendants.
 pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -56,14 +56,14 @@ pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
         for child in children.split_whitespace() {
-            // It may have ended meanwhile.
+            // The child may have ended meanwhile.
             bytes += peak_of_tree(child.parse()?).unwrap_or(0);
         }
     }
     Ok(bytes)
 }
 
-/// Voluntary and other context switches, from /proc/PID/status.
+/// Returns voluntary and involuntary context switches, from /proc/PID/status.
 fn switches(status: &str) -> u64 {
     let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
     lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
@@ -77,16 +77,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_switches_count() {
+    fn voluntary_and_involuntary_switches_count() {
         assert_eq!(switches("Name:\tx\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t2\n"), 42);
     }
 
     #[test]
-    fn our_own_effort_can_be_read_and_grows() {
+    fn the_usage_of_this_process_can_be_read_and_grows() {
         let own = i32::try_from(std::process::id()).unwrap();
-        let before = Effort::of(own).unwrap();
+        let before = CpuUsage::of(own).unwrap();
         sleep(Duration::from_millis(2));
-        let after = Effort::of(own).unwrap();
+        let after = CpuUsage::of(own).unwrap();
         assert!(after.switches > before.switches, "{} {}", before.switches, after.switches);
         assert!(after.nanoseconds >= before.nanoseconds);
     }
@@ -98,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn a_child_s_effort_is_its_parent_s_too() {
+    fn the_usage_of_a_tree_includes_its_children() {
         let own = i32::try_from(std::process::id()).unwrap();
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         sleep(Duration::from_millis(50));
-        let (alone, both) = (Effort::of(own).unwrap(), Effort::of_tree(own).unwrap());
+        let (alone, both) = (CpuUsage::of(own).unwrap(), CpuUsage::of_tree(own).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(

@@ -1,5 +1,5 @@
-//! The cgroup every program of one lab lives in, so that all of them, daemons and shells of daemons
-//! too, can be ended at once.
+//! The cgroup that contains every program of one lab, including daemons that those programs start,
+//! so that all can be killed at once.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// How names made by labs start; the process id and a number follow.
+/// The prefix of the names that labs use; the process id and a number follow.
 pub(crate) const PREFIX: &str = "mobile-lab-";
 
-/// One cgroup (v2) for the processes of one lab.
-pub struct ProcessGroup {
+/// A cgroup (v2) for the processes of one lab.
+pub struct LabCgroup {
     path: PathBuf,
     procs: File,
 }
 
-impl ProcessGroup {
-    /// Makes the cgroup `name` at the root of the cgroup2 mount.
+impl LabCgroup {
+    /// Creates the cgroup `name` at the root of the cgroup2 mount.
     pub fn new(name: &str) -> Result<Self> {
         let path = cgroup2_root()?.join(name);
         std::fs::create_dir(&path)
@@ -28,38 +28,38 @@ impl ProcessGroup {
         Ok(Self { path, procs })
     }
 
-    /// Where it is.
+    /// Returns the path of the cgroup.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Moves the calling process in; callable between fork and exec.
+    /// Moves the calling process into the cgroup; may be called between fork and exec.
     pub(crate) fn join_self(&self) -> io::Result<()> {
-        // SAFETY: the buffer is a live static of the given length, the descriptor is open.
+        // SAFETY: the buffer is a static of the given length, and the descriptor is open.
         let written = unsafe { nix::libc::write(self.procs.as_raw_fd(), b"0".as_ptr().cast(), 1) };
         if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Ends every process in it and waits until the cgroup could be removed.
+    /// Kills every process in the cgroup, and waits up to 10 s until the cgroup is removed.
     pub(crate) fn kill(&self) {
         remove(&self.path);
     }
 
-    /// The processes in it and in every cgroup below it.
+    /// Returns the processes in the cgroup and in all cgroups below it.
     #[must_use]
     pub fn pids(&self) -> Vec<i32> {
         pids_below(&self.path)
     }
 }
 
-impl Drop for ProcessGroup {
+impl Drop for LabCgroup {
     fn drop(&mut self) {
         remove(&self.path);
     }
 }
 
-/// The mount point of cgroup2.
+/// Returns the mount point of cgroup2.
 pub(crate) fn cgroup2_root() -> Result<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     mounts
@@ -70,7 +70,7 @@ pub(crate) fn cgroup2_root() -> Result<PathBuf> {
         .context("no cgroup2 mount: the lab needs one (mount -t cgroup2 none /sys/fs/cgroup)")
 }
 
-/// Ends and removes what a lab of a process that is gone left behind.
+/// Removes the leftovers of labs whose process has ended.
 pub(crate) fn sweep() -> Result<()> {
     let root = cgroup2_root()?;
     for dir in leftovers(&root) {
@@ -83,22 +83,22 @@ pub(crate) fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// Removes every directory of pins whose path starts with `start`.
+/// Removes every directory of pins whose path is `start`, or `start` followed by a hyphen.
 pub(crate) fn remove_pins(start: &Path) {
     let (Some(parent), Some(name)) = (start.parent(), start.file_name()) else { return };
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let rest =
             entry.file_name().to_string_lossy().strip_prefix(&*name.to_string_lossy()).map(str::to_owned);
-        // Another lab's number may start with the digits of ours.
+        // Another lab's number may begin with the digits of this lab's.
         if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
 
-/// Removes the records of kernel objects that programs configured in `dir` wrote, after a case that
-/// failed before `cleanup`.
+/// Removes the records of kernel objects written by programs that were configured in `dir`, after a
+/// case that failed before `cleanup`.
 pub(crate) fn remove_records(dir: &Path) {
     for folder in ["/run/mobile", "/run/home-relay"] {
         let Ok(entries) = std::fs::read_dir(folder) else { continue };
@@ -132,7 +132,7 @@ fn leftovers(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn remove(path: &Path) {
-    // Killing is asynchronous: the directories can go once the last process is reaped.
+    // Processes die asynchronously; the directories can be removed once the last one is reaped.
     let end = Instant::now() + Duration::from_secs(10);
     while path.exists() && Instant::now() < end {
         let _ = std::fs::write(path.join("cgroup.kill"), "1");

@@ -1,28 +1,28 @@
-//! The kernel's Multipath TCP between the application and a server that speaks it: one subflow over each uplink, of
-//! which the worse one is a backup.
+//! Multipath TCP of the kernel between the application and an MPTCP server: one subflow over each
+//! uplink, of which the worse one is a backup.
 
 use std::fs;
 
 use anyhow::{Result, ensure};
 use socket2::Protocol;
 
-use super::{Change, Peer, PeerKind};
+use super::{Change, Competitor, CompetitorKind};
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
-use crate::pulse::{Pulse, Way};
+use crate::pulse::{Pulse, PulseMode};
 use crate::services::{TcpService, echo, numbers};
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 
-pub(super) const KIND: PeerKind = PeerKind {
+pub(super) const KIND: CompetitorKind = CompetitorKind {
     name: "MPTCP",
     over_tcp: true,
     tools: &[("ip", "iproute2"), ("ss", "iproute2")],
     make: || Box::new(Mptcp { services: Vec::new(), up: Vec::new() }),
-    refusal,
+    unavailable_reason,
 };
 
-/// Of the server, beside the ports of ordinary TCP.
+/// Ports of the MPTCP services at the server, beside those of ordinary TCP.
 const ECHO: u16 = 2007;
 const NUMBERS: u16 = 2002;
 
@@ -32,7 +32,7 @@ struct Mptcp {
     up: Vec<UplinkName>,
 }
 
-impl Peer for Mptcp {
+impl Competitor for Mptcp {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         for ns in [&lab.host, &lab.server] {
             ns.sysctl("net/mptcp/enabled", "1")?;
@@ -50,7 +50,7 @@ impl Peer for Mptcp {
         Ok(())
     }
 
-    /// An endpoint for each uplink that is up; all but the best are for backup.
+    /// Adds or deletes the endpoint of an uplink. All endpoints but the best one are backups.
     fn hook(&mut self, lab: &Lab, change: Change) -> Result<()> {
         match change {
             Change::Up(name) => {
@@ -87,12 +87,12 @@ impl Peer for Mptcp {
         Ok(())
     }
 
-    fn pulse(&self, lab: &Lab, way: Way, numbers: u64) -> Result<Pulse> {
-        let port = if way == Way::Echo { ECHO } else { NUMBERS };
+    fn pulse(&self, lab: &Lab, mode: PulseMode, numbers: u64) -> Result<Pulse> {
+        let port = if mode == PulseMode::Echo { ECHO } else { NUMBERS };
         let mut command = lab.host.command(program("labtool")?);
-        command.args(["pulse", way.word(), "mptcp", &format!("{}:{port}", addr::SERVER4)]);
+        command.args(["pulse", mode.name(), "mptcp", &format!("{}:{port}", addr::SERVER4)]);
         let pulse = Pulse::start(&mut command, numbers)?;
-        // What the kernel falls back to when the other end does not speak it has one subflow for ever.
+        // Wait for both subflows: a connection that fell back to TCP would have only one for ever.
         wait_for("a subflow on each uplink", PATIENCE, || {
             let filter = ["ss", "-Htn", "state", "established", "dport", "=", &port.to_string()];
             let subflows = lab.host.run(&filter)?.lines().count();
@@ -103,12 +103,14 @@ impl Peer for Mptcp {
     }
 }
 
-/// What comes from an uplink's address goes over that uplink, as every manual of MPTCP asks for: the first subflow is
-/// not bound to a device, and would follow a better default route with the wrong address.
+/// Routes packets with an uplink's source address over that uplink, as every MPTCP manual requires.
+///
+/// The first subflow is not bound to a device, and would otherwise follow a better default route
+/// with the wrong source address.
 fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
     let (uplink, table) = (lab.uplink(name), id(name));
     let (address, device, gateway) = (uplink.address4(), uplink.device(), uplink.gateway4());
-    // The rule outlives the link; the route goes with it.
+    // The rule outlives the link; the route is deleted with it.
     let rules = lab.host.run(&["ip", "-4", "rule"])?;
     if !rules.contains(&format!("from {address} lookup {table}")) {
         lab.host.ip(&[&format!("rule add from {address} lookup {table}")])?;
@@ -116,7 +118,7 @@ fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
     lab.host.ip(&[&format!("route replace default via {gateway} dev {device} table {table}")])
 }
 
-/// Of its endpoint and its routing table.
+/// Returns the id of the uplink's endpoint, which also names its routing table.
 fn id(name: UplinkName) -> &'static str {
     match name {
         UplinkName::Wlan => "101",
@@ -124,7 +126,7 @@ fn id(name: UplinkName) -> &'static str {
     }
 }
 
-fn refusal() -> Option<String> {
+fn unavailable_reason() -> Option<String> {
     match fs::metadata("/proc/sys/net/mptcp/enabled") {
         Ok(_) => None,
         Err(_) => Some("this kernel has no MPTCP".to_owned()),

@@ -1,5 +1,7 @@
-//! A machine of the lab that is more than a network: systemd runs in it, packages are installed in it, and it forgets all
-//! of it at the end.
+//! A machine of the lab with a file system of its own and a booted systemd, in which packages can
+//! be installed.
+//!
+//! All changes are lost at the end.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,29 +11,29 @@ use anyhow::{Context, Result, bail};
 
 use crate::lab::Lab;
 use crate::ns::Ns;
-use crate::process::{Finished, Process, finish_within};
+use crate::process::{CommandOutput, Process, finish_within};
 use crate::wait::wait_for;
 
-/// Booting takes two seconds on a quiet machine.
+/// The timeout of a boot, which takes two seconds on an idle machine.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// Installing a package, the longest command of all, takes a few seconds.
+/// The timeout of a command; the longest, installing a package, takes a few seconds.
 const COMMAND: Duration = Duration::from_secs(60);
 
-/// A booted machine; off when dropped.
-pub struct Machine {
+/// A machine with a running systemd, powered off when dropped.
+pub struct BootedMachine {
     systemd: Process,
     ns: Ns,
-    /// The first process's id, as this machine counts.
+    /// The process id of the machine's init, in the test process's namespace.
     init: i32,
-    /// Its cgroup, below the root of the hierarchy.
+    /// The machine's cgroup, relative to the root of the hierarchy.
     pub cgroup: PathBuf,
-    /// A folder of this machine that is `/lab` in there.
+    /// The directory that is mounted as `/lab` in the machine.
     shared: PathBuf,
 }
 
-impl Machine {
-    /// Boots one whose network is `ns`, and waits until it is up.
+impl BootedMachine {
+    /// Boots a machine whose network namespace is `ns`, and waits until systemd reports "running".
     pub fn boot(lab: &Lab, ns: &Ns) -> Result<Self> {
         let root = lab.dir().join(format!("{}-root", ns.name()));
         let shared = lab.dir().join(format!("{}-shared", ns.name()));
@@ -41,9 +43,9 @@ impl Machine {
         let machine = format!("machine-{}", ns.name());
         let cgroup = Path::new(lab.name()).join(&machine);
         let mut boot = ns.command("sh");
-        boot.args(["-c", include_str!("machine.sh"), "boot"])
+        boot.args(["-c", include_str!("booted_machine.sh"), "boot"])
             .arg(&root)
-            .arg(lab.group().path().join(&machine))
+            .arg(lab.cgroup().path().join(&machine))
             .arg(&shared);
         let name = format!("systemd of {}", ns.name());
         let mut systemd =
@@ -71,15 +73,15 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Puts a file of this machine into `/lab` of that one.
-    pub fn give(&self, file: &Path) -> Result<()> {
+    /// Copies a file into the machine's `/lab`.
+    pub fn copy_in(&self, file: &Path) -> Result<()> {
         let name = file.file_name().context("a file has a name")?;
         std::fs::copy(file, self.shared.join(name))
             .with_context(|| format!("cannot give {} to {}", file.display(), self.ns.name()))?;
         Ok(())
     }
 
-    /// A shell command in there, as root's.
+    /// Returns a command that runs a shell script in the machine as root.
     #[must_use]
     pub fn command(&self, script: &str) -> Command {
         let mut command = self.ns.command("nsenter");
@@ -92,7 +94,7 @@ impl Machine {
             "--",
             "sh",
             "-c",
-            // Into the machine's own cgroups, as everything that runs there.
+            // The shell first moves into the machine's own cgroup, as every process of the machine.
             "echo $$ >\"$1\" && exec bash -e -o pipefail -c \"$0\"",
             script,
         ]);
@@ -102,13 +104,14 @@ impl Machine {
         command
     }
 
-    /// Runs a shell command to its end.
-    pub fn try_run(&self, script: &str) -> Result<Finished> {
+    /// Runs a shell script to its end.
+    pub fn try_run(&self, script: &str) -> Result<CommandOutput> {
         finish_within(&mut self.command(script), None, COMMAND)
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
-    /// Waits until every unit is stopped, when systemd kills the remaining processes or has ended.
+    /// Waits until systemd has stopped every unit: it has ended, or has executed its final killing
+    /// stage.
     pub fn wait_shut_down(&mut self) -> Result<()> {
         let comm = format!("/proc/{}/comm", self.init);
         wait_for("the machine to shut down", COMMAND, || {
@@ -117,7 +120,7 @@ impl Machine {
         })
     }
 
-    /// Runs a shell command that must succeed; what it printed.
+    /// Runs a shell script that must succeed, and returns its stdout.
     pub fn run(&self, script: &str) -> Result<String> {
         self.try_run(script)?.ok().with_context(|| {
             let journal = self.try_run("journalctl --no-pager --output=short-monotonic --lines=40");

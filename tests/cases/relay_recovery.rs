@@ -1,9 +1,12 @@
-//! What the relay has in the kernel is kept while it serves, whatever others do to it, and no relay takes another's.
+//! The relay restores its kernel state when other programs change it, and does not touch another
+//! relay's.
 
 use std::os::unix::fs::symlink;
 
 use anyhow::Context as _;
-use mobile_tests::{METRICS, PATIENCE, Process, Talk, Testbed, addr, finish_within, port, program, until};
+use mobile_tests::{
+    LineProcess, METRICS, PATIENCE, Process, Testbed, addr, finish_within, port, program, until,
+};
 use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of, server, urls};
@@ -16,7 +19,7 @@ fn healthz(bed: &Testbed) -> anyhow::Result<String> {
     Ok(text.replace('\n', " "))
 }
 
-/// New connections of mobile processes reach the server, under the relay's address.
+/// Checks that a new connection of a mobile process reaches the server under the relay's address.
 fn mobile_connects(bed: &Testbed) -> Outcome {
     for (url, relay) in urls("/ip").iter().zip([addr::RELAY4.to_string(), addr::RELAY6.to_string()]) {
         let seen =
@@ -26,19 +29,19 @@ fn mobile_connects(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<Talk>> {
+fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
     server(port::ECHO)
         .iter()
         .map(|server| {
-            let mut talk = bed.mobile_talk(&["tcp", server])?;
-            talk.hear()?;
+            let mut talk = bed.mobile_labtool(&["tcp", server])?;
+            talk.next_line()?;
             Ok(talk)
         })
         .collect()
 }
 
 #[test]
-fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> Outcome {
+fn a_relay_restores_its_rules_after_the_ruleset_was_flushed_or_changed() -> Outcome {
     let mut bed = Testbed::new()?;
     let relay = bed.lab.relay.clone();
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
@@ -46,7 +49,8 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
     let before = rules()?;
     assert!(before.contains("masquerade") && before.contains("dnat"), "{before}");
     let mut talks = talks(&bed)?;
-    // As Debian's /etc/nftables.conf begins; then less than all of it, by somebody who looks for our table.
+    // `flush ruleset` as Debian's /etc/nftables.conf begins; then smaller changes to the relay's
+    // table.
     for (number, change) in [
         "flush ruleset",
         "flush chain inet home_relay postrouting",
@@ -64,12 +68,12 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
             bed.relay.counter(RESTORED).is_ok_and(|count| count == number as u64 + 1)
         })?;
         for talk in &mut talks {
-            assert_eq!(talk.ask(change)?, change);
+            assert_eq!(talk.request(change)?, change);
         }
         mobile_connects(&bed)?;
     }
     assert_eq!(bed.relay.log().matches("another program changed: nftables table inet home_relay").count(), 5);
-    // Others' tables are theirs.
+    // Tables of other programs do not matter.
     relay.run(&["nft", "add table inet theirs"])?;
     relay.run(&["nft", "delete table inet theirs"])?;
     assert_eq!(bed.relay.counter(RESTORED)?, 5);
@@ -79,7 +83,7 @@ fn a_flushed_ruleset_does_not_leave_a_relay_that_serves_without_its_rules() -> O
 }
 
 #[test]
-fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome {
+fn settings_addresses_and_routes_of_the_relays_device_are_restored() -> Outcome {
     let mut bed = Testbed::new()?;
     let relay = bed.lab.relay.clone();
     let state = || -> anyhow::Result<String> {
@@ -116,7 +120,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome 
         until("it to be counted", || bed.relay.counter(RESTORED).is_ok_and(|count| count > counted))
             .with_context(|| format!("after `{change}`"))?;
         for talk in &mut talks {
-            assert_eq!(talk.ask(change)?, change);
+            assert_eq!(talk.request(change)?, change);
         }
         mobile_connects(&bed)?;
     }
@@ -126,7 +130,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_put_back() -> Outcome 
 }
 
 #[test]
-fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() -> Outcome {
+fn a_relay_whose_rules_cannot_be_restored_says_so_and_a_reload_applies_them() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let tools = bed.lab.dir().join("tools");
     std::fs::create_dir(&tools)?;
@@ -142,7 +146,7 @@ fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() ->
     assert!(well.code() == 0 && well.stdout.contains("ok    network: "), "{well:?}");
     assert_eq!(healthz(&bed)?, "ok 200");
 
-    // Nothing can be put back without nft.
+    // Without nft nothing can be restored.
     std::fs::remove_file(tools.join("nft"))?;
     relay.run(&["nft", "flush", "ruleset"])?;
     until("the relay to be unwell", || healthz(&bed).is_ok_and(|page| page.ends_with("503")))?;
@@ -159,7 +163,7 @@ fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() ->
     until("the relay to be well", || healthz(&bed).is_ok_and(|page| page == "ok 200"))?;
     assert_eq!(bed.relay.log().matches("cannot restore kernel state, retrying").count(), 1, "said once");
 
-    // And by signal; whoever of the two is first, the rules are back.
+    // Also by signal: whichever of the two restores first, the rules are in force again.
     relay.run(&["nft", "flush", "ruleset"])?;
     bed.relay.signal(Signal::SIGHUP)?;
     until("the rules to be back", || rules().is_ok_and(|now| now == before))?;
@@ -170,19 +174,17 @@ fn a_relay_whose_rules_cannot_be_put_back_says_so_and_a_reload_applies_them() ->
 }
 
 #[test]
-fn without_its_device_the_relay_ends_with_the_reason_and_the_next_goes_on() -> Outcome {
+fn without_its_device_the_relay_ends_with_the_reason_and_the_next_relay_adopts_all() -> Outcome {
     let mut bed = Testbed::new()?;
     let mut talks = talks(&bed)?;
     bed.lab.relay.run(&["ip", "link", "del", "home0"])?;
-    until("the relay to end", || {
-        bed.relay.log().contains("device home0 is gone: another program removed it")
-    })?;
-    // As systemd does with `Restart=always`.
+    until("the relay to end", || bed.relay.log().contains("device home0 is gone: another program removed it"))?;
+    // systemd would start it again because of `Restart=always`.
     let _it_has_ended = bed.relay.kill();
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     for talk in &mut talks {
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     mobile_connects(&bed)?;
     drop(talks);
@@ -195,7 +197,7 @@ fn cleanup_of_one_relay_leaves_anothers_rules_alone() -> Outcome {
     let bed = Testbed::new()?;
     let relay = bed.lab.relay.clone();
     let dir = bed.lab.dir();
-    // Beside it on the same host, with another device.
+    // A second relay on the same host, with another device.
     let mut config: toml::Table = std::fs::read_to_string(bed.relay.config())?.parse()?;
     let path = |name: &str| dir.join(name).display().to_string();
     for (section, key, value) in [

@@ -1,4 +1,5 @@
-//! A captive portal: the visited network accepts every connection to the relay's port itself, and answers HTTP.
+//! A captive portal: the visited network accepts connections to the relay's port itself and answers
+//! with HTTP.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,25 +11,26 @@ use anyhow::Result;
 use crate::ns::Ns;
 use crate::services::TcpService;
 
-/// Where the portal's own server listens.
+/// The port on which the portal's own server listens.
 const PORT: u16 = 8443;
 
-/// What portals answer to whatever they are asked.
+/// The answer of a portal to any request.
 const ANSWER: &[u8] =
     b"HTTP/1.1 302 Found\r\nLocation: http://login.portal.example/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// A portal that nobody has logged in to. Dropping it is the login.
-pub struct Portal {
+pub struct CaptivePortal {
     visited: Ns,
-    caught: Arc<AtomicU64>,
+    intercepted: Arc<AtomicU64>,
     _server: TcpService,
 }
 
-impl Portal {
-    /// Puts it before everything in the visited network; what was connected is cut off too.
-    pub fn close(visited: &Ns) -> Result<Self> {
-        let caught = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&caught);
+impl CaptivePortal {
+    /// Puts the portal in front of the visited network, and cuts off established connections to the
+    /// relay.
+    pub fn install(visited: &Ns) -> Result<Self> {
+        let intercepted = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&intercepted);
         let server = TcpService::start(visited, PORT, move |stream, _| {
             counter.fetch_add(1, Ordering::Relaxed);
             answer(&stream);
@@ -44,24 +46,24 @@ impl Portal {
                 port = crate::product::RELAY_PORT
             ),
         )?;
-        Ok(Self { visited: visited.clone(), caught, _server: server })
+        Ok(Self { visited: visited.clone(), intercepted, _server: server })
     }
 
-    /// How many connections it has answered.
+    /// Returns the number of connections that the portal has answered.
     #[must_use]
-    pub fn caught(&self) -> u64 {
-        self.caught.load(Ordering::Relaxed)
+    pub fn intercepted(&self) -> u64 {
+        self.intercepted.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Portal {
+impl Drop for CaptivePortal {
     fn drop(&mut self) {
         let _ = self.visited.run(&["nft", "delete", "table", "inet", "portal"]);
     }
 }
 
 fn answer(mut stream: &TcpStream) {
-    // Whatever they say first.
+    // The portal waits for the client's first bytes, whatever they are.
     let mut request = [0; 4096];
     if stream.read(&mut request).is_ok_and(|count| count > 0) {
         let _ = stream.write_all(ANSWER);

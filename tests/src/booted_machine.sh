@@ -1,7 +1,8 @@
-# A machine with systemd as its first process, in namespaces of its own: the files of this one, to write on without a
-# trace, and a /dev, /run and /tmp that start empty. It has a cgroup of its own, but sees them all: what the agent attaches to
-# a cgroup counts levels from the real root.
-# $1: an empty folder. $2: its cgroup. $3: a folder that it finds as /lab.
+# Boots systemd as process 1 of new namespaces. The root file system is an overlay over this
+# machine's, discarded at the end; /dev, /run and /tmp start empty. The machine has a cgroup of its
+# own but sees the whole hierarchy, because the programs that the agent attaches to a cgroup count
+# levels from the real root.
+# $1: an empty directory. $2: the cgroup to create. $3: the directory to mount as /lab.
 set -e
 mkdir "$2" "$2/session"
 echo $$ >"$2/cgroup.procs"
@@ -26,11 +27,11 @@ done
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
-# What this machine starts at boot is not that one'\''s.
+# Units that this machine has enabled must not start in the lab.
 rm -rf etc/systemd/system/*.wants etc/rc?.d/S*
-# Nor is its word, should it be a container'\''s, that packages start no services.
+# A container'\''s policy that packages must not start services does not apply either.
 rm -f usr/sbin/policy-rc.d
-# Settings, modules and devices of the kernel are common to both.
+# The kernel'\''s settings, modules and devices are shared with this machine.
 for common in sysctl udevd udev-trigger modules-load remount-fs; do
     ln -s /dev/null "etc/systemd/system/systemd-$common.service"
 done

@@ -1,4 +1,5 @@
-//! tinc 1.0, as its manual's example: RSA keys, its default cipher and digest; over UDP, or with `TCPOnly`.
+//! tinc 1.0 as in its manual's example: RSA keys, default cipher and digest; over UDP, or with
+//! `TCPOnly`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,21 +8,21 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Change, INNER, Peer, PeerKind, make_gateway, needs_tun, pids, use_tunnel};
+use super::{Change, Competitor, CompetitorKind, INNER, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
 use crate::process::{Process, finish_within};
 use crate::wait::{PATIENCE, wait_for};
 
-pub(super) const UDP: PeerKind = PeerKind {
+pub(super) const UDP: CompetitorKind = CompetitorKind {
     name: "tinc",
     over_tcp: false,
     tools: &[("tincd", "tinc")],
     make: || Box::new(Tinc { tcp: false, running: Vec::new(), relay: PathBuf::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
-pub(super) const TCP: PeerKind = PeerKind {
+pub(super) const TCP: CompetitorKind = CompetitorKind {
     name: "tinc-tcp",
     over_tcp: true,
     make: || Box::new(Tinc { tcp: true, running: Vec::new(), relay: PathBuf::new() }),
@@ -32,13 +33,13 @@ const DEVICE: &str = "tinc0";
 
 struct Tinc {
     tcp: bool,
-    /// The relay's, the host's.
+    /// The relay's process, then the host's.
     running: Vec<Process>,
-    /// What the host knows of the relay.
+    /// The host's file about the relay.
     relay: PathBuf,
 }
 
-impl Peer for Tinc {
+impl Competitor for Tinc {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         make_gateway(lab)?;
         let sides = [("relay", &lab.relay, ""), ("laptop", &lab.host, "ConnectTo = relay\n")];
@@ -53,7 +54,7 @@ impl Peer for Tinc {
             )?;
             keys.push(make_key(ns, name, folder)?);
         }
-        // The relay is the way to everywhere.
+        // The relay's subnet is the default route.
         let hosts = [
             ("relay", format!("Address = {}\nSubnet = 0.0.0.0/0\n{}", addr::RELAY4, keys[0])),
             ("laptop", format!("Subnet = {}/32\n{}", INNER[1], keys[1])),
@@ -66,7 +67,7 @@ impl Peer for Tinc {
         self.relay = folders[1].join("hosts/relay");
         for (index, ((name, ns, _), folder)) in sides.iter().zip(&folders).enumerate() {
             let mut command = ns.command("tincd");
-            // What it says of connections it says at level 1.
+            // tinc logs connections from debug level 1 on.
             command.args(["--no-detach", "--debug=1", "--config"]).arg(folder);
             command.arg("--pidfile").arg(folder.join("pid"));
             let log = lab.dir().join(format!("tinc-{name}.log"));
@@ -78,7 +79,10 @@ impl Peer for Tinc {
                 &format!("link set {DEVICE} up"),
             ])?;
         }
-        self.running.last_mut().context("it was not started")?.wait_output("activated", PATIENCE)?;
+        self.running
+            .last_mut()
+            .context("the competitor was not started")?
+            .wait_output("activated", PATIENCE)?;
         use_tunnel(lab, DEVICE)?;
         if self.tcp { Ok(()) } else { use_udp(lab) }
     }
@@ -87,17 +91,18 @@ impl Peer for Tinc {
         pids(&self.running)
     }
 
-    /// SIGHUP makes it connect again to hosts whose files have changed since it last looked.
+    /// Makes tinc reconnect with SIGHUP, which applies to peers whose files have changed since the
+    /// last read.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         fs::File::options().append(true).open(&self.relay)?.set_modified(SystemTime::now())?;
-        self.running.last().context("it was not started")?.signal(Signal::SIGHUP)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }
 }
 
-/// Its own way to make a key; the public one, as a host's file has it.
+/// Generates a key with tincd itself and returns the public key from the host's file.
 fn make_key(ns: &Ns, name: &str, folder: &Path) -> Result<String> {
     let mut command = ns.command("tincd");
-    // A terminal would be asked where to write them.
+    // Without a terminal tincd does not ask for file names.
     command.arg("--config").arg(folder).arg("--generate-keys=2048");
     finish_within(&mut command, None, PATIENCE)?.ok().context("tincd --generate-keys")?;
     let public = fs::read_to_string(folder.join("hosts").join(name))?;
@@ -105,7 +110,8 @@ fn make_key(ns: &Ns, name: &str, folder: &Path) -> Result<String> {
     Ok(public)
 }
 
-/// Until it has found out how large a packet may be, it sends by TCP: waits until large ones leave by UDP.
+/// Waits until large packets leave over UDP. tinc sends over TCP until it has discovered the path
+/// MTU.
 fn use_udp(lab: &Lab) -> Result<()> {
     const PINGS: u64 = 20;
     let server = addr::SERVER4.to_string();
@@ -119,10 +125,12 @@ fn use_udp(lab: &Lab) -> Result<()> {
     })
 }
 
-/// By all processes of the namespace: the second line of the two that begin with `Udp:`, its fourth figure.
+/// Returns the number of UDP datagrams sent in the namespace, from `/proc/net/snmp`.
+///
+/// The second line that begins with `Udp:` has the values; the fourth is `OutDatagrams`.
 fn datagrams_sent(ns: &Ns) -> Result<u64> {
-    let said = ns.run(&["cat", "/proc/net/snmp"])?;
-    let figures = said.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
+    let output = ns.run(&["cat", "/proc/net/snmp"])?;
+    let figures = output.lines().filter_map(|line| line.strip_prefix("Udp: ")).nth(1);
     let sent = figures.and_then(|figures| figures.split_whitespace().nth(3));
-    sent.with_context(|| format!("no datagrams in {said}"))?.parse().context("/proc/net/snmp")
+    sent.with_context(|| format!("no UDP counters in {output}"))?.parse().context("/proc/net/snmp")
 }

@@ -1,4 +1,5 @@
-//! Programs that hand their work to an instance already running: who will do the connecting is named before it does.
+//! Programs that hand their work to a running instance: `mobile run` and `explain` name the process
+//! that will connect.
 
 use std::net::IpAddr;
 
@@ -7,7 +8,7 @@ use mobile_tests::{PATIENCE, Process, Services, Terminal, Testbed, addr, finish_
 use crate::programs::CHROMIUM;
 use crate::{Outcome, ip_of, urls};
 
-/// The process ids that a warning says to attach.
+/// Returns the process ids that a warning advises to attach.
 fn advised(said: &str) -> Vec<String> {
     let line = said
         .lines()
@@ -18,7 +19,7 @@ fn advised(said: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
+fn a_running_browser_is_named_and_can_be_attached() -> Outcome {
     let bed = Testbed::new()?;
     let (host, dir) = (&bed.lab.host, bed.lab.dir());
     let profile = format!("--user-data-dir={}", dir.join("profile").display());
@@ -26,7 +27,7 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
     let filter = format!("tcp port {}", port::HTTP);
     let [direct, tunnel] = ["eth0", "mobile0"].map(|device| bed.lab.capture(host, device, &filter));
     let (direct, tunnel) = (direct?, tunnel?);
-    // It shows a page already: the process that connects is one of several, and starts with the first page.
+    // The browser shows a page first, because the process that connects starts with the first page.
     let [shown, _] = urls("/page/8");
     let mut first = host.command(browser[0]);
     let first = Process::start("chromium", first.args(&browser[1..]).arg(&shown), &dir.join("first.txt"))?;
@@ -36,7 +37,8 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
         let argv = [&browser[..], &[url]].concat();
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
     };
-    // It does hand over, and the connection is not mobile: of that the warning was.
+    // The page is handed to the running browser, and the connection is not mobile, as the warning
+    // said.
     let [four, six] = urls("/page/9");
     let done = open(&four)?;
     assert!(done.stdout.contains("existing browser session"), "{done:?}");
@@ -44,7 +46,7 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
     assert!(pids.contains(&first.pid().to_string()) && pids.len() > 1, "{}: {}", first.pid(), done.stderr);
     direct.wait_packet("GET /page/9")?;
     assert_eq!(tunnel.packets(), [] as [String; 0]);
-    // With the advice taken it is.
+    // After following the advice it is mobile.
     let attach: Vec<&str> = std::iter::once("attach").chain(pids.iter().map(String::as_str)).collect();
     bed.agent.cli(&attach)?.ok()?;
     let before = direct.packets().len();
@@ -59,7 +61,7 @@ fn a_browser_that_is_running_is_named_and_can_be_attached() -> Outcome {
 }
 
 #[test]
-fn a_terminal_multiplexer_that_is_running_is_named_by_run_and_by_explain() -> Outcome {
+fn a_running_terminal_multiplexer_is_named_by_run_and_by_explain() -> Outcome {
     let bed = Testbed::new()?;
     let socket = bed.lab.dir().join("tmux").display().to_string();
     let tmux = ["tmux", "-f", "/dev/null", "-S", &socket];
@@ -70,13 +72,13 @@ fn a_terminal_multiplexer_that_is_running_is_named_by_run_and_by_explain() -> Ou
     let client = Terminal::start(client.env("TERM", "xterm"))?;
     client.expect("mobile attach ")?;
     assert_eq!(advised(&client.transcript())[0], server.trim());
-    // Its command line may follow on the same line of the screen: the first word is what counts.
+    // The server's command line may follow on the same line; the first word counts.
     let told = format!("as process {} (tmux", server.trim());
     until("explain to name the server", || {
         let said = bed.agent.cli(&["explain", &client.pid().to_string()]);
         said.is_ok_and(|said| said.stdout.contains(&told))
     })?;
-    // One of its own is nobody's.
+    // A server with its own socket belongs to nobody else.
     let own = bed.lab.dir().join("own").display().to_string();
     bed.lab.host.run(&[&tmux[..], &["kill-server"]].concat())?;
     drop(client);
@@ -110,7 +112,7 @@ fn a_control_master_of_ssh_is_named_and_a_second_plain_session_is_not() -> Outco
         finish_within(&mut bed.agent.run(&argv), None, PATIENCE)
     };
     let seen = |said: &str| said.split(' ').next().and_then(|it| it.parse::<IpAddr>().ok());
-    // Plain sessions, each its own.
+    // Plain sessions do not share a connection.
     let _plain = start(&["-S", "none", &target, "echo here; sleep 60"], "plain.txt")?;
     until("the plain session", || {
         std::fs::read_to_string(file("plain.txt")).is_ok_and(|it| it.contains("here"))
@@ -120,14 +122,14 @@ fn a_control_master_of_ssh_is_named_and_a_second_plain_session_is_not() -> Outco
     for argv in [&["true"][..], &["sh", "-c", "true"], &["curl", "-s", &urls("/ip")[0]]] {
         assert_eq!(finish_within(&mut bed.agent.run(argv), None, PATIENCE)?.stderr, "");
     }
-    // A master, whose connection the next session takes.
+    // A control master, whose connection the next session uses.
     let master = start(&["-M", "-N", "-S", &socket, &target], "master.txt")?;
     until("the master to listen", || std::path::Path::new(&socket).exists())?;
     let done = ask(&socket)?;
     assert_eq!(seen(&done.stdout), Some(bed.lab.eth().name.nat_address().into()));
     assert_eq!(advised(&done.stderr), [master.pid().to_string()]);
     drop(master);
-    // A page fetched at the end goes through the tunnel as ever.
+    // A page fetched at the end takes the tunnel as usual.
     let mut curl = bed.agent.run(&["curl", "-s", &urls("/ip")[0]]);
     assert_eq!(ip_of(&finish_within(&mut curl, None, PATIENCE)?.ok()?), IpAddr::V4(addr::RELAY4));
     bed.finish()

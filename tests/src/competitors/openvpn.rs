@@ -1,4 +1,5 @@
-//! OpenVPN over UDP and over TCP, TLS with the fingerprint of the other's certificate, its default cipher.
+//! OpenVPN over UDP and over TCP: TLS with pinned certificate fingerprints and OpenVPN's default
+//! cipher.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,21 +7,21 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Change, INNER, Peer, PeerKind, make_gateway, needs_tun, pids, use_tunnel};
+use super::{Change, Competitor, CompetitorKind, INNER, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
 use crate::uplink::UplinkName;
 use crate::wait::PATIENCE;
 
-pub(super) const UDP: PeerKind = PeerKind {
+pub(super) const UDP: CompetitorKind = CompetitorKind {
     name: "openvpn-udp",
     over_tcp: false,
     tools: &[("openvpn", "openvpn"), ("openssl", "openssl")],
     make: || Box::new(OpenVpn { tcp: false, current: None, running: Vec::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
-pub(super) const TCP: PeerKind = PeerKind {
+pub(super) const TCP: CompetitorKind = CompetitorKind {
     name: "openvpn-tcp",
     over_tcp: true,
     make: || Box::new(OpenVpn { tcp: true, current: None, running: Vec::new() }),
@@ -32,19 +33,20 @@ const PORT: &str = "1194";
 
 struct OpenVpn {
     tcp: bool,
-    /// The uplink that the client's TCP connection goes over.
+    /// The uplink that carries the client's TCP connection.
     current: Option<UplinkName>,
-    /// Server, client.
+    /// The server, then the client.
     running: Vec<Process>,
 }
 
-impl Peer for OpenVpn {
+impl Competitor for OpenVpn {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         make_gateway(lab)?;
         let (server, client) = (Identity::make(lab, "relay")?, Identity::make(lab, "laptop")?);
         let clients = lab.dir().join("openvpn-clients");
         fs::create_dir(&clients)?;
-        // The same address at each connection, as the tunnel of somebody who cares would be set up.
+        // The client keeps its address across reconnections, as a careful administrator would
+        // configure it.
         fs::write(clients.join("laptop"), format!("ifconfig-push {} 255.255.255.0\n", INNER[1]))?;
         let (ours, theirs) = if self.tcp { ("tcp-server", "tcp-client") } else { ("udp", "udp") };
         let mut command = lab.relay.command("openvpn");
@@ -68,7 +70,7 @@ impl Peer for OpenVpn {
         command
             .args(["--client", "--proto", theirs, "--remote", &addr::RELAY4.to_string(), PORT, "--nobind"])
             .args(["--dev", DEVICE, "--dev-type", "tun", "--persist-tun", "--persist-key"])
-            // The shortest it takes: it doubles otherwise.
+            // One second is the least that OpenVPN accepts; by default the delay doubles.
             .args(["--connect-retry", "1", "1"]);
         client.add_to(&mut command, &server);
         let log = lab.dir().join("openvpn-client.log");
@@ -84,7 +86,8 @@ impl Peer for OpenVpn {
         pids(&self.running)
     }
 
-    /// Over UDP its packets follow the route by themselves. A TCP connection must be made again, which SIGUSR1 does.
+    /// Makes the client reconnect with SIGUSR1 if it uses TCP. Over UDP its packets follow the
+    /// route.
     fn hook(&mut self, _lab: &Lab, change: Change) -> Result<()> {
         if !self.tcp {
             return Ok(());
@@ -97,11 +100,11 @@ impl Peer for OpenVpn {
             Change::Down(_) => return Ok(()),
         };
         self.current = next;
-        self.running.last().context("it was not started")?.signal(Signal::SIGUSR1)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGUSR1)
     }
 }
 
-/// A key and a certificate that it signs itself.
+/// A private key and a self-signed certificate.
 struct Identity {
     key: PathBuf,
     certificate: PathBuf,
@@ -132,7 +135,7 @@ impl Identity {
             "-out",
             &text(&certificate),
         ])?;
-        let said = lab.host.run(&[
+        let output = lab.host.run(&[
             "openssl",
             "x509",
             "-in",
@@ -141,7 +144,7 @@ impl Identity {
             "-fingerprint",
             "-sha256",
         ])?;
-        let fingerprint = said.trim().rsplit('=').next().unwrap_or_default().to_owned();
+        let fingerprint = output.trim().rsplit('=').next().unwrap_or_default().to_owned();
         Ok(Self { key, certificate, fingerprint })
     }
 

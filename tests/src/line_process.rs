@@ -1,4 +1,4 @@
-//! A program to which lines are said and which answers with lines.
+//! A child process that is driven by lines on stdin and stdout.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,15 +9,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::wait::PATIENCE;
 
-/// A running program with lines in and lines out; killed when dropped.
-pub struct Talk {
+/// A running process with lines in and lines out, killed when dropped.
+pub struct LineProcess {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
 }
 
-impl Talk {
-    /// Starts `command`; its stderr is heard along with its stdout.
+impl LineProcess {
+    /// Starts `command` with piped stdin and stdout; stderr is inherited.
     pub fn start(command: &mut Command) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
@@ -38,51 +38,51 @@ impl Talk {
         Ok(Self { child, stdin, lines })
     }
 
-    /// The program's process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
     }
 
-    /// Says a line.
-    pub fn say(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("its stdin is closed")?;
-        writeln!(stdin, "{line}").context("it does not listen any more")
+    /// Writes a line to the process's stdin.
+    pub fn send_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("stdin of the process is closed")?;
+        writeln!(stdin, "{line}").context("the process does not read its stdin")
     }
 
-    /// The next line it says.
-    pub fn hear(&mut self) -> Result<String> {
-        self.hear_within(PATIENCE)
+    /// Returns the next line of stdout, waiting at most [`PATIENCE`].
+    pub fn next_line(&mut self) -> Result<String> {
+        self.next_line_within(PATIENCE)
     }
 
-    /// The next line it says within `patience`.
-    pub fn hear_within(&mut self, patience: Duration) -> Result<String> {
+    /// Returns the next line of stdout, waiting at most `patience`.
+    pub fn next_line_within(&mut self, patience: Duration) -> Result<String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => bail!("it said nothing for {patience:?}"),
-            Err(RecvTimeoutError::Disconnected) => bail!("it has ended: {}", self.child.wait()?),
+            Err(RecvTimeoutError::Timeout) => bail!("the process printed no line for {patience:?}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the process has ended: {}", self.child.wait()?),
         }
     }
 
-    /// What it has said and nobody has heard yet.
-    pub fn overhear(&mut self) -> Vec<String> {
+    /// Returns the lines that have arrived and were not read yet, without waiting.
+    pub fn take_lines(&mut self) -> Vec<String> {
         self.lines.try_iter().collect()
     }
 
-    /// Says a line and hears the answer.
-    pub fn ask(&mut self, line: &str) -> Result<String> {
-        self.say(line)?;
-        self.hear().with_context(|| format!("after {line:?}"))
+    /// Writes a line and returns the next line of stdout.
+    pub fn request(&mut self, line: &str) -> Result<String> {
+        self.send_line(line)?;
+        self.next_line().with_context(|| format!("after sending {line:?}"))
     }
 
-    /// Closes its stdin and waits for its end; returns its exit code.
+    /// Closes stdin, waits until the process ends and returns its exit code.
     pub fn finish(mut self) -> Result<Option<i32>> {
         drop(self.stdin.take());
         Ok(self.child.wait()?.code())
     }
 }
 
-impl Drop for Talk {
+impl Drop for LineProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

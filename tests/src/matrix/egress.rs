@@ -1,4 +1,6 @@
-//! Whose packets leave by which device: all devices of a namespace at once, told apart by the number in each packet.
+//! Watches which device each socket's packets leave by, on all devices of a namespace at once.
+//!
+//! The number in each packet tells its socket.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -16,25 +18,26 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::ns::Ns;
 use crate::wait::until;
 
-/// For how long nothing must have come before all that was sent is taken to have been seen.
+/// The time without packets after which all sent packets are taken to have been seen.
 const IDLE: Duration = Duration::from_millis(50);
-/// Holds what comes while this thread does not run.
+/// The receive buffer in bytes, for packets that arrive while the thread does not run.
 const BUFFER: usize = 16 << 20;
 
-/// The devices that a number's packets left by, and the first packet on each.
-pub type Left = BTreeMap<String, String>;
+/// The devices that one number's packets left by, each with a description of the first packet.
+pub type EgressDevices = BTreeMap<String, String>;
 
 /// A running watch.
-pub struct Watch {
-    seen: Arc<Mutex<HashMap<u16, Left>>>,
-    /// How often nothing came for [`IDLE`].
+pub struct EgressWatch {
+    seen: Arc<Mutex<HashMap<u16, EgressDevices>>>,
+    /// How often nothing was received for [`IDLE`].
     idle: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-impl Watch {
-    /// Watches what leaves `ns` with one of `numbers` as a port or as the sequence number of an echo request.
+impl EgressWatch {
+    /// Starts watching packets that leave `ns` with one of `numbers` as a port, or as the sequence
+    /// number of an echo request.
     pub fn start(ns: &Ns, numbers: Range<u16>) -> Result<Self> {
         let socket = ns.enter(|| -> Result<Socket> {
             let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
@@ -43,7 +46,7 @@ impl Watch {
             socket.set_read_timeout(Some(IDLE))?;
             Ok(socket)
         })?;
-        let seen = Arc::<Mutex<HashMap<u16, Left>>>::default();
+        let seen = Arc::<Mutex<HashMap<u16, EgressDevices>>>::default();
         let (idle, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let (noted, idled, stopped) = (Arc::clone(&seen), Arc::clone(&idle), Arc::clone(&stop));
         let thread = ns.spawn(move || {
@@ -59,7 +62,7 @@ impl Watch {
                 };
                 let name: &String = names.entry(index).or_insert_with(|| device_name(index));
                 let mut seen = lock(&noted);
-                seen.entry(number).or_default().entry(name.clone()).or_insert_with(|| story(&packet));
+                seen.entry(number).or_default().entry(name.clone()).or_insert_with(|| describe(&packet));
             }
             ensure!(dropped(&socket)? == 0, "the watch has missed packets");
             Ok(())
@@ -67,15 +70,15 @@ impl Watch {
         Ok(Self { seen, idle, stop, thread: Some(thread) })
     }
 
-    /// What was seen since the last call.
-    pub fn take(&self) -> Result<HashMap<u16, Left>> {
+    /// Returns what was seen since the last call.
+    pub fn take(&self) -> Result<HashMap<u16, EgressDevices>> {
         let since = self.idle.load(Ordering::Relaxed);
-        // One pause may have begun before the call.
+        // One idle period may have begun before the call.
         until("a pause on the wire", || self.idle.load(Ordering::Relaxed) > since + 1)?;
         Ok(std::mem::take(&mut lock(&self.seen)))
     }
 
-    /// Ends it; an error if it has missed anything.
+    /// Ends the watch. Fails if it has missed packets.
     pub fn finish(mut self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
@@ -85,19 +88,19 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for EgressWatch {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 }
 
-/// The next packet that leaves and the index of its device; none for a while.
+/// Returns the next outgoing packet and the index of its device, or `None` after [`IDLE`].
 fn receive(socket: &Socket) -> Result<Option<(u32, Vec<u8>)>> {
     let mut buffer = vec![0_u8; 256];
-    // SAFETY: plain data for which all zeroes is a valid value.
+    // SAFETY: sockaddr_ll is plain data for which all zeroes is a valid value.
     let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: both pointers are good for the lengths given with them, and live for the call.
+    // SAFETY: both pointers are valid for the lengths given with them, and live for the call.
     let count = unsafe {
         libc::recvfrom(
             socket.as_raw_fd(),
@@ -112,7 +115,7 @@ fn receive(socket: &Socket) -> Result<Option<(u32, Vec<u8>)>> {
         let error = std::io::Error::last_os_error();
         return match error.kind() {
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted => Ok(None),
-            // A device that was taken down says so here once; the others go on.
+            // A device that was taken down reports ENETDOWN once; the other devices go on.
             _ if error.raw_os_error() == Some(libc::ENETDOWN) => Ok(Some((0, Vec::new()))),
             _ => Err(error).context("a packet socket"),
         };
@@ -129,7 +132,7 @@ fn device_name(index: u32) -> String {
     name.unwrap_or_else(|| format!("device {index}"))
 }
 
-/// The protocol of an IP packet, and what is behind the IP header.
+/// Returns the transport protocol of an IP packet and the bytes after the IP header.
 fn transport(packet: &[u8]) -> Option<(u8, &[u8])> {
     match packet.first()? >> 4 {
         4 => Some((*packet.get(9)?, packet.get(usize::from(packet[0] & 15) * 4..)?)),
@@ -138,7 +141,7 @@ fn transport(packet: &[u8]) -> Option<(u8, &[u8])> {
     }
 }
 
-/// The ports of TCP and UDP; the sequence number of an echo request.
+/// Returns the ports of TCP and UDP, or the sequence number of an echo request.
 fn numbers_of(packet: &[u8]) -> [Option<u16>; 2] {
     let Some((protocol, behind)) = transport(packet) else { return [None; 2] };
     let word = |at: usize| Some(u16::from_be_bytes(behind.get(at..at + 2)?.try_into().ok()?));
@@ -149,8 +152,8 @@ fn numbers_of(packet: &[u8]) -> [Option<u16>; 2] {
     }
 }
 
-/// For whoever reads of a leak: addresses, ports and TCP flags.
-fn story(packet: &[u8]) -> String {
+/// Describes a packet for a report of a leak: addresses, protocol and TCP flags.
+fn describe(packet: &[u8]) -> String {
     let addresses = match packet[0] >> 4 {
         4 => [16, 12].map(|at| {
             let bytes: [u8; 4] = packet[at..at + 4].try_into().expect("four bytes");
@@ -167,10 +170,10 @@ fn story(packet: &[u8]) -> String {
 }
 
 fn dropped(socket: &Socket) -> Result<u32> {
-    // SAFETY: of integers only.
+    // SAFETY: tpacket_stats consists of integers only.
     let mut stats: libc::tpacket_stats = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, and both live for the call.
+    // SAFETY: the kernel writes at most `length` bytes, and both pointers live for the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,17 +1,18 @@
-//! Others who change rules, routes, links, marks and settings of the host: a full tunnel, a firewall, an administrator.
+//! Changes by other programs to rules, routes, links, marks and settings of the host: full tunnels,
+//! firewalls, administrators.
 
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mobile_tests::{LabOptions, PATIENCE, Talk, Testbed, addr, finish_within, port, until};
+use mobile_tests::{LabOptions, LineProcess, PATIENCE, Testbed, addr, finish_within, port, until};
 
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};
 
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// As whom the server sees a new connection of a mobile process.
+/// Checks that the server sees a new connection of a mobile process at the relay's address.
 fn mobile_is_seen_as_the_relay(bed: &Testbed) -> Outcome {
     for (url, relay) in urls("/ip").iter().zip([IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)]) {
         let done = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", url]), None, PATIENCE)?;
@@ -20,7 +21,7 @@ fn mobile_is_seen_as_the_relay(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// What of the MOBILE route is in the kernel, but for the numbers that change by themselves.
+/// Returns the MOBILE route in the kernel, without numbers that change by themselves.
 fn state(bed: &Testbed) -> anyhow::Result<String> {
     let host = &bed.lab.host;
     let mut all = String::new();
@@ -36,19 +37,19 @@ fn state(bed: &Testbed) -> anyhow::Result<String> {
 }
 
 #[test]
-fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
+fn changes_to_the_device_are_undone_and_counted() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let before = state(&bed)?;
     let (four, six) = (format!("{}/32", bed.agent.address4), format!("{}/128", bed.agent.address6));
     for harm in [
         &["ip", "-4", "addr", "del", &four, "dev", "mobile0"][..],
         &["ip", "-6", "addr", "del", &six, "dev", "mobile0"],
         &["ip", "link", "set", "mobile0", "down"],
-        // The next change that is told shows it too.
+        // A changed setting is noticed with the next netlink notification.
         &["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/mobile0/rp_filter; ip link set eth0 alias seen"],
         &["sh", "-c", "echo 0 > /proc/sys/net/ipv4/conf/mobile0/src_valid_mark; ip link set eth0 alias too"],
     ] {
@@ -61,7 +62,7 @@ fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
         .map_err(|error| {
             error.context(format!("now:\n{}before:\n{before}", state(&bed).unwrap_or_default()))
         })?;
-        assert_eq!(talk.ask("still here")?, "still here");
+        assert_eq!(talk.request("still here")?, "still here");
     }
     assert_no_leak(&bed, captures)?;
     bed.expect_warning("put back");
@@ -69,22 +70,22 @@ fn what_somebody_does_to_the_device_is_undone_and_counted() -> Outcome {
 }
 
 #[test]
-fn without_its_device_the_agent_ends_with_the_reason_and_the_next_goes_on() -> Outcome {
+fn without_its_device_the_agent_ends_with_the_reason_and_the_next_agent_adopts_all() -> Outcome {
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
-    let mut shell = Talk::start(&mut bed.agent.run(&["sh"]))?;
-    assert_eq!(shell.ask("echo mobile")?, "mobile");
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
+    let mut shell = LineProcess::start(&mut bed.agent.run(&["sh"]))?;
+    assert_eq!(shell.request("echo mobile")?, "mobile");
     bed.lab.host.run(&["ip", "link", "del", "mobile0"])?;
     until("the agent to end", || bed.agent.log().contains("the host virtual device is gone"))?;
-    assert_eq!(shell.ask(&format!("curl -s -m 1 {} || echo none", urls("/ip")[0]))?, "none");
-    // As systemd does with `Restart=always`.
+    assert_eq!(shell.request(&format!("curl -s -m 1 {} || echo none", urls("/ip")[0]))?, "none");
+    // systemd would start it again because of `Restart=always`.
     let _it_has_ended = bed.agent.kill();
     bed.agent.start()?;
     bed.agent.wait_connected()?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     mobile_is_seen_as_the_relay(&bed)?;
     assert_no_leak(&bed, captures)?;
     bed.expect_warning("mobile0");
@@ -98,7 +99,8 @@ fn a_firewall_with_marks_of_its_own_and_ours_leave_each_other_alone() -> Outcome
     let bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let host = &bed.lab.host;
-    // It routes by one low bit of the mark, which it puts on all that goes to the server and keeps in the connection's mark.
+    // The firewall routes by one low bit of the mark, which it sets on packets to the server and
+    // saves in the connection's mark.
     host.ip(&[
         "rule add fwmark 0x40/0x40 priority 6000 table 600",
         "route add unreachable default table 600",
@@ -113,7 +115,8 @@ fn a_firewall_with_marks_of_its_own_and_ours_leave_each_other_alone() -> Outcome
         || finish_within(host.command("curl").args(["-s", "-m", "1", &urls("/ip")[0]]), None, PATIENCE);
     assert!(!ordinary()?.status.success(), "their rule is not in force");
     mobile_is_seen_as_the_relay(&bed)?;
-    // One that overwrites all of it takes what is ours: the rule for the persistent address is left, and the last guard.
+    // A rule that overwrites the whole mark removes the agent's bits: the rule for the persistent
+    // address and the egress program remain.
     host.feed(
         &["nft", "-f", "-"],
         "delete table inet theirs\ntable inet theirs {\n chain output {\n  type route hook output priority mangle\n  \
@@ -128,9 +131,9 @@ fn a_firewall_with_marks_of_its_own_and_ours_leave_each_other_alone() -> Outcome
 }
 
 #[test]
-fn two_programs_that_both_want_to_be_first_do_not_fight_for_ever() -> Outcome {
+fn two_programs_that_both_insist_on_the_first_rule_do_not_fight_for_ever() -> Outcome {
     let mut bed = Testbed::new()?;
-    // Each is put before the first of all.
+    // The new rule comes before all others.
     let push = || bed.lab.host.run(&["ip", "-4", "rule", "add", "not", "fwmark", "0xca6c", "table", "51820"]);
     for round in 1..=8 {
         push()?;
@@ -152,13 +155,13 @@ fn two_programs_that_both_want_to_be_first_do_not_fight_for_ever() -> Outcome {
     bed.finish()
 }
 
-/// A full tunnel to a relay that does not answer: what matters is which way packets are sent.
+/// Prepares a full tunnel to a peer that does not answer; only the route of packets matters.
 fn wg_quick(bed: &Testbed) -> anyhow::Result<impl Fn(&str) -> Outcome + use<>> {
     let host = bed.lab.host.clone();
     let keys = [host.run(&["wg", "genkey"])?, host.run(&["wg", "genkey"])?];
     let mut pubkey = host.command("wg");
     let public = finish_within(pubkey.arg("pubkey"), Some(keys[1].as_bytes()), PATIENCE)?.ok()?;
-    // wireguard-go keeps a socket of this name where all namespaces see it.
+    // All namespaces share the directory in which wireguard-go makes a socket of this name.
     let device = format!("q{}", bed.lab.name().trim_start_matches("mobile-lab-"));
     let file = bed.lab.dir().join(format!("{device}.conf"));
     fs::write(
@@ -185,25 +188,25 @@ fn wg_quick_started_after_the_agent_takes_everything_but_what_is_mobile() -> Out
     let mut bed = Testbed::new()?;
     let wg_quick = wg_quick(&bed)?;
     let [echo, _] = server(port::ECHO);
-    let mut talk = bed.mobile_talk(&["tcp", &echo])?;
-    talk.hear()?;
+    let mut talk = bed.mobile_labtool(&["tcp", &echo])?;
+    talk.next_line()?;
     let before = state(&bed)?;
     wg_quick("up")?;
     bed.agent.wait_status("our rules to go first", |status| {
         status["rules_moved"].as_u64().is_some_and(|moved| moved > 0) && status["rival_rules"] == 0
     })?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     mobile_is_seen_as_the_relay(&bed)?;
     let mut plain = bed.lab.host.command("curl");
     let plain = finish_within(plain.args(["-s", "-m", "1", &urls("/ip")[0]]), None, PATIENCE)?;
     assert!(!plain.status.success(), "an ordinary process is not in the full tunnel: {plain:?}");
-    // A handover beside it.
+    // A handover while wg-quick is active.
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(bed.lab.wlan().name)?;
     mobile_is_seen_as_the_relay(&bed)?;
     wg_quick("down")?;
     until("our rules to be back in their place", || state(&bed).is_ok_and(|now| now == before))?;
-    assert_eq!(talk.ask("still here")?, "still here");
+    assert_eq!(talk.request("still here")?, "still here");
     bed.expect_warning("our rules go before it");
     bed.finish()
 }

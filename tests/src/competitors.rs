@@ -1,8 +1,9 @@
-//! Other ways to keep a connection across a switch, set up as their manuals say, to be measured beside ours.
+//! Other means to keep a connection across a handover, set up as their manuals say, for comparison
+//! in benchmarks.
 //!
-//! A tunnel of theirs ends where ours does, at the lab's relay, which masquerades for it; MPTCP needs no relay, but a
-//! server that speaks it. Each gets the hook that a NetworkManager dispatcher would run when an uplink comes or goes,
-//! without the time NetworkManager takes for that.
+//! Competing tunnels end at the lab's relay, which masquerades for them. MPTCP needs no relay but a
+//! server that supports it. Each competitor gets the hook that a NetworkManager dispatcher would
+//! run when an uplink comes or goes, without the time that NetworkManager takes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -12,10 +13,10 @@ use anyhow::{Result, bail, ensure};
 
 use crate::binaries::program;
 use crate::lab::{Lab, addr};
+use crate::line_process::LineProcess;
 use crate::process::Process;
-use crate::pulse::{Pulse, Way};
+use crate::pulse::{Pulse, PulseMode};
 use crate::services::port;
-use crate::talk::Talk;
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 
@@ -26,50 +27,52 @@ mod tinc;
 mod vtun;
 mod wireguard;
 
-/// What a network manager tells its dispatcher.
+/// A change that a network manager reports to its dispatcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// This uplink has its address and its default route.
+    /// The uplink has its address and its default route.
     Up(UplinkName),
-    /// This uplink is gone.
+    /// The uplink is gone.
     Down(UplinkName),
 }
 
-/// One of them in one lab.
-pub trait Peer {
-    /// Starts it on the uplinks that are up, and waits until the server is reached through it.
+/// A competitor in one lab.
+pub trait Competitor {
+    /// Starts the competitor on the uplinks that are up, and waits until the server is reached
+    /// through it.
     fn start(&mut self, lab: &Lab) -> Result<()>;
 
-    /// What the dispatcher runs.
+    /// Reacts to a change as its dispatcher script would.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         Ok(())
     }
 
-    /// Its process at the relay and its process at the host, if it is a tunnel that runs; each may have children.
+    /// Returns the process ids at the relay and at the host, or `None` if no tunnel runs. Both
+    /// processes may have children.
     fn processes(&self) -> Option<[i32; 2]> {
         None
     }
 
-    /// An application that measures, connected.
-    fn pulse(&self, lab: &Lab, way: Way, numbers: u64) -> Result<Pulse> {
-        Pulse::start(&mut pulse_command(lab, way)?, numbers)
+    /// Starts an application that measures gaps through the competitor.
+    fn pulse(&self, lab: &Lab, mode: PulseMode, numbers: u64) -> Result<Pulse> {
+        Pulse::start(&mut pulse_command(lab, mode)?, numbers)
     }
 }
 
-/// What there is to know of one before it is started.
-pub struct PeerKind {
-    /// As tables name it.
+/// The static properties of a competitor.
+pub struct CompetitorKind {
+    /// The name in tables.
     pub name: &'static str,
-    /// Its packets go over TCP, as ours do.
+    /// Whether packets are carried over TCP.
     pub over_tcp: bool,
-    /// The programs it needs, each with the Debian package that has it.
+    /// The required programs, each with the Debian package that has it.
     pub tools: &'static [(&'static str, &'static str)],
-    make: fn() -> Box<dyn Peer>,
-    refusal: fn() -> Option<String>,
+    make: fn() -> Box<dyn Competitor>,
+    unavailable_reason: fn() -> Option<String>,
 }
 
-impl PeerKind {
-    /// All, and a plain connection without any help first.
+impl CompetitorKind {
+    /// Every competitor, beginning with the plain connection.
     pub const ALL: &'static [Self] = &[
         direct::KIND,
         mptcp::KIND,
@@ -81,43 +84,43 @@ impl PeerKind {
         tinc::TCP,
     ];
 
-    /// A connection with nobody's help.
+    /// A plain connection without any help.
     pub const DIRECT: &'static Self = &direct::KIND;
 
-    /// Those through which all bytes go, as through ours.
+    /// The competitors that tunnel all packets.
     pub const TUNNELS: &'static [Self] =
         &[openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND, tinc::UDP, tinc::TCP];
 
-    /// A new one.
+    /// Creates a competitor that is not started yet.
     #[must_use]
-    pub fn make(&self) -> Box<dyn Peer> {
+    pub fn make(&self) -> Box<dyn Competitor> {
         (self.make)()
     }
 
-    /// Why it cannot run on this machine, if it cannot.
+    /// Returns why the competitor cannot run on this machine, or `None` if it can.
     #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        (self.refusal)()
+    pub fn unavailable_reason(&self) -> Option<String> {
+        (self.unavailable_reason)()
     }
 }
 
-/// Nothing but its programs is needed.
-fn willing() -> Option<String> {
+/// Returns `None`: nothing but the required programs is needed.
+fn no_requirements() -> Option<String> {
     None
 }
 
-/// A tunnel in user space needs the TUN driver.
+/// Returns an error if the kernel has no TUN driver, which tunnels in user space need.
 fn needs_tun() -> Option<String> {
     (!Path::new("/dev/net/tun").exists()).then(|| "this kernel has no /dev/net/tun".to_owned())
 }
 
-fn pulse_command(lab: &Lab, way: Way) -> Result<Command> {
+fn pulse_command(lab: &Lab, mode: PulseMode) -> Result<Command> {
     let mut command = lab.host.command(program("labtool")?);
-    command.args(["pulse", way.word(), "tcp", &way.server().to_string()]);
+    command.args(["pulse", mode.name(), "tcp", &mode.server().to_string()]);
     Ok(command)
 }
 
-/// The pids of a tunnel's first two processes.
+/// Returns the process ids of a tunnel's two processes.
 fn pids(running: &[Process]) -> Option<[i32; 2]> {
     let [relay, host] = running else { return None };
     Some([relay.pid(), host.pid()])
@@ -126,14 +129,16 @@ fn pids(running: &[Process]) -> Option<[i32; 2]> {
 /// The inner addresses of every tunnel: the relay's and the host's.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 
-/// A device name that no lab running at the same time uses: wireguard-go and vtun make sockets and locks of that name
-/// outside the namespaces. The lab's name ends in a process id and a number.
+/// Returns a device name that no other running lab uses, made of the process id and the number in
+/// the lab's name.
+///
+/// wireguard-go and vtun make sockets and locks of that name, which all namespaces share.
 fn device(lab: &Lab, prefix: &str) -> String {
     let rest = lab.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
     format!("{prefix}{}", rest.replace('-', "n"))
 }
 
-/// Makes the relay's machine forward for the tunnel, as home-relay does for ours.
+/// Makes the relay's machine forward and masquerade for the tunnel, as home-relay does.
 fn make_gateway(lab: &Lab) -> Result<()> {
     lab.relay.sysctl("net/ipv4/ip_forward", "1")?;
     lab.relay.feed(
@@ -146,8 +151,8 @@ fn make_gateway(lab: &Lab) -> Result<()> {
     )
 }
 
-/// Sends what is for the server through the tunnel's device, once it is there, and waits until the server sees the
-/// relay instead of a NAT.
+/// Routes the server through the tunnel's device once it has its address, and waits until the
+/// server sees the relay's address.
 fn use_tunnel(lab: &Lab, device: &str) -> Result<()> {
     wait_for(&format!("{device} with its address"), PATIENCE, || {
         let addresses = lab.host.run(&["ip", "-o", "-4", "address", "show", "dev", device, "up"])?;
@@ -161,13 +166,13 @@ fn use_tunnel(lab: &Lab, device: &str) -> Result<()> {
     })
 }
 
-/// The address under which the server sees the host.
+/// Returns the address under which the server sees the host.
 fn seen_address(lab: &Lab) -> Result<IpAddr> {
     let mut command = lab.host.command(program("labtool")?);
-    let mut talk = Talk::start(command.args(["tcp", &format!("{}:{}", addr::SERVER4, port::WHOAMI)]))?;
-    let connected = talk.hear()?;
+    let mut talk = LineProcess::start(command.args(["tcp", &format!("{}:{}", addr::SERVER4, port::WHOAMI)]))?;
+    let connected = talk.next_line()?;
     ensure!(connected.starts_with("connected"), "{connected}");
-    let answer = talk.ask("who am I?")?;
-    let Some((address, _port)) = answer.rsplit_once(':') else { bail!("whoami said {answer:?}") };
+    let answer = talk.request("who am I?")?;
+    let Some((address, _port)) = answer.rsplit_once(':') else { bail!("whoami answered {answer:?}") };
     Ok(address.parse()?)
 }

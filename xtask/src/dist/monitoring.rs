@@ -1,5 +1,7 @@
-//! The alert rules and dashboards that the packages bring: they are about metrics that there are, and each alert is seen to
-//! fire and not to fire. Whether the dashboards show anything is seen in the lab.
+//! Tests of the alert rules and dashboards that the packages contain.
+//!
+//! They may name only existing metrics, and each alert is tested both firing and not firing. An
+//! end-to-end case tests that the dashboards show data.
 
 use std::fs;
 use std::process::Command;
@@ -12,7 +14,7 @@ fn read(folder: &str, file: &str) -> String {
     fs::read_to_string(shell::root().join(folder).join("dist").join(file)).unwrap()
 }
 
-/// What follows `key` on each line that begins with it.
+/// Returns what follows `key` on each line that begins with it.
 fn values<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
     text.lines()
         .filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(key))
@@ -44,7 +46,7 @@ fn every_alert_fires_when_it_should_and_only_then() {
 }
 
 #[test]
-fn alerts_and_dashboards_are_about_metrics_that_there_are() {
+fn alerts_and_dashboards_name_only_existing_metrics() {
     let declared: Vec<&str> = metrics::all().map(|metric| metric.name).collect();
     let mut shown = Vec::new();
     for package in &PACKAGES {

@@ -1,24 +1,24 @@
-//! Where the sockets are: the addresses that the arguments name.
+//! The arguments of the program: addresses, the device and the chosen kinds of sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use anyhow::{Context, Result, bail};
 use nix::net::if_::if_nametoindex;
 
-use crate::kind::{Family, Kind};
+use crate::kind::{Family, SocketKind};
 
-/// mDNS, as an example of a group that every network has.
+/// The mDNS groups, as an example of groups that every network has.
 const GROUP4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
 
-/// An address of each family; unspecified where the arguments name none.
+/// An address of each family, unspecified if the arguments name none.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair(Ipv4Addr, Ipv6Addr);
 
 impl Pair {
     const NONE: Self = Self(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
 
-    /// As a socket of this family takes it.
+    /// Returns the address as a socket of this family takes it.
     pub(crate) fn of(self, family: Family) -> IpAddr {
         match family {
             Family::Ipv4 => self.0.into(),
@@ -28,24 +28,24 @@ impl Pair {
     }
 }
 
-pub(crate) struct Place {
-    /// The number of the first cell.
+pub(crate) struct Config {
+    /// The number of the first socket.
     pub(crate) base: u16,
     server: Pair,
-    /// The address of ours that is bound to or named.
+    /// The local address that sockets bind to or name.
     pub(crate) source: Pair,
-    /// The address of ours on `device`.
+    /// The host's address on `device`.
     pub(crate) uplink: Pair,
-    /// A neighbour on `device`.
+    /// A link-local neighbour on `device`.
     link: Pair,
-    /// An uplink.
+    /// The name of an uplink's device.
     pub(crate) device: String,
     kinds: Option<Vec<String>>,
 }
 
-impl Place {
+impl Config {
     pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Self> {
-        let mut place = Self {
+        let mut config = Self {
             base: 20_000,
             server: Pair::NONE,
             source: Pair::NONE,
@@ -56,9 +56,9 @@ impl Place {
         };
         for arg in args {
             let (key, value) = arg.split_once('=').with_context(|| format!("{arg:?} is not KEY=VALUE"))?;
-            place.set(key, value).with_context(|| format!("{arg:?}"))?;
+            config.set(key, value).with_context(|| format!("{arg:?}"))?;
         }
-        Ok(place)
+        Ok(config)
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
@@ -83,21 +83,21 @@ impl Place {
         self.kinds.as_ref().is_none_or(|kinds| kinds.iter().any(|chosen| chosen == kind))
     }
 
-    /// The index of `device`, 0 without.
+    /// Returns the index of `device`, or 0 without one.
     pub(crate) fn device_index(&self) -> u32 {
         if_nametoindex(self.device.as_str()).unwrap_or(0)
     }
 
-    /// Where a cell sends.
-    pub(crate) fn target(&self, kind: Kind, family: Family, number: u16) -> SocketAddr {
+    /// Returns the destination of a socket.
+    pub(crate) fn target(&self, kind: SocketKind, family: Family, number: u16) -> SocketAddr {
         let pair = match kind {
-            Kind::UdpMulticast => Pair(GROUP4, GROUP6),
-            Kind::UdpLinkLocal => self.link,
+            SocketKind::UdpMulticast => Pair(GROUP4, GROUP6),
+            SocketKind::UdpLinkLocal => self.link,
             _ => self.server,
         };
         let port = if kind.is_icmp() { 0 } else { number };
         match pair.of(family) {
-            // What is on a link names the link.
+            // An address with link scope needs the device's index.
             IpAddr::V6(ip) if kind.is_one_way() && family == Family::Ipv6 => {
                 SocketAddrV6::new(ip, port, 0, self.device_index()).into()
             }

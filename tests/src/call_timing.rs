@@ -1,6 +1,8 @@
-//! A process that times system calls and commands, one order a line: for measurements that compare processes with each other.
+//! Timing of system calls and commands inside a process, for measurements that compare processes
+//! with each other.
 //!
-//! Both ends of each socket belong to one thread, and only the call itself is timed, so that no scheduler has a part in it.
+//! Both ends of each socket belong to one thread, and only the call itself is timed, so that
+//! scheduling has no part in the result.
 
 use std::fmt;
 use std::hint::black_box;
@@ -13,27 +15,27 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
-/// Calls timed for one answer.
+/// The number of calls timed for one answer.
 const CALLS: usize = 2_000;
 
-/// What a process times on loopback.
+/// The calls that a process can time, on loopback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pace {
-    /// connect() of a TCP socket to a listener.
+pub enum TimedCall {
+    /// `connect()` of a TCP socket to a listener.
     Connect,
-    /// sendto() of a small datagram.
+    /// `sendto()` of a small datagram.
     Datagram,
-    /// 64 KiB into a TCP connection, and out of it again.
+    /// Writing 64 KiB to a TCP connection and reading them at the other end.
     Bulk,
 }
 
-impl Pace {
-    /// Every one.
+impl TimedCall {
+    /// Every call that can be timed.
     pub const ALL: [Self; 3] = [Self::Connect, Self::Datagram, Self::Bulk];
 
-    /// The order for it, and its name.
+    /// Returns the name of the call, which is also the command for it.
     #[must_use]
-    pub fn word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::Datagram => "datagram",
@@ -41,8 +43,8 @@ impl Pace {
         }
     }
 
-    /// What many took.
-    fn take(self) -> Result<Took> {
+    /// Times many calls of this kind.
+    fn measure(self) -> Result<Timing> {
         match self {
             Self::Connect => connect(),
             Self::Datagram => datagram(),
@@ -51,39 +53,42 @@ impl Pace {
     }
 }
 
-/// What many calls took, in nanoseconds.
+/// The duration of many calls, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Took {
-    /// The middle one.
+pub struct Timing {
+    /// The median of all calls.
     pub median: u64,
-    /// The shortest: on a machine that does other work, what others disturb least.
+    /// The shortest call, which other work on the machine disturbs least.
     pub least: u64,
 }
 
-impl fmt::Display for Took {
+impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.median, self.least)
     }
 }
 
-impl FromStr for Took {
+impl FromStr for Timing {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (median, least) = text.split_once(' ').with_context(|| format!("{text:?} is not two figures"))?;
+        let (median, least) =
+            text.split_once(' ').with_context(|| format!("{text:?} does not have two figures"))?;
         Ok(Self { median: median.parse()?, least: least.parse()? })
     }
 }
 
-/// Answers each line of stdin with a [`Took`]: of a pace named, or of the command behind `run`, split at tabs.
+/// Answers each line of stdin with a [`Timing`].
+///
+/// A line is the name of a call, or `run` and the words of a command, separated by tabs.
 pub fn serve() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let took = match line.strip_prefix("run\t") {
             Some(argv) => command(&argv.split('\t').collect::<Vec<_>>())?,
             None => {
-                let pace = Pace::ALL.into_iter().find(|pace| pace.word() == line);
-                pace.with_context(|| format!("{line:?} is nothing to time"))?.take()?
+                let call = TimedCall::ALL.into_iter().find(|call| call.name() == line);
+                call.with_context(|| format!("{line:?} is not a call to time"))?.measure()?
             }
         };
         writeln!(std::io::stdout().lock(), "{took}")?;
@@ -91,8 +96,8 @@ pub fn serve() -> Result<()> {
     Ok(())
 }
 
-/// From the start of a command to its end.
-fn command(argv: &[&str]) -> Result<Took> {
+/// Times a command from its start to its end.
+fn command(argv: &[&str]) -> Result<Timing> {
     let (program, args) = argv.split_first().context("no command")?;
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
@@ -100,15 +105,16 @@ fn command(argv: &[&str]) -> Result<Took> {
     let status = command.status().with_context(|| format!("cannot start {program}"))?;
     let took = start.elapsed();
     ensure!(status.success(), "{argv:?}: {status}");
-    Ok(Took { median: nanoseconds(took), least: nanoseconds(took) })
+    Ok(Timing { median: nanoseconds(took), least: nanoseconds(took) })
 }
 
-fn connect() -> Result<Took> {
+fn connect() -> Result<Timing> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?.into();
     many(|| {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        // Closed by a reset: thousands of ports in TIME_WAIT would slow the next ones.
+        // Closing with a reset keeps thousands of ports out of TIME_WAIT, which would slow later
+        // calls.
         socket.set_linger(Some(Duration::ZERO))?;
         let start = Instant::now();
         socket.connect(&address)?;
@@ -118,7 +124,7 @@ fn connect() -> Result<Took> {
     })
 }
 
-fn datagram() -> Result<Took> {
+fn datagram() -> Result<Timing> {
     let (from, to) = (UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?);
     let address: SocketAddr = to.local_addr()?;
     let mut buffer = [0; 64];
@@ -131,7 +137,7 @@ fn datagram() -> Result<Took> {
     })
 }
 
-fn bulk() -> Result<Took> {
+fn bulk() -> Result<Timing> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut from = TcpStream::connect(listener.local_addr()?)?;
     let (mut to, _) = listener.accept()?;
@@ -144,13 +150,13 @@ fn bulk() -> Result<Took> {
     })
 }
 
-fn many(mut call: impl FnMut() -> Result<Duration>) -> Result<Took> {
+fn many(mut call: impl FnMut() -> Result<Duration>) -> Result<Timing> {
     let mut took = Vec::with_capacity(CALLS);
     for _ in 0..CALLS {
         took.push(call()?);
     }
     took.sort_unstable();
-    Ok(Took { median: nanoseconds(took[CALLS / 2]), least: nanoseconds(took[0]) })
+    Ok(Timing { median: nanoseconds(took[CALLS / 2]), least: nanoseconds(took[0]) })
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -162,11 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pace_takes_time_and_a_failed_command_is_no_figure() {
-        for pace in Pace::ALL {
-            let took = pace.take().unwrap();
-            assert!(0 < took.least && took.least <= took.median, "{pace:?}: {took}");
-            assert_eq!(took.to_string().parse::<Took>().unwrap(), took);
+    fn every_call_takes_time_and_a_failed_command_is_an_error() {
+        for call in TimedCall::ALL {
+            let took = call.measure().unwrap();
+            assert!(0 < took.least && took.least <= took.median, "{call:?}: {took}");
+            assert_eq!(took.to_string().parse::<Timing>().unwrap(), took);
         }
         assert!(command(&["true"]).unwrap().least > 10_000);
         assert!(command(&["false"]).is_err());

@@ -1,4 +1,4 @@
-//! VTun over TCP: the oldest of them, without a cipher.
+//! VTun over TCP, the oldest of the competitors, without encryption.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,28 +6,28 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, pids, use_tunnel};
+use super::{Change, Competitor, CompetitorKind, INNER, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_for};
 
-pub(super) const KIND: PeerKind = PeerKind {
+pub(super) const KIND: CompetitorKind = CompetitorKind {
     name: "vtun",
     over_tcp: true,
     tools: &[("vtund", "vtun")],
     make: || Box::new(Vtun { running: Vec::new(), lock: None }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 const PORT: u16 = 5000;
 
-/// Where vtund locks a session by its name; Debian makes it at boot.
+/// The directory in which vtund locks a session by its name; Debian creates it at boot.
 const LOCKS: &str = "/var/lock/vtund";
 
 struct Vtun {
-    /// Server, client.
+    /// The server, then the client.
     running: Vec<Process>,
-    /// The server's lock of the session, which a killed one leaves.
+    /// The server's lock file of the session, which a killed server leaves behind.
     lock: Option<PathBuf>,
 }
 
@@ -35,13 +35,13 @@ impl Drop for Vtun {
     fn drop(&mut self) {
         self.running.clear();
         if let Some(lock) = &self.lock {
-            // It is not there if no session was ever opened.
+            // The lock is missing if no session was ever opened.
             let _ = fs::remove_file(lock);
         }
     }
 }
 
-impl Peer for Vtun {
+impl Competitor for Vtun {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         make_gateway(lab)?;
         fs::create_dir_all(LOCKS)?;
@@ -78,8 +78,8 @@ impl Peer for Vtun {
         pids(&self.running)
     }
 
-    /// SIGHUP makes the client connect again.
+    /// Makes the client reconnect with SIGHUP.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
-        self.running.last().context("it was not started")?.signal(Signal::SIGHUP)
+        self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }
 }

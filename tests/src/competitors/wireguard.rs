@@ -1,33 +1,33 @@
-//! WireGuard in user space: wireguard-go.
+//! WireGuard in user space, by wireguard-go.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{Change, INNER, Peer, PeerKind, device, make_gateway, needs_tun, pids, use_tunnel};
+use super::{Change, Competitor, CompetitorKind, INNER, device, make_gateway, needs_tun, pids, use_tunnel};
 use crate::lab::{Lab, addr};
 use crate::ns::Ns;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_for};
 
-pub(super) const KIND: PeerKind = PeerKind {
+pub(super) const KIND: CompetitorKind = CompetitorKind {
     name: "wireguard-go",
     over_tcp: false,
     tools: &[("wireguard-go", "wireguard-go"), ("wg", "wireguard-tools")],
     make: || Box::new(WireGuard { running: Vec::new(), sockets: Vec::new(), relay_key: String::new() }),
-    refusal: needs_tun,
+    unavailable_reason: needs_tun,
 };
 
 const PORT: u16 = 51820;
 
-/// Where wireguard-go and `wg` meet, each interface with a socket of its name.
+/// The directory of the sockets through which `wg` configures wireguard-go, one for each interface.
 const SOCKETS: &str = "/var/run/wireguard";
 
 struct WireGuard {
-    /// The relay's, then the host's.
+    /// The relay's process, then the host's.
     running: Vec<Process>,
-    /// By which `wg` speaks to them; killed ones leave theirs.
+    /// The control sockets of both, which killed processes leave behind.
     sockets: Vec<PathBuf>,
     relay_key: String,
 }
@@ -36,13 +36,13 @@ impl Drop for WireGuard {
     fn drop(&mut self) {
         self.running.clear();
         for socket in &self.sockets {
-            // It is not there if wireguard-go ended by itself.
+            // The socket is missing if wireguard-go ended by itself.
             let _ = fs::remove_file(socket);
         }
     }
 }
 
-impl Peer for WireGuard {
+impl Competitor for WireGuard {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         make_gateway(lab)?;
         let secrets = [lab.relay.run(&["wg", "genkey"])?, lab.relay.run(&["wg", "genkey"])?];
@@ -70,7 +70,8 @@ impl Peer for WireGuard {
         pids(&self.running)
     }
 
-    /// It goes on sending from the address it used last; a new endpoint, even the same one, makes it forget that.
+    /// Sets the endpoint again. Otherwise wireguard-go keeps sending from the source address it
+    /// used last.
     fn hook(&mut self, lab: &Lab, _change: Change) -> Result<()> {
         let endpoint = format!("{}:{PORT}", addr::RELAY4);
         lab.host

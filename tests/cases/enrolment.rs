@@ -1,4 +1,4 @@
-//! A laptop becomes a client by an invitation, and keeps or changes its addresses.
+//! Enrolment by an invitation, and persistent addresses that the operator chooses.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,8 @@ use mobile_tests::{Agent, LabOptions, PATIENCE, Testbed, UplinkName, finish_with
 
 use crate::Outcome;
 
-/// `mobile enroll -` on the mobile host as it should not go: exit 1, nothing on stdout, nothing on the disk. Its stderr.
+/// Runs `mobile enroll -`, which must fail with exit code 1, print nothing on stdout and write no
+/// file. Returns its stderr.
 fn refused(bed: &Testbed, name: &str, invitation: &str) -> anyhow::Result<String> {
     let config = bed.lab.dir().join(name).join("agent.toml");
     let mut enroll = bed.lab.host.command(program("mobile")?);
@@ -65,12 +66,12 @@ fn a_laptop_joins_by_an_invitation_alone_and_nobody_joins_by_it_again() -> Outco
     assert_eq!(bed.relay.counter("homerelay_enrolments_total{result=\"enrolled\"}")?, 1);
     assert_eq!(bed.relay.counter("homerelay_enrolments_total{result=\"used\"}")?, 1);
 
-    // What was typed into nothing but stdin is nowhere else.
+    // The token was read from stdin only and must appear nowhere else.
     let secret = invitation.trim().trim_start_matches("mobile-invite-1-");
     for text in [bed.relay.log(), tablet.log(), std::fs::read_to_string(tablet.config())?] {
         assert!(!text.contains(secret) && !text.contains(&secret[44..60]), "{text}");
     }
-    // Revoked, it is out, and its invitation does not bring it back.
+    // A revoked client is cut off, and its used invitation does not admit it again.
     bed.relay.cli(&["revoke", "tablet"])?.ok()?;
     tablet.wait_status("the refusal", |status| status["session"] == "refused")?;
     assert_eq!(bed.relay.sessions()?.len(), 1);
@@ -80,7 +81,7 @@ fn a_laptop_joins_by_an_invitation_alone_and_nobody_joins_by_it_again() -> Outco
 }
 
 #[test]
-fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
+fn an_invalid_invitation_is_refused_with_the_reason_and_leaves_nothing() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let offline = bed.relay.invite("offline", &[])?;
     let told = refused(&bed, "down", &offline)?;
@@ -106,7 +107,7 @@ fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
         assert_eq!(bed.relay.counter(&format!("homerelay_enrolments_total{{result=\"{result}\"}}"))?, count);
     }
 
-    // Another relay in its place: it learns no token.
+    // A relay with another key takes its place and must not learn the token.
     bed.relay.stop()?;
     std::fs::remove_file(bed.relay.config().with_extension("key"))?;
     let other = bed.lab.dir().join("other.key").display().to_string();
@@ -117,14 +118,14 @@ fn an_invitation_that_is_no_good_says_why_and_leaves_nothing() -> Outcome {
     let told = refused(&bed, "imposter", &offline)?;
     assert!(told.contains("not the relay of the invitation"), "{told}");
     assert_eq!(bed.relay.counter("homerelay_handshakes_total{result=\"enrolment\"}")?, 0);
-    // The agent was connected when the relay was stopped.
+    // The agent was connected when the relay stopped.
     bed.expect_warning("the peer is stopping");
     bed.expect_warning("Connection refused");
     bed.finish()
 }
 
 #[test]
-fn a_qr_code_is_for_the_eyes_and_the_line_for_the_pipe() -> Outcome {
+fn a_qr_code_goes_to_the_terminal_and_the_line_to_the_pipe() -> Outcome {
     let bed = Testbed::installed(&LabOptions::default())?;
     let endpoint = ["--endpoint", "relay.example.org:443"];
     let shown = bed.relay.cli(&[&["invite", "phone", "--qr"][..], &endpoint].concat())?;
@@ -155,7 +156,7 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
         let refused = bed.relay.cli(&["invite", "b", "--endpoint", "x:1", "--ipv4", address])?;
         assert!(refused.code() == 1 && refused.stderr.contains(word), "{address}: {}", refused.stderr);
     }
-    // Four are left: three of them, and one by choice.
+    // Four addresses are left: three to assign, and one chosen by hand.
     let chosen = bed.relay.invite("chosen", &["--ipv4", "100.77.0.6"])?;
     for name in ["a", "b", "c"] {
         bed.relay.invite(name, &[])?;
@@ -168,7 +169,7 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
     let other = Agent::enroll_in(&bed.lab, &elsewhere, "chosen", &bed.relay, &chosen)?;
     assert_eq!(IpAddr::V4(other.address4), "100.77.0.6".parse::<IpAddr>()?);
 
-    // Another pool: said for each of them.
+    // With another pool, each client that does not fit is named.
     bed.relay.stop()?;
     bed.relay.configure("pool", "ipv4", "100.78.0.0/24")?;
     bed.relay.start()?;
@@ -181,7 +182,7 @@ fn addresses_the_operator_chooses_reach_a_running_client() -> Outcome {
         status["session"] == "connected" && status["addresses"].to_string().contains("100.78.0.")
     })?;
     bed.expect_warning("exhausted");
-    // The address that the laptop left is given to others last.
+    // The address that the laptop left is assigned last.
     bed.expect_warning("[pool] has no unused address left");
     bed.expect_warning("[pool] changed");
     bed.expect_warning("relay");
