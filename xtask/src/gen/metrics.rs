@@ -47,20 +47,51 @@ pub(crate) fn all() -> impl Iterator<Item = Metric> {
     PROGRAMS.iter().flat_map(|(_, metrics)| metrics.iter().copied())
 }
 
+/// The column at which the page's prose wraps.
+const WIDTH: usize = 100;
+
 fn page() -> String {
     let mut text = HEAD.to_owned();
     for (program, metrics) in PROGRAMS {
         text.push_str(&format!(
-            "\n## `{program}`\n\n| name | kind | labels | |\n| --- | --- | --- | --- |\n"
+            "\n## `{program}`\n\n| name | kind | labels | meaning |\n| --- | --- | --- | --- |\n"
         ));
+        let mut details = String::new();
         for Metric { name, kind, labels, help } in metrics {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-            let cells = [format!("`{name}`"), kind.word().to_owned(), labels.join(", "), (*help).to_owned()];
+            let (summary, detail) = split_help(help);
+            let cells = [format!("`{name}`"), kind.word().to_owned(), labels.join(", "), summary.to_owned()];
             let cells = cells.map(|cell| if cell.is_empty() { " ".to_owned() } else { format!(" {cell} ") });
             text.push_str(&format!("|{}|\n", cells.join("|")));
+            if !detail.is_empty() {
+                details.push_str(&list_item(&format!("`{name}`: {detail}")));
+            }
         }
+        text.push_str(&format!("\n### Label values of `{program}`\n\n{details}"));
     }
     text
+}
+
+/// Splits a help text into its first sentence and the rest, which explains the values of labels.
+fn split_help(help: &str) -> (&str, &str) {
+    let (summary, detail) = help.split_once(". ").unwrap_or((help, ""));
+    (summary.trim_end_matches('.'), detail)
+}
+
+/// Formats `text` as an item of a Markdown list, wrapped at [`WIDTH`] columns.
+fn list_item(text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = "-".to_owned();
+    for word in text.split(' ') {
+        if line.chars().count() + 1 + word.chars().count() > WIDTH {
+            lines.push_str(&line);
+            lines.push('\n');
+            line = " ".to_owned();
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    lines + &line + "\n"
 }
 
 #[cfg(test)]
@@ -81,7 +112,7 @@ mod tests {
         for Metric { name, kind, help, .. } in all() {
             assert!(name.starts_with("mobile_") || name.starts_with("homerelay_"), "{name}");
             assert_eq!(name.ends_with("_total"), kind == Kind::Counter, "{name}");
-            // It stands in a cell of a table, and in one line of a scrape.
+            // The page puts the first sentence into a cell of a table; a scrape needs one line.
             assert!(help.ends_with('.') && !help.contains(['|', '\n']), "{name}: {help}");
         }
         names.sort_unstable();
