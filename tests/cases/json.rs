@@ -1,4 +1,4 @@
-//! docs/use/json.md is what the programs print: these fields, of these types, and no others.
+//! docs/json.md is what the programs print: these fields, of these types, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 

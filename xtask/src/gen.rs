@@ -1,5 +1,5 @@
 //! `cargo xtask gen`: man pages, and completions for bash, zsh and fish, made from the command lines themselves, so that
-//! they cannot say anything else; and docs/use/metrics.md, from the metrics themselves.
+//! they cannot say anything else; and docs/metrics.md, from the metrics themselves.
 
 pub(crate) mod metrics;
 

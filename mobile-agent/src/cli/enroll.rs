@@ -174,7 +174,7 @@ fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
 fn text(invitation: &Invitation) -> String {
     let Invitation { endpoint, relay, .. } = invitation;
     format!(
-        "# Written by `mobile enroll`. docs/use/agent.md has the other settings.\n\n\
+        "# Written by `mobile enroll`. docs/operating.md has the other settings.\n\n\
          [relay]\nendpoint = \"{endpoint}\"\npublic_key = \"{relay}\"\n\n\
          [identity]\n# Beside this file.\nprivate_key_file = \"agent.key\"\n"
     )

@@ -1,4 +1,4 @@
-//! Every metric of the agent. Nothing but declarations here: `cargo xtask gen` makes docs/use/metrics.md of this very file.
+//! Every metric of the agent. Nothing but declarations here: `cargo xtask gen` makes docs/metrics.md of this very file.
 
 mobile_io::declare_metrics! {
     BUILD_INFO: Gauge "mobile_build_info" ["version"]

@@ -1,6 +1,6 @@
 //! The oldest kernel that works, by the kernel's history: the test looks up when each thing that the programs use came.
 //!
-//! docs/use/kernels.md has the same with the kernel's commits.
+//! docs/operating.md, "Which kernels", has the same with the kernel's commits.
 
 /// The first with all that is needed. What came last is no helper: SO_NETNS_COOKIE, by which the agent tells the programs
 /// which network namespace is theirs.

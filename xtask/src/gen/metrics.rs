@@ -1,4 +1,4 @@
-//! docs/use/metrics.md, of what the programs declare.
+//! docs/metrics.md, of what the programs declare.
 
 use std::fs;
 
