@@ -112,15 +112,19 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
 
 /// Returns the text before a section of the document, the section, and the text after it.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
-    let (before, rest) =
-        text.split_once(begin).with_context(|| format!("docs/understand/security.md has no {}", begin.trim()))?;
-    let (inside, after) = rest.split_once(END).context("docs/understand/security.md has no end of the tables")?;
+    let (before, rest) = text
+        .split_once(begin)
+        .with_context(|| format!("docs/understand/security.md has no {}", begin.trim()))?;
+    let (inside, after) =
+        rest.split_once(END).context("docs/understand/security.md has no end of the tables")?;
     Ok((before, inside, after))
 }
 
 fn document() -> PathBuf {
-    std::env::var_os("MATRIX_DOCUMENT")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/understand/security.md"), PathBuf::from)
+    std::env::var_os("MATRIX_DOCUMENT").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/understand/security.md"),
+        PathBuf::from,
+    )
 }
 
 fn asked_for(what: &str) -> bool {
