@@ -15,7 +15,7 @@ mod protocol;
 #[path = "../../mobile-agent/src/status.rs"]
 mod status;
 
-use protocol::{Reply, Change, Connection, Process, Request, Traffic};
+use protocol::{Change, Connection, Process, Reply, Request, Traffic};
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let request = parse::<Request>(data);

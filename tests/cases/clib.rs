@@ -1,4 +1,4 @@
-//! The paper's C interface: installed as docs/operating.md says, compiled against and used.
+//! The paper's C interface: installed as docs/use/c-interface.md says, compiled against and used.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -86,10 +86,7 @@ fn open_lets_new_connections_go_directly_while_there_is_no_session_and_old_ones_
     shell.expect_seen(direct(&bed))?;
     assert_eq!((bed.agent.counter(OPENED)?, bed.agent.counter("mobile_open")?), (1, 1));
     let said = bed.agent.cli(&["status"])?.ok()?;
-    assert!(
-        said.contains("on failure open: new connections of mobile processes go direct until"),
-        "{said}"
-    );
+    assert!(said.contains("on failure open: new connections of mobile processes go direct until"), "{said}");
     let said = bed.agent.cli(&["explain", &addr::SERVER4.to_string()])?.ok()?;
     assert!(said.contains("on_failure is \"open\"") && said.contains("as every new connection"), "{said}");
     let said = bed.agent.cli(&["check"])?.stdout;

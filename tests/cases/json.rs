@@ -1,4 +1,4 @@
-//! docs/json.md documents what the programs print: these fields, of these types, and no others.
+//! docs/use/json.md documents what the programs print: these fields, of these types, and no others.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -33,7 +33,7 @@ fn page(ns: &Ns, listen: &str, path: &str) -> Result<(String, String)> {
     Ok((body.to_owned(), status.to_owned()))
 }
 
-/// Returns the metrics with this prefix that docs/metrics.md has.
+/// Returns the metrics with this prefix that docs/use/metrics.md has.
 fn documented(prefix: &str) -> BTreeSet<&'static str> {
     let names = include_str!("../../docs/use/metrics.md").lines().filter_map(|line| line.strip_prefix("| `"));
     names.filter_map(|line| line.split('`').next()).filter(|name| name.starts_with(prefix)).collect()

@@ -178,7 +178,9 @@ fn without_its_device_the_relay_ends_with_the_reason_and_the_next_relay_adopts_a
     let mut bed = Testbed::new()?;
     let mut talks = talks(&bed)?;
     bed.lab.relay.run(&["ip", "link", "del", "home0"])?;
-    until("the relay to end", || bed.relay.log().contains("device home0 is gone: another program removed it"))?;
+    until("the relay to end", || {
+        bed.relay.log().contains("device home0 is gone: another program removed it")
+    })?;
     // systemd would start it again because of `Restart=always`.
     let _it_has_ended = bed.relay.kill();
     bed.relay.start()?;

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Measures development builds, which build quickly: to try a benchmark, not for figures
     #[arg(long, global = true)]
     unoptimised: bool,
-    /// Writes the medians as plots to docs/plots
+    /// Writes the medians as plots to docs/measure/plots
     #[arg(long, global = true)]
     plot: bool,
     #[command(subcommand)]

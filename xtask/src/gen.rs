@@ -1,5 +1,5 @@
 //! `cargo xtask gen`: generates man pages and shell completions from the command lines'
-//! definitions, and docs/metrics.md from the metrics' declarations.
+//! definitions, and docs/use/metrics.md from the metrics' declarations.
 
 pub(crate) mod metrics;
 

@@ -1,4 +1,4 @@
-//! The tables of the socket matrix in docs/security.md.
+//! The tables of the socket matrix in docs/understand/security.md.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -25,7 +25,7 @@ impl Goal {
     }
 }
 
-/// Returns the goals as a Markdown table for docs/benchmarks.md, without those that were not
+/// Returns the goals as a Markdown table for docs/measure/benchmarks.md, without those that were not
 /// measured.
 pub(crate) fn markdown(goals: &[Goal]) -> String {
     let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();

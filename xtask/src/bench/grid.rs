@@ -1,5 +1,5 @@
 //! Repeated measurements of every contestant in several columns, and their tables as Markdown for
-//! docs/benchmarks.md.
+//! docs/measure/benchmarks.md.
 
 use anyhow::Result;
 use mobile_tests::competitors::CompetitorKind;

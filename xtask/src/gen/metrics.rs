@@ -60,7 +60,8 @@ fn page() -> String {
         for Metric { name, kind, labels, help } in metrics {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
             let (summary, detail) = split_help(help);
-            let cells = [format!("`{name}`"), kind.as_str().to_owned(), labels.join(", "), summary.to_owned()];
+            let cells =
+                [format!("`{name}`"), kind.as_str().to_owned(), labels.join(", "), summary.to_owned()];
             let cells = cells.map(|cell| if cell.is_empty() { " ".to_owned() } else { format!(" {cell} ") });
             text.push_str(&format!("|{}|\n", cells.join("|")));
             if !detail.is_empty() {

@@ -53,7 +53,7 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
         copy(path, &inside(&root, path))?;
     }
     // The socket matrix compares its result with this file.
-    copy(&shell::root().join("docs/security.md"), &root.join("mobile/security.md"))?;
+    copy(&shell::root().join("docs/understand/security.md"), &root.join("mobile/security.md"))?;
     let mut libraries = BTreeSet::new();
     let busybox = find("busybox")?;
     copy(&busybox, &root.join("usr/bin/busybox"))?;

@@ -1,4 +1,4 @@
-//! Prints the results of the handover benchmark as Markdown for docs/benchmarks.md.
+//! Prints the results of the handover benchmark as Markdown for docs/measure/benchmarks.md.
 
 use mobile_tests::pulse::PulseMode;
 

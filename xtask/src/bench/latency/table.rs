@@ -1,4 +1,4 @@
-//! Prints the results of the latency benchmark as Markdown for docs/benchmarks.md.
+//! Prints the results of the latency benchmark as Markdown for docs/measure/benchmarks.md.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The tables of this benchmark as Markdown for docs/benchmarks.md.
+//! The tables of this benchmark as Markdown for docs/measure/benchmarks.md.
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
