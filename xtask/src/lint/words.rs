@@ -25,8 +25,7 @@ impl Count {
     }
 
     fn of_words<'a>(what: &'static str, bound: usize, pages: impl Iterator<Item = &'a File>) -> Self {
-        let lengths: Vec<(usize, &str)> =
-            pages.map(|page| (page.text.split_whitespace().count(), page.name.as_str())).collect();
+        let lengths: Vec<(usize, &str)> = pages.map(|page| (words(&page.text), page.name.as_str())).collect();
         Self {
             what,
             bound,
@@ -38,6 +37,11 @@ impl Count {
     fn is_exceeded(&self) -> bool {
         self.number > self.bound
     }
+}
+
+/// Returns the number of words: a pipe between cells or a dash is none.
+fn words(text: &str) -> usize {
+    text.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count()
 }
 
 /// Prints every count with its bound, and the places of those that exceed it.
@@ -170,7 +174,7 @@ fn begins_with_pronoun(text: &str) -> bool {
 fn long_cells(page: &File) -> Vec<String> {
     let lines = page.text.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
     lines
-        .flat_map(|(at, line)| line.split('|').map(move |cell| (at, cell.split_whitespace().count())))
+        .flat_map(|(at, line)| line.split('|').map(move |cell| (at, words(cell))))
         .filter(|(_, words)| *words > bounds::CELL_WORDS)
         .map(|(at, words)| format!("{}:{}: {words} words", page.name, at + 1))
         .collect()
