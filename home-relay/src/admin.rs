@@ -82,7 +82,7 @@ pub(crate) enum AdminReply {
     Revoked(ListedClient),
     /// All clients and all redeemable invitations.
     Clients(Vec<ListedClient>),
-    /// All running sessions.
+    /// The clients that have a session now.
     Sessions(Vec<SessionInfo>),
     /// The outcome of the reload.
     Reloaded(Reloaded),
@@ -91,7 +91,7 @@ pub(crate) enum AdminReply {
     Reconciled(Vec<String>),
     /// The port forward that was added or deleted.
     Forward(Forward),
-    /// All port forwards.
+    /// The port forwards of every client.
     Forwards(Vec<Forward>),
     /// The request failed; the text gives the reason.
     Error(String),

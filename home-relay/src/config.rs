@@ -46,7 +46,7 @@ pub(crate) struct Config {
     pub(crate) state: State,
 }
 
-/// The section `[listen]`.
+/// Settings of the section `[listen]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
@@ -67,9 +67,9 @@ pub(crate) enum Tracking {
     /// may match on connection state.
     #[default]
     Auto,
-    /// Always tracks connections.
+    /// Tracks connections to the port, as the kernel does by itself.
     On,
-    /// Never tracks connections.
+    /// Does not track connections to the port.
     Off,
 }
 
@@ -82,7 +82,7 @@ impl Listen {
     }
 }
 
-/// The section `[identity]`.
+/// Settings of the section `[identity]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
@@ -90,7 +90,7 @@ pub(crate) struct Identity {
     pub(crate) private_key_file: PathBuf,
 }
 
-/// The section `[pool]`.
+/// Settings of the section `[pool]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pool {
@@ -98,7 +98,7 @@ pub(crate) struct Pool {
     pub(crate) ipv6: Option<Ipv6Net>,
 }
 
-/// The section `[tunnel]`.
+/// Settings of the section `[tunnel]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
@@ -128,7 +128,7 @@ impl Default for Tunnel {
     }
 }
 
-/// The section `[nat]`.
+/// Settings of the section `[nat]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Nat {
@@ -151,7 +151,7 @@ pub(crate) enum Transit {
     Auto,
     /// Leaves packets to the host's own rules.
     Accept,
-    /// Always drops packets.
+    /// Drops packets, whoever turned forwarding on.
     Drop,
 }
 
@@ -173,7 +173,7 @@ impl Default for Nat {
     }
 }
 
-/// The section `[clients]`.
+/// Settings of the section `[clients]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Clients {
@@ -210,7 +210,7 @@ pub(crate) enum Inbound {
     Forwards,
 }
 
-/// The section `[dns]`.
+/// Settings of the section `[dns]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Dns {
@@ -292,7 +292,7 @@ impl Limits {
     }
 }
 
-/// The section `[admin]`.
+/// Settings of the section `[admin]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Admin {
@@ -308,7 +308,7 @@ impl Default for Admin {
     }
 }
 
-/// The section `[metrics]`.
+/// Settings of the section `[metrics]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
@@ -318,7 +318,7 @@ pub(crate) struct Metrics {
     pub(crate) hosts: Vec<String>,
 }
 
-/// The section `[state]`.
+/// Settings of the section `[state]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {

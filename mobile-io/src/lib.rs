@@ -2,10 +2,10 @@
 //! network and files.
 //!
 //! The protocol itself, `mobile-proto`, has neither sockets nor a clock. This crate runs it: the
-//! [`driver`] connects a session to TLS connections, to a TUN device and to the time. The crate also
-//! holds what both programs need from their host, such as netlink, configuration and logging. It
-//! makes no policy decisions: the agent and the relay decide which uplink to use, which client to
-//! serve and what to route.
+//! [`driver`] connects a session to TLS connections, to a TUN device and to the time. The crate
+//! also holds what both programs need from their host, such as netlink, configuration and logging.
+//! It makes no policy decisions: the agent and the relay decide which uplink to use, which client
+//! to serve and what to route.
 //!
 //! # Modules by subject
 //!
@@ -25,8 +25,8 @@
 //! - [`netlink`] reads, changes and watches devices, addresses, routes and policy routing rules;
 //!   [`netlink::netfilter`] does so for tracked connections. Start here to see what the programs
 //!   change on a host.
-//! - [`nft`] runs the `nft` program, [`sysctl`] accesses /proc/sys, and [`netns`] identifies network
-//!   namespaces.
+//! - [`nft`] runs the `nft` program, [`sysctl`] accesses /proc/sys, and [`netns`] identifies
+//!   network namespaces.
 //!
 //! **Running as a service**:
 //!
@@ -35,9 +35,10 @@
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
 //! - [`confine`] drops the rights that a started daemon does not need.
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
-//! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with side
-//!   effects in separate namespaces.
-//! - [`allocator`], [`descriptors`], [`ownership`] and [`text`] are small helpers for the same task.
+//! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
+//!   side effects in separate namespaces.
+//! - [`allocator`], [`descriptors`], [`ownership`] and [`text`] are small helpers for the same
+//!   task.
 //!
 //! # How the parts fit
 //!

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Identifies a session.
+/// Identifies a session at the relay.
 ///
 /// The client chooses it at random when its agent starts. So a relay can distinguish an agent that
 /// lost its path from one that was restarted.

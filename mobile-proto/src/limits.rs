@@ -51,8 +51,8 @@ pub struct Limits {
     /// Maximum number of paths of a session. Default: 16.
     pub max_paths: usize,
     /// Whether inner packets may be compressed, in both directions, if the peer wants it too. The
-    /// length of records then reveals something about their content: see docs/understand/security.md. Default:
-    /// false.
+    /// length of records then reveals something about their content: see
+    /// docs/understand/security.md. Default: false.
     pub compression: bool,
 }
 

@@ -74,7 +74,8 @@ fn dependencies() -> Result<()> {
     for manifest in MANIFESTS {
         shell::run(deny(manifest).args(["licenses", "bans", "sources"]))?;
     }
-    // The advisory database is fetched from its home; a machine without a way there still lints the rest.
+    // The advisory database is fetched from its home; a machine without a way there still lints the
+    // rest.
     if shell::output(shell::cargo().args(["deny", "fetch", "db"])).is_err() {
         step("dependencies: advisories skipped, the advisory database cannot be reached");
         return Ok(());

@@ -34,27 +34,48 @@ pub(crate) struct Policy {
 #[derive(Debug)]
 pub(crate) struct SharedPolicy {
     version: AtomicU64,
-    current: RwLock<Policy>,
+    current: RwLock<CurrentPolicy>,
+}
+
+/// A policy and the ranges of its reach, which the filters of all clients share: a copy in each
+/// session would cost 2 KiB.
+#[derive(Debug, Clone)]
+struct CurrentPolicy {
+    policy: Arc<Policy>,
+    /// The ranges within reach; `None` if every destination is.
+    ranges: Arc<Option<Ranges>>,
+}
+
+impl From<Policy> for CurrentPolicy {
+    fn from(policy: Policy) -> Self {
+        let ranges = policy.reach.ranges_without(&policy.local);
+        Self { policy: Arc::new(policy), ranges: Arc::new(ranges) }
+    }
 }
 
 impl SharedPolicy {
     /// Creates the shared policy with an initial policy.
     pub(crate) fn new(policy: Policy) -> Self {
-        Self { version: AtomicU64::new(1), current: RwLock::new(policy) }
+        Self { version: AtomicU64::new(1), current: RwLock::new(policy.into()) }
     }
 
     /// Changes the policy; every filter adopts it with its next packet.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Policy)) {
-        change(&mut self.current.write().unwrap_or_else(PoisonError::into_inner));
+        {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            let mut policy = Policy::clone(&current.policy);
+            change(&mut policy);
+            *current = policy.into();
+        }
         self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Returns whether the policy already has these addresses and networks as this host's own.
     pub(crate) fn has_local(&self, local: &[IpNet]) -> bool {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).local == local
+        self.current().policy.local == local
     }
 
-    fn current(&self) -> Policy {
+    fn current(&self) -> CurrentPolicy {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -69,43 +90,27 @@ pub(crate) struct SourceFilter {
     pools: Pools,
     shared_policy: Arc<SharedPolicy>,
     own: OwnReach,
-    /// The version of the policy from which the following fields were derived; 0 before the first
-    /// packet.
+    /// The version of `current`.
     version: u64,
-    isolate: bool,
-    /// The ranges within reach; `None` if every destination is.
-    ranges: Option<Ranges>,
-    resolvers: Vec<IpAddr>,
-    inbound_datagrams: bool,
+    /// The shared policy; for a client with a reach of its own, with the ranges of that reach.
+    current: CurrentPolicy,
 }
 
 impl SourceFilter {
     /// Creates the filter of the client that holds `lease`; `own` is the client's own reach, if
     /// any.
     pub(crate) fn new(lease: Lease, pools: Pools, shared_policy: Arc<SharedPolicy>, own: OwnReach) -> Self {
-        let (ranges, resolvers) = (None, Vec::new());
-        Self {
-            lease,
-            pools,
-            shared_policy,
-            own,
-            version: 0,
-            isolate: true,
-            ranges,
-            resolvers,
-            inbound_datagrams: false,
-        }
+        let current = shared_policy.current();
+        // No policy has version 0, so the first packet makes the filter adopt the client's own reach.
+        Self { lease, pools, shared_policy, own, version: 0, current }
     }
 
     fn adopt_policy(&mut self, version: u64) {
-        let policy = self.shared_policy.current();
-        let own = self.own.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.version = version;
-        self.isolate = policy.isolate;
-        let reach = own.unwrap_or(policy.reach);
-        self.ranges = reach.ranges_without(&policy.local);
-        self.resolvers = policy.resolvers;
-        self.inbound_datagrams = policy.inbound_datagrams;
+        self.current = self.shared_policy.current();
+        if let Some(own) = &*self.own.read().unwrap_or_else(PoisonError::into_inner) {
+            self.current.ranges = Arc::new(own.ranges_without(&self.current.policy.local));
+        }
     }
 
     /// Returns whether the packet may be forwarded, or the reason to drop it.
@@ -125,7 +130,7 @@ impl SourceFilter {
         if self.pools.contains(header.dst) {
             // The device's own address answers pings. The nftables rules decide what else clients
             // reach there, since they know which connections the relay's host began.
-            return if self.isolate && !self.pools.is_own(header.dst) {
+            return if self.current.policy.isolate && !self.pools.is_own(header.dst) {
                 Err(DropReason::Isolation)
             } else {
                 Ok(())
@@ -134,7 +139,7 @@ impl SourceFilter {
         if !is_forwardable(header.dst) {
             return Err(DropReason::Destination);
         }
-        match &self.ranges {
+        match &*self.current.ranges {
             Some(ranges) if !ranges.contains(header.dst) && !self.is_excepted(packet, header.dst) => {
                 Err(DropReason::Reach)
             }
@@ -148,13 +153,16 @@ impl SourceFilter {
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
-        if matches!(protocol, TCP | UDP) && to_port(DNS) && self.resolvers.contains(&destination) {
+        if matches!(protocol, TCP | UDP)
+            && to_port(DNS)
+            && self.current.policy.resolvers.contains(&destination)
+        {
             return true;
         }
         match protocol {
             // Pass every segment of a connection but the first.
             TCP => payload.get(13).is_some_and(|flags| flags & (SYN | ACK) != SYN),
-            UDP => self.inbound_datagrams,
+            UDP => self.current.policy.inbound_datagrams,
             // RFC 792: echo reply, and errors.
             ICMP => payload.first().is_some_and(|kind| matches!(kind, 0 | 3 | 11 | 12)),
             // RFC 4443: errors, and echo reply.

@@ -1,4 +1,5 @@
-//! The rights that the running agent keeps. See docs/understand/security.md, "Privileges", for the reasons.
+//! The rights that the running agent keeps. See docs/understand/security.md, "Privileges", for the
+//! reasons.
 //!
 //! The process helper (`processes`) does all work that inspects other processes.
 

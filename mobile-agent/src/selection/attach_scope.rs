@@ -1,7 +1,7 @@
 //! The programs that run for packets, and the cgroup that they are attached to.
 //!
-//! The programs of [`program::SOCKET_CALLS`] run for socket calls of every process. Those here run for
-//! packets, and ordinary processes should not pay for them, so they are attached to the mobile
+//! The programs of [`program::SOCKET_CALLS`] run for socket calls of every process. Those here run
+//! for packets, and ordinary processes should not pay for them, so they are attached to the mobile
 //! cgroup as long as that is enough ([`AttachScope::MobileOnly`]). It is not enough for a process
 //! that becomes mobile later, because its sockets belong to the cgroup it came from, nor for
 //! systemd's slice, which is a cgroup of its own. For these the programs are attached to the root

@@ -46,7 +46,7 @@ pub(super) enum Failure {
         /// The kernel's error message, if there was one.
         detail: Option<String>,
     },
-    /// The socket failed.
+    /// The netlink socket itself failed.
     Socket(String),
 }
 

@@ -58,7 +58,7 @@ impl Encoder {
 }
 
 impl Decoder {
-    /// Creates a decoder.
+    /// Creates a decoder for a new stream.
     ///
     /// # Errors
     /// Without memory.

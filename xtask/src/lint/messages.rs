@@ -105,7 +105,8 @@ impl Messages {
         }
     }
 
-    /// Adds what an error is made of: a string, `format!`, a conversion of one, or a closure that returns one.
+    /// Adds what an error is made of: a string, `format!`, a conversion of one, or a closure that
+    /// returns one.
     fn add_error(&mut self, expression: &Expr) {
         match expression {
             Expr::Lit(literal) => {

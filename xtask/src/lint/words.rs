@@ -105,7 +105,11 @@ fn count() -> Result<Vec<Count>> {
                 .flat_map(long_cells)
                 .collect(),
         ),
-        Count::of_places("retired names", 0, sources.iter().chain(&pages).flat_map(retired).collect()),
+        Count::of_places(
+            "retired names",
+            0,
+            sources.iter().chain(pages.iter().filter(is_current)).flat_map(retired).collect(),
+        ),
         Count::of_words(
             "words in README.md",
             bounds::README_WORDS,
@@ -119,7 +123,7 @@ fn count() -> Result<Vec<Count>> {
         Count::of_words(
             "words in docs without decisions and reports",
             bounds::DOCS_WORDS,
-            pages.iter().filter(|page| page.name.starts_with("docs/")).filter(prose),
+            pages.iter().filter(|page| page.name.starts_with("docs/")).filter(is_current),
         ),
     ])
 }
