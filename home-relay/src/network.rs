@@ -480,7 +480,7 @@ pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
         Ok(connections) => {
-            info!(connections, "deleted tracked connections of addresses that changed their holder")
+            info!(connections, "deleted tracked connections of addresses that changed their holder");
         }
         Err(error) => warn!(
             "cannot delete the tracked connections of former clients, which time out within days: {error}; \

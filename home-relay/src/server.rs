@@ -208,7 +208,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
             || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
     };
     delete_in_background(move || {
-        network::delete_connections_where(|connection| connection.involves(&is_freed))
+        network::delete_connections_where(|connection| connection.involves(&is_freed));
     })
     .await;
     let metrics = Arc::new(Metrics::new()?);

@@ -63,7 +63,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Reload => info!(uid, pid, "admin request: reload"),
                     Request::Forward(forward) => info!(uid, pid, "admin request: forward add: {forward}"),
                     Request::Unforward { protocol, port } => {
-                        info!(uid, pid, %protocol, port, "admin request: forward del")
+                        info!(uid, pid, %protocol, port, "admin request: forward del");
                     }
                     Request::Clients | Request::Sessions | Request::Forwards | Request::Reconcile => {
                         debug!(uid, pid, ?request, "admin request");

@@ -66,7 +66,7 @@ fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
         match forwarding {
             Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
                 Ok(settings) => {
-                    settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0"))
+                    settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0"));
                 }
                 Err(error) => failures.push(format!("{error:#}")),
             },

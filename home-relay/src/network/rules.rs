@@ -105,7 +105,7 @@ impl Ruleset {
             // After connection tracking, before destination NAT, and so before the entry is
             // confirmed.
             "filter hook prerouting priority mangle",
-            &self.from_clients_rules(&groups),
+            &self.rules_for_client_packets(&groups),
         );
     }
 
@@ -207,7 +207,7 @@ impl Ruleset {
     }
 
     /// Returns the rules for packets that clients send.
-    fn from_clients_rules(&self, groups: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
+    fn rules_for_client_packets(&self, groups: &[(&Reach, Vec<IpAddr>)]) -> Vec<String> {
         let device = &self.device;
         let mut rules = vec![
             format!("iifname != \"{device}\" accept"),

@@ -73,7 +73,8 @@ impl PacketIo for ClientIo {
         let Self { filter, coalescing, device, metrics, .. } = self;
         match filter.check(packet.bytes) {
             Ok(()) => {
-                coalescing.send(packet, &mut |packet, made| write_to_device(&**device, metrics, packet, made))
+                coalescing
+                    .send(packet, &mut |packet, made| write_to_device(&**device, metrics, packet, made));
             }
             Err(reason) => metrics.dropped(reason, 1),
         }
