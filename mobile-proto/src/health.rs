@@ -138,7 +138,7 @@ impl Health {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
     }
 
-    /// Records that bytes of the peer arrived. Returns whether the path is no longer unresponsive.
+    /// Records that bytes of the peer arrived. Returns whether an unresponsive path has recovered.
     pub(crate) fn on_bytes_received(&mut self, now: Instant) -> bool {
         self.silent_since = Some(now);
         if self.latest_sample.is_none() {
@@ -147,8 +147,8 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Silent).is_some()
     }
 
-    /// Records that something that was sent got its answer. Returns whether the path is no longer
-    /// unresponsive.
+    /// Records that something that was sent got its answer. Returns whether an unresponsive path has
+    /// recovered.
     pub(crate) fn on_progress(&mut self, now: Instant) -> bool {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
         self.probe = None;
@@ -167,7 +167,7 @@ impl Health {
         true
     }
 
-    /// Takes a sample of the transport. Returns whether the path is no longer unresponsive.
+    /// Takes a sample of the transport. Returns whether an unresponsive path has recovered.
     pub(crate) fn on_sample(&mut self, now: Instant, sample: TransportSample) -> bool {
         let before = self.latest_sample.as_ref().map(|(_, before)| before.delivered);
         let last_ack = now.checked_sub(sample.last_ack).unwrap_or(now);

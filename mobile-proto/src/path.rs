@@ -137,7 +137,7 @@ impl Path {
         matches!(self.state, PathState::Closing | PathState::Failed)
     }
 
-    /// Records received bytes. Returns whether the path is no longer unresponsive.
+    /// Records received bytes. Returns whether an unresponsive path has recovered.
     pub(crate) fn on_bytes_received(&mut self, now: Instant, bytes: usize) -> bool {
         self.stats.rx_bytes += bytes as u64;
         self.stats.last_heard = Some(now);
