@@ -61,8 +61,8 @@ fn escape(text: &str, hidden: impl Fn(char) -> bool, mut put: impl FnMut(&mut St
 
 /// Returns whether a terminal executes or hides a character instead of showing it.
 ///
-/// Hidden characters are controls (C0, DEL, C1), direction marks (Unicode annex 9), line and paragraph
-/// separators, and characters without width.
+/// Hidden characters are controls (C0, DEL, C1), direction marks (Unicode annex 9), line and
+/// paragraph separators, and characters without width.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(
