@@ -26,7 +26,7 @@ pub struct Finding {
     pub level: Level,
     /// The part that was checked: `kernel`, `config`, `relay over eth0`…
     pub topic: String,
-    /// The observed state.
+    /// The state that the check observed.
     pub seen: String,
     /// The step that fixes the problem; `None` if and only if the level is `ok`.
     pub next_step: Option<String>,

@@ -190,7 +190,7 @@ impl Connection {
         parsed.map(Some)
     }
 
-    /// Sends one reply.
+    /// Sends one reply to the peer.
     ///
     /// # Errors
     /// When the peer has disconnected or does not read the reply within 10 s, or when the reply is

@@ -64,7 +64,7 @@ pub enum DriverEvent {
 /// The state of a session at one moment.
 #[derive(Debug, Clone)]
 pub struct SessionSnapshot {
-    /// The session's counters.
+    /// The counters of the session.
     pub stats: Stats,
     /// The open paths with their statistics.
     pub paths: Vec<(PathId, PathStats)>,

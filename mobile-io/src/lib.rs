@@ -1,5 +1,5 @@
-//! The Linux side of the agent and the relay: everything that both programs do with the kernel, the
-//! network and files.
+//! The Linux side of the agent and the relay: everything that both programs do with the kernel,
+//! the network and files.
 //!
 //! The protocol itself, `mobile-proto`, has neither sockets nor a clock. This crate runs it: the
 //! [`driver`] connects a session to TLS connections, to a TUN device and to the time. The crate
@@ -14,8 +14,8 @@
 //! - [`driver`] runs one session: it reads packets from a device, moves bytes between the session
 //!   and its paths, and reports events to the owner. Start here to see how a session works.
 //! - [`tun`] opens the TUN device, and [`coalescing`] combines datagrams that are written to it.
-//! - [`tls`] authenticates both ends of a path by their keys, and [`transport`] opens and tunes the
-//!   TCP connection below.
+//! - [`tls`] authenticates both ends of a path by their keys, and [`transport`] opens and tunes
+//!   the TCP connection below.
 //! - [`keys`] loads and saves the Ed25519 keys, and [`invitation`] is the text with which a new
 //!   client enrols.
 //! - [`tunnel_options`] has the values of the `[tunnel]` section that both programs share.
@@ -23,8 +23,8 @@
 //! **Network configuration** of the host:
 //!
 //! - [`netlink`] reads, changes and watches devices, addresses, routes and policy routing rules;
-//!   [`netlink::netfilter`] does so for tracked connections. Start here to see what the programs
-//!   change on a host.
+//!   [`netlink::netfilter`] deletes tracked connections and reads counters. Start here to see what
+//!   the programs change on a host.
 //! - [`nft`] runs the `nft` program, [`sysctl`] accesses /proc/sys, and [`netns`] identifies
 //!   network namespaces.
 //!
@@ -37,8 +37,8 @@
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
-//! - [`allocator`], [`descriptors`], [`ownership`] and [`text`] are small helpers for the same
-//!   task.
+//! - [`allocator`], [`descriptors`], [`ownership`] and [`text`] are smaller helpers of the
+//!   daemons.
 //!
 //! # How the parts fit
 //!
@@ -50,9 +50,9 @@
 //!                        the agent's tunnel, or the relay's registry
 //! ```
 //!
-//! A program loads its [`config`], sets up devices and routes with [`netlink`], establishes TLS
-//! connections and passes them to the [`driver::Handle`] of a session. It then confines itself with
-//! [`confine`] and reacts to [`driver::DriverEvent`]s.
+//! A program loads its [`config`], sets up devices and routes with [`netlink`] and confines itself
+//! with [`confine`]. While it runs, it establishes TLS connections, passes them to the
+//! [`driver::Handle`] of a session, and reacts to [`driver::DriverEvent`]s.
 //!
 //! Everything that waits for the network is asynchronous and needs a tokio runtime. [`nft`],
 //! [`netlink::netfilter`] and [`control::Client`] block.

@@ -23,7 +23,7 @@ pub enum LogError {
         "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
     )]
     BadLevel {
-        /// The invalid text.
+        /// The text that is no level.
         level: String,
         /// The source of the text: `--log` or the environment variable.
         origin: String,

@@ -68,7 +68,7 @@ pub enum NetlinkError {
     /// The kernel or the device lacks the family. A host on which IPv6 is disabled is not faulty.
     #[error("cannot {what}: {family} is disabled on this host or device")]
     FamilyUnavailable {
-        /// The missing family.
+        /// The family that is missing.
         family: Family,
         /// The attempted action, as an infinitive.
         what: String,

@@ -20,7 +20,7 @@ pub enum NftError {
     /// The `nft` program or the kernel rejected the command.
     #[error("{what}: {message}")]
     Refused {
-        /// The rejected command.
+        /// The command that was rejected.
         what: String,
         /// The error message of the program.
         message: String,

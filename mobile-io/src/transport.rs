@@ -64,7 +64,7 @@ pub enum TransportError {
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
-        /// The configured address.
+        /// The address in the configuration.
         address: SocketAddr,
         /// The error of the system call.
         source: io::Error,

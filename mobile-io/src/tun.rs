@@ -160,7 +160,7 @@ impl Tun {
         }
     }
 
-    /// Writes one packet.
+    /// Writes one packet to the device.
     ///
     /// The kernel passes the packets of a TUN device directly to its network stack, so there is no
     /// buffer to wait for.

@@ -10,11 +10,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 /// The peer of a Unix socket, as the kernel recorded it when the peer connected.
 #[derive(Debug)]
 pub struct Peer {
-    /// The process id.
+    /// The id of the process.
     pub pid: i32,
-    /// The user id.
+    /// The id of its user.
     pub uid: u32,
-    /// The group id.
+    /// The id of its group.
     pub gid: u32,
     /// A pidfd, which identifies the process even after its pid is reused; `None` if the process
     /// has terminated.

@@ -46,7 +46,7 @@ pub(super) enum Failure {
         /// The kernel's error message, if there was one.
         detail: Option<String>,
     },
-    /// The netlink socket itself failed.
+    /// The netlink socket failed.
     Socket(String),
 }
 
@@ -83,7 +83,7 @@ impl Channel {
         }
     }
 
-    /// Requests one object.
+    /// Requests one object by its key.
     pub(super) async fn get(
         &mut self,
         message: RouteNetlinkMessage,
@@ -91,7 +91,7 @@ impl Channel {
         Ok(self.exchange(message, 0).await?.0.pop())
     }
 
-    /// Requests a change.
+    /// Requests a change and waits for its acknowledgement.
     pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
         self.exchange(message, NLM_F_ACK | flags).await.map(drop)
     }

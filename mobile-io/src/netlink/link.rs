@@ -345,7 +345,7 @@ mod tests {
             let netlink = Netlink::new().unwrap();
             for name in ["", "a-name-of-sixteen", "none"] {
                 let error = netlink.link(name).await.unwrap_err();
-                assert_eq!(error.to_string(), format!("there is no network device `{name}`"));
+                assert_eq!(error.to_string(), format!("network device `{name}` does not exist"));
             }
         });
     }

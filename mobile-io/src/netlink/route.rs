@@ -19,7 +19,7 @@ const DEFAULT_METRIC_V6: u32 = 1024;
 /// A route in one of the kernel's routing tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// The destination network.
+    /// The destination of the route.
     pub dst: IpNet,
     /// The table that holds the route.
     pub table: u32,

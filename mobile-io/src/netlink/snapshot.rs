@@ -5,7 +5,7 @@ use super::{Address, Link, Netlink, NetlinkError};
 /// The devices and addresses at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InterfaceSnapshot {
-    /// The network devices of the namespace.
+    /// All network devices of the namespace.
     pub links: Vec<Link>,
     /// All addresses of these devices.
     pub addresses: Vec<Address>,
