@@ -35,8 +35,8 @@ const SEGMENTS_PER_TRIAL: u32 = 8;
 /// lost is no accident where few are. Where many are, the kernel needs the time to try often enough
 /// (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
 const MIN_TRIALS_IN_BACKOFF: u32 = 3;
-/// The required times without progress, each with the share of retransmitted segments up to which it
-/// applies.
+/// The required times without progress, each with the share of retransmitted segments up to which
+/// it applies.
 const PATIENCES: [(f64, Duration); 2] =
     [(0.03, Duration::from_secs(3)), (HIGH_LOSS, Duration::from_secs(10))];
 /// The required time without progress above the last of those shares.
