@@ -147,8 +147,8 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Silent).is_some()
     }
 
-    /// Records that something that was sent got its answer. Returns whether an unresponsive path has
-    /// recovered.
+    /// Records that something that was sent got its answer. Returns whether an unresponsive path
+    /// has recovered.
     pub(crate) fn on_progress(&mut self, now: Instant) -> bool {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
         self.probe = None;

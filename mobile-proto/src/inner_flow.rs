@@ -71,14 +71,14 @@ struct RefusedAck {
     ack: u32,
     window: u16,
     /// The end of the refused segment.
-    by: u32,
+    end: u32,
 }
 
 /// The state of one inner TCP flow.
 #[derive(Debug)]
 pub(crate) struct FlowState {
     pub(crate) key: FlowKey,
-    /// The flow's id in queued records; never reused.
+    /// The flow's id in queued records; not reused before 2^32 flows.
     pub(crate) id: u32,
     /// The last acknowledgement that was delivered to the local end.
     pub(crate) acked: u32,
@@ -152,15 +152,15 @@ impl FlowState {
     /// numbers (`tcp_acceptable_seq()`). Each end refuses the other's segments for that reason, and
     /// neither learns of the open window.
     pub(crate) fn missed_ack(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
-        let missed_ack = |ack: u32, by: u32| {
-            let refused = segment.ack.wrapping_sub(by);
-            let refused_ack = ack.wrapping_sub(segment.seq);
+        let is_missed = |ack: u32, end: u32| {
+            let behind_expected = segment.ack.wrapping_sub(end);
+            let unknown = ack.wrapping_sub(segment.seq);
             // A probe repeats a byte that its sender knows to be acknowledged.
-            (2..=MAX_DISTANCE).contains(&refused_ack) && (1..=MAX_DISTANCE).contains(&refused)
+            (2..=MAX_DISTANCE).contains(&unknown) && (1..=MAX_DISTANCE).contains(&behind_expected)
         };
         match self.refused_ack {
-            Some(RefusedAck { ack, window, by }) if missed_ack(ack, by) => Some((ack, Some(window))),
-            _ => missed_ack(self.acked, self.acked_end).then_some((self.acked, self.window)),
+            Some(RefusedAck { ack, window, end }) if is_missed(ack, end) => Some((ack, Some(window))),
+            _ => is_missed(self.acked, self.acked_end).then_some((self.acked, self.window)),
         }
     }
 
@@ -168,7 +168,7 @@ impl FlowState {
     /// it accepts.
     pub(crate) fn ack_repeated(&mut self, ack: u32, window: u16) {
         if let Some(refused_ack) = self.refused_ack.take_if(|refused_ack| refused_ack.ack == ack) {
-            (self.acked, self.window, self.acked_end) = (ack, Some(window), refused_ack.by);
+            (self.acked, self.window, self.acked_end) = (ack, Some(window), refused_ack.end);
         }
     }
 
@@ -188,16 +188,16 @@ impl FlowState {
     /// Returns whether the local end's first segment agrees with the unconfirmed state: the local
     /// end accepts the recorded numbers, or refused them without processing what they acknowledge.
     fn agrees_with(&self, segment: &Segment, receive_window: &ReceiveWindow) -> bool {
-        let missed_ack = self.missed_ack(segment).is_some();
+        let missed = self.missed_ack(segment).is_some();
         // The segment may also answer a probe, which repeats the byte before the next (RFC 9293,
         // 3.8.4).
-        let taken = [0, 1].into_iter().any(|probe| {
+        let accepted = [0, 1].into_iter().any(|probe| {
             let [seq, end] = [self.window_seq, self.acked_end].map(|number| number.wrapping_add(probe));
             receive_window.judge(seq, end) == Acceptance::Current
         });
         // The local end does not repeat what it knows to be acknowledged, except for the byte of a
         // probe.
-        (missed_ack || (taken && !before(segment.end().wrapping_add(1), self.acked)))
+        (missed || (accepted && !before(segment.end().wrapping_add(1), self.acked)))
             && (before(segment.seq, self.acked) || segment.seq.wrapping_sub(self.acked) <= MAX_WINDOW)
     }
 
@@ -255,11 +255,11 @@ impl FlowState {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.refused_ack.is_none_or(|refused_ack| {
             before(refused_ack.ack, segment.ack)
-                || (refused_ack.ack == segment.ack && !before(segment.end(), refused_ack.by))
+                || (refused_ack.ack == segment.ack && !before(segment.end(), refused_ack.end))
         });
         if newer && last {
             self.refused_ack =
-                Some(RefusedAck { ack: segment.ack, window: segment.window, by: segment.end() });
+                Some(RefusedAck { ack: segment.ack, window: segment.window, end: segment.end() });
         }
     }
 

@@ -290,8 +290,8 @@ impl Session {
         let packet = packet.into();
         match self.admit_packet(now, packet) {
             Ok(range) => {
-                let kept = self.buffers.copy(packet.bytes);
-                self.push(Record::new(kept, packet.offload, now, range))
+                let bytes = self.buffers.copy(packet.bytes);
+                self.push(Record::new(bytes, packet.offload, now, range))
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
@@ -311,8 +311,8 @@ impl Session {
         let bytes = buffer.get(..length).unwrap_or_default();
         match self.admit_packet(now, Packet { bytes, offload }) {
             Ok(range) => {
-                let kept = self.buffers.adopt(buffer, length);
-                self.push(Record::new(kept, offload, now, range))
+                let adopted = self.buffers.adopt(buffer, length);
+                self.push(Record::new(adopted, offload, now, range))
             }
             Err(reason) => Enqueue::Dropped(reason),
         }

@@ -35,8 +35,11 @@ const SEGMENTS_PER_TRIAL: u32 = 8;
 /// lost is no accident where few are. Where many are, the kernel needs the time to try often enough
 /// (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
 const MIN_TRIALS_IN_BACKOFF: u32 = 3;
+/// The required times without progress, each with the share of retransmitted segments up to which
+/// it applies.
 const PATIENCES: [(f64, Duration); 2] =
     [(0.03, Duration::from_secs(3)), (HIGH_LOSS, Duration::from_secs(10))];
+/// The required time without progress above the last of those shares.
 const MAX_PATIENCE: Duration = Duration::from_secs(30);
 /// Number of patiences after which a path is unresponsive without any evidence, because the
 /// transport provides no samples.
@@ -64,7 +67,7 @@ pub(super) struct LivenessProbe {
     recent_loss: RecentLoss,
 }
 
-/// Further input of a decision.
+/// The state of the path that a verdict depends on besides the evidence.
 pub(super) struct ProbeContext<'a> {
     /// Whether a sample was taken just now.
     pub(super) fresh: bool,
