@@ -3,9 +3,9 @@
 //!
 //! For each state a lab runs six processes, each with a socket of every kind and family. All
 //! devices of the host are watched, and each packet carries its socket's number. The tables in
-//! docs/understand/security.md are the result: `MATRIX=write cargo xtask test e2e matrix` writes them. On the
-//! older kernels of `cargo xtask test vm` the case measures, in some of the states, which sockets
-//! can send outside the tunnel, and compares that list too.
+//! docs/understand/security.md are the result: `MATRIX=write cargo xtask test e2e matrix` writes
+//! them. On the older kernels of `cargo xtask test vm` the case measures, in some of the states,
+//! which sockets can send outside the tunnel, and compares that list too.
 
 mod rules;
 mod table;

@@ -25,8 +25,8 @@ impl Goal {
     }
 }
 
-/// Returns the goals as a Markdown table for docs/measure/benchmarks.md, without those that were not
-/// measured.
+/// Returns the goals as a Markdown table for docs/measure/benchmarks.md, without those that were
+/// not measured.
 pub(crate) fn markdown(goals: &[Goal]) -> String {
     let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();
     for goal in goals {

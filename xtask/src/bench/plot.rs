@@ -1,5 +1,5 @@
-//! Bar charts as SVG for docs/measure/plots: a bar for each median, a whisker from least to greatest, and
-//! the figure.
+//! Bar charts as SVG for docs/measure/plots: a bar for each median, a whisker from least to
+//! greatest, and the figure.
 //!
 //! Rectangles and text need no library. The charts have a background of their own, because pages
 //! show them on white and on black.
@@ -13,7 +13,7 @@ use super::stats::Spread;
 use super::subject::OURS;
 use crate::shell::{self, step};
 
-/// One bar chart.
+/// A bar chart with one bar for each contestant.
 pub(crate) struct Plot<'a> {
     /// The file's name without its extension.
     pub(crate) file: &'a str,
