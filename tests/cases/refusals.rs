@@ -177,7 +177,7 @@ fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one(
     bed.finish()
 }
 
-/// Occupies a port.
+/// Occupies a TCP port of a namespace.
 ///
 /// Uses a program: a socket of the test process could live on for a moment in a child that another
 /// case has forked and not yet executed.

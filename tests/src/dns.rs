@@ -63,7 +63,7 @@ pub enum Transport {
     Udp,
     /// UDP over a connected socket.
     UdpConnected,
-    /// DNS over TCP.
+    /// DNS over a TCP connection.
     Tcp,
 }
 

@@ -198,7 +198,7 @@ impl Forger {
 }
 
 impl Sniffer {
-    /// Listens on `device`.
+    /// Opens a packet socket on `device` in `ns`.
     pub fn new(ns: &Ns, device: &str) -> Result<Self> {
         Ok(Self(packet_socket(ns, device)?))
     }

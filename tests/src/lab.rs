@@ -67,7 +67,7 @@ pub struct Lab {
     cgroup: Arc<LabCgroup>,
     uplinks: [Uplink; 2],
     _services: Services,
-    /// The mobile host.
+    /// The mobile host with its two uplinks.
     pub host: Ns,
     /// The machine on which the relay runs.
     pub relay: Ns,

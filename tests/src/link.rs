@@ -44,7 +44,7 @@ pub enum Blackhole {
 /// Counters of one direction of a link.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LinkCounters {
-    /// Frames delivered to the peer.
+    /// Frames delivered at the other end.
     pub frames: u64,
     /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands
     /// for.

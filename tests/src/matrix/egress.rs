@@ -26,7 +26,7 @@ const BUFFER: usize = 16 << 20;
 /// The devices that one number's packets left by, each with a description of the first packet.
 pub type EgressDevices = BTreeMap<String, String>;
 
-/// A running watch.
+/// A running watch, stopped when dropped.
 pub struct EgressWatch {
     seen: Arc<Mutex<HashMap<u16, EgressDevices>>>,
     /// How often nothing was received for [`IDLE`].

@@ -82,7 +82,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     labs.finish()
 }
 
-/// Uploads once.
+/// Runs iperf3 once as an upload at the given rate.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
     let before = contestant.subject.cpu_usage()?;
     let output = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;

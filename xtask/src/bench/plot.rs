@@ -13,7 +13,7 @@ use super::stats::Spread;
 use super::subject::OURS;
 use crate::shell::{self, step};
 
-/// One bar chart.
+/// A bar chart with one bar for each contestant.
 pub(crate) struct Plot<'a> {
     /// The file's name without its extension.
     pub(crate) file: &'a str,

@@ -55,7 +55,7 @@ impl StreamSetup {
         }
     }
 
-    /// Returns iperf3's flags.
+    /// Returns iperf3's flags for this setup.
     fn flags(self) -> &'static [&'static str] {
         match self {
             Self::One | Self::Delayed => &[],
@@ -149,7 +149,7 @@ fn measure(
     labs.finish()
 }
 
-/// Runs iperf3 once.
+/// Runs iperf3 once and returns its figures.
 fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<Sample> {
     let before = contestant.subject.cpu_usage()?;
     let said = contestant.iperf3(seconds, setup.flags())?;

@@ -20,9 +20,9 @@ pub(crate) struct Timeline {
     pub(crate) rows: [TimelineRow; 2],
     /// The uplinks that carried the tunnel, each with the time from which it did.
     pub(crate) uplinks: Vec<(Millis, String)>,
-    /// When the active uplink was cut.
+    /// The time at which the active uplink was cut.
     pub(crate) cut: Millis,
-    /// When typing ended.
+    /// The time at which typing ended.
     pub(crate) end: Millis,
     /// The longest ordinary time between two echoes.
     pub(crate) ordinary: Millis,

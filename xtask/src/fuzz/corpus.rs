@@ -12,7 +12,7 @@ use crate::shell::{self, step};
 /// The environment variable that asks a target for its seeds; see `fuzz/src/lib.rs`.
 const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
 
-/// Rewrites the corpus on disk.
+/// Rewrites the corpus of a target.
 ///
 /// Files that are not named by their hash, as libFuzzer names them, were added by hand and stay.
 pub(super) fn minimise(target: &Target) -> Result<()> {

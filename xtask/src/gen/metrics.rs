@@ -15,7 +15,7 @@ mod mobile;
 #[allow(dead_code, reason = "what counts is all of them together")]
 mod home_relay;
 
-/// The generated file.
+/// The path of the generated page.
 const FILE: &str = "docs/use/metrics.md";
 
 const HEAD: &str = "\
@@ -34,7 +34,7 @@ tables below are generated from the programs' declarations: run `cargo xtask gen
 const PROGRAMS: [(&str, &[Metric]); 2] =
     [("mobile agent", mobile::ALL), ("home-relay serve", home_relay::ALL)];
 
-/// Writes the file.
+/// Writes the generated page.
 pub(super) fn write() -> Result<()> {
     let path = shell::root().join(FILE);
     fs::write(&path, page()).with_context(|| format!("cannot write {}", path.display()))?;

@@ -25,7 +25,7 @@ impl<'a> MachineLock<'a> {
         self.acquire();
     }
 
-    /// Releases the lock.
+    /// Releases the lock until it is taken again.
     pub(crate) fn release(&mut self) {
         self.held = None;
     }
