@@ -101,7 +101,8 @@ impl SourceFilter {
     /// any.
     pub(crate) fn new(lease: Lease, pools: Pools, shared_policy: Arc<SharedPolicy>, own: OwnReach) -> Self {
         let current = shared_policy.current();
-        // No policy has version 0, so the first packet makes the filter adopt the client's own reach.
+        // No policy has version 0, so the first packet makes the filter adopt the client's own
+        // reach.
         Self { lease, pools, shared_policy, own, version: 0, current }
     }
 

@@ -77,7 +77,8 @@ fn show(counts: &[Count]) -> String {
 fn count() -> Result<Vec<Count>> {
     let sources = sources::tracked("rs")?;
     let pages = sources::tracked("md")?;
-    let prose =
+    // Decisions and reports describe their time.
+    let is_current =
         |page: &&File| !page.name.starts_with("docs/adr/") && !page.name.starts_with("docs/measure/reports/");
     let heads: Vec<Head> = sources.iter().flat_map(heads).collect();
     let place = |head: &Head| format!("{}: {}", head.place, head.text);
