@@ -7,9 +7,9 @@ mobile_io::declare_metrics! {
     CLIENTS: Gauge "homerelay_clients" []
         "Authorised clients.";
     SESSIONS: Gauge "homerelay_sessions" []
-        "Sessions, including those of clients that have no path at the moment.";
+        "Sessions, including those without a path.";
     PATHS: Gauge "homerelay_paths" []
-        "Open paths of all sessions; each is one TCP connection of a client.";
+        "Open paths of all sessions.";
     HALF_OPEN: Gauge "homerelay_half_open_connections" []
         "Connections in their handshake.";
     HANDSHAKES: Counter "homerelay_handshakes_total" ["result"]
@@ -21,19 +21,19 @@ mobile_io::declare_metrics! {
          `rate`: closed before TLS because of `[limits]` `half_open`, `half_open_per_source`, \
          `handshake_rate_per_source` and `handshake_rate`.";
     RELOADS: Counter "homerelay_reloads_total" ["outcome"]
-        "Reloads of the configuration. `done`: the file is in force; `refused`: the file could not be \
-         used, and the old configuration stays in force.";
+        "Reloads of the configuration. `done`: the file is in force; `refused`: the old \
+         configuration stays in force.";
     NETWORK_RESTORED: Counter "homerelay_network_restored_total" []
         "Addresses, routes, settings and nftables rules that another program changed and the relay \
-         restored; the whole table of rules counts as one.";
+         restored; the nftables table counts as one.";
     ENROLMENTS: Counter "homerelay_enrolments_total" ["result"]
-        "Attempts to redeem an invitation, by result. `enrolled`: the key is a client; `unknown`: no \
-         invitation has the token; `expired`: the invitation has expired; `used`: another key has \
-         redeemed the token; `key_taken`: the key is a client under another name; `no_address`: the \
-         pool is exhausted; `failed`: the store failed; `malformed`: the request was invalid; `busy`: \
-         too many concurrent attempts.";
+        "Attempts to redeem an invitation, by result. `enrolled`: the key is a client; `unknown`: \
+         no invitation has the token; `expired`; `used`: another key redeemed the token; \
+         `key_taken`: the key is a client under another name; `no_address`: the pool is exhausted; \
+         `failed`: the store failed; `malformed`: the request was invalid; `busy`: too many \
+         concurrent attempts.";
     POOL_EXHAUSTED: Counter "homerelay_pool_exhausted_total" []
-        "Requests for an address, by clients or invitations, that found no free one in the pool.";
+        "Requests for an address that found none free in the pool.";
     HANDOVERS: Counter "homerelay_handovers_total" []
         "Changes of a session's active path.";
     REPLAYED_RECORDS: Counter "homerelay_replayed_records_total" []
@@ -41,7 +41,7 @@ mobile_io::declare_metrics! {
     DUPLICATE_RECORDS: Counter "homerelay_duplicate_records_total" []
         "Records that clients retransmitted although they had arrived.";
     LOST_RECORDS: Counter "homerelay_lost_records_total" []
-        "Records given up because an outage exceeded the session's bounds of memory and time.";
+        "Records given up because an outage exceeded the session's bounds.";
     PACKETS: Counter "homerelay_packets_total" ["direction"]
         "Packets forwarded.";
     BYTES: Counter "homerelay_bytes_total" ["direction"]
@@ -53,17 +53,16 @@ mobile_io::declare_metrics! {
     DROPS: Counter "homerelay_drops_total" ["reason"]
         "Packets not forwarded. From a client: `source`: the source address is not the client's; \
          `isolation`: to another client; `destination`: to an address that no router forwards to; \
-         `reach`: to a destination outside the client's reach; `connections` and `connection_rate`: the \
-         first packet of a connection beyond `[limits]` `connections_per_client` or \
-         `connection_rate_per_client`; `segments`: would be cut into more, or more small, segments than \
-         allowed; `device`: the TUN device did not accept it. To a client: `unsolicited`: the client \
-         did not ask for it; `no_session`: the client has no session; `queue_full`: the client takes \
-         packets more slowly than they arrive; `session_bounds`: beyond the session's bounds of memory \
-         and time, which includes packets of flows that send faster than the client's path, and TCP \
-         data retransmitted in an outage although it is already queued, which is no loss. \
-         `malformed`: not a valid IP packet; `invalid`: belongs to no known connection and begins none; \
-         `transit`: between other devices of a host that the relay turned into a router. Packets that \
-         the nftables rules drop are added every 5 s.";
+         `reach`: to a destination outside the client's reach; `connections` and \
+         `connection_rate`: the first packet of a connection beyond `[limits]` \
+         `connections_per_client` or `connection_rate_per_client`; `segments`: would be cut into \
+         more, or more small, segments than allowed; `device`: the TUN device did not accept it. \
+         To a client: `unsolicited`: the client did not ask for it; `no_session`: the client has \
+         no session; `queue_full`: the client takes packets more slowly than they arrive; \
+         `session_bounds`: beyond the session's bounds of memory and time, of flows that send \
+         faster than the client's path, or TCP data queued already, which is no loss. `malformed`: \
+         not a valid IP packet; `invalid`: belongs to no known connection and begins none; \
+         `transit`: between other devices of the host. Drops by nftables are added every 5 s.";
     SOURCE_VIOLATIONS: Counter "homerelay_source_violations_total" []
         "Packets from clients whose source address is not the client's.";
 }
