@@ -87,7 +87,7 @@ fn without_the_relay_every_uplink_fails() -> Outcome {
     let done = check(&bed)?;
     assert_eq!(done.code(), 1, "{done:?}");
     for uplink in ["eth0", "wlan0"] {
-        assert_line(&done, &format!("FAIL  relay over {uplink}: "), "home-relay serves there");
+        assert_line(&done, &format!("FAIL  relay over {uplink}: "), "check that home-relay runs there");
     }
     bed.finish()
 }
@@ -177,7 +177,7 @@ fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
         finish_within(bed.lab.host.command_as(65_534, &program).args(command.get_args()), None, PATIENCE)?;
     assert_eq!(done.code(), 0, "{done:?}");
     assert_line(&done, "warn  rights: ", "as root");
-    assert_line(&done, "ok    key: ", "not read");
+    assert_line(&done, "ok    key: ", "not checked");
     bed.finish()
 }
 
@@ -233,7 +233,7 @@ fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome
     for part in ["connect4", "lookup 7700", "dev mobile0", &persistent, "through the tunnel"] {
         assert!(mobile.contains(part), "no {part:?} in {said}");
     }
-    for part in ["no mark", "lookup main", "via 10.22.0.1 dev eth0", "directly"] {
+    for part in ["no mark", "lookup main", "via 10.22.0.1 dev eth0", "goes direct"] {
         assert!(ordinary.contains(part), "no {part:?} in {said}");
     }
     let said = explain(&addr::SERVER6.to_string())?;
