@@ -25,7 +25,8 @@ fn key(number: u32) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-/// Makes `count` attempts at one moment, each ending at once, and returns how many are admitted.
+/// Attempts `count` handshakes from `address` at the time `now`, each ending at once, and returns
+/// how many are admitted.
 fn admitted(limiter: &mut HandshakeLimiter, now: Instant, address: IpAddr, count: usize) -> usize {
     let attempt =
         |limiter: &mut HandshakeLimiter| limiter.admit(now, address).map(|permit| limiter.end(&permit));
