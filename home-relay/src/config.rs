@@ -54,7 +54,7 @@ pub(crate) struct Listen {
     pub(crate) address: SocketAddr,
     /// The relay's `host:port` that invitations name; `[listen] address` if absent.
     pub(crate) endpoint: Option<String>,
-    /// Whether the kernel tracks connections to this address.
+    /// Whether the kernel tracks connections to the relay's port.
     #[serde(default)]
     pub(crate) track: Tracking,
 }
@@ -107,7 +107,7 @@ pub(crate) struct Tunnel {
     pub(crate) device: String,
     /// The MTU inside the tunnel in bytes, pushed to clients.
     pub(crate) mtu: u16,
-    /// The compression that clients may ask for.
+    /// The compression of packets that clients may ask for.
     pub(crate) compression: Compression,
     /// Whether the device uses segmentation offload.
     pub(crate) offload: Offloading,

@@ -24,11 +24,12 @@ pub(crate) enum DropReason {
     Destination,
     /// The destination is a persistent address whose client has no session.
     NoSession,
-    /// The client takes packets more slowly than they arrive, and its queue is full.
+    /// The client receives packets more slowly than they arrive for it, and its queue is full.
     QueueFull,
     /// The home virtual device did not accept the packet.
     Device,
-    /// A client sent a packet that would be cut into more segments than allowed.
+    /// A client sent a packet with segmentation offload that the kernel would split into more
+    /// segments than allowed.
     Segments,
     /// A client sent the packet to a destination outside its reach.
     Reach,
@@ -266,7 +267,7 @@ pub(crate) struct Metrics {
     pub(crate) lost: IntCounter,
     /// Successful reloads of the configuration.
     pub(crate) reloads: IntCounter,
-    /// Failed reloads of the configuration.
+    /// Failed reloads of the configuration, after which the old one stayed in force.
     pub(crate) reloads_refused: IntCounter,
     /// Parts of the kernel's network state that the relay restored after another program changed
     /// them.

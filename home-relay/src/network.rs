@@ -1,8 +1,9 @@
-//! The relay's state in the kernel: the home virtual device with its addresses, forwarding, and the
-//! nftables table.
+//! The relay's network state in the kernel: the home virtual device with its addresses, IP
+//! forwarding, and the nftables table.
 //!
-//! State that a killed relay left behind is adopted. [`HomeNetwork::set_up`] makes everything and
-//! undoes a failed start; [`HomeNetwork::reconcile`] restores what other programs changed.
+//! A starting relay adopts the state that a killed one left behind. [`HomeNetwork::set_up`] sets
+//! everything up and undoes a failed start; [`HomeNetwork::reconcile`] restores what other programs
+//! changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -472,8 +473,8 @@ fn replace_rules(
     Ok((rules.host, Some(listing)))
 }
 
-/// Deletes the tracked connections from and to these addresses, so that the next holder of an
-/// address inherits none.
+/// Deletes the connections from and to these addresses from the kernel's connection tracking table,
+/// so that the next holder of an address inherits none.
 pub(crate) fn delete_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;
@@ -481,7 +482,7 @@ pub(crate) fn delete_connections(addresses: &[IpAddr]) {
     delete_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
 }
 
-/// Deletes the tracked connections that the predicate selects.
+/// Deletes the connections that `is_over` selects from the kernel's connection tracking table.
 pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
@@ -500,8 +501,8 @@ pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }
 
-/// Turns off the forwarding that a relay with this state directory turned on, and returns the names
-/// of the sysctls.
+/// Turns off the IP forwarding that a relay with this state directory turned on, and returns the
+/// names of the sysctls.
 pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
     forwarding::EnabledForwarding::load(state).undo()
 }

@@ -16,14 +16,14 @@ use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit}
 use crate::pool::Pools;
 use crate::reach::Reach;
 
-/// The prefix of the names of all relays' tables.
+/// The prefix of the names of all relays' nftables tables.
 pub(crate) const TABLE: &str = "home_relay";
 
-/// The address family of the relay's tables.
+/// The address family of the relay's nftables tables.
 const FAMILY: &str = "inet";
 
-/// Returns the name of the table that holds every rule of the relay with this device, so that one
-/// deletion removes exactly this relay's rules. The default device's table is [`TABLE`].
+/// Returns the name of the nftables table that holds every rule of the relay with this device, so
+/// that one deletion removes exactly this relay's rules. The default device's table is [`TABLE`].
 pub(crate) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
@@ -45,7 +45,8 @@ pub(crate) fn table(device: &str) -> String {
 pub(crate) struct Ruleset {
     /// The name of the home virtual device.
     pub(crate) device: String,
-    /// The pools that are masqueraded; replies to the other pools are routed to this host.
+    /// The address pools that are masqueraded; addresses of the other pools are routed to this
+    /// host.
     pub(crate) masqueraded: Vec<IpNet>,
     /// The only outgoing interface on which packets are masqueraded; if absent, every interface
     /// except the home virtual device.
@@ -54,7 +55,7 @@ pub(crate) struct Ruleset {
     pub(crate) isolate: bool,
     /// The port forwards, by client address.
     pub(crate) redirects: Vec<PortRedirect>,
-    /// The pools, and the device's own address in each of them.
+    /// The address pools, and the home virtual device's own address in each of them.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
     /// The pools to whose clients Internet hosts may send first.
@@ -189,7 +190,7 @@ impl Ruleset {
         self.masqueraded.iter().map(rule).collect()
     }
 
-    /// Returns the name of the table.
+    /// Returns the name of the nftables table.
     pub(crate) fn table(&self) -> String {
         table(&self.device)
     }
@@ -225,7 +226,7 @@ pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
     Ok(nft::exists((FAMILY, table))?)
 }
 
-/// Returns every chain of every table, as nft's JSON.
+/// Returns every nftables chain of this host, as nft's JSON.
 pub(crate) fn list_chains() -> anyhow::Result<serde_json::Value> {
     let listed = nft::query(&["-j", "list", "chains"])?;
     serde_json::from_str(&listed).context("cannot parse the JSON of `nft list chains`")

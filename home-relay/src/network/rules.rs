@@ -1,5 +1,5 @@
-//! The nftables rules that bound the traffic: how many connections a client has, which destinations
-//! it reaches, who reaches it, and which transit traffic of this host is forwarded.
+//! The nftables rules that restrict traffic: how many connections a client has, which destinations
+//! a client reaches, who reaches clients, and which transit traffic of this host is forwarded.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -11,8 +11,8 @@ use crate::config::{Tracking, Transit};
 use crate::metrics::DropReason;
 use crate::reach::Reach;
 
-/// The network device group of the devices of all relays on a host, by which the rules of one relay
-/// do not take another relay's packets for transit traffic.
+/// The network device group of the devices of all relays on a host, so that the rules of one relay
+/// do not drop another relay's packets as transit traffic.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
 /// The named nftables counters, each with the drop reason that it counts.

@@ -71,7 +71,8 @@ const MAX_OTHER_PACKETS: usize = 16;
 
 impl Demux {
     /// Reads the next packet for the client of `queue` into `buffer`, first from the queue, then
-    /// from the device. If there is none, the task is woken by the queue's next packet.
+    /// from the device, and returns its length and offload. If there is none, the task is woken by
+    /// the queue's next packet.
     pub(crate) fn poll_packet(
         &self,
         cx: &mut Context<'_>,

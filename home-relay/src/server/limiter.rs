@@ -91,8 +91,7 @@ impl HandshakeLimiter {
         self.limits.handshake_timeout()
     }
 
-    /// Admits a connection from `address` to its handshake, or returns the reason to refuse it, as
-    /// the result to count.
+    /// Admits a connection from `address` to its handshake; an error is the reason for refusing it.
     pub(crate) fn admit(
         &mut self,
         now: Instant,

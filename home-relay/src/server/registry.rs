@@ -167,8 +167,8 @@ impl Registry {
         }
     }
 
-    /// Sets whether Internet hosts may send datagrams to clients first, so that clients may answer
-    /// them.
+    /// Sets whether Internet hosts may send datagrams to clients first; if so, the source filter
+    /// lets clients answer them.
     pub(crate) fn set_inbound_datagrams(&self, inbound_datagrams: bool) {
         self.shared_policy.change(|policy| policy.inbound_datagrams = inbound_datagrams);
     }

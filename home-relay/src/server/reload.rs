@@ -110,7 +110,7 @@ fn tree(config: &Config) -> anyhow::Result<Value> {
     serde_json::to_value(config).context("cannot compare configurations")
 }
 
-/// Returns the section and key of every setting whose values differ.
+/// Returns the section and key of every setting that differs between two configurations.
 fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
     let keys = |tree: &'a Value| {
         let sections = tree.as_object().into_iter().flatten();

@@ -224,8 +224,8 @@ impl ActiveSession {
         self.reported.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Ends this session in favour of another one, and returns the packets that the client has not
-    /// acknowledged.
+    /// Ends this session because another one replaces it, and returns the packets that the client
+    /// has not acknowledged.
     pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;

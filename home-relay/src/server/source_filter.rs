@@ -196,9 +196,9 @@ fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     Some((*packet.get(6)?, packet.get(40..)?))
 }
 
-/// Returns whether a router may forward to the address. Multicast and link or host scopes are not
-/// forwarded; from a tunnel they could only reach services of the relay's host that expect its
-/// neighbours.
+/// Returns whether a router may forward to the address. Multicast, link-local and loopback
+/// addresses are not forwarded to; from a tunnel they could only reach services of the relay's host
+/// that are meant for its neighbours.
 fn is_forwardable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_forwardable_ipv4(address),

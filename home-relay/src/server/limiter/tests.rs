@@ -163,8 +163,8 @@ fn tables_are_bounded_and_a_source_without_an_entry_has_the_limits_of_all() {
 }
 
 proptest! {
-    /// Checks that no sequence of events gives a source more than its burst and rate, nor all
-    /// strangers together, and that half-open connections are counted correctly.
+    /// Checks that no sequence of events gives one source, or all strangers together, more than
+    /// their burst and rate, and that half-open connections are counted correctly.
     #[test]
     fn no_sequence_of_events_evades_the_limits(
         events in proptest::collection::vec((0_u64..400, 0_u32..4, any::<bool>()), 1..300),
