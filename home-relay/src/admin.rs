@@ -22,7 +22,7 @@ pub(crate) use server::run;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "verb", deny_unknown_fields)]
 pub(crate) enum Request {
-    /// Authorises clients; all of them, or none.
+    /// Authorises the listed clients: all of them, or none if one is refused.
     Authorize {
         /// The clients to authorise.
         clients: Vec<NewClient>,
@@ -35,7 +35,8 @@ pub(crate) enum Request {
         token: TokenHash,
         /// How long the invitation is valid, in seconds.
         lifetime: u64,
-        /// The addresses that the client is to have; free ones where none is named.
+        /// The addresses requested for the client; the relay assigns a free one where none is
+        /// requested.
         wanted: Lease,
     },
     /// Revokes a client and ends its session, or withdraws an invitation.
@@ -49,7 +50,8 @@ pub(crate) enum Request {
     Sessions,
     /// Reloads the configuration file.
     Reload,
-    /// Checks device, addresses, forwarding and rules, and restores what differs.
+    /// Checks the home virtual device, its addresses, IP forwarding and the nftables rules, and
+    /// restores what differs from the configuration.
     #[serde(rename = "look")]
     Reconcile,
     /// Forwards a port of this host to a client.
@@ -84,9 +86,10 @@ pub(crate) enum AdminReply {
     Clients(Vec<ListedClient>),
     /// The clients that have a session now.
     Sessions(Vec<SessionInfo>),
-    /// The outcome of the reload.
+    /// The configuration was reloaded; lists the settings that changed.
     Reloaded(Reloaded),
-    /// The names of what was restored.
+    /// The parts of the kernel's network state that the relay restored, by name; empty if nothing
+    /// differed.
     #[serde(rename = "looked")]
     Reconciled(Vec<String>),
     /// The port forward that was added or deleted.
@@ -104,9 +107,9 @@ pub(crate) struct SessionInfo {
     pub(crate) client: String,
     /// The session id, in hexadecimal.
     pub(crate) session: String,
-    /// The client's persistent IPv4 address.
+    /// The client's persistent IPv4 address; `None` if the relay serves no IPv4.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The client's persistent IPv6 address.
+    /// The client's persistent IPv6 address; `None` if the relay serves no IPv6.
     pub(crate) ipv6: Option<Ipv6Addr>,
     /// Seconds since the session began.
     pub(crate) age_seconds: u64,
@@ -131,7 +134,8 @@ pub(crate) struct SessionInfo {
 pub(crate) struct PathInfo {
     /// The path number that the client chose.
     pub(crate) path: u32,
-    /// The client's address, as this host sees it.
+    /// The client's address and port outside the tunnel, as this host sees them; `None` if not
+    /// known yet.
     pub(crate) peer: Option<SocketAddr>,
     /// Whether this is the active path, which carries the data.
     pub(crate) active: bool,

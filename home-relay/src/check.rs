@@ -1,7 +1,7 @@
 //! The `check` command: finds out whether this host can serve, and what prevents it.
 //!
-//! `facts` gathers facts from files and the kernel without changing anything; `judge` is pure and
-//! turns the facts into findings, each with its next step.
+//! The `facts` module inspects files and the kernel without changing anything; the `judge` module
+//! is pure and turns these facts into findings, each with its next step.
 
 mod facts;
 mod judge;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use mobile_io::check::CheckReport;
 
-/// Gathers the facts and judges them.
+/// Inspects this host and the configuration file `config`, and reports whether the relay can serve.
 pub(crate) async fn check(config: &Path) -> CheckReport {
     CheckReport::new(judge::judge(&facts::gather(config).await))
 }

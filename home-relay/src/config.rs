@@ -52,29 +52,30 @@ pub(crate) struct Config {
 pub(crate) struct Listen {
     /// The address and port on which the relay accepts clients.
     pub(crate) address: SocketAddr,
-    /// The `host:port` that invitations name; the address if absent.
+    /// The relay's `host:port` that invitations name; `[listen] address` if absent.
     pub(crate) endpoint: Option<String>,
-    /// Whether the kernel tracks connections to this address.
+    /// Whether the kernel tracks connections to the relay's port.
     #[serde(default)]
     pub(crate) track: Tracking,
 }
 
-/// The setting `[listen] track`.
+/// The setting `[listen] track`: whether the kernel tracks connections to the relay's port.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Tracking {
-    /// Tracks connections if another firewall filters this host's own packets, because its rules
-    /// may match on connection state.
+    /// Tracks connections to the port if another firewall filters this host's own packets, because
+    /// that firewall's rules may match on connection state.
     #[default]
     Auto,
-    /// Tracks connections to the port, as the kernel does by itself.
+    /// Tracks connections to the port, as the kernel does by default.
     On,
     /// Does not track connections to the port.
     Off,
 }
 
 impl Listen {
-    /// Returns the endpoint for invitations, if it is known: a wildcard address is not usable.
+    /// Returns the relay's `host:port` for invitations: the setting, or else the address to listen
+    /// on; `None` if that is a wildcard address, to which no client can connect.
     pub(crate) fn endpoint(&self) -> Option<String> {
         let address =
             Some(self.address).filter(|address| !address.ip().is_unspecified() && address.port() != 0);
@@ -106,11 +107,11 @@ pub(crate) struct Tunnel {
     pub(crate) device: String,
     /// The MTU inside the tunnel in bytes, pushed to clients.
     pub(crate) mtu: u16,
-    /// The compression that clients may ask for.
+    /// The compression of packets that clients may ask for.
     pub(crate) compression: Compression,
     /// Whether the device uses segmentation offload.
     pub(crate) offload: Offloading,
-    /// The order of a client's packets.
+    /// The order in which packets are sent to a client: in turns of its flows, or as they arrive.
     pub(crate) queue: Queueing,
 }
 
@@ -134,32 +135,36 @@ impl Default for Tunnel {
 pub(crate) struct Nat {
     /// Whether the pools are masqueraded behind this host's addresses.
     pub(crate) masquerade: bool,
-    /// The only interface to masquerade on; any but the device if absent.
+    /// The only outgoing interface on which packets are masqueraded; if absent, every interface
+    /// except the home virtual device.
     pub(crate) interface: Option<String>,
     /// Whether IPv6 is masqueraded too.
     pub(crate) ipv6: Ipv6Nat,
-    /// The policy for packets between other devices of this host.
+    /// The policy for transit packets: those that this host forwards between devices other than the
+    /// relay's.
     pub(crate) transit: Transit,
 }
 
-/// The setting `[nat] transit`.
+/// The setting `[nat] transit`: the policy for packets that this host forwards between devices
+/// other than the relay's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transit {
-    /// Drops packets if this relay turned forwarding on: the host was no router before that.
+    /// Drops transit packets if this relay turned IP forwarding on, because the host was no router
+    /// before.
     #[default]
     Auto,
-    /// Leaves packets to the host's own rules.
+    /// Leaves transit packets to the host's own firewall rules.
     Accept,
-    /// Drops packets, whoever turned forwarding on.
+    /// Drops transit packets, whether or not this relay turned IP forwarding on.
     Drop,
 }
 
-/// The setting `[nat] ipv6`.
+/// The setting `[nat] ipv6`: whether IPv6 is masqueraded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Ipv6Nat {
-    /// Follows `[nat] masquerade`.
+    /// Masquerades IPv6 if `[nat] masquerade` is true.
     #[default]
     Masquerade,
     /// Never masquerades IPv6: the upstream network routes the pool to this host, and clients are
@@ -181,7 +186,7 @@ pub(crate) struct Clients {
     pub(crate) isolate: bool,
     /// The destinations that clients may reach; all of them if absent.
     pub(crate) reach: Option<Reach>,
-    /// The senders that may reach clients first.
+    /// The Internet hosts that may send to a client before the client has sent to them.
     pub(crate) inbound: Inbound,
 }
 
@@ -198,15 +203,16 @@ impl Clients {
     }
 }
 
-/// The setting `[clients] inbound`.
+/// The setting `[clients] inbound`: the Internet hosts that may send to a client before the client
+/// has sent to them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Inbound {
-    /// Everybody, at the addresses of pools that are not masqueraded, because these are routed to
-    /// this host. Other pools behave as with `Forwards`.
+    /// Every Internet host may send to clients in pools that are not masqueraded, because such
+    /// pools are routed to this host. Masqueraded pools behave as with `Forwards`.
     #[default]
     Routed,
-    /// Nobody, except at ports that `home-relay forward` leads to a client.
+    /// No Internet host may, except to a port that `home-relay forward` forwards to a client.
     Forwards,
 }
 
@@ -228,20 +234,23 @@ pub(crate) struct Limits {
     /// The largest number of half-open connections of one source (an IPv4 address or an IPv6 /64),
     /// ten times as many for a known source, and never more than an eighth of the total.
     pub(crate) half_open_per_source: usize,
-    /// Handshakes per second of all unknown sources together.
+    /// The largest number of handshakes per second of all unknown sources together: those from
+    /// which no client was authenticated within a day.
     pub(crate) handshake_rate: u32,
-    /// Handshakes per second of one source, with a burst of ten seconds' worth.
+    /// The largest number of handshakes per second of one source, with a burst of ten seconds'
+    /// worth; ten times as many for a known source.
     pub(crate) handshake_rate_per_source: u32,
-    /// The time in which a connection must get from accept to HELLO, in seconds.
+    /// The longest time from accepting a connection to its HELLO (the first message inside TLS), in
+    /// seconds.
     pub(crate) handshake_timeout: u64,
     /// How long a session without any path is kept, in seconds.
     pub(crate) session_idle: u64,
     /// The capacity of one client's packet queue, in bytes.
     pub(crate) queue_bytes: usize,
-    /// Tracked connections of one client; 0 disables the limit.
+    /// The largest number of tracked connections of one client; 0 disables the limit.
     pub(crate) connections_per_client: u32,
-    /// New connections per second of one client, with a burst of ten seconds' worth; 0 disables the
-    /// limit.
+    /// The largest number of new connections per second of one client, with a burst of ten seconds'
+    /// worth; 0 disables the limit.
     pub(crate) connection_rate_per_client: u32,
 }
 
@@ -281,7 +290,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Returns the time limit from accept to HELLO.
+    /// Returns the longest time from accepting a connection to its HELLO.
     pub(crate) fn handshake_timeout(&self) -> Duration {
         Duration::from_secs(self.handshake_timeout)
     }
@@ -333,12 +342,14 @@ impl Default for State {
 }
 
 impl Config {
-    /// Reads, completes and checks the configuration.
+    /// Reads the configuration file and environment variables, checks the settings, and resolves
+    /// the path of the private key.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         mobile_io::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
     }
 
-    /// Checks the parsed configuration and resolves the path of the key.
+    /// Checks the parsed configuration and resolves the path of the private key, which is relative
+    /// to the directory of `path`.
     pub(crate) fn complete(mut self, path: &Path) -> anyhow::Result<Self> {
         let base = path.parent().unwrap_or(Path::new(""));
         // `init` writes the key beside the file, so that both can be moved together.
@@ -403,11 +414,12 @@ impl Config {
     }
 }
 
-/// The largest limit of connections: more than any kernel tracks, and ten times as many still fit
-/// the 32 bits of a rule.
+/// The largest value of the connection limits in `[limits]`: more than any kernel tracks, and ten
+/// times as many (the burst) still fit the 32 bits of an nftables rule.
 const MAX_CONNECTIONS: u32 = 100_000_000;
 
-/// The largest limit: ten years in seconds, and more than any host has of anything counted.
+/// The largest value of the other settings in `[limits]`: ten years in seconds, and more than any
+/// host needs of connections, handshakes or bytes.
 const MAX_LIMIT: usize = 315_360_000;
 
 fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
@@ -420,7 +432,8 @@ fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Checks an interface name, which goes into a ruleset in quotes and into paths below /proc/sys.
+/// Checks that `name` is a valid interface name, safe in quotes in an nftables ruleset and in paths
+/// below /proc/sys; `what` names the setting in the error.
 pub(crate) fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
     // IFNAMSIZ is 16 with the final NUL.
     let good = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '"' | '\\' | '*' | '%' | ':');

@@ -1,5 +1,5 @@
-//! The privileges that a serving relay keeps; docs/understand/security.md, "Privileges", gives the
-//! reasons.
+//! The capabilities and file access that a serving relay keeps; docs/understand/security.md,
+//! "Privileges", gives the reasons.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,8 @@ use mobile_io::confine::{Capabilities, Confinement, FileAccess};
 
 use crate::config::Config;
 
-/// Directories that stay readable: the relay rereads its configuration at a reload, and runs nft,
-/// which needs programs and libraries.
+/// The directories that a serving relay may still read after it has dropped its privileges: it
+/// rereads its configuration at a reload, and runs nft, which needs programs and libraries.
 const READABLE: &[&str] = &[
     "/bin",
     "/dev",
@@ -24,8 +24,8 @@ const READABLE: &[&str] = &[
     "/usr",
 ];
 
-/// Files and directories that stay writable: forwarding is a sysctl, and `/dev/null` is nft's
-/// standard input.
+/// The paths that a serving relay may still write after it has dropped its privileges: IP
+/// forwarding is a sysctl, and `/dev/null` is nft's standard input.
 const WRITABLE: &[&str] = &["/dev/null", "/proc/sys/net"];
 
 /// Returns the confinement of a relay with the configuration `config`, read from `path`.

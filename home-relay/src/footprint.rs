@@ -10,24 +10,25 @@ use serde::{Deserialize, Serialize};
 use crate::cli::args::DEFAULT_PATH;
 use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 
-/// The directory of the state files: the default admin socket's directory, on a file system that a
-/// reboot empties, as it does the kernel.
+/// The directory of the files that record the relays' kernel objects: the default admin socket's
+/// directory, which a reboot empties, just as it removes the kernel objects.
 const DIR: &str = "/run/home-relay";
 
-/// The names of one relay's kernel objects (the device, which also names the nftables table), its
-/// admin socket, and what else `cleanup` undoes.
+/// The record of what `cleanup` undoes for one relay: the name of its device (from which the
+/// nftables table's name follows), its admin socket, and where it noted which IP forwarding it
+/// turned on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     pub(crate) device: String,
     pub(crate) socket: PathBuf,
-    /// The state directory that says which forwarding the relay turned on, or `None` to leave
-    /// forwarding on.
+    /// The state directory that records which forwarding sysctls the relay turned on, or `None` to
+    /// leave forwarding on.
     #[serde(default)]
     pub(crate) forwarding: Option<PathBuf>,
 }
 
 impl Footprint {
-    /// Returns the names that a relay with these settings uses.
+    /// Returns the record for a relay with these settings.
     pub(crate) fn of(tunnel: &Tunnel, admin: &Admin, nat: &Nat, state: &State) -> Self {
         Self {
             device: tunnel.device.clone(),
@@ -39,16 +40,16 @@ impl Footprint {
     }
 }
 
-/// Returns the state file of the relay with this configuration file.
+/// Returns the file that records the kernel objects of the relay with this configuration file.
 pub(crate) fn state_file(config: &Path) -> io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config)
 }
 
-/// Returns the names of what may be in the kernel: first the names of the configuration, then
-/// others on record.
+/// Returns what `cleanup` is to undo: first the names in the present configuration, then others
+/// that the relay recorded.
 ///
-/// An invalid configuration is only a warning if the relay left a record. Without a record, the
-/// default names stand in for the default configuration file.
+/// An invalid configuration is only a warning if the relay left a record. Without a record, it is
+/// an error, except that the default names stand in for the default configuration file.
 pub(crate) fn for_cleanup(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
     let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");

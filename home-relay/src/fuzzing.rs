@@ -69,7 +69,8 @@ pub fn admin_message(bytes: &[u8]) {
     }
 }
 
-/// Leases addresses for any wishes; each lease must fit the pool and be unique.
+/// Assigns an address for each request, and checks that every assigned address fits the pool and is
+/// unique.
 fn check_leases(wanted: &[Lease]) {
     let net = Ipv4Net::new_assert([100, 64, 0, 0].into(), 28);
     let pools = Pools::new(Some(net), None).expect("a pool of ours");
@@ -84,8 +85,8 @@ fn check_leases(wanted: &[Lease]) {
     }
 }
 
-/// Returns the configuration that `home-relay init` writes, as it is and with all defaults
-/// uncommented.
+/// Returns seeds for fuzzing `config`: the configuration that `home-relay init` writes, as it is
+/// and with all defaults uncommented, each without and with environment variables.
 #[must_use]
 pub fn config_seeds() -> Vec<Vec<u8>> {
     let text = init::example();
@@ -104,7 +105,8 @@ fn uncommented(line: &str) -> &str {
     }
 }
 
-/// Returns every request, and the replies that hold more than text.
+/// Returns seeds for fuzzing `admin_message`: every request, and the replies that hold more than
+/// text.
 #[must_use]
 pub fn admin_message_seeds() -> Vec<Vec<u8>> {
     let name = || "laptop".to_owned();

@@ -24,11 +24,12 @@ pub(crate) enum DropReason {
     Destination,
     /// The destination is a persistent address whose client has no session.
     NoSession,
-    /// The client takes packets more slowly than they arrive, and its queue is full.
+    /// The client receives packets more slowly than they arrive for it, and its queue is full.
     QueueFull,
     /// The home virtual device did not accept the packet.
     Device,
-    /// A client sent a packet that would be cut into more segments than allowed.
+    /// A client sent a packet with segmentation offload that the kernel would split into more
+    /// segments than allowed.
     Segments,
     /// A client sent the packet to a destination outside its reach.
     Reach,
@@ -38,9 +39,11 @@ pub(crate) enum DropReason {
     ConnectionRate,
     /// The packet, to or from a client, belongs to no tracked connection and begins none.
     Invalid,
-    /// The packet is for a client that did not ask for it.
+    /// The packet is for a client, but belongs to no connection that the client began, and neither
+    /// `[clients] inbound` nor a port forward admits it.
     Unsolicited,
-    /// The packet passed between other devices of a host that the relay turned into a router.
+    /// The packet was in transit between devices other than the relay's, which `[nat] transit`
+    /// forbids.
     Transit,
 }
 
@@ -91,7 +94,7 @@ pub(crate) enum HandshakeResult {
     Resumed,
     /// The client's key is not, or no longer, authorised.
     Unauthorized,
-    /// TLS failed for another reason.
+    /// The TLS handshake failed for a reason other than those of `Unauthorized` and `Oversized`.
     Tls,
     /// The client sent more bytes than a handshake takes.
     Oversized,
@@ -103,9 +106,10 @@ pub(crate) enum HandshakeResult {
     Busy,
     /// Closed before TLS: too many half-open connections of this source.
     SourceBusy,
-    /// Closed before TLS: this source exceeds its rate.
+    /// Closed before TLS: this source exceeds its rate of handshakes.
     SourceRate,
-    /// Closed before TLS: the unknown sources together exceed their rate.
+    /// Closed before TLS: the sources from which no client was authenticated within a day together
+    /// exceed their rate of handshakes.
     Rate,
     /// The connection was an enrolment, with a result of its own in [`EnrolmentResult`].
     Enrolment,
@@ -148,7 +152,7 @@ impl HandshakeResult {
 /// The result of an enrolment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EnrolmentResult {
-    /// The key is a client.
+    /// The key became a client's, now or by an earlier request with the same token.
     Enrolled,
     /// No invitation has the token.
     Unknown,
@@ -234,7 +238,7 @@ pub(crate) struct Metrics {
     handshakes: [IntCounter; HandshakeResult::ALL.len()],
     enrolments: [IntCounter; EnrolmentResult::ALL.len()],
     source_violations: IntCounter,
-    /// Requests for an address that found the pool exhausted.
+    /// Requests for a persistent address that failed because the pool was exhausted.
     pub(crate) pool_exhausted: IntCounter,
     /// The number of authorised clients.
     pub(crate) clients: IntGauge,
@@ -258,15 +262,17 @@ pub(crate) struct Metrics {
     pub(crate) replayed: IntCounter,
     /// Records that clients retransmitted although they had arrived.
     pub(crate) duplicates: IntCounter,
-    /// Records given up because they exceeded the bounds of either end.
+    /// Records that will never be delivered, because an outage exceeded the bounds of bytes or age
+    /// at either end.
     pub(crate) lost: IntCounter,
     /// Successful reloads of the configuration.
     pub(crate) reloads: IntCounter,
-    /// Failed reloads of the configuration.
+    /// Failed reloads of the configuration, after which the old one stayed in force.
     pub(crate) reloads_refused: IntCounter,
-    /// Parts of the kernel's state that the relay restored.
+    /// Parts of the kernel's network state that the relay restored after another program changed
+    /// them.
     pub(crate) restored: IntCounter,
-    /// The reason why clients' packets do not pass, if they do not.
+    /// The reason why the relay cannot forward clients' packets; `None` if it can.
     broken: Mutex<Option<String>>,
     /// Packets that sessions dropped: beyond their bounds of bytes or age, or already queued.
     pub(crate) session_drops: IntCounter,
@@ -339,12 +345,12 @@ impl Metrics {
         }
     }
 
-    /// Counts the end of a handshake.
+    /// Counts a handshake that ended with `result`.
     pub(crate) fn handshake(&self, result: HandshakeResult) {
         self.handshakes[result as usize].inc();
     }
 
-    /// Counts the end of an enrolment.
+    /// Counts an enrolment that ended with `result`.
     pub(crate) fn enrolment(&self, result: EnrolmentResult) {
         self.enrolments[result as usize].inc();
     }
@@ -355,13 +361,14 @@ impl Metrics {
         self.enrolments[result as usize].get()
     }
 
-    /// Sets the reason why clients' packets do not pass, or `None` if they do; returns the previous
-    /// value.
+    /// Sets the reason why the relay cannot forward clients' packets, or `None` if it can; returns
+    /// the previous value.
     pub(crate) fn set_fault(&self, why: Option<String>) -> Option<String> {
         std::mem::replace(&mut *self.broken.lock().unwrap_or_else(PoisonError::into_inner), why)
     }
 
-    /// Returns the reason why clients' packets do not pass as an error, for `/healthz`.
+    /// Returns an error with the reason if the relay cannot forward clients' packets, for
+    /// `/healthz`.
     pub(crate) fn health(&self) -> Result<(), String> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }

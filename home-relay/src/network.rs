@@ -1,8 +1,9 @@
-//! The relay's state in the kernel: the home virtual device with its addresses, forwarding, and the
-//! nftables table.
+//! The relay's network state in the kernel: the home virtual device with its addresses, IP
+//! forwarding, and the nftables table.
 //!
-//! State that a killed relay left behind is adopted. [`HomeNetwork::set_up`] makes everything and
-//! undoes a failed start; [`HomeNetwork::reconcile`] restores what other programs changed.
+//! A starting relay adopts the state that a killed one left behind. [`HomeNetwork::set_up`] sets
+//! everything up and undoes a failed start; [`HomeNetwork::reconcile`] restores what other programs
+//! changed.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -29,8 +30,8 @@ pub(crate) mod ports;
 pub(crate) mod rules;
 mod undo_log;
 
-/// Returns the pools that this host can serve: without IPv6 on a host that has none, which is no
-/// error.
+/// Returns the address pools that this host can serve: on a host without IPv6, only the IPv4 pool.
+/// Fails if none is left.
 pub(crate) fn servable(pools: Pools) -> anyhow::Result<Pools> {
     if pools.ipv6().is_none() || has_ipv6() {
         return Ok(pools);
@@ -55,7 +56,8 @@ pub(crate) fn has_ipv6() -> bool {
     enabled("all") && enabled("default")
 }
 
-/// The relay's network state in the kernel, and the means to keep it.
+/// The relay's network state in the kernel (device, addresses, forwarding, nftables rules) with the
+/// means to restore it.
 pub(crate) struct HomeNetwork {
     netlink: Netlink,
     device: String,
@@ -63,25 +65,27 @@ pub(crate) struct HomeNetwork {
     mtu: u16,
     pools: Pools,
     ruleset: Ruleset,
-    /// The host state that the installed rules assume.
+    /// The state of the host (other firewalls, forwarding) that the installed nftables rules
+    /// assume.
     host: HostState,
-    /// The record of which forwarding the relay turned on.
+    /// The record of which IP forwarding the relay turned on.
     forwarding: forwarding::EnabledForwarding,
-    /// The relay's table as nft lists it, or `None` on a host without nftables.
+    /// The relay's nftables table as nft lists it, or `None` on a host without nftables.
     table: Option<String>,
-    /// The rules that should be in force but could not be installed;
+    /// The nftables rules that should be in force but could not be installed;
     /// [`HomeNetwork::reconcile`] retries.
     pending: Option<Ruleset>,
-    /// The packet counts of the table's counters, as last read.
+    /// The packet counts of the nftables counters [`COUNTERS`], as last read.
     counted: [u64; COUNTERS.len()],
-    /// The packets counted since the last call of [`Self::take_drops`].
+    /// The packets that the nftables rules have dropped since the last call of
+    /// [`Self::take_drops`], for each of [`COUNTERS`].
     drops: [u64; COUNTERS.len()],
 }
 
-/// The reason why the kernel's state cannot be restored.
+/// The reason why the kernel's network state cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReconcileError {
-    /// The device of the relay's descriptor is gone, so the running process cannot restore
+    /// The TUN device that the relay has open is gone, so the running process cannot restore
     /// anything.
     #[error(
         "device {0} is gone: another program removed it (`ip link del`, a network manager), and no packet passes \
@@ -94,7 +98,8 @@ pub(crate) enum ReconcileError {
 }
 
 impl HomeNetwork {
-    /// Sets up the kernel state and opens the device; undoes what it made if a step fails.
+    /// Sets up the home virtual device, addresses, forwarding and nftables rules, and opens the
+    /// device; undoes its changes if a step fails.
     pub(crate) async fn set_up(
         config: &Config,
         pools: &Pools,
@@ -172,13 +177,13 @@ impl HomeNetwork {
         Ok((home, tun))
     }
 
-    /// Returns the rules in force.
+    /// Returns the nftables ruleset in force.
     pub(crate) fn ruleset(&self) -> &Ruleset {
         &self.ruleset
     }
 
-    /// Replaces the ruleset in force, or installs the same one again. On an error the former rules
-    /// stay in force; the error says so if they could not be restored.
+    /// Replaces the nftables ruleset in force, or installs the same one again. On an error the
+    /// former rules stay in force; the error says so if they could not be restored.
     pub(crate) async fn change(&mut self, ruleset: Ruleset) -> anyhow::Result<()> {
         // The counters start at 0 with the new table.
         self.count_drops();
@@ -194,18 +199,19 @@ impl HomeNetwork {
         Ok(())
     }
 
-    /// Has [`HomeNetwork::reconcile`] install `ruleset`, which cannot be installed at the moment.
+    /// Stores `ruleset`, which cannot be installed at the moment, for [`HomeNetwork::reconcile`] to
+    /// install.
     pub(crate) fn schedule_rules(&mut self, ruleset: Ruleset) {
         self.pending = Some(ruleset);
     }
 
-    /// Returns whether rules are waiting to be installed.
+    /// Returns whether nftables rules wait to be installed after an earlier failure.
     pub(crate) fn has_pending_rules(&self) -> bool {
         self.pending.is_some()
     }
 
-    /// Returns this host's own addresses on other devices and the networks connected to them:
-    /// "internet" excludes a neighbour's services as it does the host's own.
+    /// Returns the networks of this host's devices other than the relay's. The reach "internet"
+    /// excludes them, in order to protect the services of the host itself and of its neighbours.
     pub(crate) async fn local_networks(&self) -> anyhow::Result<Vec<IpNet>> {
         let all = self.netlink.all_addresses().await?;
         let others = all.iter().filter(|address| address.index != self.index);
@@ -215,8 +221,8 @@ impl HomeNetwork {
         Ok(local)
     }
 
-    /// Returns the number of packets that the rules have dropped since the last call, for each
-    /// reason.
+    /// Returns the number of packets that the nftables rules have dropped since the last call, for
+    /// each reason.
     pub(crate) fn take_drops(&mut self) -> impl Iterator<Item = (DropReason, u64)> + use<> {
         self.count_drops();
         let drops = std::mem::take(&mut self.drops);
@@ -237,8 +243,8 @@ impl HomeNetwork {
         }
     }
 
-    /// Checks the state, including the rules if `rules`, restores what differs, and returns the
-    /// names of what was restored.
+    /// Checks the device, addresses and forwarding, and the nftables rules too if `rules`; restores
+    /// what differs, and returns the names of what was restored.
     pub(crate) async fn reconcile(&mut self, rules: bool) -> Result<Vec<String>, ReconcileError> {
         self.check_device().await?;
         match self.restore(rules).await {
@@ -251,8 +257,8 @@ impl HomeNetwork {
         }
     }
 
-    /// Checks that the device is the one that the relay has open, by its index: another device may
-    /// have its name.
+    /// Checks by its index that the device is the one that the relay has open, because another
+    /// program may have created a new device of the same name.
     async fn check_device(&self) -> Result<(), ReconcileError> {
         match self.netlink.link_index(&self.device).await {
             Ok(index) if index == self.index => Ok(()),
@@ -311,7 +317,7 @@ impl HomeNetwork {
         }
     }
 
-    /// Ensures the device's settings, state and addresses.
+    /// Ensures the home virtual device's sysctls, MTU, group, link state, addresses and routes.
     async fn ensure_device(&self, undo_log: &mut UndoLog) -> anyhow::Result<()> {
         let Self { netlink, device, index, mtu, pools, .. } = self;
         let (index, mtu) = (*index, u32::from(*mtu));
@@ -357,8 +363,8 @@ impl HomeNetwork {
         Ok(())
     }
 
-    /// Ensures the route to the pool. The kernel adds the route with the address; another program
-    /// may have removed it.
+    /// Ensures the route to the pool of the address `own`. The kernel adds the route together with
+    /// the address, but another program may have removed it.
     async fn ensure_route(&self, own: IpNet, undo_log: &mut UndoLog) -> anyhow::Result<()> {
         let Some(client) = first_client(own) else { return Ok(()) };
         let route = self.netlink.lookup(client, 0).await?;
@@ -375,7 +381,7 @@ impl HomeNetwork {
     }
 }
 
-/// Returns the address after the relay's own, if it is in the pool.
+/// Returns the address after `own`, the relay's own, or `None` if that is outside the pool.
 fn first_client(own: IpNet) -> Option<IpAddr> {
     let next = match own.addr() {
         IpAddr::V4(address) => IpAddr::from(address.to_bits().checked_add(1).map(Ipv4Addr::from_bits)?),
@@ -384,17 +390,18 @@ fn first_client(own: IpNet) -> Option<IpAddr> {
     own.contains(&next).then_some(next)
 }
 
-/// The host state that the installed rules assume, and the relay's table as nft lists it; `None`
-/// without nftables.
+/// The host state that newly installed nftables rules assume, and the relay's table as nft lists
+/// it, or `None` without nftables.
 type Installed = (HostState, Option<String>);
 
-/// Returns the ruleset adapted to the present state of the host.
+/// Returns the ruleset for the host state `host`, after detecting other firewalls anew.
 fn for_host(ruleset: &Ruleset, host: HostState) -> Ruleset {
     let host = HostState { has_firewall: firewall::filters_this_host(), ..host };
     Ruleset { host, ..ruleset.clone() }
 }
 
-/// Installs the ruleset and returns what the kernel then holds.
+/// Installs the ruleset, and returns the host state that it assumes and the resulting nftables
+/// table.
 fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
     let rules = for_host(ruleset, host);
     Ok((rules.host, apply_or_explain(&rules)?.then(|| applied_listing(&rules)).transpose()?))
@@ -403,8 +410,8 @@ fn install(ruleset: &Ruleset, host: HostState) -> anyhow::Result<Installed> {
 /// Installs the whole ruleset or nothing, and returns whether it is in force.
 ///
 /// Without nftables the relay still serves, provided that nothing in its configuration depends on
-/// the rules. If a table of the relay is already in the kernel, a failure is always an error: the
-/// old rules, including those of deleted forwards, would stay in force.
+/// the rules. If a table of the relay is already in the kernel, a failure is always an error,
+/// because the old rules, including those of deleted forwards, would stay in force.
 fn apply_or_explain(ruleset: &Ruleset) -> anyhow::Result<bool> {
     let Err(error) = ruleset.apply() else { return Ok(true) };
     let table = ruleset.table();
@@ -466,8 +473,8 @@ fn replace_rules(
     Ok((rules.host, Some(listing)))
 }
 
-/// Deletes the tracked connections from and to these addresses, so that the next holder of an
-/// address inherits none.
+/// Deletes the connections from and to these addresses from the kernel's connection tracking table,
+/// so that the next holder of an address inherits none.
 pub(crate) fn delete_connections(addresses: &[IpAddr]) {
     if addresses.is_empty() {
         return;
@@ -475,7 +482,7 @@ pub(crate) fn delete_connections(addresses: &[IpAddr]) {
     delete_connections_where(|connection| connection.involves(|address| addresses.contains(&address)));
 }
 
-/// Deletes the tracked connections that the predicate selects.
+/// Deletes the connections that `is_over` selects from the kernel's connection tracking table.
 pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool) {
     match netfilter::delete_connections(is_over) {
         Ok(0) => {}
@@ -494,8 +501,8 @@ pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }
 
-/// Turns off the forwarding that a relay with this state directory turned on, and returns the names
-/// of the sysctls.
+/// Turns off the IP forwarding that a relay with this state directory turned on, and returns the
+/// names of the sysctls.
 pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
     forwarding::EnabledForwarding::load(state).undo()
 }

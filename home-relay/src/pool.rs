@@ -12,12 +12,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The addresses that one client holds, one of each family that the relay serves.
+/// The persistent addresses that one client holds, one of each family that the relay serves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
-    /// The persistent IPv4 address.
+    /// The persistent IPv4 address, if any.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The persistent IPv6 address.
+    /// The persistent IPv6 address, if any.
     pub(crate) ipv6: Option<Ipv6Addr>,
 }
 
@@ -66,7 +66,7 @@ pub(crate) enum PoolError {
         /// The pool as configured.
         pool: IpNet,
     },
-    /// The pool's addresses can never be a host's.
+    /// The pool's first address can be no host's: multicast, loopback, unspecified or broadcast.
     #[error(
         "the pool {pool} is not made of unicast addresses: use a private range such as 10.x, 100.64/10 or fd00::/8"
     )]
@@ -82,7 +82,8 @@ pub(crate) enum PoolError {
         /// The configured pools, joined by "or".
         pools: String,
     },
-    /// A requested address can be no client's.
+    /// A requested address cannot be a client's, because it is the relay's own or has a special
+    /// meaning in the pool's network.
     #[error(
         "{address} cannot be a client's: it is the relay's own (the first of the pool), or the network or broadcast address"
     )]
@@ -95,7 +96,7 @@ pub(crate) enum PoolError {
     Missing,
 }
 
-/// The pools of both families, of which at least one exists.
+/// The IPv4 and IPv6 address pools, of which at least one exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pools {
     ipv4: Option<Ipv4Net>,
@@ -173,7 +174,7 @@ impl Pools {
         }
     }
 
-    /// Checks that the addresses can be a client's.
+    /// Checks that each of the wanted addresses is in a pool and can be a client's.
     pub(crate) fn check(&self, wanted: Lease) -> Result<(), PoolError> {
         for address in wanted.addresses() {
             if !self.contains(address) {
@@ -191,8 +192,9 @@ impl Pools {
         Ok(())
     }
 
-    /// Assigns a lease: the addresses of `held` that the pools still contain, and free ones
-    /// otherwise. `taken` has the addresses of other clients, and this client's are added to it.
+    /// Assigns a client's addresses: those of `held` that are in the pools and not taken, and free
+    /// ones otherwise. `taken` has the addresses of other clients, and the assigned ones are added
+    /// to it.
     pub(crate) fn lease(&self, held: Lease, taken: &mut TakenAddresses) -> Result<Lease, PoolError> {
         let ipv4 = match (self.ipv4, held.ipv4) {
             (None, _) => None,
@@ -214,7 +216,7 @@ impl Pools {
     }
 }
 
-/// The taken and the formerly held addresses of a pair of pools.
+/// The addresses in the pools that clients hold now, and those that clients held before.
 ///
 /// A search for a free address begins where the last one ended, because thousands of clients may be
 /// authorised in one transaction.
@@ -222,9 +224,11 @@ impl Pools {
 pub(crate) struct TakenAddresses {
     ipv4: HashSet<Ipv4Addr>,
     ipv6: HashSet<Ipv6Addr>,
-    /// Free addresses that a client has held, each with the time at which it became free.
+    /// Free addresses that a client has held, each with the time at which it became free, in
+    /// seconds since 1970.
     freed: HashMap<IpAddr, u64>,
-    /// The address below which every address is taken or was held before.
+    /// The address, as an integer, below which every address of the pool is taken or was held
+    /// before.
     search_from_ipv4: u32,
     search_from_ipv6: u128,
 }
@@ -236,7 +240,8 @@ impl TakenAddresses {
         self.ipv6.extend(lease.ipv6);
     }
 
-    /// Records that an address was held until `since`; such an address is assigned to others last.
+    /// Records that an address was held until `since`, in seconds since 1970; such an address is
+    /// assigned to others last.
     pub(crate) fn insert_freed(&mut self, address: IpAddr, since: u64) {
         self.freed.insert(address, since);
     }

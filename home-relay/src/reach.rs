@@ -19,7 +19,7 @@ pub(crate) enum Reach {
     Only(Vec<Destination>),
 }
 
-/// One entry of a reach.
+/// One entry of a reach: a set of destinations that clients may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Destination {
     /// Every public address that is not in [`NOT_INTERNET`] and not in a network of this host.
@@ -57,18 +57,20 @@ const NOT_INTERNET: [(Ipv4Addr, u8); 13] = [
 /// The IPv6 unicast addresses that are routed between networks (RFC 4291, 2.4). Unique local
 /// addresses (with Amazon's metadata service fd00:ec2::254), link-local and multicast are outside.
 const INTERNET6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
-/// The 6to4 prefix, whose addresses embed an IPv4 address that may be private.
+/// The 6to4 prefix, which "internet" excludes because its addresses embed an IPv4 address that may
+/// be private.
 const SIX_TO_FOUR: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16);
-/// The NAT64 prefix (RFC 6052): the IPv4 address in the last four bytes decides.
+/// The NAT64 prefix (RFC 6052). An address in it belongs to "internet" if the IPv4 address in its
+/// last four bytes does.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
 impl Reach {
-    /// Returns whether "internet" is part of the reach, and so excludes this host's own addresses.
+    /// Returns whether the reach lists "internet", which excludes this host's own addresses.
     pub(crate) fn has_internet(&self) -> bool {
         matches!(self, Self::Only(parts) if parts.contains(&Destination::Internet))
     }
 
-    /// Returns the networks that are listed.
+    /// Returns the networks that the reach lists, without "internet".
     pub(crate) fn networks(&self) -> impl Iterator<Item = IpNet> {
         let parts = match self {
             Self::All => &[][..],
@@ -80,13 +82,13 @@ impl Reach {
         })
     }
 
-    /// Returns the ranges that the reach allows, or `None` if it allows every address.
+    /// Returns the address ranges that the reach allows, or `None` if it allows every address.
     pub(crate) fn ranges(&self) -> Option<Ranges> {
         self.ranges_without(&[])
     }
 
-    /// Returns the ranges that the reach allows on a host with these networks and addresses of its
-    /// own, which "internet" excludes and listed networks include.
+    /// Returns the address ranges that the reach allows on a host with the networks `local`, which
+    /// "internet" excludes and listed networks include; `None` if it allows every address.
     pub(crate) fn ranges_without(&self, local: &[IpNet]) -> Option<Ranges> {
         if *self == Self::All {
             return None;
@@ -113,7 +115,8 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// Returns the ranges of the Internet.
+    /// Returns the address ranges that "internet" stands for, on a host without networks of its
+    /// own.
     pub(crate) fn internet() -> Self {
         let refused = NOT_INTERNET.map(|(address, length)| bounds4(Ipv4Net::new_assert(address, length)));
         let mut ipv4 = Vec::new();
@@ -141,7 +144,7 @@ impl Ranges {
         }
     }
 
-    /// Removes a network.
+    /// Removes the addresses of a network from the ranges.
     pub(crate) fn remove(&mut self, network: IpNet) {
         match network {
             IpNet::V4(net) => subtract(&mut self.ipv4, bounds4(net), |at| at - 1, |at| at + 1),

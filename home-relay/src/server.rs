@@ -49,16 +49,17 @@ mod source_filter;
 
 pub(crate) use self::reload::Reloaded;
 
-/// The pause after a failed `accept()`: the shortage of resources behind the failure does not end
-/// by retrying at once.
+/// The pause after a failed `accept()`, because the usual reason, a shortage of resources, outlasts
+/// an immediate retry.
 pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The largest number of processors on which the relay runs on one thread.
 ///
-/// On two processors the kernel's part of a bulk transfer fills the other one, and a second worker
-/// would be woken for every packet only to find that the first one has taken it. On more
-/// processors, sessions are spread over all of them.
+/// With two processors, the kernel's part of a bulk transfer fills the one that the thread leaves
+/// free, and a second worker thread would be woken for every packet only to find that the first one
+/// has read it. With more processors, sessions are spread over all of them.
 const MAX_PROCESSORS_FOR_ONE_THREAD: NonZero<usize> = NonZero::new(2).expect("two");
-/// The time in which clients must accept the closing message before the relay stops without them.
+/// How long a stopping relay waits for its clients to accept the messages that close their
+/// sessions.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves clients until SIGTERM or SIGINT.
@@ -88,7 +89,7 @@ pub(crate) struct Relay {
     public_key: PublicKey,
     store: Arc<Store>,
     pools: Pools,
-    /// The part of the pools that this host can serve.
+    /// The pools that this host can serve: without IPv6 on a host that has none.
     served_pools: Pools,
     registry: Arc<Registry>,
     limiter: SharedLimiter,
@@ -124,7 +125,7 @@ impl Relay {
         Ok(clients)
     }
 
-    /// Revokes a client, whose session has ended when this returns, or withdraws an invitation.
+    /// Revokes a client and waits for the end of its session, or withdraws an invitation.
     pub(crate) async fn revoke(&self, name: String) -> Result<ListedClient, StoreError> {
         let mut applied = self.applied.lock().await;
         let entry = self.with_store(move |store| store.revoke(&name, store::now())).await?;
@@ -141,7 +142,7 @@ impl Relay {
     }
 
     /// Deletes tracked connections of clients to destinations outside their reach, because the
-    /// rules accept packets of established connections.
+    /// nftables rules accept packets of established connections.
     async fn end_unreachable_connections(&self, config: &Config) -> Result<(), StoreError> {
         let clients = self.with_store(Store::clients).await?;
         let cut = forwards::out_of_reach(config, &self.served_pools, &clients);

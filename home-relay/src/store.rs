@@ -25,10 +25,11 @@ mod forwards;
 mod invitations;
 mod schema;
 
-/// How long a command waits for the database; other commands hold it for milliseconds.
+/// How long a command waits while another process has the database open; other commands need it for
+/// milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest name, in bytes: names appear in logs, tables and file names, and a DNS label's
-/// length is enough for any machine.
+/// The longest name of a client, in bytes. Names appear in logs, tables and file names, and the
+/// length of a DNS label is enough for any machine.
 const MAX_NAME: usize = 63;
 
 /// An authorised client: its name for people, its key for the handshake, and its addresses.
@@ -55,7 +56,8 @@ pub(crate) struct NewClient {
     pub(crate) name: String,
     /// The client's public key.
     pub(crate) public_key: PublicKey,
-    /// The addresses that the client is to have; free ones where none is named.
+    /// The addresses requested for the client; where none is requested, a known client keeps its
+    /// address and a new one gets a free address.
     #[serde(default)]
     pub(crate) wanted: Lease,
     /// The change of the client's reach.
@@ -77,7 +79,8 @@ pub(crate) enum WantedReach {
 }
 
 impl WantedReach {
-    /// Returns the new reach of a client that had `before`.
+    /// Returns a client's own reach after this change, where `before` was its own reach before;
+    /// `None` follows `[clients] reach`.
     fn apply_to(&self, before: Option<Reach>) -> Option<Reach> {
         match self {
             Self::Unchanged => before,
@@ -101,8 +104,9 @@ pub(crate) struct StoredInvitation {
     pub(crate) created: u64,
     /// The time at which the invitation expires, in seconds since 1970.
     pub(crate) expires: u64,
-    /// The key that redeemed the invitation. It distinguishes a used token from an unknown one, and
-    /// a repeated request of the same key from another key's.
+    /// The key that redeemed the invitation, or `None` if it is unused. With this key, a used token
+    /// is told from an unknown one, and a repeated request of the same key from another key's
+    /// request.
     pub(crate) used_by: Option<PublicKey>,
 }
 
@@ -113,7 +117,7 @@ pub(crate) struct ListedClient {
     pub(crate) name: String,
     /// The client's public key; `None` for an invitation.
     pub(crate) public_key: Option<PublicKey>,
-    /// The persistent addresses held or set aside.
+    /// The persistent addresses that the client holds or that are set aside for the invitation.
     #[serde(flatten)]
     pub(crate) lease: Lease,
     /// The time of the authorisation or invitation, in seconds since 1970.
@@ -250,7 +254,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store of a state directory, creating both as needed.
+    /// Opens the database in a state directory, creating the directory and the database as needed.
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         let failed =

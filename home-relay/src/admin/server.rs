@@ -10,11 +10,12 @@ use super::{AdminReply, Request};
 use crate::server::Relay;
 use crate::store::NewClient;
 
-/// The largest number of open connections of one user: a person needs one, a script a few. Root is
-/// counted separately, so members of the socket's group cannot lock root out.
+/// The largest number of simultaneous connections of one user to the admin socket; a person needs
+/// one, a script a few. Root is counted separately, so members of the socket's group cannot lock
+/// root out.
 const MAX_PER_USER: usize = 32;
 
-/// Answers commands until the task is dropped.
+/// Accepts connections to the admin socket and answers their requests until the task is dropped.
 pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
     let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {

@@ -1,5 +1,5 @@
-//! Gathers the facts for `check` from files and the kernel. Facts that only root may read are
-//! `None` for other users.
+//! Gathers the facts that the `check` command judges, from files and the kernel. Facts that only
+//! root may read are `None` for other users.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
@@ -15,40 +15,40 @@ use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
 
-/// All facts about this host and the configuration.
+/// All facts that `check` judges, about this host and the configuration.
 #[derive(Debug)]
 pub(super) struct Facts {
     /// Whether `check` runs as root.
     pub(super) root: bool,
-    /// The path of the configuration file, or its error.
+    /// The path of the configuration file, or the reason why the file is invalid or cannot be read.
     pub(super) config: Result<PathBuf, String>,
-    /// The facts that depend on a valid configuration.
+    /// The facts that depend on a valid configuration; `None` if it is invalid.
     pub(super) configured: Option<ConfiguredFacts>,
-    /// Whether a TUN device can be opened; `None` if not root.
+    /// Whether a TUN device can be opened, or the error; `None` if `check` does not run as root.
     pub(super) tun: Option<Result<(), String>>,
 }
 
-/// The facts that depend on the configuration.
+/// The facts about this host that depend on a valid configuration.
 #[derive(Debug)]
 pub(super) struct ConfiguredFacts {
-    /// The relay's public key; `None` if this user may not read the private key, as it should be.
+    /// The relay's public key; `None` if this user, rightly, may not read the private key.
     pub(super) key: Result<Option<PublicKey>, String>,
     /// The setting `[listen] address`.
     pub(super) listen: SocketAddr,
-    /// The state of the listening port.
+    /// Whether the port of `[listen] address` is free.
     pub(super) port: PortState,
     /// Whether a relay with this configuration is running.
     pub(super) running: Result<bool, String>,
-    /// The names of what the running relay just restored, or why it could not; `None` if no relay
-    /// is running.
+    /// The parts of the kernel's network state that the running relay has just restored, by name,
+    /// or why it could not restore them; `None` if no relay is running.
     pub(super) network: Option<Result<Vec<String>, String>>,
-    /// The address families with a pool, each with whether the host forwards it; `None` if the host
-    /// does not have the family.
+    /// The address families with a pool, each with whether this host forwards its packets, or
+    /// `None` if the host does not have the family.
     pub(super) forwarding: Vec<(&'static str, Option<bool>)>,
-    /// Whether the kernel accepts the relay's rules; `None` if none are needed or this user may not
-    /// try.
+    /// Whether the kernel accepts the relay's nftables rules, or the error; `None` if the
+    /// configuration needs no rules or this user may not try.
     pub(super) nft: Option<Result<(), String>>,
-    /// Chains of other programs that drop forwarded packets by default.
+    /// The nftables chains of other programs that drop forwarded packets by default.
     pub(super) dropping: Vec<String>,
     /// Whether `[clients] reach` is set.
     pub(super) has_reach: bool,
@@ -58,20 +58,20 @@ pub(super) struct ConfiguredFacts {
     pub(super) interface: Option<(String, bool)>,
     /// The configured address pools.
     pub(super) pools: Vec<IpNet>,
-    /// The networks of other devices, each with the device's name.
+    /// The networks of this host's devices other than the relay's, each with the device's name.
     pub(super) local: Result<Vec<(String, IpNet)>, String>,
 }
 
-/// The state of the listening port.
+/// Whether the port of `[listen] address` is free for the relay.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PortState {
     /// No program listens on the port.
     Free,
     /// A program listens on the port.
     InUse,
-    /// This user may not find out.
+    /// Unknown, because this user has no permission to bind the port.
     Unknown,
-    /// The address cannot be listened on.
+    /// The address cannot be listened on; holds the error.
     Bad(String),
 }
 
@@ -132,8 +132,8 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
     }
 }
 
-/// Asks the running relay to reconcile: only the relay knows what it made, and from which
-/// configuration.
+/// Asks the running relay to check and restore its kernel state, and returns the names of what it
+/// restored. Only the relay knows what it set up, and from which configuration.
 fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, String> {
     match relay.call(&Request::Reconcile) {
         Ok(AdminReply::Reconciled(restored)) => Ok(restored),
@@ -164,7 +164,8 @@ fn setting(name: &str) -> Option<bool> {
     Some(sysctl::read(name).ok()? == "1")
 }
 
-/// Returns the names of all devices, and the networks of the devices that are not the relay's.
+/// Returns the names of all network devices, and the networks of all devices but `own` (the
+/// relay's), each with its device's name.
 async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), String> {
     let netlink = Netlink::new().map_err(|error| error.to_string())?;
     let snapshot = netlink.snapshot().await.map_err(|error| error.to_string())?;
@@ -175,7 +176,8 @@ async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), String>
     Ok((snapshot.links.iter().map(|link| link.name.clone()).collect(), networks))
 }
 
-/// Returns the forward chains of other tables whose policy is to drop.
+/// Returns the nftables chains of other programs at the forward hook that drop by default, each as
+/// its family, table and name.
 fn dropping(json: &serde_json::Value) -> Vec<String> {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains

@@ -1,11 +1,11 @@
-//! Judges the facts: turns each into a finding with its next step. Pure.
+//! Turns the facts that `check` gathered into findings, each with its next step. Pure.
 
 use ipnet::IpNet;
 use mobile_io::check::Finding;
 
 use super::facts::{ConfiguredFacts, Facts, PortState};
 
-/// Returns all findings about the host.
+/// Returns all findings that follow from the facts.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !facts.root {
@@ -160,8 +160,8 @@ fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
     configured.pools.iter().map(pool).collect()
 }
 
-/// Judges a chain that drops by default. Whether its rules let the relay's packets pass is not
-/// checked.
+/// Judges a chain of another firewall that drops forwarded packets by default. Whether the chain's
+/// own rules accept the relay's packets is not checked.
 fn dropping(configured: &ConfiguredFacts, chain: &str) -> Finding {
     let device = &configured.device;
     Finding::warn(

@@ -14,8 +14,8 @@ use crate::network::delete_connections;
 use crate::pool::Lease;
 use crate::store::{self, Client, NewClient, Store, WantedReach};
 
-/// The number of clients in one request to a running relay, which accepts 64 KiB: the longest name
-/// and a key take 150 bytes.
+/// The largest number of clients in one request to a running relay, which accepts requests of 64
+/// KiB; a client with the longest name takes 150 bytes.
 const BATCH: usize = 400;
 
 impl From<Addresses> for Lease {
@@ -24,7 +24,8 @@ impl From<Addresses> for Lease {
     }
 }
 
-/// Prints the addresses of one client, one per line; of many clients, one client per line.
+/// Authorises the clients and prints their addresses: of one client, one address per line; of many
+/// clients, one client per line.
 pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     let Authorize { name, public_key, addresses, reach, from } = who;
     let reach = match reach.as_deref() {
@@ -46,8 +47,9 @@ pub(crate) fn run(config: &Config, who: Authorize) -> anyhow::Result<()> {
     }
 }
 
-/// Authorises the clients: on the store all of them or none, on a running relay in batches that are
-/// each all or none.
+/// Authorises clients and calls `print` for each. Without a running relay, the store authorises all
+/// of them or none; a running relay is sent batches, of which each is authorised as a whole or not
+/// at all.
 fn authorize(config: &Config, new_clients: &[NewClient], print: impl Fn(&Client)) -> anyhow::Result<()> {
     let pools = config.pools()?;
     let Some(mut relay) = connect(config)? else {
@@ -92,7 +94,8 @@ fn read(file: &Path) -> anyhow::Result<Vec<NewClient>> {
         .with_context(|| format!("no client in {shown} was authorised"))
 }
 
-/// Parses one client per line; empty lines and lines that begin with # are skipped.
+/// Parses a list of clients, one name and public key per line; empty lines and lines that begin
+/// with # are skipped.
 fn parse(text: &str) -> anyhow::Result<Vec<NewClient>> {
     let mut new_clients = Vec::new();
     for (number, line) in (1..).zip(text.lines().map(str::trim)) {

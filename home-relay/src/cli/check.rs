@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use mobile_io::check::Level;
 
-/// Prints the findings; works with or without a running relay, and in less depth without root.
+/// Runs the checks and prints the findings; works with or without a running relay, and checks less
+/// without root.
 pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let report = runtime.context("cannot start the runtime")?.block_on(crate::check::check(config));

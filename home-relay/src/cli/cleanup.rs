@@ -1,5 +1,5 @@
-//! The `cleanup` command: removes the relay's kernel objects. It tries everything and reports every
-//! failure.
+//! The `cleanup` command: removes the relay's kernel objects. After a failure it goes on with the
+//! other objects, and it reports every failure.
 
 use std::path::Path;
 
@@ -15,9 +15,9 @@ use crate::network::{self, nft};
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
 /// other relay's; running it again is harmless.
 ///
-/// Turns forwarding off again if the relay turned it on: no other host can have come to rely on it,
-/// since transit packets were dropped. With `transit = "accept"` they were not, and forwarding
-/// stays on.
+/// Turns IP forwarding off again if the relay turned it on: the relay then dropped transit packets,
+/// so no other host can rely on forwarding by this one. With `transit = "accept"` others may rely
+/// on it, and forwarding stays on.
 ///
 /// With `unless_shutdown`, removes nothing while the machine shuts down.
 pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {

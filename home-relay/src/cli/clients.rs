@@ -1,6 +1,5 @@
-//! The commands about clients and sessions. They ask the running relay if there is one, and
-//! otherwise work on its store. A store has one opener, so whether the admin socket answers
-//! decides.
+//! The commands about clients and sessions. If a relay answers on the admin socket, they send it a
+//! request; otherwise they open the store themselves, which only one process can have open.
 
 use std::path::Path;
 
@@ -87,7 +86,7 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Formats a remaining time in a suitable unit.
+/// Formats a duration in a suitable unit, from seconds to days.
 fn format_duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -97,22 +96,24 @@ fn format_duration(seconds: u64) -> String {
     }
 }
 
-/// The error when the running relay is of another version than this command.
+/// The error for a reply that this command does not expect, because the relay is of another
+/// version.
 pub(super) const UNEXPECTED_REPLY: &str =
     "unexpected reply of the running relay, which may be another version: restart it after an upgrade";
 
-/// Returns the error of commands that need a running relay.
+/// Returns the error of a command that needs a running relay when there is none.
 pub(super) fn not_running(config: &Config) -> String {
     let socket = config.admin.socket.display();
     format!("no relay is running: no answer on {socket}; start it with `home-relay serve`")
 }
 
-/// Connects to the running relay, if there is one. Missing permission is an error, not an absence.
+/// Connects to the running relay; returns `None` if no relay is running, and an error if this user
+/// may not use the admin socket.
 pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> {
     connect_to(&config.admin.socket)
 }
 
-/// Connects to the relay that runs with this admin socket, if there is one.
+/// Connects to the relay that serves this admin socket; returns `None` if no relay does.
 pub(super) fn connect_to(socket: &Path) -> anyhow::Result<Option<ControlClient>> {
     match ControlClient::connect(socket) {
         Ok(client) => Ok(Some(client)),

@@ -12,7 +12,8 @@ use mobile_io::ownership;
 use super::Init;
 use crate::pool::Pools;
 
-/// Writes both files and prints the public key; on any failure neither file is left.
+/// Writes the configuration file and the private key, and prints the public key; on any failure
+/// neither file is left.
 pub(crate) fn run(config: &Path, options: &Init) -> anyhow::Result<()> {
     let (ipv4, ipv6) = match (options.ipv4, options.ipv6) {
         // Naming one family only means that the other one is not wanted.

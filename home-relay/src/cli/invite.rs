@@ -1,4 +1,4 @@
-//! The `invite` command: prints one line with which a laptop joins.
+//! The `invite` command: creates an invitation, one line of text with which a laptop enrols.
 
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
@@ -11,8 +11,8 @@ use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::store::{self, Store};
 
-/// Prints only the invitation on stdout. The token is generated here, and only its hash goes to the
-/// relay and the disk.
+/// Creates an invitation for a client and prints it on stdout, and nothing else there. The token is
+/// generated here, and only its hash is sent to the relay and stored.
 pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
     let Invite { name, qr, expires, endpoint, addresses } = options;
     let Some(endpoint) = endpoint.or_else(|| config.listen.endpoint()) else {

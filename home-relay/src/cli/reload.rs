@@ -6,7 +6,8 @@ use super::clients::{UNEXPECTED_REPLY, call, connect, not_running};
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 
-/// Prints the changed keys, one per line, and on stderr the keys that need a restart.
+/// Makes the running relay reload its configuration; prints the changed keys, one per line, and on
+/// stderr the keys that need a restart.
 pub(crate) fn run(config: &Config, json: bool) -> anyhow::Result<()> {
     let Some(mut relay) = connect(config)? else { bail!(not_running(config)) };
     let AdminReply::Reloaded(reloaded) = call(&mut relay, &Request::Reload)? else { bail!(UNEXPECTED_REPLY) };

@@ -12,7 +12,8 @@ pub(super) fn filters_this_host() -> bool {
     by_nftables || ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].into_iter().any(has_filter)
 }
 
-/// Returns whether a chain of another table is hooked at the host's input or output.
+/// Returns whether nft's list of chains has a filter chain of another program at the input or
+/// output hook.
 fn filtering(json: &serde_json::Value) -> bool {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains.into_iter().any(|chain| {
@@ -21,14 +22,14 @@ fn filtering(json: &serde_json::Value) -> bool {
     })
 }
 
-/// Returns whether a chain belongs to a relay.
+/// Returns whether nft's list of chains has a chain of any home relay on this host.
 pub(super) fn has_relay(json: &serde_json::Value) -> bool {
     let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
     chains.into_iter().any(|chain| chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE)))
 }
 
-/// Returns whether legacy iptables has a filter table. The kernel lists its tables in a file, which
-/// does not exist without the iptables modules.
+/// Returns whether legacy iptables has a filter table. The kernel lists the iptables tables in
+/// `file`, which does not exist without the iptables modules.
 fn has_filter(file: impl AsRef<Path>) -> bool {
     match std::fs::read_to_string(file) {
         Ok(tables) => tables.lines().any(|table| table == "filter"),

@@ -1,4 +1,4 @@
-//! Turns forwarding on and off, and records which forwarding the relay turned on.
+//! Turns IP forwarding on and off, and records which forwarding the relay turned on.
 //!
 //! A host that did not forward before the relay started was never meant to forward packets of
 //! others. The record lets the relay drop such packets, and lets `cleanup` turn forwarding off
@@ -15,20 +15,22 @@ use tracing::{info, warn};
 use super::undo_log::UndoLog;
 use crate::pool::Pools;
 
-/// The forwarding sysctl of each family.
+/// The sysctls that turn on forwarding, of IPv4 and of IPv6.
 const SWITCHES: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
-/// The file in the state directory that names the sysctls that the relay turned on.
+/// The file in the state directory that names the forwarding sysctls that the relay turned on.
 const FILE: &str = "forwarding";
 
-/// The sysctls that this relay, or an earlier run of it, turned on since the host booted.
+/// The forwarding sysctls that this relay, or an earlier run of it, turned on since the host
+/// booted.
 pub(super) struct EnabledForwarding {
     path: PathBuf,
     turned_on: [bool; 2],
 }
 
 impl EnabledForwarding {
-    /// Reads the file in a state directory. A file from before the last boot, or from another
-    /// network namespace, is void: forwarding was then turned on by another program.
+    /// Reads the record in a state directory. A record from before the last boot, or from another
+    /// network namespace, is void, because forwarding that is on now was then turned on by another
+    /// program.
     pub(super) fn load(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -38,8 +40,9 @@ impl EnabledForwarding {
         Self { path, turned_on: SWITCHES.map(|switch| is_valid && named.contains(&switch)) }
     }
 
-    /// Returns which sysctls are the relay's doing once [`enable`] has run: those it turned on
-    /// earlier, and those that are off at the moment. Saves them before anything is turned on.
+    /// Returns for IPv4 and IPv6 whether it is the relay that turned forwarding on, once [`enable`]
+    /// has run: either earlier, or because forwarding is needed and still off now. Saves the result
+    /// before anything is turned on.
     pub(super) fn update(&mut self, pools: &Pools) -> [bool; 2] {
         let wanted = [pools.ipv4().is_some(), pools.ipv6().is_some()];
         let mut turned_on = self.turned_on;
@@ -60,7 +63,8 @@ impl EnabledForwarding {
         turned_on
     }
 
-    /// Turns off what the relay turned on, removes the file, and returns the names of the sysctls.
+    /// Turns off the forwarding that the relay turned on, removes the record, and returns the names
+    /// of the sysctls that were changed.
     pub(super) fn undo(self) -> anyhow::Result<Vec<&'static str>> {
         let mut undone = Vec::new();
         for (switch, _) in SWITCHES.into_iter().zip(self.turned_on).filter(|(_, on)| *on) {
@@ -96,7 +100,8 @@ fn host() -> Option<String> {
     Some(format!("{} {namespace}", boot.trim()))
 }
 
-/// Turns on the forwarding that the pools need, for the host and for the device.
+/// Turns on forwarding of the pools' address families, for the host and for the home virtual
+/// device.
 pub(super) fn enable(pools: &Pools, device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     if pools.ipv4().is_some() {
         set("net/ipv4/ip_forward", "1", undo_log)?;
@@ -112,9 +117,9 @@ pub(super) fn enable(pools: &Pools, device: &str, undo_log: &mut UndoLog) -> any
     Ok(())
 }
 
-/// Sets `accept_ra` from 1 to 2 on other devices. A host that forwards IPv6 ignores router
-/// advertisements at 1, and a server configured by them would lose its default route; 2 accepts
-/// them while forwarding.
+/// Sets `accept_ra` from 1 to 2 on devices other than the relay's. A host that forwards IPv6
+/// ignores router advertisements at 1, and a server configured by them would lose its default
+/// route; 2 accepts them while forwarding.
 fn keep_router_advertisements(device: &str, undo_log: &mut UndoLog) -> anyhow::Result<()> {
     let conf = "/proc/sys/net/ipv6/conf";
     for entry in std::fs::read_dir(conf).with_context(|| format!("cannot read {conf}"))? {

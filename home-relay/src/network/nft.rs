@@ -16,14 +16,14 @@ use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit}
 use crate::pool::Pools;
 use crate::reach::Reach;
 
-/// The prefix of the names of all relays' tables.
+/// The prefix of the names of all relays' nftables tables.
 pub(crate) const TABLE: &str = "home_relay";
 
-/// The address family of the relay's tables.
+/// The address family of the relay's nftables tables.
 const FAMILY: &str = "inet";
 
-/// Returns the name of the table that holds every rule of the relay with this device, so that one
-/// deletion removes exactly this relay's rules. The default device's table is [`TABLE`].
+/// Returns the name of the nftables table that holds every rule of the relay with this device, so
+/// that one deletion removes exactly this relay's rules. The default device's table is [`TABLE`].
 pub(crate) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
@@ -40,43 +40,48 @@ pub(crate) fn table(device: &str) -> String {
     name
 }
 
-/// The inputs from which the table is generated.
+/// The inputs from which the relay's nftables table is generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ruleset {
     /// The name of the home virtual device.
     pub(crate) device: String,
-    /// The pools that are masqueraded; replies to the other pools are routed to this host.
+    /// The address pools that are masqueraded; addresses of the other pools are routed to this
+    /// host.
     pub(crate) masqueraded: Vec<IpNet>,
-    /// The only interface to masquerade on; any but the device if absent.
+    /// The only outgoing interface on which packets are masqueraded; if absent, every interface
+    /// except the home virtual device.
     pub(crate) interface: Option<String>,
     /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
     /// The port forwards, by client address.
     pub(crate) redirects: Vec<PortRedirect>,
-    /// The pools, and the device's own address in each of them.
+    /// The address pools, and the home virtual device's own address in each of them.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
-    /// The pools whose clients Internet hosts may reach first.
+    /// The pools to whose clients Internet hosts may send first.
     pub(crate) open: Vec<IpNet>,
-    /// The common reach of clients, and the addresses that have a reach of their own.
+    /// The reach of clients without a reach of their own, and the client addresses with such a
+    /// reach.
     pub(crate) reach: Reach,
     pub(crate) reach_of: Vec<(IpAddr, Reach)>,
-    /// The resolvers that are pushed to clients, which clients may reach wherever they are.
+    /// The DNS resolvers that are pushed to clients, which clients may query even outside their
+    /// reach.
     pub(crate) resolvers: Vec<IpAddr>,
-    /// The limits of a client's tracked connections and of its new connections per second; 0 for
-    /// none.
+    /// The largest number of a client's tracked connections, and of its new connections per second;
+    /// 0 for no limit.
     pub(crate) connections: u32,
     pub(crate) connection_rate: u32,
     /// The address this relay listens on, and whether the kernel tracks connections to it.
     pub(crate) listen: SocketAddr,
     pub(crate) track: Tracking,
-    /// The policy for packets between other devices.
+    /// The policy for packets that this host forwards between devices other than the relay's.
     pub(crate) transit: Transit,
     /// The state of the host, detected when the rules are installed.
     pub(crate) host: HostState,
 }
 
-/// The state of the host on which rules depend, beside the configuration and the store.
+/// The state of the host on which the nftables rules depend, beside the configuration and the
+/// store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HostState {
     /// Whether another firewall filters packets to or from this host.
@@ -131,8 +136,8 @@ impl Ruleset {
         }
     }
 
-    /// Returns whether the configuration relies on the ruleset. Without masquerading, forwards and
-    /// a bounded reach, the rules only add protection.
+    /// Returns whether the configuration relies on the ruleset. If pools are not masqueraded, no
+    /// port is forwarded and every client's reach is "all", the rules only add protection.
     pub(crate) fn is_required(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded
@@ -185,7 +190,7 @@ impl Ruleset {
         self.masqueraded.iter().map(rule).collect()
     }
 
-    /// Returns the name of the table.
+    /// Returns the name of the nftables table.
     pub(crate) fn table(&self) -> String {
         table(&self.device)
     }
@@ -211,17 +216,17 @@ pub(crate) const HINT: &str = "cannot install the nftables rules; where the kern
                                connections_per_client = 0; without nftables on this host set [nat] masquerade = false and \
                                [clients] reach = \"all\", and delete the forwards";
 
-/// Removes the table and returns whether there was one. A host without nft has none.
+/// Removes the nftables table and returns whether there was one. A host without nft has none.
 pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
     nft::delete((FAMILY, table)).with_context(|| format!("cannot delete table inet {table}"))
 }
 
-/// Returns whether the table is in the kernel. Without `nft` it cannot be.
+/// Returns whether the nftables table is in the kernel. On a host without nft, none is.
 pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
     Ok(nft::exists((FAMILY, table))?)
 }
 
-/// Returns every chain of every table, as nft's JSON.
+/// Returns every nftables chain of this host, as nft's JSON.
 pub(crate) fn list_chains() -> anyhow::Result<serde_json::Value> {
     let listed = nft::query(&["-j", "list", "chains"])?;
     serde_json::from_str(&listed).context("cannot parse the JSON of `nft list chains`")

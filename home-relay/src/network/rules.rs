@@ -1,5 +1,5 @@
-//! The nftables rules that bound the traffic: how many connections a client has, which destinations
-//! it reaches, who reaches it, and which transit traffic of this host is forwarded.
+//! The nftables rules that restrict traffic: how many connections a client has, which destinations
+//! a client reaches, who reaches clients, and which transit traffic of this host is forwarded.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use crate::config::{Tracking, Transit};
 use crate::metrics::DropReason;
 use crate::reach::Reach;
 
-/// The device group of the devices of all relays on a host, so that packets which one relay
-/// forwards are not transit traffic to another.
+/// The network device group of the devices of all relays on a host, so that the rules of one relay
+/// do not drop another relay's packets as transit traffic.
 pub(crate) const DEVICE_GROUP: u32 = 7700;
 
-/// The named counters, each with the drop reason that it counts.
+/// The named nftables counters, each with the drop reason that it counts.
 pub(crate) const COUNTERS: [(&str, DropReason); 7] = [
     ("invalid", DropReason::Invalid),
     ("destination", DropReason::Destination),
@@ -26,13 +26,14 @@ pub(crate) const COUNTERS: [(&str, DropReason); 7] = [
     ("transit", DropReason::Transit),
 ];
 
-/// The sets that the packet path fills, whose elements differ from one listing to the next.
+/// The nftables sets that rules fill as packets pass, so that their elements differ from one
+/// listing to the next.
 const DYNAMIC_SETS: [&str; 4] = ["connections4", "connections6", "rate4", "rate6"];
 
-/// The size of a set of client addresses: as many addresses as there may be clients.
+/// The size of an nftables set of client addresses: as many addresses as there may be clients.
 const SET_SIZE: u32 = 1 << 20;
 
-/// Writes a chain at a hook of the kernel.
+/// Appends to `text` an nftables chain at a hook of the kernel, with the policy to accept.
 pub(super) fn base_chain(text: &mut String, name: &str, hook: &str, rules: &[String]) {
     chain(text, name, &[&[format!("type {hook}; policy accept;")], rules].concat());
 }
@@ -46,7 +47,8 @@ fn chain(text: &mut String, name: &str, rules: &[String]) {
     text.push_str("    }\n");
 }
 
-/// Returns the listing of a table without the elements that the packet path added to its sets.
+/// Returns nft's listing of a table without the elements of the sets that rules fill as packets
+/// pass.
 pub(super) fn without_elements(listing: &str) -> String {
     let mut kept = String::with_capacity(listing.len());
     let (mut is_dynamic, mut is_element) = (false, false);
@@ -67,7 +69,7 @@ pub(super) fn without_elements(listing: &str) -> String {
     kept
 }
 
-/// Returns "ip" or "ip6", and the number of the family.
+/// Returns the name of the address family in nftables ("ip" or "ip6") and the IP version, 4 or 6.
 fn family(address: IpAddr) -> (&'static str, u8) {
     if address.is_ipv4() { ("ip", 4) } else { ("ip6", 6) }
 }
@@ -78,7 +80,8 @@ fn drop_rule(rule: &str, reason: DropReason) -> String {
 }
 
 impl Ruleset {
-    /// Writes the counters, the sets, and the chains before routing.
+    /// Appends to `text` the drop counters, the sets of client addresses, and the chains that
+    /// exempt connections from tracking and filter clients' packets.
     pub(super) fn write_filter(&self, text: &mut String) {
         for (name, _) in COUNTERS {
             let _ = writeln!(text, "    counter {name} {{ }}");
@@ -109,8 +112,9 @@ impl Ruleset {
         );
     }
 
-    /// Returns the rules that exempt connections to the relay's port from tracking, if they should
-    /// be. Strangers' connections then cannot fill the table that clients' NAT entries live in, and
+    /// Returns the two rules (for incoming and outgoing packets) that exempt connections to the
+    /// relay's port from connection tracking, or `None` if these are to be tracked. Without
+    /// tracking, strangers' connections cannot fill the table that holds clients' NAT entries, and
     /// a full table keeps no client from connecting.
     fn notrack_rules(&self) -> Option<(String, String)> {
         match self.track {
@@ -133,7 +137,8 @@ impl Ruleset {
         ))
     }
 
-    /// Returns the rules that limit new connections of a client.
+    /// Returns the nftables rules that limit a client's number of connections and its rate of new
+    /// ones.
     fn limit_rules(&self) -> Vec<String> {
         let mut rules = Vec::new();
         for (number, of) in [(4, "ip saddr"), (6, "ip6 saddr")] {
@@ -158,7 +163,7 @@ impl Ruleset {
     }
 
     /// Returns the distinct reaches, each with the addresses of the clients that have it as their
-    /// own. The first one is the common reach.
+    /// own. The first one is the reach of all other clients.
     fn reach_groups(&self) -> Vec<(&Reach, Vec<IpAddr>)> {
         let mut groups = vec![(&self.reach, Vec::new())];
         for (address, reach) in &self.reach_of {
@@ -172,7 +177,8 @@ impl Ruleset {
         groups
     }
 
-    /// Returns the rules for new connections under one reach.
+    /// Returns the nftables rules that admit new connections to the destinations within `reach`,
+    /// subject to the limits, and drop all others.
     fn reach_rules(&self, reach: &Reach) -> Vec<String> {
         let Some(ranges) = reach.ranges() else { return vec!["goto limits".to_owned()] };
         let mut rules = Vec::new();
@@ -255,7 +261,8 @@ impl Ruleset {
         rules
     }
 
-    /// Returns the rules of the forward hook.
+    /// Returns the nftables rules at the forward hook: client isolation, MSS clamping, packets to
+    /// clients, and transit traffic.
     pub(super) fn forward_rules(&self) -> Vec<String> {
         let device = &self.device;
         let mut rules = Vec::new();

@@ -1,5 +1,5 @@
-//! Records the changes that a pass over the kernel's state made: their names, for the log, and the
-//! actions that undo them, for a start that fails half-way.
+//! Records the changes that one set-up or reconciliation made to the kernel's network state: their
+//! names, for the log, and the actions that undo them, for a start that fails half-way.
 
 use ipnet::IpNet;
 use mobile_io::netlink::Netlink;
@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::nft;
 
-/// An action that undoes one change.
+/// An action that undoes one change of the kernel's network state.
 #[derive(Debug)]
 pub(super) enum UndoAction {
     RemoveDevice(String),
@@ -17,17 +17,19 @@ pub(super) enum UndoAction {
     RestoreSetting { name: String, value: String },
 }
 
-/// The changes of one pass, each with its name and with the action that undoes it, if any.
+/// The changes that one set-up or reconciliation made to the kernel's network state, each with its
+/// name and with the action that undoes it, if any.
 #[derive(Debug, Default)]
 pub(super) struct UndoLog(Vec<(String, Option<UndoAction>)>);
 
 impl UndoLog {
-    /// Records a change that was made.
+    /// Records a change that was made, with the action that undoes it, if any.
     pub(super) fn record(&mut self, name: impl Into<String>, action: impl Into<Option<UndoAction>>) {
         self.0.push((name.into(), action.into()));
     }
 
-    /// Sets a sysctl, records the change if there was one, and returns the previous value.
+    /// Sets a sysctl and records the change; returns the previous value, or `None` if nothing
+    /// changed.
     pub(super) fn set_sysctl(
         &mut self,
         name: &str,
@@ -40,7 +42,7 @@ impl UndoLog {
         Ok(before)
     }
 
-    /// Returns the names of the changes.
+    /// Returns the names of the recorded changes.
     pub(super) fn into_names(self) -> Vec<String> {
         self.0.into_iter().map(|(name, _)| name).collect()
     }

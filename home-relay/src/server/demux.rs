@@ -28,20 +28,20 @@ use crate::pool::Lease;
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
     queues: RwLock<HashMap<IpAddr, Arc<PacketQueue>>>,
-    /// Held while reading the device until the packet is delivered: two concurrent readers would
-    /// reorder packets.
+    /// Held from reading a packet of the device until its delivery, because two concurrent readers
+    /// would reorder packets.
     read_lock: Mutex<()>,
 }
 
 impl Demux {
-    /// Starts delivering packets for `lease` to `queue`.
+    /// Starts delivering packets for the addresses of `lease` to `queue`.
     pub(crate) fn add(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         queues.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
-    /// Stops delivering packets for `lease` to `queue`. An address that another client holds in the
-    /// meantime keeps its new queue.
+    /// Stops delivering packets for the addresses of `lease` to `queue`. An address that another
+    /// client holds in the meantime keeps its new queue.
     pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         for address in lease.addresses() {
@@ -65,13 +65,14 @@ impl Demux {
     }
 }
 
-/// The number of other clients' packets that a session delivers before it goes on with its own
-/// work.
+/// The largest number of other clients' packets that a session reads from the device and delivers
+/// before it goes on with its own work.
 const MAX_OTHER_PACKETS: usize = 16;
 
 impl Demux {
-    /// Returns the next packet for the client of `queue`: first from the queue, then from the
-    /// device. If there is none, the task is woken by the queue's next packet.
+    /// Reads the next packet for the client of `queue` into `buffer`, first from the queue, then
+    /// from the device, and returns its length and offload. If there is none, the task is woken by
+    /// the queue's next packet.
     pub(crate) fn poll_packet(
         &self,
         cx: &mut Context<'_>,
@@ -133,9 +134,10 @@ impl Demux {
     }
 }
 
-/// The pause after a read error: long enough to avoid spinning, too short to be noticed.
+/// The pause after an error when reading the device: long enough to avoid spinning, too short to be
+/// noticed.
 const READ_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// The number of consecutive errors after which the device counts as gone (5 s); systemd then
+/// The number of consecutive read errors after which the device counts as gone (5 s); systemd then
 /// restarts the relay.
 const MAX_READ_ERRORS: u32 = 50;
 

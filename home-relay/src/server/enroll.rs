@@ -18,13 +18,13 @@ use crate::metrics::{EnrolmentResult, Metrics};
 use crate::pool::Lease;
 use crate::store::{self, Client, ListedClient, StoreError};
 
-/// The number of concurrent enrolments, of all sources: each is one person's, and they must not
-/// take resources from returning clients.
+/// The largest number of concurrent enrolments of all sources together. Few people enrol at once,
+/// and enrolments must not take resources from returning clients.
 const MAX_CONCURRENT: usize = 16;
-/// The pause before a refusal: with [`MAX_CONCURRENT`] it allows 32 guesses per second, at one of
-/// 2^128 tokens.
+/// The pause before an enrolment is refused: with [`MAX_CONCURRENT`] it allows 32 guesses per
+/// second at one of 2^128 tokens.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
-/// The time for the client to read the reply and to close the connection.
+/// The time for an enrolling client to read the reply and to close the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Relay {
@@ -33,7 +33,7 @@ impl Relay {
         self.public_key
     }
 
-    /// Creates an invitation that is redeemed with the token of this hash.
+    /// Creates an invitation, which is redeemed with the token whose hash is `token`.
     pub(crate) async fn invite(
         &self,
         name: String,
@@ -49,8 +49,8 @@ impl Relay {
         Ok(invited.into())
     }
 
-    /// Makes the key a client by a token, and returns whether it is a new one. Must not be
-    /// cancelled half-way: store and registry must agree.
+    /// Redeems an invitation's token: makes the holder of `key` a client. Returns the client, and
+    /// whether it is new. Must not be cancelled half-way, because store and registry must agree.
     async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
         // Look the token up without the lock first: guessed tokens and admin commands then do not
         // wait for each other.
@@ -66,7 +66,7 @@ impl Relay {
     }
 }
 
-/// Serves the connections of keys that ask to become clients.
+/// Serves enrolment connections, on which the holders of unknown keys ask to become clients.
 pub(super) struct Enroller {
     relay: Arc<Relay>,
     metrics: Arc<Metrics>,
@@ -85,7 +85,8 @@ impl Enroller {
         }
     }
 
-    /// Serves one request and its reply; the caller limits the time.
+    /// Serves one enrolment connection: receives the token and sends the reply. The caller limits
+    /// the time.
     pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
         let Ok(_permit) = self.permits.try_acquire() else {
             self.metrics.enrolment(EnrolmentResult::Busy);

@@ -1,4 +1,5 @@
-//! Port forwards: the store names the client, the nftables rules name the client's addresses.
+//! Port forwards of a running relay. The store has the client's name for each forwarded port, and
+//! the nftables rules have the client's present addresses.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,7 @@ use crate::reach::Ranges;
 use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
-    /// Forwards a port to a client, at once and after restarts.
+    /// Forwards a port of this host to a client, at once and after restarts.
     pub(crate) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
         let mut applied = self.applied.lock().await;
         let all = self.forwards().await?;
@@ -38,8 +39,8 @@ impl Relay {
         Ok(forward)
     }
 
-    /// Deletes a forward; open connections continue. On an error the port still leads to its
-    /// client, and the list of forwards says so.
+    /// Deletes a port forward; open connections continue. On an error the port is still forwarded
+    /// to its client, and the forward is still listed.
     pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
         let mut applied = self.applied.lock().await;
         let removed = self.with_store(move |store| store.unforward(protocol, port)).await?;
@@ -55,13 +56,13 @@ impl Relay {
         Ok(removed)
     }
 
-    /// Returns all forwards.
+    /// Returns all port forwards.
     pub(crate) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
         Ok(self.with_store(Store::forwards).await?)
     }
 
-    /// Adapts the rules to clients that were added, removed or given other addresses. A failure is
-    /// retried until it succeeds: the change of the clients itself stands.
+    /// Updates the nftables rules after clients were added, removed or given other addresses. If
+    /// they cannot be installed, the change of the clients stands, and the installation is retried.
     pub(super) async fn update_rules_for_clients(&self, applied: &mut AppliedState) {
         let wanted = match self.required_rules(&applied.config).await {
             Ok(wanted) => wanted,
@@ -88,14 +89,14 @@ impl Relay {
         Ok(())
     }
 
-    /// Returns the rules that `config` and the store call for.
+    /// Returns the nftables rules that follow from `config` and the store.
     pub(super) async fn required_rules(&self, config: &Config) -> anyhow::Result<Ruleset> {
         let (forwards, clients) = self.with_store(|store| Ok((store.forwards()?, store.clients()?))).await?;
         Ok(rules(config, &self.served_pools, &forwards, &clients))
     }
 }
 
-/// Installs `wanted` unless it is already in force.
+/// Installs the nftables rules `wanted` unless they are already in force.
 async fn apply_if_changed(applied: &mut AppliedState, wanted: Ruleset) -> anyhow::Result<()> {
     let network = &mut applied.network;
     if wanted == *network.ruleset() && !network.has_pending_rules() {
@@ -105,7 +106,8 @@ async fn apply_if_changed(applied: &mut AppliedState, wanted: Ruleset) -> anyhow
     }
 }
 
-/// Returns the error of a change, with what remains if the change could not be undone.
+/// Returns the error of a change; if undoing the change failed too, with that error and `left`,
+/// which says what remains of the change.
 fn with_undo_failure(error: anyhow::Error, undo: Option<StoreError>, left: &str) -> anyhow::Error {
     match undo {
         None => error,
@@ -113,8 +115,8 @@ fn with_undo_failure(error: anyhow::Error, undo: Option<StoreError>, left: &str)
     }
 }
 
-/// Returns the rules for these forwards and clients, for the address families that this host
-/// serves.
+/// Returns the nftables rules for these forwards and clients, in the address families that this
+/// host serves.
 pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clients: &[Client]) -> Ruleset {
     let reach_of = clients.iter().flat_map(|client| {
         let own = client.reach.iter();

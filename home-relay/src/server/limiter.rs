@@ -1,13 +1,14 @@
 //! Decides whether a connection may begin its handshake, before anything is spent on it. Pure: the
 //! time is an argument.
 //!
-//! The cost is in TLS (four elliptic-curve operations, some 0.3 ms). All strangers together have a
-//! rate, each source address has its own rate, and both have a maximum number of half-open
-//! connections. A source from which a client has proved an authorised key is *known* for a day: it
-//! does not share the strangers' rate, has a higher rate of its own, and a quarter of the half-open
-//! connections is reserved for known sources. A flood therefore costs clients at unknown addresses
-//! a few attempts, and the others nothing. A client that abuses this has few known sources, and
-//! each can hold only a part of the reserve.
+//! The cost is in TLS (four elliptic-curve operations, some 0.3 ms). A source from which a client
+//! has authenticated is *known* for a day; other sources are *strangers*. All strangers together
+//! have a rate of handshakes, each source address has its own rate, and both have a maximum number
+//! of half-open connections. A known source does not share the strangers' rate, has a higher rate
+//! of its own, and a quarter of the half-open connections is reserved for known sources. A flood
+//! therefore costs clients at unknown addresses a few attempts, and clients at known addresses
+//! nothing. A client that abuses this has few known sources, and each can hold only a part of the
+//! reserve.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -21,25 +22,28 @@ use crate::metrics::HandshakeResult;
 
 mod known_sources;
 
-/// The part of its rate that a source may use at once: at 10 per second, the hundred clients behind
-/// one NAT that return when the relay restarts.
+/// The burst of one source: its rate of handshakes multiplied by this time may come at once. At 10
+/// per second, these are the hundred clients behind one NAT that return when the relay restarts.
 const SOURCE_BURST: Duration = Duration::from_secs(10);
-/// The part of their rate that all strangers together may use at once; short, because many
-/// handshakes at once delay everybody.
+/// The burst of all unknown sources together: their rate multiplied by this time may come at once.
+/// The time is short, because many handshakes at once delay everybody.
 const ALL_BURST: Duration = Duration::from_secs(1);
-/// The factor by which the limits of a known source (an office, a home, a carrier's NAT) exceed a
-/// stranger's.
+/// The factor by which the handshake limits of a known source (an office, a home, a carrier's NAT)
+/// exceed those of an unknown one.
 const KNOWN_FACTOR: u32 = 10;
-/// The divisor that bounds one source's share of all half-open connections, known or not: half of
-/// the reserve for known sources, and enough for a hundred clients behind one NAT.
+/// The divisor of `[limits] half_open` that gives the largest number of half-open connections of
+/// one source, known or not. An eighth is half of the reserve for known sources, and enough for a
+/// hundred clients behind one NAT.
 const SOURCE_SHARE: usize = 8;
-/// The size of the table of sources: at some 80 bytes an entry, 1 MiB at worst. A source without an
-/// entry is held to the limit of all strangers, so displacing an entry gains an attacker nothing.
+/// The largest number of sources in the limiter's table: at some 80 bytes an entry, 1 MiB at worst.
+/// An unknown source without an entry is still held to the limit of all unknown sources, so filling
+/// the table gains an attacker nothing.
 const MAX_SOURCES: usize = 8 * 1024;
-/// The shortest time between two sweeps of a full table, because a sweep visits every entry.
+/// The shortest time between two removals of old entries from a full table of sources, because each
+/// of them visits every entry.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The limits on handshakes, and the state of every source they apply to.
+/// The limits on handshakes, and the state of every source address that they apply to.
 #[derive(Debug)]
 pub(crate) struct HandshakeLimiter {
     limits: Limits,
@@ -56,7 +60,7 @@ struct SourceState {
     bucket: TokenBucket,
 }
 
-/// An admitted connection, to be returned with [`HandshakeLimiter::end`].
+/// The permit of an admitted connection, to be returned with [`HandshakeLimiter::end`].
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct HandshakePermit {
@@ -87,8 +91,7 @@ impl HandshakeLimiter {
         self.limits.handshake_timeout()
     }
 
-    /// Admits a connection from `address` to its handshake, or returns the result to count it
-    /// under.
+    /// Admits a connection from `address` to its handshake; an error is the reason for refusing it.
     pub(crate) fn admit(
         &mut self,
         now: Instant,
@@ -124,7 +127,7 @@ impl HandshakeLimiter {
         Ok(HandshakePermit { source, tracked })
     }
 
-    /// Returns the permit of a handshake that has ended, successfully or not.
+    /// Takes back the permit of a handshake that has ended, successfully or not.
     pub(crate) fn end(&mut self, permit: &HandshakePermit) {
         self.half_open = self.half_open.saturating_sub(1);
         if permit.tracked
@@ -134,17 +137,19 @@ impl HandshakeLimiter {
         }
     }
 
-    /// Records that a client proved the authorised `key` from `address`.
+    /// Records that a client authenticated with the authorised `key` from `address`, whose source
+    /// is now known.
     pub(crate) fn record_proof(&mut self, now: Instant, key: PublicKey, address: IpAddr) {
         self.known.record_proof(now, key, source_of(address));
     }
 
-    /// Forgets a revoked key: the sources where only this key was proved are no longer known.
+    /// Forgets a revoked key: sources from which only this key was authenticated are no longer
+    /// known.
     pub(crate) fn forget(&mut self, key: &PublicKey) {
         self.known.forget(key);
     }
 
-    /// Returns whether `source` has an entry in the table or can get one.
+    /// Returns whether `source` has an entry in the table of sources or can get one.
     fn has_room(&mut self, now: Instant, source: IpAddr) -> bool {
         let Self { sources, swept, .. } = self;
         if sources.len() >= MAX_SOURCES && !sources.contains_key(&source) && sweep_is_due(swept, now) {

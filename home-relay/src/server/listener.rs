@@ -22,8 +22,8 @@ use super::registry::Registry;
 use crate::metrics::{HandshakeResult, Metrics};
 
 tokio::task_local! {
-    /// Set when the relay refused a key that the client had proved to hold. TLS itself only reports
-    /// that the handshake failed.
+    /// Whether the relay refused the client's key in this task's handshake, although the client
+    /// proved to hold it. TLS itself only reports that the handshake failed.
     static REFUSED: Cell<bool>;
 }
 
@@ -159,7 +159,8 @@ impl Acceptor {
         }
     }
 
-    /// Records in the limiter that a client proved the key from this address.
+    /// Records in the handshake limiter that a client authenticated with `key` from this address,
+    /// unless the key was revoked in the meantime.
     fn record_proof(&self, key: PublicKey, peer: SocketAddr) {
         let mut limiter = self.limiter();
         // Check under the limiter's lock: a revocation removes the key from the registry first, and

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The length of one period.
+/// The period in which the number of log messages of one kind is limited.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// The log rate limit of one kind of message.
@@ -16,20 +16,20 @@ pub(crate) struct LogRateLimiter {
 }
 
 impl Default for LogRateLimiter {
-    /// Allows one message per period.
+    /// Creates a limiter that allows one message in each [`PERIOD`].
     fn default() -> Self {
         Self::new(1)
     }
 }
 
 impl LogRateLimiter {
-    /// Allows `limit` messages per period.
+    /// Creates a limiter that allows `limit` messages in each [`PERIOD`].
     pub(crate) fn new(limit: u32) -> Self {
         Self { limit, allowed: 0, period_start: None, suppressed: 0 }
     }
 
-    /// Returns `Some` if a message may be logged now, with the number of messages suppressed since
-    /// the last one.
+    /// Returns the number of messages suppressed since the last one if a message may be logged now,
+    /// or `None` if it must be suppressed.
     pub(crate) fn allow(&mut self, now: Instant) -> Option<u64> {
         if self.period_start.is_none_or(|period_start| now.saturating_duration_since(period_start) >= PERIOD)
         {

@@ -48,8 +48,9 @@ impl PacketQueue {
         true
     }
 
-    /// Takes the oldest packet into `buffer`. A packet longer than the buffer is dropped; this does
-    /// not happen, because every session's buffer holds the largest packet of the device.
+    /// Moves the oldest packet into `buffer` and returns its length and offload. A packet longer
+    /// than the buffer would be dropped, but every session's buffer holds the largest packet of the
+    /// device.
     pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<(usize, Offload)> {
         let mut state = self.lock();
         while let Some(PacketBuf { bytes, offload }) = state.packets.pop_front() {

@@ -1,6 +1,7 @@
 //! Keeps the kernel's network state as configured: the device, addresses, forwarding and nftables
-//! rules. It reacts to the kernel's notifications, checks settings that have none every few
-//! seconds, restores what other programs changed, and counts and logs each repair.
+//! rules. The reconciler reacts to the kernel's notifications, checks sysctls every few seconds
+//! because their changes are not notified, restores what other programs changed, and counts and
+//! logs each repair.
 
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use tracing::{info, warn};
 use super::{AppliedState, Relay};
 use crate::network::ReconcileError;
 
-/// The shortest time between two checks: a program that flushes the rules in a loop costs at most
-/// this rate, and a single flush is repaired at once.
+/// The shortest time between two checks of the kernel's network state, which bounds the cost of a
+/// program that flushes the nftables rules in a loop. A single flush is repaired at once.
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often sysctls are checked, because the kernel does not notify of their changes; failed
@@ -21,13 +22,14 @@ const MIN_INTERVAL: Duration = Duration::from_millis(200);
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Relay {
-    /// Checks everything now and returns the names of what was restored.
+    /// Checks the device, addresses, forwarding and nftables rules now, restores what differs, and
+    /// returns the names of what was restored.
     pub(crate) async fn reconcile_all(&self) -> Result<Vec<String>, ReconcileError> {
         self.reconcile(&mut *self.applied.lock().await, true).await
     }
 
-    /// Checks the device and settings, and the nftables rules too if `rules`; returns the names of
-    /// what was restored.
+    /// Checks the device, addresses and forwarding, and the nftables rules too if `rules`; restores
+    /// what differs, and returns the names of what was restored.
     pub(super) async fn reconcile(
         &self,
         applied: &mut AppliedState,
@@ -62,7 +64,8 @@ impl Relay {
         }
     }
 
-    /// Reconciles until the device is gone.
+    /// Keeps the kernel's network state as configured until the home virtual device is gone, which
+    /// is an error.
     pub(super) async fn run_reconciler(&self) -> anyhow::Result<()> {
         let mut network = Watch::new().context("cannot watch the device")?;
         let table = self.applied.lock().await.network.ruleset().table();

@@ -36,7 +36,8 @@ pub(crate) struct Settings {
     pub(crate) queue_bytes: usize,
     /// Whether packets are compressed for clients that ask for it.
     pub(crate) compression: bool,
-    /// Whether the flows of a client take turns.
+    /// Whether packets are sent to a client in turns of its flows (FQ-CoDel), not in the order of
+    /// arrival.
     pub(crate) fair: bool,
     /// How long a session without any path is kept.
     pub(crate) session_idle: Duration,
@@ -72,10 +73,10 @@ impl Settings {
 
 /// All authorised clients and their sessions.
 pub(crate) struct Registry {
-    /// The part of the pools that this host serves.
+    /// The pools that this host serves: without IPv6 on a host that has none.
     pools: Pools,
     settings: RwLock<Settings>,
-    /// The policy that every packet of a client is checked against.
+    /// The policy that the source filter checks every packet from a client against.
     shared_policy: Arc<SharedPolicy>,
     entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
     demux: Arc<Demux>,
@@ -90,14 +91,15 @@ struct ClientEntry {
     /// The client's own reach, if it differs from the common one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
-    /// Locked while a session begins or ends, so that a client never has two.
+    /// Locked while a session begins or ends, so that a client never has two sessions.
     slot: Mutex<SessionSlot>,
     /// The log rate limit of this client's session and path events.
     log_limiter: sync::Mutex<LogRateLimiter>,
 }
 
 impl ClientEntry {
-    /// Returns whether an event of this client may be logged; reports suppressed events first.
+    /// Returns whether an event of this client may be logged; first logs how many were suppressed,
+    /// if any.
     fn may_log(&self) -> bool {
         let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
         if let Some(suppressed @ 1..) = passed {
@@ -116,12 +118,12 @@ struct SessionSlot {
     active: Option<Arc<ActiveSession>>,
 }
 
-/// The number of log lines about one client per limiter period; a laptop that moves makes three or
-/// four.
+/// The largest number of log lines about one client in a period of the log rate limiter (10 s); a
+/// laptop that moves makes three or four.
 const MAX_LOG_LINES: u32 = 40;
 
-/// The largest number of session events that are handled at once; while more wait, the driver reads
-/// from no path.
+/// The largest number of events of a session that are handled in one batch; while more wait, the
+/// session's driver (its task) reads from no path.
 const MAX_EVENTS_PER_BATCH: usize = 64;
 
 /// The error for a client that is not, or no longer, authorised.
@@ -165,8 +167,8 @@ impl Registry {
         }
     }
 
-    /// Sets whether Internet hosts may send datagrams to clients first, so that clients may answer
-    /// them.
+    /// Sets whether Internet hosts may send datagrams to clients first; if so, the source filter
+    /// lets clients answer them.
     pub(crate) fn set_inbound_datagrams(&self, inbound_datagrams: bool) {
         self.shared_policy.change(|policy| policy.inbound_datagrams = inbound_datagrams);
     }
@@ -225,8 +227,8 @@ impl Registry {
         })
     }
 
-    /// Returns the part of the lease that this host can serve; a host without IPv6 still leases
-    /// IPv6 addresses for the day when it has IPv6.
+    /// Returns the part of the lease that this host can serve, because a host without IPv6 still
+    /// leases IPv6 addresses for the day when it has IPv6.
     fn served(&self, lease: Lease) -> Lease {
         let pools = &self.pools;
         Lease {
@@ -243,7 +245,7 @@ impl Registry {
         self.end_session(&entry, CloseCode::Revoked).await;
     }
 
-    /// Ends the session of an entry that is removed or replaced.
+    /// Ends the session of a client whose registry entry is removed or replaced.
     async fn end_session(&self, entry: &ClientEntry, code: CloseCode) {
         let mut slot = entry.slot.lock().await;
         slot.revoked = true;
@@ -422,7 +424,7 @@ impl Registry {
         entry.queue.clear();
     }
 
-    /// Handles the events of a session until its driver stops.
+    /// Handles the events of a session until its driver, the task that runs the session, stops.
     async fn handle_events(
         self: Arc<Self>,
         entry: Arc<ClientEntry>,

@@ -15,10 +15,12 @@ use super::{AppliedState, Relay};
 use crate::config::Config;
 use crate::network::nft::Ruleset;
 
-/// The sections that can change at run time; sessions, sockets and the device depend on the others.
+/// The sections of the configuration that can change at run time; sessions, sockets and the device
+/// depend on the other sections.
 const RELOADABLE_SECTIONS: [&str; 4] = ["limits", "clients", "dns", "nat"];
 
-/// The outcome of a reload, as the keys whose values differ from those in force.
+/// The outcome of a reload: the configuration keys whose values in the file differ from those in
+/// force before.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reloaded {
     /// The keys whose new values are in force.
@@ -75,8 +77,8 @@ impl Relay {
     }
 }
 
-/// Restores the former rules after a reload that failed half-way. Returns the reload's error, with
-/// what could not be undone.
+/// Restores the former nftables rules after a reload that failed half-way. Returns the reload's
+/// error, with what could not be undone.
 async fn roll_back(applied: &mut AppliedState, former: Ruleset, error: anyhow::Error) -> anyhow::Error {
     match applied.network.change(former.clone()).await {
         Ok(()) => error,
@@ -108,7 +110,7 @@ fn tree(config: &Config) -> anyhow::Result<Value> {
     serde_json::to_value(config).context("cannot compare configurations")
 }
 
-/// Returns the sections and keys whose values differ.
+/// Returns the section and key of every setting that differs between two configurations.
 fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
     let keys = |tree: &'a Value| {
         let sections = tree.as_object().into_iter().flatten();

@@ -21,9 +21,10 @@ use super::queue::PacketQueue;
 use super::source_filter::SourceFilter;
 use crate::metrics::{DropReason, Metrics};
 
-/// The destination of clients' packets: the home virtual device, or a test.
+/// The device to which a session writes its client's packets and from which it reads packets for
+/// clients: the home virtual device, or a substitute in tests.
 pub(crate) trait PacketSink: Send + Sync {
-    /// Sends one packet.
+    /// Writes one packet to the device.
     fn send(&self, packet: Packet<'_>) -> io::Result<()>;
 
     /// Returns whether the device accepts datagrams coalesced into one packet.
@@ -31,7 +32,8 @@ pub(crate) trait PacketSink: Send + Sync {
         false
     }
 
-    /// Reads a packet that is already waiting, without blocking.
+    /// Reads a packet that is already waiting into `buffer`, without blocking, and returns its
+    /// length and offload.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
 }
 
@@ -99,7 +101,7 @@ fn drop_reason(error: &io::Error) -> DropReason {
     if error.kind() == io::ErrorKind::InvalidInput { DropReason::Malformed } else { DropReason::Device }
 }
 
-/// A running session and the handle of its driver.
+/// A running session, with the handle of its driver, which is the task that runs it.
 pub(crate) struct ActiveSession {
     id: SessionId,
     started: Instant,
@@ -108,7 +110,7 @@ pub(crate) struct ActiveSession {
     reported: Mutex<ReportedState>,
 }
 
-/// The state that was last reported to the metrics, and the peers of the paths.
+/// The session state that was last reported to the metrics, and the client's address on each path.
 #[derive(Default)]
 struct ReportedState {
     stats: Stats,
@@ -119,7 +121,8 @@ struct ReportedState {
 }
 
 impl ActiveSession {
-    /// Starts a driver for the session.
+    /// Starts a driver (a task that runs the session), and returns the running session and its
+    /// events.
     pub(crate) fn start(
         session: Session,
         io: ClientIo,
@@ -148,7 +151,8 @@ impl ActiveSession {
         self.started.elapsed()
     }
 
-    /// Adds a path to the session.
+    /// Adds a new connection as a path to the session; `leftover` has the bytes received after
+    /// HELLO.
     pub(crate) async fn accept(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream, peer: SocketAddr) {
         self.reported.lock().await.peers.insert(hello.path, peer);
         self.handle.accept_path(hello, leftover, stream);
@@ -160,7 +164,7 @@ impl ActiveSession {
         self.handle.set_config(config);
     }
 
-    /// Takes a snapshot of the session and updates the metrics; returns `None` when the driver has
+    /// Takes a snapshot of the session and updates the metrics; returns `None` when the session has
     /// stopped.
     pub(crate) async fn refresh(&self) -> Option<SessionSnapshot> {
         // Hold the lock while asking the driver, so that snapshots are handled in order.
@@ -210,7 +214,7 @@ impl ActiveSession {
         }
     }
 
-    /// Returns the client's address of each path.
+    /// Returns the client's address, as this host sees it, on each path.
     pub(crate) async fn peers(&self) -> HashMap<PathId, SocketAddr> {
         self.reported.lock().await.peers.clone()
     }
@@ -220,8 +224,8 @@ impl ActiveSession {
         self.reported.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Ends this session in favour of another one, and returns the packets that the client has not
-    /// acknowledged.
+    /// Ends this session because another one replaces it, and returns the packets that the client
+    /// has not acknowledged.
     pub(crate) async fn take_over(&self) -> Unacknowledged {
         self.refresh().await;
         let waiting = self.handle.take_over().await;
@@ -236,7 +240,8 @@ impl ActiveSession {
         self.mark_ended().await;
     }
 
-    /// Removes the ended session from the gauges; calling it again changes nothing.
+    /// Removes the ended session and its paths from the gauges of the metrics; calling it again
+    /// changes nothing.
     pub(crate) async fn mark_ended(&self) {
         let mut reported = self.reported.lock().await;
         if !std::mem::replace(&mut reported.ended, true) {
@@ -252,7 +257,8 @@ impl ActiveSession {
     }
 }
 
-/// Selects the uncompressed and compressed byte counts of one direction.
+/// A function that selects the bytes before and after compression, in one direction, from a
+/// session's statistics.
 type Sizes = fn(&Stats) -> [u64; 2];
 
 fn session_drops(stats: &Stats) -> u64 {

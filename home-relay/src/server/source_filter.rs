@@ -20,7 +20,8 @@ pub(crate) struct Policy {
     pub(crate) isolate: bool,
     /// The reach of clients without a reach of their own.
     pub(crate) reach: Reach,
-    /// The resolvers that are pushed to clients, which clients may reach wherever they are.
+    /// The DNS resolvers that are pushed to clients, which clients may query even outside their
+    /// reach.
     pub(crate) resolvers: Vec<IpAddr>,
     /// Whether Internet hosts may send datagrams to clients first, so that a client's datagram may
     /// be an answer.
@@ -30,19 +31,20 @@ pub(crate) struct Policy {
     pub(crate) local: Vec<IpNet>,
 }
 
-/// The shared policy, with a version number by which filters notice a change without a lock.
+/// The policy of all source filters, with a version number by which they notice a change without a
+/// lock.
 #[derive(Debug)]
 pub(crate) struct SharedPolicy {
     version: AtomicU64,
     current: RwLock<CurrentPolicy>,
 }
 
-/// A policy and the ranges of its reach, which the filters of all clients share: a copy in each
-/// session would cost 2 KiB.
+/// A policy and the address ranges of its reach, which the filters of all clients share, because a
+/// copy in each session would cost 2 KiB.
 #[derive(Debug, Clone)]
 struct CurrentPolicy {
     policy: Arc<Policy>,
-    /// The ranges within reach; `None` if every destination is.
+    /// The destination addresses within reach; `None` if every destination is.
     ranges: Arc<Option<Ranges>>,
 }
 
@@ -70,7 +72,7 @@ impl SharedPolicy {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns whether the policy already has these addresses and networks as this host's own.
+    /// Returns whether the policy already has `local` as this host's own addresses and networks.
     pub(crate) fn has_local(&self, local: &[IpNet]) -> bool {
         self.current().policy.local == local
     }
@@ -80,17 +82,17 @@ impl SharedPolicy {
     }
 }
 
-/// The reach of one client, if it differs from the common one; it may change during a session.
+/// The reach of one client, or `None` if it has the common one; it may change during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
-/// The packet filter of one client.
+/// The filter of the packets that one client sends.
 #[derive(Debug)]
 pub(crate) struct SourceFilter {
     lease: Lease,
     pools: Pools,
     shared_policy: Arc<SharedPolicy>,
     own: OwnReach,
-    /// The version of `current`.
+    /// The version of the shared policy that `current` was made from.
     version: u64,
     /// The shared policy; for a client with a reach of its own, with the ranges of that reach.
     current: CurrentPolicy,
@@ -114,7 +116,7 @@ impl SourceFilter {
         }
     }
 
-    /// Returns whether the packet may be forwarded, or the reason to drop it.
+    /// Returns `Ok` if the client's packet may be forwarded, or the reason to drop it.
     pub(crate) fn check(&mut self, packet: &[u8]) -> Result<(), DropReason> {
         let version = self.shared_policy.version.load(Ordering::Acquire);
         if version != self.version {
@@ -149,8 +151,8 @@ impl SourceFilter {
     }
 
     /// Returns whether a packet to an address out of reach may be an answer, or is a query to a
-    /// pushed resolver. The nftables rules know the connections; this filter only drops packets
-    /// that begin one.
+    /// pushed resolver. This filter only drops packets that begin a connection, because the
+    /// nftables rules track connections and check the others.
     fn is_excepted(&self, packet: &[u8], destination: IpAddr) -> bool {
         let Some((protocol, payload)) = upper_layer(packet) else { return false };
         let to_port = |port: u16| payload.get(2..4) == Some(&port.to_be_bytes());
@@ -194,9 +196,9 @@ fn upper_layer(packet: &[u8]) -> Option<(u8, &[u8])> {
     Some((*packet.get(6)?, packet.get(40..)?))
 }
 
-/// Returns whether a router may forward to the address. Multicast and link or host scopes are not
-/// forwarded; from a tunnel they could only reach services of the relay's host that expect its
-/// neighbours.
+/// Returns whether a router may forward to the address. Multicast, link-local and loopback
+/// addresses are not forwarded to; from a tunnel they could only reach services of the relay's host
+/// that are meant for its neighbours.
 fn is_forwardable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_forwardable_ipv4(address),

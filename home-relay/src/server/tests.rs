@@ -43,7 +43,7 @@ impl PacketSink for mpsc::UnboundedSender<Vec<u8>> {
     }
 }
 
-/// A relay without a device: packets for the device come out of `device`.
+/// A relay without a TUN device: the packets that it would write to one are received from `device`.
 struct TestRelay {
     relay: Arc<Relay>,
     _state: tempfile::TempDir,

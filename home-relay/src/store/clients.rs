@@ -64,12 +64,12 @@ impl<'t> AddressTables<'t> {
         Ok(Self { freed_rows, freed, client_rows, invitation_rows, clients, invitations })
     }
 
-    /// Returns the client of this name.
+    /// Returns the client of this name, if there is one.
     pub(super) fn client(&self, name: &str) -> Option<&Client> {
         self.clients.iter().find(|client| client.name == name)
     }
 
-    /// Refuses a key that belongs to a client of another name.
+    /// Returns an error if the key belongs to a client of another name.
     pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
         match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
             Some(known) => Err(StoreError::KeyTaken { name: known.name.clone() }),
@@ -77,15 +77,16 @@ impl<'t> AddressTables<'t> {
         }
     }
 
-    /// Returns the addresses that are held, and those that were held before.
+    /// Returns the addresses that clients and redeemable invitations hold, and those that clients
+    /// held before.
     pub(super) fn taken(&self, now: u64) -> TakenAddresses {
         let mut taken: TakenAddresses = self.holders(now).map(|(_, lease)| lease).collect();
         self.freed.iter().for_each(|freed| taken.insert_freed(freed.address, freed.since));
         taken
     }
 
-    /// Returns the addresses that this key held when it was last a client: it has the best claim to
-    /// them.
+    /// Returns the addresses that this key held when it was last a client, so that it can get them
+    /// again.
     fn former_addresses(&self, key: &PublicKey) -> Lease {
         let own = || self.freed.iter().filter(|freed| freed.public_key == *key).map(|freed| freed.address);
         Lease {
@@ -141,8 +142,8 @@ impl<'t> AddressTables<'t> {
         clients.chain(pending.map(|invited| (invited.name.as_str(), invited.lease)))
     }
 
-    /// Assigns addresses to `name`: the wanted ones, else those it holds, else free ones. `taken`
-    /// must be all of [`Self::taken`], and is updated.
+    /// Assigns addresses to the client or invitation `name`: the wanted ones, else those it holds,
+    /// else free ones. `taken` must be the result of [`Self::taken`], and is updated.
     pub(super) fn assign_lease(
         &self,
         name: &str,
@@ -281,8 +282,9 @@ impl Store {
         Ok(clients)
     }
 
-    /// Removes a client with its forwards, or the unused invitation of that name, whether or not it
-    /// has expired. The addresses are free at once, and a client's are assigned to others last.
+    /// Removes a client with its port forwards, or the unused invitation of that name, whether or
+    /// not it has expired. The addresses are free at once; those of a client are assigned to others
+    /// last.
     pub(crate) fn revoke(&self, name: &str, now: u64) -> Result<ListedClient, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let entry = {
@@ -303,8 +305,9 @@ impl Store {
         Ok(entry)
     }
 
-    /// Fits the leases to the configured pools: an address outside of the pools is replaced, and an
-    /// added family is filled in. Returns the changed leases.
+    /// Fits the leases of clients and invitations to the configured pools: replaces addresses
+    /// outside of the pools, and assigns addresses of a family that was added. Returns the changed
+    /// leases.
     pub(crate) fn reconcile(&self, pools: &Pools, now: u64) -> Result<Vec<LeaseChange>, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let mut moved = Vec::new();

@@ -1,5 +1,5 @@
-//! Port forwards, stored by the client's name: they follow the client's addresses, and are removed
-//! with the client.
+//! Port forwards, stored by the client's name, so that they follow changes of the client's
+//! addresses and are removed with the client.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
-    /// Returns the name that users and nftables write.
+    /// Returns the protocol's name, "tcp" or "udp", as users and nftables write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -61,7 +61,7 @@ fn key(protocol: Protocol, port: u16) -> String {
 }
 
 impl Store {
-    /// Returns all forwards, sorted by protocol and port.
+    /// Returns all port forwards, sorted by protocol and port.
     pub(crate) fn forwards(&self) -> Result<Vec<Forward>, StoreError> {
         let transaction = self.database.begin_read().map_err(database)?;
         let mut all: Vec<Forward> = read_all(&transaction.open_table(FORWARDS).map_err(database)?)?;
@@ -69,7 +69,7 @@ impl Store {
         Ok(all)
     }
 
-    /// Adds a forward to an existing client; adding the same one again changes nothing.
+    /// Adds a port forward to an existing client; adding the same one again changes nothing.
     pub(crate) fn forward(&self, forward: &Forward) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         {
@@ -89,7 +89,7 @@ impl Store {
         transaction.commit().map_err(database)
     }
 
-    /// Removes a forward and returns it.
+    /// Removes a port forward and returns it.
     pub(crate) fn unforward(&self, protocol: Protocol, port: u16) -> Result<Forward, StoreError> {
         let transaction = self.database.begin_write().map_err(database)?;
         let removed = {
@@ -104,7 +104,7 @@ impl Store {
     }
 }
 
-/// Removes all forwards of a client.
+/// Removes all port forwards of a client.
 pub(super) fn remove_for_client(transaction: &WriteTransaction, client: &str) -> Result<(), StoreError> {
     let mut table = transaction.open_table(FORWARDS).map_err(database)?;
     for forward in read_all::<Forward>(&table)?.iter().filter(|forward| forward.client == client) {

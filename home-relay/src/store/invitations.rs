@@ -14,12 +14,12 @@ use crate::pool::{Lease, Pools};
 /// How long a used or expired invitation is remembered after it expires (30 days), so that the
 /// relay can tell its holder why it is refused.
 const RETENTION_SECONDS: u64 = 30 * 24 * 3600;
-/// The largest step back of an adjusted clock, in seconds.
+/// How far the clock may be set back, in seconds, before a new invitation counts as invalid.
 const CLOCK_SLACK_SECONDS: u64 = 120;
 
 impl StoredInvitation {
-    /// Returns whether the invitation can be redeemed. It cannot before it was made: on a clock
-    /// that was set back, the remaining time is unknown.
+    /// Returns whether the invitation can be redeemed at the time `now`. A time before its creation
+    /// is refused, because the clock was then set back and the remaining time is unknown.
     pub(crate) fn is_pending(&self, now: u64) -> bool {
         self.used_by.is_none() && self.is_valid(now)
     }
@@ -100,8 +100,8 @@ impl Store {
     /// Returns the client that `key` has already become with this token, or `None` when the token
     /// can be redeemed.
     ///
-    /// Reads one row of each table, and waits for no writer. Strangers can guess tokens as often as
-    /// the limits on handshakes allow, and a wrong guess costs no more than this.
+    /// Reads one row of each table, and waits for no writer, so that the tokens guessed by
+    /// strangers cost little.
     pub(crate) fn find_redeemed(
         &self,
         token: TokenHash,
@@ -116,8 +116,8 @@ impl Store {
         invited.check_redemption(key, known, now)
     }
 
-    /// Makes the key a client with a token. A repeated request of the same key gets the same
-    /// answer, because the first one may have been lost.
+    /// Redeems a token: makes the holder of `key` a client. A repeated request of the same key
+    /// returns the same client, because the first reply may have been lost.
     pub(crate) fn redeem(
         &self,
         token: TokenHash,

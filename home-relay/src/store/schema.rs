@@ -19,19 +19,20 @@ pub(super) const FILE: &str = "relay.redb";
 /// The version of the database format. Format 1 had only clients, and no version; 2 added
 /// invitations, 3 forwards, and 4 freed addresses.
 pub(super) const VERSION: u64 = 4;
-/// A table whose rows are JSON, so that a field can be added without a new format.
+/// The definition of a table whose rows are JSON, so that a field can be added without a new
+/// format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
-/// The clients, by name.
+/// The table of clients, by name.
 pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
-/// The invitations, by the hash of the token.
+/// The table of invitations, by the hash of the token.
 pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
-/// The port forwards, by protocol and port.
+/// The table of port forwards, by protocol and port.
 pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
-/// The freed addresses, by address, with the time of release and the last holder's key.
+/// The table of freed addresses, by address, with the time of release and the last holder's key.
 pub(super) const FREED: Rows = TableDefinition::new("freed");
-/// The table of the format number, under the key [`FORMAT`].
+/// The table that holds the version of the database format, under the key [`FORMAT`].
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-/// The key of the format number in [`META`].
+/// The key of the format version in the table [`META`].
 pub(super) const FORMAT: &str = "format";
 /// The size of redb's cache: thousands of clients fit, and redb's default of 1 GiB suits larger
 /// servers.
@@ -111,7 +112,7 @@ pub(super) fn read_all<T: DeserializeOwned>(
         .collect()
 }
 
-/// Reads the row of `key`, if there is one.
+/// Reads the row of `key` from a table, or returns `None` if there is none.
 pub(super) fn read_one<T: DeserializeOwned>(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
     key: &str,

@@ -6,10 +6,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const RELAY: &str = env!("CARGO_BIN_EXE_home-relay");
-/// The time for a debug build to start on a busy machine.
+/// The longest wait for a process to start or end: enough for a debug build on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The environment of one test.
+/// The environment of one test: a network namespace and a directory of files for one relay.
 pub(crate) struct Bench {
     dir: tempfile::TempDir,
     /// A process that keeps the namespace alive.
@@ -28,13 +28,13 @@ impl Running {
         Self(child.spawn().expect("setpriv (util-linux) is installed"))
     }
 
-    /// Sends SIGKILL and waits for the process.
+    /// Sends SIGKILL to the process and waits for its end.
     pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Sends SIGTERM and returns the exit status.
+    /// Sends SIGTERM to the process and returns its exit status, `None` if a signal ended it.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         let pid = self.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -57,7 +57,7 @@ impl Drop for Running {
 }
 
 impl Bench {
-    /// Creates a namespace with its loopback device up.
+    /// Creates a test's directory, and its network namespace with the loopback device up.
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let namespace = Running::start(&["unshare", "-n", "sleep", "300"], Stdio::inherit());
@@ -73,7 +73,7 @@ impl Bench {
         bench
     }
 
-    /// Returns the path of a file of this test.
+    /// Returns the path of the file `name` in this test's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -101,7 +101,7 @@ impl Bench {
         std::fs::write(self.path("relay.toml"), config.replace(heading, "") + section).unwrap();
     }
 
-    /// Lets an unprivileged user read the files that a start needs.
+    /// Gives the user nobody the files that a relay needs to start.
     pub(crate) fn give_to_nobody(&self) {
         let nobody = Some(65_534);
         for file in ["", "relay.toml", "relay.key", "state"] {
@@ -142,7 +142,7 @@ impl Bench {
         text(&output)
     }
 
-    /// Starts a relay in the namespace and returns once it serves.
+    /// Starts a relay in the namespace and returns once it answers on the admin socket.
     pub(crate) fn serve(&self) -> Running {
         let namespace = self.namespace_argument();
         let config = self.path("relay.toml");
@@ -158,7 +158,8 @@ impl Bench {
         relay
     }
 
-    /// Starts a relay in the namespace through `wrapper`; it must fail, and its error is returned.
+    /// Starts a relay in the namespace through the command `wrapper`; the start must fail, and its
+    /// error is returned.
     pub(crate) fn serve_fails(&self, wrapper: &[&str]) -> String {
         let config = self.path("relay.toml");
         let relay = [RELAY, "serve", "--config", config.to_str().unwrap()];
@@ -180,7 +181,7 @@ impl Bench {
         holder
     }
 
-    /// Asserts that no device, no rules and no socket are left.
+    /// Asserts that no device, nftables rules or admin socket of the relay are left.
     pub(crate) fn assert_nothing_left(&self) {
         let links = self.inside(&["ip", "-o", "link"]);
         assert!(!links.contains("home0"), "{links}");

@@ -1,5 +1,5 @@
-//! The sources from which a client proved an authorised key within a day, with a bounded number of
-//! sources per key. A revoked key keeps no source known.
+//! The known sources: the addresses from which a client authenticated with an authorised key within
+//! a day. The number of sources per key is bounded, and revoking a key forgets its sources.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,22 +9,24 @@ use mobile_io::keys::PublicKey;
 
 use super::sweep_is_due;
 
-/// How long a source stays known: a laptop is back at the same places the next day.
+/// How long a source stays known after a client authenticated from it, because a laptop is back at
+/// the same places the next day.
 pub(super) const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
-/// The number of sources remembered per key, the latest ones: home, work, a telephone, one on the
-/// way. An IPv6 customer may have a /48 to prove the key from.
+/// The number of latest source addresses remembered per key: home, work, a telephone, one on the
+/// way. The number is bounded because an IPv6 customer may have a /48 to connect from.
 pub(super) const MAX_PER_KEY: usize = 4;
-/// The number of proofs of all keys together: at some 300 bytes each, 5 MiB at worst.
+/// The largest number of remembered pairs of a key and a source from which it authenticated: at
+/// some 300 bytes each, 5 MiB at worst.
 pub(super) const MAX_KNOWN: usize = 16 * 1024;
 
-/// The table of known sources, indexed by key and by source.
+/// The table of known sources, indexed by the client's key and by source.
 #[derive(Debug, Default)]
 pub(super) struct KnownSources {
-    /// The proofs of each key, the oldest first.
+    /// The latest sources from which each key was authenticated, with the times, the oldest first.
     proofs: HashMap<PublicKey, Vec<Proof>>,
-    /// The known sources, with the latest proof of each.
+    /// The known sources, each with the time of its latest authentication.
     sources: HashMap<IpAddr, KnownSource>,
-    /// The total number of proofs.
+    /// The number of pairs of a key and a source in `proofs`.
     count: usize,
     swept: Option<Instant>,
 }
@@ -38,7 +40,7 @@ struct Proof {
 #[derive(Debug)]
 struct KnownSource {
     last: Instant,
-    /// The number of keys that were proved from this source.
+    /// The number of keys that were authenticated from this source.
     keys: usize,
 }
 
@@ -47,8 +49,8 @@ impl KnownSources {
         self.sources.get(&source).is_some_and(|known| is_fresh(now, known.last))
     }
 
-    /// Records that `key` was proved from `source`, displacing the oldest source of the same key if
-    /// the key has too many.
+    /// Records that a client authenticated with `key` from `source`, displacing the oldest source
+    /// of the same key if the key has too many.
     pub(super) fn record_proof(&mut self, now: Instant, key: PublicKey, source: IpAddr) {
         if self.count >= MAX_KNOWN && sweep_is_due(&mut self.swept, now) {
             self.retain(|_, proof| is_fresh(now, proof.at));
@@ -69,7 +71,7 @@ impl KnownSources {
         }
     }
 
-    /// Removes all proofs of a revoked key.
+    /// Forgets all source addresses from which the holder of a now revoked key has authenticated.
     pub(super) fn forget(&mut self, key: &PublicKey) {
         if self.proofs.contains_key(key) {
             self.retain(|other, _| other != key);

@@ -25,7 +25,8 @@ fn key(number: u32) -> PublicKey {
     PublicKey::from_bytes(bytes)
 }
 
-/// Makes `count` attempts at one moment, each ending at once, and returns how many are admitted.
+/// Attempts `count` handshakes from `address` at the time `now`, each ending at once, and returns
+/// how many are admitted.
 fn admitted(limiter: &mut HandshakeLimiter, now: Instant, address: IpAddr, count: usize) -> usize {
     let attempt =
         |limiter: &mut HandshakeLimiter| limiter.admit(now, address).map(|permit| limiter.end(&permit));
@@ -162,8 +163,8 @@ fn tables_are_bounded_and_a_source_without_an_entry_has_the_limits_of_all() {
 }
 
 proptest! {
-    /// Checks that no sequence of events gives a source more than its burst and rate, nor all
-    /// strangers together, and that half-open connections are counted correctly.
+    /// Checks that no sequence of events gives one source, or all strangers together, more than
+    /// their burst and rate, and that half-open connections are counted correctly.
     #[test]
     fn no_sequence_of_events_evades_the_limits(
         events in proptest::collection::vec((0_u64..400, 0_u32..4, any::<bool>()), 1..300),

@@ -11,14 +11,14 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::*;
 
-/// Connects from another loopback address.
+/// Connects to the relay from the loopback address `source`.
 pub(super) async fn from(relay: &TestRelay, source: &str) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
     socket.connect(relay.address).await
 }
 
-/// Waits for the end of a connection, orderly or by a reset.
+/// Waits until the connection is closed or reset by the other end; returns true.
 async fn is_closed(tcp: &mut (impl tokio::io::AsyncRead + Unpin)) -> bool {
     soon(async {
         let mut buffer = [0; 1024];
@@ -38,7 +38,8 @@ async fn dribble(stream: &mut (impl tokio::io::AsyncWrite + Unpin), bytes: &[u8]
     }
 }
 
-/// Returns the first bytes that a client sends, in TLS and in the session.
+/// Returns the first messages that a client sends: the ClientHello of TLS, and the HELLO of the
+/// session.
 fn first_messages() -> [Vec<u8>; 2] {
     let key = PrivateKey::generate().unwrap();
     let config = tls::client_config(&key, key.public());
@@ -173,7 +174,7 @@ async fn a_source_over_its_rate_is_refused_before_tls_and_others_are_not() {
     TestClient::new(1).move_to(&relay, &key, 1).await;
 }
 
-/// Returns the time in which 19 of 20 handshakes complete.
+/// Connects `count` times and returns the time in which 19 of 20 handshakes complete.
 async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
     let mut times = Vec::new();
     for _ in 0..count {
@@ -188,7 +189,7 @@ async fn p95(relay: &TestRelay, key: &PrivateKey, count: usize) -> Duration {
 }
 
 /// Opens a thousand connections per second from as many sources as possible, each with an
-/// unfinished ClientHello, and returns their number.
+/// unfinished ClientHello, until `over` is set, and returns their number.
 fn flood(to: SocketAddr, over: &AtomicBool) -> usize {
     let [client_hello, _] = first_messages();
     let mut sent = 0;
@@ -352,8 +353,8 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     assert_eq!(lines(&log, "enrolment refused"), 1);
 }
 
-/// Returns a TLS configuration that offers the key `offered` and signs with another one, as anybody
-/// can who has only read a public key.
+/// Returns a TLS configuration that offers the key `offered` but signs with another one, like an
+/// attacker who knows only the public key.
 fn unproved(relay: &TestRelay, offered: PublicKey) -> Arc<rustls::ClientConfig> {
     // RFC 8410: the constant parts of an Ed25519 key, public and private.
     let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], offered.as_bytes()].concat();

@@ -19,7 +19,7 @@ struct State {
     synced: Vec<u8>,
     /// The changes since the last fsync, in order.
     unsynced: Vec<Change>,
-    /// The number of changes until the power fails.
+    /// The number of changes until the power fails; `None` if the power stays on.
     writes_left: Option<u64>,
 }
 
@@ -39,7 +39,8 @@ impl Disk {
         self.state().writes_left = Some(changes);
     }
 
-    /// Returns the disk as a machine finds it when it is switched on again.
+    /// Returns the disk after the power cut, with a random part of the changes since the last
+    /// fsync.
     fn after_power_cut(&self, random: &mut StdRng) -> Self {
         let state = self.state();
         let mut found = state.synced.clone();
