@@ -1,4 +1,4 @@
-//! Blackholes: an uplink with a carrier that carries nothing, in one or both directions.
+//! Blackholes: an uplink keeps its carrier, but drops all packets in one or both directions.
 
 use std::time::{Duration, Instant};
 
