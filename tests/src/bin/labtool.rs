@@ -280,7 +280,8 @@ fn dns(transport: &str, resolver: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts child processes with connections; prints `ready` once all are connected.
+/// Starts child processes, each with TCP connections to `address`; prints `ready` once all are
+/// connected.
 fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     let (processes, sockets): (u32, u32) = (processes.parse()?, sockets.parse()?);
     let address: SocketAddr = address.parse()?;

@@ -1,4 +1,4 @@
-//! WireGuard in user space, by wireguard-go.
+//! WireGuard in user space by the program wireguard-go.
 
 use std::fs;
 use std::path::{Path, PathBuf};
