@@ -5,18 +5,19 @@ use serde_json::{Value, json};
 
 use crate::{Outcome, server};
 
-/// A shell that holds connections as its own descriptors.
+/// A shell whose file descriptors are TCP connections, which `ps` therefore counts as the shell's
+/// own.
 struct Shell(LineProcess);
 
 impl Shell {
-    /// Opens a connection to the echo service.
+    /// Opens a TCP connection to the echo service at `address` as the shell's descriptor `fd`.
     fn open(&mut self, fd: u8, address: impl std::fmt::Display) -> Outcome {
         let said = self.0.request(&format!("exec {fd}<>/dev/tcp/{address}/{} && echo open", port::ECHO))?;
         assert_eq!(said, "open");
         Ok(())
     }
 
-    /// Sends so many bytes and reads them back.
+    /// Sends `bytes` bytes to the echo service over descriptor `fd` and reads the echo.
     fn echo(&mut self, fd: u8, bytes: u64) -> Outcome {
         self.0.send_line(&format!("printf %0{bytes}d 0 >&{fd}; read -N {bytes} -u {fd} x; echo ${{#x}}"))?;
         assert_eq!(self.0.next_line()?, bytes.to_string());
@@ -29,14 +30,15 @@ impl Shell {
     }
 }
 
-/// Returns the entry of a process in `mobile ps --json`.
+/// Returns the entry of the process `pid` in the output of `mobile ps --json`, if the process is
+/// mobile.
 fn listed(bed: &Testbed, pid: i32) -> anyhow::Result<Option<Value>> {
     let list: Vec<Value> = serde_json::from_str(&bed.agent.cli(&["ps", "--json"])?.ok()?)?;
     Ok(list.into_iter().find(|process| process["pid"] == pid))
 }
 
-/// Waits until a process has `open` of `made` connections open, which carried `bytes` in each
-/// direction.
+/// Checks that `mobile ps` reports `made` TCP connections of a process in all, `open` of them still
+/// open, which carried `bytes` in each direction.
 fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outcome {
     let process = listed(bed, pid)?.expect("it is mobile");
     let expected = json!({"connections": made, "bytes_sent": bytes, "bytes_received": bytes});

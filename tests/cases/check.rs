@@ -1,4 +1,5 @@
-//! `check` and `explain` report the state, and how to repair what is wrong.
+//! `mobile check` and `mobile explain` report the state of the agent and the host, and how to
+//! repair faults.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +16,7 @@ fn installed() -> anyhow::Result<Testbed> {
     Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
 }
 
-/// Runs `mobile check` on a host with a local resolver.
+/// Runs `mobile check` with an `/etc/resolv.conf` that names a local stub resolver (127.0.0.53).
 fn check(bed: &Testbed) -> anyhow::Result<CommandOutput> {
     let resolv = local_resolver(bed)?;
     let command = bed.agent.command(&["check"]);
@@ -32,12 +33,12 @@ fn local_resolver(bed: &Testbed) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Returns the lines that are not `ok`.
+/// Returns the output lines of `mobile check` that report a fault (do not begin with `ok`).
 fn faults(done: &CommandOutput) -> Vec<&str> {
     done.stdout.lines().filter(|line| !line.starts_with("ok ")).collect()
 }
 
-/// Checks that one of the lines begins with `start` and contains `part`.
+/// Checks that one of the output lines begins with `start` and contains `part`.
 #[track_caller]
 fn assert_line(done: &CommandOutput, start: &str, part: &str) {
     let found = done.stdout.lines().any(|line| line.starts_with(start) && line.contains(part));

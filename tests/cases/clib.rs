@@ -1,4 +1,5 @@
-//! The paper's C interface: installed as docs/use/c-interface.md says, compiled against and used.
+//! The C interface of the paper: the library is installed as docs/use/c-interface.md says, and
+//! programs are compiled against it and run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,23 +11,23 @@ use nix::errno::Errno;
 
 use crate::Outcome;
 
-/// Flags for every C compiler: warnings are errors.
+/// Compiler flags that make every warning an error.
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 
-/// The user `nobody`, who owns nothing.
+/// The user id of `nobody`, who owns no processes or files.
 const USER: u32 = 65_534;
 
-/// The prefix where a packager would install it.
+/// The installation prefix of the C library, as a packager would choose it.
 const PREFIX: &str = "/opt/mobile";
 
-/// The library in a staged tree, for programs that use it.
+/// The C library, installed in a staging directory (`DESTDIR`) for programs that use it.
 struct Library {
     stage: PathBuf,
     control: PathBuf,
 }
 
 impl Library {
-    /// Installs the library with its own script.
+    /// Installs the C library with its own script, `install.sh`.
     fn install(bed: &Testbed) -> anyhow::Result<Self> {
         let stage = bed.lab.dir().join("stage");
         let library = program("libmobile.so")?;
@@ -50,7 +51,7 @@ impl Library {
         Ok(run(&mut ask)?.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Compiles a program from one C source.
+    /// Compiles a program from one C source, with `more` arguments for the compiler.
     fn compile(&self, source: &Path, more: &[&str]) -> anyhow::Result<PathBuf> {
         let out = self.stage.join(source.file_stem().expect("a source has a name"));
         let mut cc = Command::new("cc");
@@ -59,7 +60,8 @@ impl Library {
         Ok(out)
     }
 
-    /// Sets the environment variables by which a program finds library and agent.
+    /// Sets the environment variables that lead a program to the C library and to the agent's
+    /// control socket.
     fn place<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LD_LIBRARY_PATH", self.lib()).env("MOBILE_CONTROL_SOCKET", &self.control)
     }

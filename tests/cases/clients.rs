@@ -1,4 +1,5 @@
-//! Several clients of one relay, and several ways to reach the relay.
+//! Several clients of one relay; also a relay reached over IPv6, restarts of both programs, and
+//! one-way datagrams.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! Compression is used if both ends want it, also after a handover, and status reports it.
+//! The tunnel compresses packets if both ends are configured to, also after a handover, and
+//! `status` reports that.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use mobile_tests::{Direction, LabOptions, PATIENCE, Process, Testbed, UplinkName
 
 use crate::{Outcome, urls};
 
-/// Returns text that compresses about as well as a log.
+/// Returns text that compresses about as well as a log file.
 fn log(lines: u32) -> String {
     let mut text = String::new();
     for line in 0..lines {

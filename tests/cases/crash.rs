@@ -1,5 +1,5 @@
-//! The relay is killed at random times: its store opens, contains everything acknowledged, and
-//! nothing partial.
+//! The relay is killed at random times. Afterwards its store opens and contains every acknowledged
+//! change, each completely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -20,11 +20,11 @@ use serde_json::Value;
 use crate::Outcome;
 
 const KILLS: u32 = 100;
-/// The latest time of a kill after the start: some commands take part of it, an enrolment all of
-/// it.
+/// The longest time from the relay's start to its kill: several commands fit in, or about one
+/// enrolment, so that kills interrupt both.
 const LIFE: Duration = Duration::from_millis(250);
 
-/// The expected state of a client's name.
+/// The state of one client name in the relay's store, as expected or as found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ClientState {
     Client { key: String, ipv4: String },
@@ -32,8 +32,8 @@ enum ClientState {
     Gone,
 }
 
-/// One administrator with names of its own, and the state that its acknowledged commands must have
-/// caused.
+/// One administrator, who uses client names of its own, and the state of the relay's store that its
+/// acknowledged commands must have caused.
 struct Worker<'a> {
     relay: &'a Relay,
     ns: Ns,
@@ -43,12 +43,14 @@ struct Worker<'a> {
     prefix: String,
     count: u32,
     known: BTreeMap<String, ClientState>,
-    /// The name whose last command was not acknowledged.
+    /// The client name whose last command the relay did not acknowledge, so that the store may hold
+    /// the old or the new state.
     doubtful: Option<String>,
 }
 
 impl Worker<'_> {
-    /// Runs a command and returns its output, or `None` if it was not acknowledged.
+    /// Runs a command about the client `name` and returns the output, or `None` if the relay did
+    /// not acknowledge the command.
     fn acknowledged(&mut self, name: &str, args: &[&str]) -> Result<Option<String>> {
         self.doubtful = Some(name.to_owned());
         let done = self.relay.cli(args)?;
@@ -64,8 +66,8 @@ impl Worker<'_> {
         format!("{}-{}", self.prefix, self.count)
     }
 
-    /// Authorises, moves and revokes clients until told to stop, or until a command is not
-    /// acknowledged.
+    /// Authorises and revokes clients, and changes their addresses, until `stop` is set or a
+    /// command is not acknowledged.
     fn administer(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let clients: Vec<(String, String)> = self
@@ -100,8 +102,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Invites and enrols clients until told to stop; an enrolment is killed together with the
-    /// relay.
+    /// Invites and enrols clients until `stop` is set, which also kills an enrolment in progress.
     fn join(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let name = self.fresh();
@@ -149,7 +150,8 @@ impl Worker<'_> {
         self.dir.join(name).join("agent.toml")
     }
 
-    /// Compares the expected state with the store.
+    /// Compares the expected states of this worker's names with `found`, the content of the relay's
+    /// store.
     fn verify(&mut self, found: &BTreeMap<String, ClientState>) -> Result<()> {
         for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
             let expected = self.known.get(name).is_some_and(|it| *it != ClientState::Gone);
@@ -197,7 +199,7 @@ impl Worker<'_> {
     }
 }
 
-/// Reads the store of a dead relay through a command.
+/// Reads the store of a relay that does not run, with `home-relay clients`.
 fn read_store(relay: &Relay) -> Result<BTreeMap<String, ClientState>> {
     let listed: Value = serde_json::from_str(&relay.cli(&["clients", "--json"])?.ok()?)?;
     let (mut found, mut unique) = (BTreeMap::new(), BTreeSet::new());

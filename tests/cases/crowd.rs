@@ -65,7 +65,7 @@ fn two_hundred_clients_keep_their_sessions_and_receive_during_a_flood() -> Outco
     Ok(())
 }
 
-/// Returns the resident memory in KiB.
+/// Returns the resident memory of a process in KiB.
 fn resident(pid: i32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");

@@ -1,5 +1,5 @@
-//! DNS redirection: whichever resolver a mobile process queries, the relay's resolver answers,
-//! under the queried address.
+//! DNS redirection: whichever resolver a mobile process queries, the relay's resolver answers, and
+//! the answer has the queried address as its source.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -16,7 +16,8 @@ const VISITED4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 const VISITED6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x80, 0, 0, 0, 0, 1);
 const VISITED: [IpAddr; 2] = [IpAddr::V4(VISITED4), IpAddr::V6(VISITED6)];
 
-/// A testbed with a resolver in the visited network and the relay's resolver on the server.
+/// A testbed with one resolver in the visited network, and on the server one that the relay pushes
+/// to the agent.
 struct DnsTestbed {
     bed: Testbed,
     visited: Resolver,
@@ -30,7 +31,8 @@ impl DnsTestbed {
         Ok(scene)
     }
 
-    /// Installs both programs without starting them; the relay pushes `servers`.
+    /// Installs both programs without starting them; the relay pushes the DNS servers `servers` to
+    /// the agent.
     fn installed(servers: &[IpAddr]) -> anyhow::Result<Self> {
         let bed = Testbed::installed(&LabOptions::default())?;
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
@@ -46,21 +48,23 @@ impl DnsTestbed {
         [self.bed.lab.eth().gateway4().into(), self.bed.lab.eth().gateway6().into()]
     }
 
-    /// Queries `resolver` from a mobile process. Returns the answer and its source address.
+    /// Queries `resolver` from a mobile process. Returns the answered address and the source
+    /// address of the answer.
     fn mobile(&self, transport: Transport, resolver: SocketAddr) -> anyhow::Result<(IpAddr, SocketAddr)> {
         let tool = program("labtool")?.display().to_string();
         let argv = [&tool, "dns", transport.name(), &resolver.to_string()];
         heard(&finish_within(&mut self.bed.agent.run(&argv), None, PATIENCE)?.ok()?)
     }
 
-    /// Queries `resolver` from an ordinary process. Returns the answer and its source address.
+    /// Queries `resolver` from an ordinary process. Returns the answered address and the source
+    /// address of the answer.
     fn ordinary(&self, transport: Transport, resolver: SocketAddr) -> anyhow::Result<(IpAddr, SocketAddr)> {
         let mut command = self.bed.lab.host.command(program("labtool")?);
         command.args(["dns", transport.name(), &resolver.to_string()]);
         heard(&finish_within(&mut command, None, PATIENCE)?.ok()?)
     }
 
-    /// Returns an event counter of the eBPF programs.
+    /// Returns how often the eBPF programs have counted `event`.
     fn events(&self, event: &str) -> anyhow::Result<u64> {
         self.bed.agent.counter(&format!("mobile_selection_events_total{{event=\"{event}\"}}"))
     }
@@ -123,7 +127,7 @@ fn index_of(bed: &Testbed, device: &str) -> anyhow::Result<u32> {
     Ok(link.split(':').next().expect("INDEX: NAME").parse()?)
 }
 
-/// Returns the output of `getent` for a name, with the visited network's resolver in
+/// Returns the address that `getent` prints for a name, with `resolver` as the only name server in
 /// `/etc/resolv.conf`.
 fn getent(
     scene: &DnsTestbed,

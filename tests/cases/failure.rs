@@ -1,4 +1,5 @@
-//! New connections of mobile processes without a session wait or go directly, as `on_failure` says.
+//! New connections of mobile processes while there is no session: they wait or use the ordinary
+//! route, as the setting `on_failure` says.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,10 +10,10 @@ use toml::Value;
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};
 
-/// Longer than the grace period.
+/// Longer than the grace period after which mobile processes may use the ordinary route.
 const LONG: Duration = Duration::from_secs(11);
 
-/// The metric of how often mobile processes began to go directly.
+/// The metric of how often the agent opened the ordinary route to mobile processes.
 const OPENED: &str = "mobile_opened_total";
 
 fn started(on_failure: &str) -> anyhow::Result<Testbed> {
@@ -22,7 +23,7 @@ fn started(on_failure: &str) -> anyhow::Result<Testbed> {
     Ok(bed)
 }
 
-/// A mobile shell, which can start mobile processes even without an agent.
+/// A mobile shell, whose child processes are mobile even if no agent runs.
 struct Shell(LineProcess);
 
 impl Shell {
@@ -30,14 +31,14 @@ impl Shell {
         Ok(Self(LineProcess::start(&mut bed.agent.run(&["sh"]))?))
     }
 
-    /// Returns the address under which the server sees a new connection of a mobile process, if it
-    /// connects.
+    /// Returns the source address that the server sees on a new connection of a mobile process, or
+    /// `None` if the connection fails.
     fn seen(&mut self, url: &str) -> anyhow::Result<Option<IpAddr>> {
         let answer = self.0.request(&format!("curl -s -m 1 {url} || echo none"))?;
         Ok((answer != "none").then(|| ip_of(&answer)))
     }
 
-    /// Waits until the server sees new connections of both families from these addresses.
+    /// Waits until the server sees these source addresses on new IPv4 and IPv6 connections.
     fn expect_seen(&mut self, expected: [IpAddr; 2]) -> Outcome {
         for (url, expected) in urls("/ip").iter().zip(expected) {
             until(&format!("a new connection to come from {expected}"), || {
@@ -58,7 +59,7 @@ fn wait_open(bed: &Testbed) -> Outcome {
     bed.agent.wait_status("the failure to be open", |status| status["open"] == true)
 }
 
-/// Checks that an old connection still works.
+/// Checks that an existing connection to the echo service still works.
 fn assert_goes_on(talk: &mut LineProcess) -> Outcome {
     assert_eq!(talk.request("going on")?, "going on");
     Ok(())

@@ -12,7 +12,8 @@ use crate::{Outcome, ip_of, server, urls};
 
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// Checks that the server sees a new connection of a mobile process at the relay's address.
+/// Checks that a new connection of a mobile process reaches the server with the relay's address as
+/// its source.
 fn mobile_is_seen_as_the_relay(bed: &Testbed) -> Outcome {
     for (url, relay) in urls("/ip").iter().zip([IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)]) {
         let done = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", url]), None, PATIENCE)?;
@@ -21,7 +22,8 @@ fn mobile_is_seen_as_the_relay(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// Returns the MOBILE route in the kernel, without numbers that change by themselves.
+/// Returns the kernel's rules, routes, addresses and device settings that make up the MOBILE route,
+/// as text without counters, so that two states can be compared.
 fn state(bed: &Testbed) -> anyhow::Result<String> {
     let host = &bed.lab.host;
     let mut all = String::new();
@@ -155,7 +157,8 @@ fn two_programs_that_both_insist_on_the_first_rule_do_not_fight_for_ever() -> Ou
     bed.finish()
 }
 
-/// Prepares a full tunnel to a peer that does not answer; only the route of packets matters.
+/// Prepares a WireGuard full tunnel to a peer that does not answer, because only the routes matter.
+/// Returns a function that runs `wg-quick` with a verb (`up`, `down`).
 fn wg_quick(bed: &Testbed) -> anyhow::Result<impl Fn(&str) -> Outcome + use<>> {
     let host = bed.lab.host.clone();
     let keys = [host.run(&["wg", "genkey"])?, host.run(&["wg", "genkey"])?];

@@ -12,27 +12,28 @@ use mobile_tests::{LineProcess, PATIENCE, Process, TcpService, Testbed, UplinkNa
 
 use crate::{Outcome, server, urls};
 
-/// The length of the outage. With the retries set below, TCP would give up after 3 s.
+/// The length of the outage. Without a freeze, TCP would give up after 3 s with the retries that
+/// [`impatient`] sets.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// The time within which data flows in both directions after the tunnel's return.
+/// The time from the tunnel's return within which data must flow in both directions.
 const RESUME: Duration = Duration::from_millis(300);
 
-/// The same time for bulk transfers on a slow link, which first retransmit what was in flight and
-/// start slowly.
+/// The time from the tunnel's return within which bulk transfers on a slow link must make progress:
+/// they first retransmit the data in flight and begin with a small congestion window.
 const BULK_RESUME: Duration = Duration::from_secs(2);
 
-/// The same time if both programs were restarted: a sender's timer has backed off during the
-/// outage.
+/// The time from the tunnel's return within which data must flow if both programs were restarted: a
+/// sender's retransmission timer has backed off during the outage.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The size of each bulk transfer, a rate at which the outage falls into it, and the bytes that
-/// count as progress.
+/// The size of each bulk transfer in bytes, a rate in bit/s at which the outage falls into the
+/// transfer, and the bytes that count as progress.
 const SIZE: u64 = 30_000_000;
 const RATE: u64 = 20_000_000;
 const PROGRESS: u64 = 500_000;
 
-/// A port on which the server sends a number at every interval, whatever the client does.
+/// A port at which the server sends an increasing number every [`TICK`], whatever the client does.
 const TICKS: u16 = 1102;
 const TICK: Duration = Duration::from_millis(50);
 
@@ -135,9 +136,9 @@ fn bulk_transfers_both_ways_outlive_an_outage_that_ends_them_otherwise() -> Outc
     bed.finish()
 }
 
-/// Regression test. Data that either end had received was never acknowledged to the other, and both
-/// saw a closed window. Each then had only sequence numbers that the other refuses as old, and the
-/// connection ended a minute later.
+/// Regression test. In both directions, data that one end's TCP had received was never acknowledged
+/// to the other end, and both ends saw a closed window. Both then sent only sequence numbers that
+/// the other end refuses as old, and the connection ended a minute later.
 #[test]
 fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_ways() -> Outcome {
     let mut bed = Testbed::new()?;
@@ -222,7 +223,7 @@ fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
     bed.finish()
 }
 
-/// Makes TCP give up soon, at both ends.
+/// Makes TCP at both ends give up after three retransmissions (`tcp_retries2`).
 fn impatient(bed: &Testbed) -> Outcome {
     for ns in [&bed.lab.host, &bed.lab.server] {
         ns.sysctl("net/ipv4/tcp_retries2", "3")?;
@@ -230,7 +231,8 @@ fn impatient(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// Returns how many lines arrive within `patience` up to the one that is `wanted`.
+/// Reads lines until `wanted` holds, and returns their count. Fails if `patience` has passed since
+/// `since`.
 fn lines_until(
     talk: &mut LineProcess,
     since: Instant,
@@ -249,7 +251,8 @@ fn lines_until(
     unreachable!("an endless count ended")
 }
 
-/// Returns the count of lines if each line of the outage arrives, and then the next one.
+/// Returns the count of lines to expect if all `during` lines that were sent in the outage arrive,
+/// and then the next one.
 fn count_of_lines(during: u64) -> u64 {
     during + 1
 }

@@ -1,5 +1,5 @@
-//! Programs that hand their work to a running instance: `mobile run` and `explain` name the process
-//! that will connect.
+//! Programs that hand their work to a running instance: `mobile run` and `mobile explain` name the
+//! running process, which will open the connections.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use mobile_tests::{PATIENCE, Process, Services, Terminal, Testbed, addr, finish_
 use crate::programs::CHROMIUM;
 use crate::{Outcome, ip_of, urls};
 
-/// Returns the process ids that a warning advises to attach.
+/// Returns the process ids for which a warning of `mobile` advises `mobile attach`.
 fn advised(said: &str) -> Vec<String> {
     let line = said
         .lines()

@@ -1,7 +1,7 @@
 //! A relay that pushes addresses it must not assign: the host's own, its router's, its network's,
 //! or public ones.
 //!
-//! Such a relay needs only `authorize --ipv4` and a pool of its operator's choice.
+//! To set up such a relay, an operator needs only `authorize --ipv4` and a pool of any addresses.
 
 use std::io::{Read, Write};
 use std::net::IpAddr;
@@ -12,16 +12,17 @@ use serde_json::Value;
 
 use crate::{Outcome, ip_of, server, urls};
 
-/// A service of the mobile host for its local network.
+/// The port of a service that the mobile host offers to its local network.
 const LAN_SERVICE: u16 = 8080;
 
-/// Returns the refused claims, whatever the reason.
+/// Returns the pushed addresses and networks (claims) that the agent's status lists as refused,
+/// without the reasons.
 fn refused(status: &Value) -> Vec<String> {
     let list = status["refused"].as_array().cloned().unwrap_or_default();
     list.iter().map(|refusal| refusal["claim"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// Returns whether `address` is neither on the device nor in a rule.
+/// Returns whether `address` is neither set on the tunnel's device nor named in a routing rule.
 fn is_nowhere(bed: &Testbed, address: IpAddr) -> anyhow::Result<bool> {
     let family = if address.is_ipv4() { "-4" } else { "-6" };
     let device = bed.lab.host.run(&["ip", family, "-o", "address", "show", "dev", "mobile0"])?;
@@ -29,7 +30,7 @@ fn is_nowhere(bed: &Testbed, address: IpAddr) -> anyhow::Result<bool> {
     Ok(!device.contains(&format!(" {address}/")) && !rules.contains(&format!("from {address} ")))
 }
 
-/// Asserts that ordinary TCP and UDP take the same route as without an agent.
+/// Asserts that TCP and UDP of ordinary processes take the same route as without an agent.
 fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
     let direct = [IpAddr::V4(bed.lab.eth().name.nat_address()), IpAddr::V6(bed.lab.eth().address6())];
     for (url, expected) in urls("/ip").iter().zip(direct) {
@@ -42,7 +43,8 @@ fn assert_ordinary_is_direct(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// Asserts that a mobile process fails: it uses neither the tunnel nor the uplink.
+/// Asserts that a mobile process cannot connect, neither through the tunnel nor directly over the
+/// uplink.
 fn assert_mobile_is_stopped(bed: &Testbed) -> Outcome {
     for url in urls("/ip") {
         let done = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "3", &url]), None, PATIENCE)?;

@@ -1,4 +1,4 @@
-//! Packets that a visited network forges to a persistent address are neither delivered nor
+//! Packets that a hostile visited network sends to a persistent address are neither delivered nor
 //! answered.
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,19 +10,20 @@ use mobile_tests::{
 
 use crate::{Outcome, server};
 
-/// Long enough for an answer over the lab's links, even on a busy machine.
+/// A wait that is long enough for an answer over the lab's links, even on a busy machine.
 const A_WHILE: Duration = Duration::from_millis(500);
 
-/// A port of the server that only forged packets carry.
+/// A server port that occurs in forged packets only, so that captures can tell them apart.
 const FORGED_PORT: u16 = 4242;
 
-/// The metric of packets for a persistent address that came by another device than the tunnel's.
+/// The metric of dropped packets that arrived for a persistent address on another device than the
+/// tunnel's.
 const DROPPED: &str = "mobile_ingress_dropped_packets_total";
 
-/// The metric of restored objects.
+/// The metric of kernel objects (rules, routes, filters) that the agent has restored.
 const RESTORED: &str = "mobile_routing_restored_total";
 
-/// The states of the agent, in the order of the case.
+/// The states of the agent in which the attacks are made, in this order.
 const STATES: [&str; 3] = ["up", "killed", "restarted"];
 
 fn start_again(bed: &mut Testbed) -> Outcome {
@@ -35,13 +36,15 @@ fn forgers(bed: &Testbed) -> anyhow::Result<[Forger; 2]> {
     Ok([wlan?, eth?])
 }
 
-/// Returns the persistent addresses, each with the server's address of its family.
+/// Returns the host's persistent IPv4 and IPv6 addresses, each with the server's address of the
+/// same family.
 fn pairs(bed: &Testbed) -> [(IpAddr, IpAddr); 2] {
     let (four, six) = (bed.agent.address4, bed.agent.address6);
     [(four.into(), addr::SERVER4.into()), (six.into(), addr::SERVER6.into())]
 }
 
-/// Opens a mobile connection to the echo server, and returns the numbers of its next segments.
+/// Opens a mobile connection to the echo server, and returns it with the sequence numbers of its
+/// next segments.
 fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(LineProcess, TcpNumbers)> {
     let sniffer = Sniffer::new(&bed.lab.host, "mobile0")?;
     let mut talk = bed.mobile_labtool(&["tcp", server])?;
@@ -51,7 +54,8 @@ fn connection(bed: &Testbed, server: &str) -> anyhow::Result<(LineProcess, TcpNu
     Ok((talk, numbers))
 }
 
-/// Forges a segment with the right numbers, then resets, on both uplinks.
+/// Sends a forged data segment with valid sequence numbers over each uplink, then forged resets,
+/// and checks that none reaches the mobile process.
 fn attack(bed: &Testbed, talk: &mut LineProcess, numbers: TcpNumbers, when: &str) -> Outcome {
     let TcpNumbers { client, server, sent, expected } = numbers;
     let said = |talk: &mut LineProcess| {
@@ -98,7 +102,8 @@ fn a_segment_or_reset_that_the_visited_network_forges_does_not_reach_a_mobile_co
     bed.finish()
 }
 
-/// Sends every kind of packet that a host answers if one of its addresses is the destination.
+/// Sends each kind of packet to `persistent` that a host would answer if the address were one of
+/// its own.
 fn probe(forger: &Forger, persistent: IpAddr, server: IpAddr) -> Outcome {
     let from = SocketAddr::new(server, FORGED_PORT);
     // A port without a listener, and the metrics port, whose answer would differ.
@@ -203,7 +208,7 @@ fn an_icmp_error_that_the_visited_network_forges_does_not_reach_a_mobile_socket(
     bed.finish()
 }
 
-/// Returns the agent's nftables tables without counter values.
+/// Returns the agent's nftables rules as text, without counter values.
 fn tables(bed: &Testbed) -> anyhow::Result<String> {
     let script = "nft -s list table inet mobile_agent && nft -s list table arp mobile_agent";
     bed.lab.host.run(&["sh", "-c", script])

@@ -1,4 +1,4 @@
-//! The log lines of both programs as services, as the real journal records them.
+//! The priorities of log lines in the journal of a real systemd that runs the programs as services.
 
 use anyhow::{Context, ensure};
 use mobile_tests::{BootedMachine, Lab, program, until};

@@ -1,4 +1,5 @@
-//! docs/use/json.md documents what the programs print: these fields, of these types, and no others.
+//! The output of every verb with `--json` has exactly the fields, of the types, that
+//! docs/use/json.md documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,7 @@ use crate::{Outcome, server};
 
 const DOCUMENT: &str = include_str!("../../docs/use/json.md");
 
-/// The fields of each verb with their types.
+/// The documented fields of one verb's JSON output, each with its type or types.
 type Fields = BTreeMap<&'static str, &'static str>;
 
 fn documented() -> Result<BTreeMap<&'static str, Fields>> {
@@ -28,7 +29,7 @@ fn documented() -> Result<BTreeMap<&'static str, Fields>> {
     Ok(verbs)
 }
 
-/// The fields of printed documents, each with the types that occurred.
+/// The fields in one verb's JSON output, each with the types of value that occurred.
 #[derive(Default)]
 struct Printed(BTreeMap<String, BTreeSet<&'static str>>);
 

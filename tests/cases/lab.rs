@@ -1,4 +1,5 @@
-//! Tests of the lab itself, without the programs under test: what the other cases rely on.
+//! Tests of the lab's links, namespaces and services, without the programs under test, since the
+//! other cases rely on them.
 
 use std::time::{Duration, Instant};
 

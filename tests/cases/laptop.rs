@@ -36,7 +36,8 @@ fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
 
 type Waking = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// The changes of the network during a suspend, each with the uplink of the tunnel afterwards.
+/// Changes of the network while the laptop is suspended, each with the uplink that must carry the
+/// tunnel afterwards.
 const WAKINGS: [Waking; 5] = [
     ("the same network", |_| Ok(()), UplinkName::Eth),
     ("another address", |bed| bed.lab.eth().renumber(), UplinkName::Eth),

@@ -1,4 +1,4 @@
-//! The latency of a keystroke beside a bulk transfer that fills the uplink.
+//! The round trip of a keystroke during a bulk transfer that fills the uplink.
 
 use std::time::Duration;
 
@@ -7,16 +7,17 @@ use mobile_tests::{PATIENCE, Process, Testbed, finish_within, port, program};
 
 use crate::{Outcome, server};
 
-/// The rate of an ordinary uplink in bit/s.
+/// The rate of each uplink in bit/s, as ordinary access links have.
 const RATE: u64 = 10_000_000;
 
-/// The greatest allowed ratio of the loaded to the idle round trip.
+/// The greatest allowed ratio of the round trip during a bulk transfer to that of an idle tunnel.
 ///
-/// With the fair queue it is below 2. With a FIFO of 250 ms it is 11 for a direct connection and 16
-/// for a tunnel that fills it; the bound leaves room for a busy machine.
+/// With the fair queue the ratio is below 2. With a FIFO of 250 ms it is 11 for a direct connection
+/// and 16 for a tunnel that fills the FIFO. The bound leaves room for a busy machine.
 const BOUND: f64 = 5.0;
 
-/// Returns the median round trip of an echo, in milliseconds.
+/// Measures keystrokes of a mobile process to the echo service, and returns the median round trip
+/// in milliseconds.
 pub(crate) fn echo(bed: &Testbed) -> anyhow::Result<f64> {
     let [server, _] = server(port::ECHO);
     let tool = program("labtool")?.display().to_string();
@@ -26,7 +27,8 @@ pub(crate) fn echo(bed: &Testbed) -> anyhow::Result<f64> {
     report["median_ms"].as_f64().with_context(|| said.clone())
 }
 
-/// Measures an echo beside `bulk`, which runs until it is dropped.
+/// Checks that a keystroke's round trip stays within [`BOUND`] times `idle` while the shell command
+/// `bulk`, a transfer of the kind `what`, runs.
 fn stays_quick_beside(bed: &Testbed, idle: f64, what: &str, bulk: &str) -> Outcome {
     let log = bed.lab.dir().join(format!("{what}.txt"));
     let mut transfer = Process::start(what, &mut bed.agent.run(&["sh", "-c", bulk]), &log)?;

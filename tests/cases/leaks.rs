@@ -11,19 +11,20 @@ use socket2::Protocol;
 
 use crate::{Outcome, server};
 
-/// The metric of calls that the eBPF programs refused.
+/// The metric of system calls (`connect()`, `sendto()`) that the eBPF programs refused.
 const REFUSED: &str = "mobile_selection_verdicts_total{verdict=\"refused\"}";
 
-/// The metric of packets that the eBPF programs refused.
+/// The metric of outgoing packets that the eBPF programs dropped.
 const EGRESS_REFUSED: &str = "mobile_selection_events_total{event=\"egress_refused\"}";
 
-/// The server's port for MPTCP; its other ports accept only TCP.
+/// The server's echo port over MPTCP; its other ports accept only TCP.
 const MPTCP_ECHO: u16 = 2007;
 
-/// Returns a filter for everything on an uplink except the tunnel and link-local protocols.
+/// Returns a capture filter that matches everything on an uplink except the tunnel and protocols of
+/// the link itself.
 ///
-/// Those are ARP, neighbour discovery (ICMPv6 133 to 137) and multicast listener reports (behind a
-/// hop-by-hop header).
+/// The excepted protocols are ARP, neighbour discovery (ICMPv6 133 to 137) and multicast listener
+/// reports (behind a hop-by-hop header).
 fn outside_the_tunnel() -> String {
     format!(
         "not arp and not (ip6[6] == 58 and ip6[40] >= 133 and ip6[40] <= 137) and not ip6[6] == 0 \
@@ -36,19 +37,20 @@ pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     captures_in(&bed.lab)
 }
 
-/// Captures packets that leave the host of `lab` outside the tunnel, on each uplink.
+/// Starts a capture on each uplink of the host that sees packets outside the tunnel.
 pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])
 }
 
-/// Checks that the captures of [`captures`] worked and saw nothing else.
+/// Checks that the captures from [`captures`] saw one ordinary ping, which proves that they worked,
+/// and nothing else.
 pub(crate) fn assert_no_leak(bed: &Testbed, captures: [Capture; 2]) -> Outcome {
     assert_no_leak_in(&bed.lab, captures)
 }
 
-/// Checks that the captures of [`captures_in`] worked: they must have seen an ordinary ping and
-/// nothing else.
+/// Checks that the captures from [`captures_in`] saw one ordinary ping, which proves that they
+/// worked, and nothing else.
 pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     for (capture, uplink) in captures.into_iter().zip([lab.eth(), lab.wlan()]) {
         lab.host.run(&["ping", "-n", "-c1", "-W5", "-I", uplink.device(), &addr::SERVER4.to_string()])?;
@@ -60,7 +62,7 @@ pub(crate) fn assert_no_leak_in(lab: &Lab, captures: [Capture; 2]) -> Outcome {
     Ok(())
 }
 
-/// Mobile processes that send all the time, over new and old sockets of every kind.
+/// Mobile processes that send all the time, over both long-lived and new TCP, UDP and ICMP sockets.
 struct Senders {
     chatter: [LineProcess; 2],
     pings: [LineProcess; 2],
@@ -97,8 +99,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Sends over new sockets of new processes. No packet may leave outside the tunnel, whatever
-    /// the outcome.
+    /// Starts new mobile processes that send over new sockets, and ignores whether sending
+    /// succeeds: only the captures on the uplinks decide the case.
     fn try_new_sockets(&mut self) -> Outcome {
         let tool = program("labtool")?.display().to_string();
         let [four, six] = server(port::ECHO);
@@ -115,7 +117,8 @@ impl Senders {
         Ok(())
     }
 
-    /// Waits until each sender has made ten more rounds, with or without success.
+    /// Waits until each `labtool chatter` process has opened and used ten more rounds of sockets,
+    /// and checks that no send over UDP failed.
     fn wait_some_rounds(&mut self) -> Outcome {
         for chatter in &mut self.chatter {
             chatter.take_lines();

@@ -1,4 +1,5 @@
-//! Boot, shutdown, stop and removal: what holds while the agent comes and goes.
+//! The agent over boot, shutdown, stop and removal: mobile processes never leave the tunnel by
+//! accident, and nothing is left behind at the end.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,16 +16,17 @@ use crate::managers::Laptop;
 use crate::packages::{VERSION, install, packages, purged};
 use crate::{Outcome, ip_of, server, urls};
 
-/// A service that takes 4 s to stop. Units that stop after it, and users' processes, live on
-/// meanwhile.
+/// A script that starts a service whose stop takes 4 s, so that units ordered after it, and users'
+/// processes, stay alive that long during a shutdown.
 const SLOW: &str = "cd /etc/systemd/system; printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n\
                     ExecStop=/bin/sleep 4\n' >slow.service; systemctl daemon-reload; systemctl start slow";
 
-/// rescue.target without the shell that asks for a password on a console.
+/// A script that replaces `rescue.service` by one without the shell that asks for a password on a
+/// console.
 const RESCUE: &str = "cd /etc/systemd/system; printf '[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n\
                       [Service]\nExecStart=/bin/sleep infinity\n' >rescue.service; systemctl daemon-reload";
 
-/// Starts a mobile process that connects all the time and ignores SIGTERM and SIGHUP.
+/// Starts a mobile process that opens new connections all the time and ignores SIGTERM and SIGHUP.
 fn restless(laptop: &Laptop) -> anyhow::Result<Process> {
     let [four, six] = urls("/ip");
     let mut command = laptop.machine.command(&format!(
@@ -80,8 +82,8 @@ fn rescue_mode_leaves_the_route_and_the_agent_adopts_it_afterwards() -> Outcome 
     laptop.finish()
 }
 
-/// Creates `fetch.service` in the slice, which connects first of all, and a service that keeps
-/// running.
+/// Creates two services in the systemd slice `mobile.slice`: `fetch`, which connects as soon as it
+/// starts, and `stays`, which keeps connecting.
 fn services(machine: &BootedMachine) -> Outcome {
     let [four, _] = urls("/ip");
     machine.run(&format!(
@@ -144,7 +146,7 @@ fn a_service_in_mobile_slice_is_mobile_from_its_first_packet_or_does_not_start()
     laptop.finish()
 }
 
-/// Breaks a configuration with a typing error.
+/// Adds an unknown section with an invalid value to a configuration file.
 fn break_configuration(config: &Path) -> Outcome {
     let text = std::fs::read_to_string(config)?;
     Ok(std::fs::write(config, format!("{text}\n[rooting]\ntabel = oops\n"))?)
@@ -241,8 +243,8 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
     laptop.finish_off()
 }
 
-/// The kernel objects of agents with default names in one network namespace: the mobile cgroup and
-/// the pins.
+/// The paths of the mobile cgroup and of the directory of pinned eBPF programs that an agent with
+/// default settings creates in one network namespace.
 struct Defaults([PathBuf; 2]);
 
 impl Defaults {
@@ -259,7 +261,8 @@ impl Defaults {
 }
 
 impl Drop for Defaults {
-    /// Removes the objects, which are outside the lab's cgroup and so would outlive a failed case.
+    /// Removes the cgroup and the pins, which are outside the lab's cgroup and would outlive a
+    /// failed case.
     fn drop(&mut self) {
         let [cgroup, pins] = &self.0;
         let _ = Command::new("rm").arg("-rf").arg(pins).output();
@@ -326,7 +329,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     Ok(())
 }
 
-/// Checks that a new connection of a mobile process takes the tunnel.
+/// Checks that a new connection of a mobile process is carried by the tunnel.
 fn works(bed: &Testbed) -> Outcome {
     let [four, _] = urls("/ip");
     let seen = finish_within(&mut bed.agent.run(&["curl", "-s", "-m", "10", &four]), None, PATIENCE)?.ok()?;

@@ -70,17 +70,19 @@ fn urls(path: &str) -> [String; 2] {
     [format!("http://{}{path}", addr::SERVER4), format!("http://[{}]{path}", addr::SERVER6)]
 }
 
-/// Copies a program with `cp`.
+/// Copies a program with `cp`, since a program that any process has open for writing cannot be
+/// executed.
 ///
-/// A child of another case could inherit a writable descriptor of this process, and a program open
-/// for writing cannot be executed.
+/// If this process wrote the copy, a child that another case forks meanwhile could inherit the
+/// writable descriptor.
 fn copy(bed: &Testbed, from: &OsStr, to: &Path) -> Outcome {
     let mut cp = bed.lab.host.command("cp");
     finish_within(cp.arg(from).arg(to), None, PATIENCE)?.ok()?;
     Ok(())
 }
 
-/// Returns the address of `address:port`.
+/// Returns the IP address in the text `address:port`, as the server reports the source of a
+/// request.
 fn ip_of(seen: &str) -> std::net::IpAddr {
     seen.trim()
         .parse::<std::net::SocketAddr>()

@@ -6,7 +6,8 @@ use mobile_tests::{BootedMachine, Lab, Relay, UplinkName, addr, until};
 use crate::packages::{VERSION, install, packages};
 use crate::{Outcome, ip_of, urls};
 
-/// A laptop with systemd and the agent's package, connected.
+/// The lab's mobile host as a machine with systemd, on which the agent is installed from its
+/// package and connected.
 pub(crate) struct Laptop {
     pub(crate) machine: BootedMachine,
     relay: Relay,
@@ -42,7 +43,8 @@ impl Laptop {
         })
     }
 
-    /// Returns the MOBILE route in the kernel: rules, routes and addresses.
+    /// Returns the kernel's rules, routes and addresses of the MOBILE route, which leads mobile
+    /// processes through the host virtual device `mobile0`.
     fn route(&self) -> anyhow::Result<String> {
         self.machine.run(
             "for family in -4 -6; do ip $family rule | grep 7700; ip $family route show table 7700; \
@@ -50,8 +52,8 @@ impl Laptop {
         )
     }
 
-    /// Checks that the server sees a mobile process at the relay's address, and an ordinary one
-    /// elsewhere.
+    /// Checks that the server sees the relay's address on a mobile process's connection, and
+    /// another address on an ordinary one's.
     fn works(&self, when: &str) -> Outcome {
         let [four, _] = urls("/ip");
         let fetch = format!("curl -s -m 10 {four}");
@@ -62,8 +64,8 @@ impl Laptop {
         Ok(())
     }
 
-    /// Ends the case. Neither program may have logged a warning, and the agent may not have
-    /// restored anything.
+    /// Ends the case. Checks that neither program has logged a warning, as the agent would for any
+    /// kernel state that it had to restore.
     pub(crate) fn finish(self) -> Outcome {
         let loud = "journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT=mobile.service";
         let loud = self.machine.run(loud)?;
@@ -71,7 +73,8 @@ impl Laptop {
         self.finish_off()
     }
 
-    /// Ends a case whose laptop is off and whose journal is lost: checks the relay only.
+    /// Ends a case whose laptop is switched off and whose journal is lost: stops the relay and
+    /// checks its log only.
     pub(crate) fn finish_off(mut self) -> Outcome {
         self.relay.stop()?;
         self.relay.cli(&["cleanup"])?.ok()?;

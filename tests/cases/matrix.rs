@@ -1,11 +1,12 @@
-//! Sockets of every kind, in every state of the agent, by when their process became mobile: no
-//! packet leaks, and the documentation says what happens.
+//! The socket matrix: sockets of every kind are used in every state of the agent, by processes that
+//! became mobile at different times. No packet may leak, and the documentation must say what
+//! happens to each kind.
 //!
-//! For each state a lab runs six processes, each with a socket of every kind and family. All
-//! devices of the host are watched, and each packet carries its socket's number. The tables in
+//! For each state a lab runs six processes, each with a socket of every kind and address family.
+//! All devices of the host are watched, and each packet carries its socket's number. The tables in
 //! docs/understand/security.md are the result: `MATRIX=write cargo xtask test e2e matrix` writes
 //! them. On the older kernels of `cargo xtask test vm` the case measures, in some of the states,
-//! which sockets can send outside the tunnel, and compares that list too.
+//! which sockets can send outside the tunnel, and compares the list in the same document.
 
 mod rules;
 mod table;
@@ -64,9 +65,11 @@ enum State {
     NoUplink,
     Killed,
     Upgrading,
-    /// `mobile cleanup` interrupted after its first step: no process is mobile.
+    /// `mobile cleanup` was interrupted after its first step: no process is mobile, but the MOBILE
+    /// route exists.
     NobodyMobile,
-    /// `mobile cleanup` interrupted after its second step: there is no route.
+    /// `mobile cleanup` was interrupted after its second step: the MOBILE route does not exist
+    /// either.
     RouteGone,
 }
 
@@ -82,8 +85,8 @@ impl State {
         Self::RouteGone,
     ];
 
-    /// The states that differ in what programs and routes decide; the others repeat these at other
-    /// moments.
+    /// The states that differ in the decisions of eBPF programs and routes; the other states repeat
+    /// these at other moments.
     const DISTINCT: [Self; 3] = [Self::Up, Self::NoUplink, Self::Killed];
 
     fn enter(self, bed: &mut Testbed) -> Outcome {
@@ -119,7 +122,7 @@ impl State {
         Ok(())
     }
 
-    /// Returns to the state in which everything works, if that is possible.
+    /// Ends the state, so that everything works again. Returns false if this state cannot be ended.
     fn leave(self, bed: &mut Testbed) -> Result<bool> {
         match self {
             Self::Up | Self::NobodyMobile | Self::RouteGone => return Ok(false),
@@ -137,8 +140,8 @@ impl State {
     }
 }
 
-/// Moves processes out of the mobile cgroups as far as possible, which is the first step of `mobile
-/// cleanup`.
+/// Moves all processes from the mobile cgroup and those below it to the cgroup `to`, as the first
+/// step of `mobile cleanup` does.
 fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for entry in std::fs::read_dir(cgroup)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -154,14 +157,15 @@ fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     Ok(())
 }
 
-/// The measurement of one socket.
+/// The result for one socket: its reports and the devices that its packets left by.
 struct Cell {
     timing: AttachTiming,
     kind: String,
     family: String,
-    /// The report in the state.
+    /// The socket's report while the agent is in the state under test.
     first: Value,
-    /// The report after everything works again, if it does.
+    /// The socket's report after the state has ended and everything works again, or `None` if the
+    /// state cannot be ended.
     after: Option<Value>,
     /// The devices that the socket's packets left by.
     left: EgressDevices,
@@ -172,7 +176,8 @@ struct Cell {
 const OPEN: &str = "open";
 const CONNECT: &str = "connect 1500";
 const SEND: &str = "send 2500";
-/// By then, TCP's retransmissions of a SYN are up to eight seconds apart.
+/// The step that sends after the state has ended. By then, TCP's retransmissions of a SYN are up to
+/// eight seconds apart.
 const SEND_AFTER: &str = "send 9000";
 
 fn measure(state: State) -> Result<Vec<Cell>> {
@@ -263,7 +268,8 @@ fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {
     std::mem::replace(process, Err(anyhow::anyhow!("taken")))
 }
 
-/// Runs steps in all processes at the same time.
+/// Runs the steps that `of` returns for each process's timing, in all processes at the same time,
+/// and waits for their end.
 fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static [&'static str]) -> Outcome {
     for process in &mut *processes {
         of(process.timing).iter().try_for_each(|step| process.start_step(step))?;
@@ -274,7 +280,8 @@ fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static 
     })
 }
 
-/// Starts a caller at the server for each listening socket.
+/// Starts, for each listening socket, a thread at the server that connects to the socket again and
+/// again.
 fn callers(bed: &Testbed, processes: &[SocketProcess]) -> Vec<Caller> {
     let listening =
         processes.iter().flat_map(|process| &process.reports).filter(|cell| cell["kind"] == "tcp-listening");

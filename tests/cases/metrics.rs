@@ -16,24 +16,25 @@ const DISTS: [&str; 2] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/../home-relay/dist"),
 ];
 
-/// The panels without data in a healthy setup: nothing is compressed, so there is no ratio.
+/// The dashboard panels without data in the lab, where no packet is compressed, so that there is no
+/// ratio.
 const EMPTY_PANELS: [&str; 1] = ["Compression"];
 
 /// The address on which Prometheus listens.
 const PROMETHEUS: &str = "127.0.0.1:9090";
 
-/// The scrape interval, and the range over which rates are computed.
+/// The interval at which Prometheus scrapes, and the range over which the dashboards compute rates.
 const SCRAPE: &str = "200ms";
 const RATE_INTERVAL: &str = "5s";
 
-/// Returns the page at `path` and its status.
+/// Returns the body and the HTTP status of `path` at the metrics address `listen`.
 fn page(ns: &Ns, listen: &str, path: &str) -> Result<(String, String)> {
     let text = ns.run(&["curl", "-sS", "-w", "\n%{http_code}", &format!("http://{listen}{path}")])?;
     let (body, status) = text.rsplit_once('\n').context("no status")?;
     Ok((body.to_owned(), status.to_owned()))
 }
 
-/// Returns the metrics with this prefix that docs/use/metrics.md has.
+/// Returns the names of the metrics with this prefix that docs/use/metrics.md lists.
 fn documented(prefix: &str) -> BTreeSet<&'static str> {
     let names = include_str!("../../docs/use/metrics.md").lines().filter_map(|line| line.strip_prefix("| `"));
     names.filter_map(|line| line.split('`').next()).filter(|name| name.starts_with(prefix)).collect()
@@ -42,8 +43,8 @@ fn documented(prefix: &str) -> BTreeSet<&'static str> {
 /// Labels whose values are self-explanatory or are the machine's own names.
 const PLAIN_LABELS: [&str; 4] = ["version", "uplink", "direction", "le"];
 
-/// Returns each value of the other labels, as `metric: value`, that the metric's help does not
-/// explain.
+/// Returns each label value, as `metric: value`, that the metric's help text does not explain,
+/// except those of [`PLAIN_LABELS`].
 fn unexplained(text: &str) -> Vec<String> {
     let (mut help, mut found) = ("", Vec::new());
     for line in text.lines() {
@@ -103,7 +104,7 @@ impl<'a> Prometheus<'a> {
         Ok(answer["data"].clone())
     }
 
-    /// Returns the current values of an expression.
+    /// Returns the current values of a PromQL expression, without `NaN`.
     fn query(&self, expression: &str) -> Result<Vec<String>> {
         let data = self.api("query", &[&format!("query={expression}")])?;
         let series = data["result"].as_array().context("no result")?;
@@ -112,7 +113,7 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-/// Checks that every panel of a dashboard has data, unless it is known to have none.
+/// Checks that every panel of a dashboard has data, except that [`EMPTY_PANELS`] have none.
 fn look_at_dashboard(prometheus: &Prometheus, dist: &str) -> Outcome {
     let text = std::fs::read_to_string(Path::new(dist).join("dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&text)?;

@@ -1,7 +1,7 @@
-//! Sessions and transfers with the other value of each setting in `[tunnel]`: segmentation offload,
-//! compression and the fair queue.
+//! Sessions and transfers with the non-default value of each setting in `[tunnel]`: segmentation
+//! offload, compression and the fair queue.
 //!
-//! The chaos test also runs in these modes: `cargo xtask test chaos --tunnel KEY=VALUE`.
+//! The chaos test also runs with these settings: `cargo xtask test chaos --tunnel KEY=VALUE`.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mobile_tests::{LabOptions, Process, Testbed, UplinkName, http, port};
 use crate::transfer::{curl, limit, path};
 use crate::{Outcome, latency, server, urls};
 
-/// A setting of both programs.
+/// A setting of `[tunnel]` at both programs: its key and its value.
 type Setting = (&'static str, &'static str);
 
 const OFFLOAD: Setting = ("offload", "off");
@@ -21,8 +21,8 @@ const COMPRESSION: Setting = ("compression", "zstd");
 /// The size of each transfer in bytes.
 const SIZE: u64 = 20_000_000;
 
-/// The rate in bit/s, at which a transfer takes some seconds, enough for the uplink to go and
-/// return.
+/// The rate of each uplink in bit/s, at which a transfer takes some seconds, enough for an uplink
+/// to go and return.
 const RATE: u64 = 40_000_000;
 
 fn testbed(settings: &[Setting]) -> anyhow::Result<Testbed> {
@@ -32,8 +32,8 @@ fn testbed(settings: &[Setting]) -> anyhow::Result<Testbed> {
     Ok(bed)
 }
 
-/// Runs a session, a download and an upload of text at the same time, over the loss of an uplink
-/// and its return.
+/// Checks that an echo session, a download and an upload of text at the same time survive the loss
+/// of an uplink and its return.
 fn outlive_handovers(settings: &[Setting]) -> Outcome {
     let mut bed = testbed(settings)?;
     limit(&bed, Some(RATE));
@@ -119,8 +119,8 @@ fn without_offload_no_packet_on_either_device_is_larger_than_the_mtu() -> Outcom
     Ok(())
 }
 
-/// Shows that the setting has an effect: without the fair queue a keystroke beside an upload waits
-/// behind the queued data.
+/// Proves that the setting `queue = "fifo"` has an effect: without the fair queue a keystroke
+/// during an upload waits behind the queued data.
 #[test]
 fn without_the_fair_queue_a_keystroke_waits_behind_an_upload() -> Outcome {
     let bed = testbed(&[QUEUE])?;

@@ -9,18 +9,19 @@ use mobile_tests::{
 
 use crate::{Outcome, ip_of, server, urls};
 
-/// The address under which the server sees openvpn's traffic; the lab's router is its gateway.
+/// The source address that the server sees on traffic through openvpn, whose gateway is the lab's
+/// router.
 const FULL_TUNNEL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Returns the addresses under which the server sees a new IPv4 connection of a mobile and of an
-/// ordinary process.
+/// Returns the source addresses that the server sees on a new IPv4 connection of a mobile process
+/// and of an ordinary one.
 fn seen(bed: &Testbed) -> anyhow::Result<[IpAddr; 2]> {
     let fetch = ["curl", "-s", "-m", "10", &urls("/ip")[0]];
     let mobile = finish_within(&mut bed.agent.run(&fetch), None, PATIENCE)?.ok()?;
     Ok([ip_of(&mobile), ip_of(&bed.lab.host.run(&fetch)?)])
 }
 
-/// Starts openvpn's server with a static key that both ends have.
+/// Starts openvpn's server on the lab's router, with a static key that both ends share.
 fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     let key = lab.dir().join("static.key").display().to_string();
     lab.internet.run(&["openvpn", "--genkey", "secret", &key])?;
@@ -32,7 +33,7 @@ fn openvpn_server(lab: &Lab) -> anyhow::Result<Process> {
     openvpn(lab, "server", &["--multihome", "--ifconfig", "10.99.0.1", "10.99.0.2"])
 }
 
-/// Starts openvpn's client, which takes the default route.
+/// Starts openvpn's client on the host, which redirects the default route.
 fn openvpn_client(lab: &Lab) -> anyhow::Result<Process> {
     let args =
         ["--remote", "198.51.100.1", "--ifconfig", "10.99.0.2", "10.99.0.1", "--redirect-gateway", "def1"];

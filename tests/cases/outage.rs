@@ -10,7 +10,8 @@ use crate::{Outcome, server};
 /// The length of the outage.
 const OUTAGE: Duration = Duration::from_secs(20);
 
-/// The timeout after the outage: TCP may wait as long again before it retransmits.
+/// The timeout of answers after the outage: TCP may first wait as long as the outage lasted before
+/// it retransmits.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 #[test]

@@ -11,7 +11,8 @@ use crate::Outcome;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Returns the packages that `cargo xtask test` has built: the relay's and the agent's.
+/// Returns the paths of the Debian packages that `cargo xtask test` has built for `version`: the
+/// relay's and the agent's.
 pub(crate) fn packages(version: &str) -> anyhow::Result<[PathBuf; 2]> {
     let dir = PathBuf::from(std::env::var_os("MOBILE_PACKAGES").context("run this as `cargo xtask test`")?);
     Ok(["home-relay", "mobile-agent"].map(|name| dir.join(format!("{name}_{version}_amd64.deb"))))
@@ -129,7 +130,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     Ok(())
 }
 
-/// Purges `package` and checks what it could have left: files, a user, units, kernel objects.
+/// Purges `package` and checks that nothing of it is left: files, a user, units, kernel objects.
 pub(crate) fn purged(machine: &BootedMachine, package: &str, program: &str) -> Outcome {
     let files =
         machine.run(&format!("dpkg -L {package} | while read f; do [ -d \"$f\" ] || echo \"$f\"; done"))?;

@@ -1,5 +1,5 @@
-//! Real programs that connect by name, over a handover: their queries and transfers pass the tunnel
-//! and nothing else.
+//! Real programs that connect by host name and survive a handover: all their DNS queries and
+//! transfers use the tunnel.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,20 +16,21 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, ip_of};
 
-/// The addresses under which the server sees a mobile process.
+/// The relay's addresses, which the server sees as the source of a mobile process's connections.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
 
-/// The rate of each uplink in bit/s during a transfer, and the size of the transfer: three seconds
-/// of it.
+/// The rate of each uplink in bit/s during a transfer, and the size of the transfer in bytes: three
+/// seconds at that rate.
 const RATE: u64 = 8_000_000;
 const SIZE: u64 = 3_000_000;
 
-/// The bytes that must have passed before the uplink is cut.
+/// The bytes of a transfer that the relay must have forwarded before the uplink is cut.
 const PROGRESS: u64 = 300_000;
 
-/// A testbed for real programs, with captures of packets beside the tunnel on both uplinks.
+/// A testbed for real programs, with a capture on each uplink of packets outside the tunnel.
 ///
-/// The visited network's resolver gives wrong addresses; the relay's resolver knows the server.
+/// The visited network's resolver answers with wrong addresses, the relay's resolver with the
+/// server's.
 struct ProgramTestbed {
     bed: Testbed,
     visited: Resolver,
@@ -53,13 +54,14 @@ impl ProgramTestbed {
         Ok(Self { bed, visited, _relays: relays, beside })
     }
 
-    /// Returns a mobile command that has the visited network's resolver in its `/etc/resolv.conf`.
+    /// Returns a mobile command for which `/etc/resolv.conf` names the visited network's resolver.
     fn run(&self, argv: &[&str]) -> anyhow::Result<Command> {
         let argv = with_resolver(&self.bed.lab, self.bed.lab.eth().gateway4().into(), argv)?;
         Ok(self.bed.agent.run(&argv.iter().map(String::as_str).collect::<Vec<_>>()))
     }
 
-    /// Starts such a command with its output in a file.
+    /// Starts the mobile command that [`Self::run`] returns, with its output in the file
+    /// `name`.txt.
     fn start(&self, name: &str, argv: &[&str]) -> anyhow::Result<Process> {
         Process::start(name, &mut self.run(argv)?, &self.bed.lab.dir().join(format!("{name}.txt")))
     }
@@ -68,7 +70,8 @@ impl ProgramTestbed {
         self.bed.lab.dir().join(name).display().to_string()
     }
 
-    /// Limits the uplinks so that a transfer takes seconds, or lifts the limit.
+    /// Limits the rate of both uplinks in bit/s, so that a transfer takes seconds, or lifts the
+    /// limit with `None`.
     fn limit(&self, rate: Option<u64>) {
         for uplink in [self.bed.lab.eth(), self.bed.lab.wlan()] {
             uplink.link().set_rate(rate);
@@ -82,8 +85,8 @@ impl ProgramTestbed {
         Ok(sessions.iter().map(|one| count(one, "rx_bytes") + count(one, "tx_bytes")).sum())
     }
 
-    /// Cuts the uplink in the middle of a transfer, waits for the handover, and lets the transfer
-    /// end.
+    /// Cuts the uplink in the middle of the transfer that `process` makes, waits for the handover,
+    /// and checks that the transfer succeeds.
     fn cut_amidst(&self, process: &mut Process) -> Outcome {
         let reached = self.passed()? + PROGRESS;
         wait_for("the transfer to be under way", PATIENCE, || {
@@ -103,8 +106,8 @@ impl ProgramTestbed {
         self.bed.agent.wait_active(UplinkName::Wlan)
     }
 
-    /// Ends the case: checks that nothing was queried or sent beside the tunnel, and that the
-    /// captures worked.
+    /// Ends the case: checks that no query or packet took another way than the tunnel, and that the
+    /// captures saw an ordinary connection, so that they worked.
     fn finish(self) -> Outcome {
         let Self { bed, visited, _relays, beside: [eth, wlan] } = self;
         assert_eq!(visited.asked_by(), [] as [IpAddr; 0]);
@@ -299,7 +302,8 @@ fn a_static_go_program_enrols_by_name_and_its_request_outlives_a_handover() -> O
     scene.finish()
 }
 
-/// An asyncio client that works line by line, then urllib.
+/// The source of an asyncio client that exchanges lines with the server, and then fetches a page
+/// with urllib.
 const PYTHON: &str = "
 import asyncio, sys, urllib.request
 async def main():
@@ -345,7 +349,7 @@ fn a_browser_loads_a_page_and_what_belongs_to_it_over_a_handover() -> Outcome {
     scene.finish()
 }
 
-/// Flags for a browser without background traffic, also as root.
+/// The command line of a browser without background traffic, which also runs as root.
 pub(crate) const CHROMIUM: [&str; 9] = [
     "chromium",
     "--no-sandbox",

@@ -14,7 +14,7 @@ fn installed() -> anyhow::Result<Testbed> {
     Testbed::installed(&LabOptions { delay: Some(std::time::Duration::ZERO), ..LabOptions::default() })
 }
 
-/// Runs a daemon that must exit with code 1, and returns its stderr.
+/// Runs a daemon that must refuse to start (exit with code 1), and returns its stderr.
 fn refused(command: &mut Command) -> anyhow::Result<String> {
     let done: CommandOutput = finish_within(command, None, PATIENCE)?;
     assert_eq!(done.code(), 1, "{done:?}");
@@ -22,7 +22,8 @@ fn refused(command: &mut Command) -> anyhow::Result<String> {
     Ok(done.stderr)
 }
 
-/// Runs such a daemon in a mount namespace that `prepare` has changed.
+/// Runs a daemon that must refuse to start, in a mount namespace that the shell command `prepare`
+/// has changed, and returns its stderr.
 fn refused_after(bed: &Testbed, prepare: &str, command: &Command) -> anyhow::Result<String> {
     let mut shell = bed.lab.host.command("unshare");
     shell.args([
@@ -143,7 +144,8 @@ fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outc
     bed.finish()
 }
 
-/// Returns the number of packets that the relay has dropped because of their source address.
+/// Returns the number of clients' packets that the relay has dropped because of a foreign source
+/// address.
 fn rejected(bed: &Testbed) -> anyhow::Result<u64> {
     let text = bed.lab.relay.run(&[
         "curl",
@@ -177,10 +179,10 @@ fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one(
     bed.finish()
 }
 
-/// Occupies a TCP port of a namespace.
+/// Occupies a TCP port of a namespace with a separate program.
 ///
-/// Uses a program: a socket of the test process could live on for a moment in a child that another
-/// case has forked and not yet executed.
+/// A socket of the test process could live on for a moment in a child that another case has forked
+/// and that has not yet executed its program.
 fn squat(bed: &Testbed, ns: &Ns, port: u16) -> anyhow::Result<Process> {
     let mut command = ns.command("iperf3");
     command.args(["--server", "--forceflush", "--port", &port.to_string()]);

@@ -1,4 +1,5 @@
-//! Reachability: of destinations for a client through the relay, and of a client for others.
+//! Reachability through the relay: the destinations that a client may reach, and who may reach a
+//! client.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -16,12 +17,13 @@ use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
 
-/// A private network behind the relay: its router's web page is at .2, the relay at .1.
+/// The IPv4 /24 of a private network behind the relay: the relay has .1, a router with a web page
+/// .2.
 const LAN: &str = "192.168.77";
 /// The IPv6 prefix of that private network.
 const LAN6: &str = "fd77:1::";
 
-/// The services of one machine.
+/// The TCP and UDP services of one machine, which answer with the word "secret".
 struct Services {
     _tcp: TcpService,
     _udp: UdpService,
@@ -36,7 +38,8 @@ impl Services {
     }
 }
 
-/// A service of the client at its persistent address, which answers datagrams with the secret.
+/// A UDP service of the client at its persistent address, which answers each datagram with the word
+/// "secret".
 struct Responder {
     is_over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -66,7 +69,7 @@ impl Drop for Responder {
     }
 }
 
-/// Creates a machine in the relay's private network.
+/// Creates a machine in the private network behind the relay.
 fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     let machine = bed.lab.machine("lan")?;
     bed.lab.wire((&bed.lab.relay, "lan0"), (&machine, "eth0"))?;
@@ -83,11 +86,11 @@ fn lan(bed: &Testbed) -> anyhow::Result<Ns> {
     Ok(machine)
 }
 
-/// The timeout of an answer: many round trips.
+/// The timeout of a connection attempt or an answer: many round trips.
 const SOON: Duration = Duration::from_millis(1500);
 
-/// Returns whether a program at `ns` gets the secret over TCP from `to`, with a source address of
-/// its choice.
+/// Returns whether a TCP connection from `ns` to the address `to` receives the word "secret";
+/// `from` is the source address, or `None` for the kernel's choice.
 fn tells(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
     let to = SocketAddr::new(to.parse()?, port);
     ns.enter(|| {
@@ -104,7 +107,8 @@ fn tells(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<b
     })
 }
 
-/// Returns whether a program at `ns` gets the secret by a datagram.
+/// Returns whether a datagram from `ns` to the address `to` is answered; `from` is the source
+/// address, or `None` for the kernel's choice.
 fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyhow::Result<bool> {
     let to = SocketAddr::new(to.parse()?, port);
     ns.enter(|| {
@@ -116,8 +120,8 @@ fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyh
     })
 }
 
-/// Returns whether the client, from its persistent address, gets the secret over TCP, and by a
-/// datagram.
+/// Returns whether the client, from its persistent address, receives an answer over TCP, and
+/// whether it receives one over UDP.
 fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, bool)> {
     let is_ipv4 = to.parse::<IpAddr>()?.is_ipv4();
     let own = if is_ipv4 { bed.agent.address4.into() } else { IpAddr::from(bed.agent.address6) };
@@ -125,7 +129,8 @@ fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, b
     Ok((tells(host, Some(own), to, port)?, tells_by_datagram(host, Some(own), to, port)?))
 }
 
-/// Returns the tracked connections of the relay's machine that contain the address.
+/// Returns the number of the relay machine's tracked connections (conntrack entries) that contain
+/// `address`.
 fn tracked(bed: &Testbed, address: IpAddr) -> anyhow::Result<u64> {
     tracked_where(bed, move |ends| ends.contains(&address))
 }

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// Returns a metric of the relay.
+/// Returns the value of the relay's first metric whose name begins with `name`, or 0 without one.
 fn metric(bed: &Testbed, name: &str) -> anyhow::Result<u64> {
     let text = bed.lab.relay.run(&["curl", "-sS", "--fail", &format!("http://{METRICS}/metrics")])?;
     let line = text.lines().find(|line| line.starts_with(name));

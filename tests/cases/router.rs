@@ -6,10 +6,12 @@ use mobile_tests::{Agent, LabOptions, PATIENCE, TcpService, Testbed, addr, finis
 
 use crate::{Outcome, ip_of, urls};
 
-/// The bytes of a transfer that meets a smaller MTU: many windows.
+/// The size of a transfer in bytes: many congestion windows, so that the transfer meets a smaller
+/// path MTU.
 const SIZE: u64 = 2_000_000;
 
-/// Uploads and downloads [`SIZE`] bytes over both families.
+/// Uploads and downloads [`SIZE`] bytes as a mobile process, over IPv4 and over IPv6, and checks
+/// their SHA-256.
 fn transfer(bed: &Testbed) -> Outcome {
     let file = bed.lab.dir().join("upload").display().to_string();
     http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;

@@ -1,5 +1,5 @@
-//! Commands report the relay's rules that are in the kernel, also when nft or the kernel refuses a
-//! change.
+//! Commands of `home-relay` report the firewall rules that are really in the kernel, also when
+//! `nft` or the kernel refuses a change.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,15 @@ use mobile_tests::{LabOptions, PATIENCE, Testbed, finish_within, until};
 
 use crate::Outcome;
 
-/// A replacement for `nft` that refuses to install rules, or to list a table, while a file of that
-/// name exists.
+/// A replacement for `nft` that fails to install rules while a file `install` exists in `dir`, and
+/// to list a table while a file `list` exists.
 struct FailingNft {
     dir: PathBuf,
 }
 
 impl FailingNft {
-    /// Installs the replacement for the relay's next start.
+    /// Puts the replacement for `nft` in front of the real one, in the relay's `PATH` from its next
+    /// start on.
     fn install(bed: &mut Testbed) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
 

@@ -1,5 +1,5 @@
-//! A thousand mobile processes with ten thousand connections: no verb takes long, and no packet
-//! waits for one.
+//! A thousand mobile processes with ten thousand connections: no verb of `mobile` takes long, and
+//! no packet waits meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use crate::{Outcome, server};
 const PROCESSES: usize = 1000;
 const SOCKETS: usize = 10;
 
-/// The longest a verb may take. It takes some 100 ms if every table is read once, and minutes if
-/// one is read for each process.
+/// The longest time that a verb of `mobile` may take: some 100 ms if it reads each table of the
+/// kernel once, but minutes if it reads one for each process.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The longest a keystroke may wait during a verb: a round trip is 20 ms; the rest allows for load.
+/// The longest time that a keystroke may wait while a verb runs: the round trip of 20 ms, and the
+/// rest for load on the test machine.
 const KEYSTROKE: Duration = Duration::from_secs(1);
 
-/// The port that the crowd connects to.
+/// The server's port to which the thousand processes connect.
 const CROWD: u16 = 4000;
 
 #[test]

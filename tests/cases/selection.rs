@@ -8,7 +8,7 @@ use mobile_tests::{LineProcess, PATIENCE, Testbed, addr, finish_within, port, pr
 
 use crate::{Outcome, copy, ip_of, server, urls};
 
-/// The addresses under which the server sees a mobile process.
+/// The relay's addresses, which the server sees as the source of a mobile process's connections.
 const RELAY: [IpAddr; 2] = [IpAddr::V4(addr::RELAY4), IpAddr::V6(addr::RELAY6)];
 
 #[test]
@@ -98,7 +98,7 @@ fn attach_names_the_sockets_that_keep_their_route_and_detach_leaves_them_mobile(
     bed.finish()
 }
 
-/// `nobody` and another user, neither of whom owns anything.
+/// The user ids of `nobody` and of another unprivileged user; neither owns any process or file.
 const USERS: [u32; 2] = [65_534, 65_533];
 
 #[test]

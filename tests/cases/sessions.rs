@@ -61,10 +61,10 @@ fn ssh_keeps_its_session_over_handovers() -> Outcome {
     bed.finish()
 }
 
-/// The longest allowed gap in milliseconds.
+/// The longest allowed gap between two echoed numbers, in milliseconds.
 ///
 /// A handover takes up to a round trip and a half. A busy test machine takes longer, a lost inner
-/// segment at least 0.2 s, and an unnoticed dead path much longer than this.
+/// segment at least 0.2 s, and a dead path that the agent does not notice much longer than this.
 const LONGEST_GAP_MS: f64 = 1_000.0;
 
 #[test]

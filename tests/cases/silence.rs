@@ -1,4 +1,4 @@
-//! Blackholes: an uplink with a carrier that carries nothing, in one or both directions.
+//! Blackholes: an uplink keeps its carrier, but drops all packets in one or both directions.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,8 @@ use mobile_tests::{Blackhole, Testbed, port};
 
 use crate::{Outcome, server};
 
-/// The time within which the session must answer over the other uplink.
+/// The time within which the echo session must answer over the other uplink, from the beginning of
+/// the blackhole.
 const PROMPT: Duration = Duration::from_secs(1);
 
 fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {

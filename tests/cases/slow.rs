@@ -1,4 +1,4 @@
-//! A slow or lossy path is not abandoned while it works.
+//! Slow and lossy paths: the agent does not abandon a path that still works.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -11,32 +11,35 @@ use mobile_tests::{
 
 use crate::{Outcome, server, urls};
 
-/// The time for which the path is slow or lossy: many times the timeout of an unanswered path.
+/// The time for which the path is slow or lossy: many times the timeout after which a path without
+/// answers is abandoned.
 const LASTING: Duration = Duration::from_secs(10);
 
-/// The timeout of the echo session once the path has recovered: the tunnel's TCP first waits for
-/// its retransmission timer.
+/// The time within which the echo session must end once the path has recovered: the tunnel's TCP
+/// first waits for its retransmission timer.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// The rate of an ordinary uplink in bit/s.
 const RATE: u64 = 10_000_000;
 
-/// More bytes than can pass in the whole time.
+/// The size of the upload in bytes, more than the path can carry while it is slow or lossy.
 const SIZE: u64 = 50_000_000;
 
 /// An echo session and a bulk upload beside it.
 struct Load {
     echo: LineProcess,
     upload: Process,
-    /// The number of handovers before the test.
+    /// The number of handovers before the path becomes slow or lossy.
     handovers: u64,
-    /// The time for which a full path may use another congestion control than bbr: a path whose
-    /// delay grew may be taken for a shared one.
+    /// The time within which a path with a full queue must use bbr as its congestion control. The
+    /// agent may take a path whose delay grew for one with competing traffic, and then use another
+    /// one for a while.
     patience: Duration,
 }
 
 impl Load {
-    /// Starts both; the echo session lasts a little longer than [`LASTING`].
+    /// Starts the echo session and the upload; the echo session lasts a little longer than
+    /// [`LASTING`].
     fn start(bed: &Testbed) -> anyhow::Result<Self> {
         let file = bed.lab.dir().join("upload");
         http::pattern(SIZE, std::io::BufWriter::new(std::fs::File::create(&file)?))?;
@@ -52,8 +55,8 @@ impl Load {
         Ok(Self { echo, upload, handovers, patience: Duration::ZERO })
     }
 
-    /// Checks that both survive on the path they began with, then lets the path recover and checks
-    /// that nothing was lost.
+    /// Checks that the echo session and the upload survive on the path over eth0, then lets the
+    /// path recover and checks that nothing was lost.
     fn stays_on_eth(mut self, bed: &Testbed, what: &str) -> Outcome {
         std::thread::sleep(LASTING);
         let status = bed.agent.status()?;
@@ -78,14 +81,15 @@ impl Load {
     }
 }
 
-/// Limits the rate. Without offloads, single segments are lost and queues hold packets.
+/// Limits the rate of eth0, without segmentation offload, so that single segments are lost and
+/// queued.
 fn limit_rate(bed: &Testbed) -> Outcome {
     bed.lab.eth().link().set_offload(false)?;
     bed.lab.eth().link().set_rate(Some(RATE));
     Ok(())
 }
 
-/// Returns whether the path over eth0 has this congestion control.
+/// Returns whether the tunnel's TCP connection over eth0 has the congestion control `control`.
 fn has_congestion_control(bed: &Testbed, control: &str) -> bool {
     let on_eth = format!("%{}:", bed.lab.eth().device());
     let paths = bed.lab.host.run(&["ss", "-tinHO", "state", "established", "dport = :443"]);
@@ -102,8 +106,8 @@ fn a_change_is_no_reason_to_leave(what: &str, change: impl Fn(&Testbed)) -> Outc
     bed.finish()
 }
 
-/// If bbr is every host's default, a path must not be paced from its first byte, since the kernel
-/// never stops pacing a connection.
+/// Checks that a path is not paced from its first byte on hosts whose default is bbr, since the
+/// kernel never stops pacing a connection.
 #[test]
 fn on_hosts_with_bbr_a_path_uses_bbr_only_once_it_is_bandwidth_limited() -> Outcome {
     let hosts = LabOptions { congestion_control: Some("bbr".into()), ..LabOptions::default() };
@@ -128,8 +132,8 @@ fn on_hosts_with_bbr_a_path_uses_bbr_only_once_it_is_bandwidth_limited() -> Outc
     bed.finish()
 }
 
-/// A path that yields to a competing queue would leave the uplink to it: the tunnel got a third of
-/// a plain connection's share.
+/// Checks that a path does not yield the uplink to a competing upload, as it would with bbr: the
+/// tunnel then got a third of a plain connection's share.
 #[test]
 fn beside_a_competing_upload_a_path_restores_cubic_and_returns_to_bbr_once_alone() -> Outcome {
     let bed = Testbed::new()?;

@@ -1,5 +1,5 @@
-//! Netlink events by the thousand: the agent stays responsive, keeps its path and misses no
-//! relevant change.
+//! Storms of netlink events, thousands in a few seconds: the agent stays responsive, keeps its path
+//! and misses no relevant change.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,11 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// About twenty thousand events.
+/// How often an address and a route are added and removed, which causes about twenty thousand
+/// netlink events.
 const FLIPS: usize = 5_000;
 
-/// The longest a command may take: more than a busy test machine needs.
+/// The longest time that a command of `mobile` may take: more than a busy test machine needs.
 const RESPONSIVE: Duration = Duration::from_secs(1);
 
 #[test]
@@ -69,11 +70,11 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
     bed.finish()
 }
 
-/// The size of a full Internet table some years ago.
+/// The number of routes in the host's table: a full Internet table some years ago.
 const MANY: usize = 200_000;
 
-/// Returns how often the agent has read the kernel's configuration because something may have
-/// changed.
+/// Returns how often the agent has read the kernel's uplinks, and how often its own route, because
+/// a netlink event hinted at a change.
 fn configuration_reads(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
     let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
     Ok([count("uplinks")?, count("route")?])

@@ -1,4 +1,5 @@
-//! Access by unauthorised parties to the relay's port, the programs' sockets and the metrics.
+//! Unauthorised parties at the relay's port, at the control sockets of both programs and at their
+//! metrics.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -10,13 +11,15 @@ use mobile_tests::{Agent, METRICS, Ns, Relay, Testbed, wait_for};
 
 use crate::Outcome;
 
-/// More connections than either program serves at a time.
+/// The number of connections to open, more than either program serves at a time.
 const CROWD: usize = 40;
 
-/// The sum of both timeouts of a connection, 20 s, with time to spare on a busy machine.
+/// The time within which both programs must close the connections: the two timeouts of a connection
+/// add up to 20 s, and the rest allows for a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Returns the status and the body of the page at `path`, requested for the host `host`.
+/// Returns the status and the body of the metrics server's page at `path`, requested with the
+/// header `Host: host`.
 fn page(ns: &Ns, host: &str, path: &str) -> Result<(String, String)> {
     let (header, url) = (format!("Host: {host}"), format!("http://{METRICS}{path}"));
     let text = ns.run(&["curl", "-sS", "-m", "5", "-w", "\n%{http_code}", "-H", &header, &url])?;
@@ -54,8 +57,8 @@ fn a_web_page_cannot_read_the_metrics_under_a_name_of_its_own() -> Outcome {
     bed.finish()
 }
 
-/// Opens connections that request the metrics without end and read nothing, and others that request
-/// nothing.
+/// Opens connections to the metrics server: some send requests without end and read nothing, and
+/// others send nothing.
 fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     ns.enter(|| {
         (0..CROWD)
@@ -71,8 +74,8 @@ fn crowd_at_metrics(ns: &Ns) -> Result<Vec<TcpStream>> {
     })
 }
 
-/// Opens connections to a control socket: some send requests without end and read nothing, some
-/// stop in the middle of a request, and some send nothing.
+/// Opens connections to a control socket: some send `question` without end and read nothing, some
+/// stop in the middle of the request, and some send nothing.
 fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixStream>> {
     (0..CROWD)
         .map(|number| {
@@ -89,7 +92,7 @@ fn crowd_at_socket(path: &std::path::Path, question: &[u8]) -> Result<Vec<UnixSt
         .collect()
 }
 
-/// Waits until the other side has closed every connection.
+/// Waits until the program under attack has closed every connection.
 fn wait_left(crowd: &mut [impl std::io::Read]) -> Outcome {
     for stream in crowd {
         wait_for("a connection to be ended", DEADLINE, || {

@@ -1,4 +1,5 @@
-//! Both programs as services of systemd: notifications, the watchdog, the slice and confinement.
+//! Both programs as services of systemd: readiness notifications, the watchdog, `mobile.slice` and
+//! confinement.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -11,10 +12,11 @@ use nix::sys::signal::Signal;
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, urls};
 
-/// The value of `WatchdogSec=`, short so that several notifications arrive soon.
+/// The watchdog timeout (`WatchdogSec=`), short so that several notifications arrive within a case.
 const WATCHDOG: Duration = Duration::from_millis(600);
 
-/// The notification socket that systemd would give a service.
+/// The socket at which a service sends its notifications (`NOTIFY_SOCKET`), as systemd would
+/// provide it.
 struct NotifySocket(UnixDatagram);
 
 impl NotifySocket {
@@ -24,14 +26,14 @@ impl NotifySocket {
         Ok(Self(socket))
     }
 
-    /// Returns the next notification.
+    /// Returns the next notification of the service.
     fn receive(&self) -> Result<String> {
         let mut bytes = [0; 1024];
         let length = self.0.recv(&mut bytes).context("nothing was told")?;
         Ok(String::from_utf8_lossy(&bytes[..length]).trim_end().to_owned())
     }
 
-    /// Waits for the notification `word` and returns those before it.
+    /// Waits for the notification `word` and returns the notifications before it.
     fn wait(&self, word: &str) -> Result<Vec<String>> {
         let mut before = Vec::new();
         loop {
@@ -105,7 +107,8 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
     bed.finish()
 }
 
-/// Runs a command as systemd runs a service in the slice: in a new cgroup below the slice's.
+/// Runs a command as systemd runs a service of `mobile.slice`: in a new cgroup below the cgroup of
+/// that slice.
 fn in_slice(bed: &Testbed, service: &str, argv: &[&str]) -> Result<CommandOutput> {
     let cgroup = bed.agent.slice.join(service);
     std::fs::create_dir_all(&cgroup)?;
@@ -164,7 +167,8 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     bed.finish()
 }
 
-/// Returns a process's permitted capabilities, and its NoNewPrivs and Seccomp fields.
+/// Returns a process's permitted capabilities as a bit set, and the fields NoNewPrivs and Seccomp
+/// of its `/proc/PID/status`.
 fn confinement(pid: i32) -> Result<(u64, [String; 2])> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| -> Result<String> {

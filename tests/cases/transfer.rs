@@ -1,4 +1,5 @@
-//! Bulk transfers survive every kind of handover to the last byte, and can use what a path carries.
+//! Bulk transfers survive every kind of handover without a wrong byte, and can use the capacity of
+//! a path.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,17 +13,18 @@ use crate::{Outcome, urls};
 /// The size of each transfer in bytes.
 const SIZE: u64 = 100_000_000;
 
-/// A rate in bit/s at which the transfer cannot end before the tenth handover; the limit is then
-/// lifted.
+/// The rate of each uplink in bit/s until the tenth handover, at which the transfer cannot end
+/// before it.
 const RATE: u64 = 40_000_000;
 
-/// The bytes that must have passed since the last handover before the next one.
+/// The bytes that the transfer must have moved since the last handover before the next one is
+/// caused.
 const PROGRESS: u64 = 1_000_000;
 
 type Step = (&'static str, fn(&Testbed) -> Outcome, UplinkName);
 
-/// Ten handovers, each kind at least twice or in both directions, and the uplink of the tunnel
-/// after each.
+/// Ten changes that each cause a handover, with the uplink that must carry the tunnel afterwards.
+/// Each kind occurs at least twice or in both directions.
 const STEPS: [Step; 10] = [
     ("carrier lost", |bed| bed.lab.eth().cut(), UplinkName::Wlan),
     ("better uplink appears", |bed| bed.lab.eth().bring_up(), UplinkName::Eth),
@@ -78,8 +80,8 @@ fn an_upload_of_100_mb_survives_ten_handovers_intact() -> Outcome {
     bed.finish()
 }
 
-/// Tests senders of small segments: such senders exist, and GSO leaves their segments uncut as
-/// well.
+/// Tests an upload to a server that announces a small MSS: such servers exist, and with
+/// segmentation offload their small segments also enter the tunnel as one large packet.
 #[test]
 fn an_upload_in_small_segments_arrives() -> Outcome {
     const SMALL: u64 = 3_000_000;
@@ -196,8 +198,8 @@ fn ten_handovers(
     Ok(())
 }
 
-/// Checks that one path on each uplink is left, one active and one standby, and nothing of the
-/// handovers.
+/// Checks that the relay has exactly two paths of one session, one for each uplink, of which one is
+/// active. The paths from before the handovers must be closed.
 fn assert_one_path_per_uplink(bed: &Testbed) -> Outcome {
     assert_eq!(bed.relay.sessions()?.len(), 1);
     until("the relay to hold one path an uplink", || bed.relay.paths().is_ok_and(|paths| paths.len() == 2))?;

@@ -1,5 +1,5 @@
-//! Third-party VPNs and the choice of the uplink: a VPN is no uplink unless it is named, and the
-//! link below it stays one.
+//! Third-party VPNs and the choice of the uplink: a VPN's device carries the tunnel only if
+//! `prefer` names it, and the link below it remains an uplink.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use serde_json::Value;
 
 use crate::{Outcome, server};
 
-/// Longer than a handover takes, and than an attempt to connect over another uplink.
+/// A wait that is longer than a handover, and than an attempt to connect over another uplink.
 const A_WHILE: Duration = Duration::from_secs(3);
 
-/// Checks that the tunnel is on eth0 and was there all the time.
+/// Checks that the tunnel is on eth0, and that no handover has happened since the count was
+/// `handovers`.
 fn stays_on_eth(bed: &Testbed, handovers: &Value, when: &str) -> Outcome {
     let status = bed.agent.status()?;
     ensure!(status["session"] == "connected" && status["active_uplink"] == "eth0", "{when}: {status}");

@@ -1,4 +1,5 @@
-//! `mobile status --watch` redraws calmly on a terminal and prints plain blocks elsewhere.
+//! `mobile status --watch` redraws in place on a terminal, and prints plain blocks to a pipe or
+//! file.
 
 use std::time::Duration;
 

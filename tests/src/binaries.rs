@@ -1,4 +1,4 @@
-//! Finds the programs under test.
+//! Looks up the paths of the programs under test.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! A machine of the lab with a file system of its own and a booted systemd, in which packages can
 //! be installed.
 //!
-//! All changes are lost at the end.
+//! All changes to its file system are lost when the machine is powered off.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,17 +14,17 @@ use crate::ns::Ns;
 use crate::process::{CommandOutput, Process, finish_within};
 use crate::wait::wait_for;
 
-/// The timeout of a boot, which takes two seconds on an idle machine.
+/// The timeout of a machine's boot, which takes two seconds if the host is idle.
 const BOOT: Duration = Duration::from_secs(60);
 
-/// The timeout of a command; the longest, installing a package, takes a few seconds.
+/// The timeout of a command on a machine; the longest, installing a package, takes a few seconds.
 const COMMAND: Duration = Duration::from_secs(60);
 
 /// A machine with a running systemd, powered off when dropped.
 pub struct BootedMachine {
     systemd: Process,
     ns: Ns,
-    /// The process id of the machine's init, in the test process's namespace.
+    /// The machine's init process, by its id in the PID namespace of the test process.
     init: i32,
     /// The machine's cgroup, relative to the root of the hierarchy.
     pub cgroup: PathBuf,
@@ -104,14 +104,14 @@ impl BootedMachine {
         command
     }
 
-    /// Runs a shell script to its end.
+    /// Runs a shell script in the machine and returns its output, whether it succeeds or fails.
     pub fn try_run(&self, script: &str) -> Result<CommandOutput> {
         finish_within(&mut self.command(script), None, COMMAND)
             .with_context(|| format!("on {}: {script}", self.ns.name()))
     }
 
-    /// Waits until systemd has stopped every unit: it has ended, or has executed its final killing
-    /// stage.
+    /// Waits until the machine's systemd has stopped every unit: it has exited, or has replaced
+    /// itself by `systemd-shutdown`, which kills the remaining processes.
     pub fn wait_shut_down(&mut self) -> Result<()> {
         let comm = format!("/proc/{}/comm", self.init);
         wait_for("the machine to shut down", COMMAND, || {
@@ -120,7 +120,8 @@ impl BootedMachine {
         })
     }
 
-    /// Runs a shell script that must succeed, and returns its stdout.
+    /// Runs a shell script in the machine and returns its stdout. Fails, with the journal's end, if
+    /// the script fails.
     pub fn run(&self, script: &str) -> Result<String> {
         self.try_run(script)?.ok().with_context(|| {
             let journal = self.try_run("journalctl --no-pager --output=short-monotonic --lines=40");

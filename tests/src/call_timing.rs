@@ -1,8 +1,8 @@
-//! Timing of system calls and commands inside a process, for measurements that compare processes
-//! with each other.
+//! Timing of system calls and commands inside a process, so that processes (mobile and ordinary
+//! ones) can be compared.
 //!
-//! Both ends of each socket belong to one thread, and only the call itself is timed, so that
-//! scheduling has no part in the result.
+//! One thread holds both ends of each socket, and only the call itself is timed, so that scheduling
+//! has no part in the result.
 
 use std::fmt;
 use std::hint::black_box;
@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Error, Result, ensure};
 use socket2::{Domain, Socket, Type};
 
-/// The number of calls timed for one answer.
+/// The number of calls that one measurement times.
 const CALLS: usize = 2_000;
 
-/// The calls that a process can time, on loopback.
+/// A kind of system call on loopback sockets that a process can time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimedCall {
     /// `connect()` of a TCP socket to a listener.
@@ -30,10 +30,10 @@ pub enum TimedCall {
 }
 
 impl TimedCall {
-    /// Every call that can be timed.
+    /// Every kind of call that can be timed.
     pub const ALL: [Self; 3] = [Self::Connect, Self::Datagram, Self::Bulk];
 
-    /// Returns the name of the call, which is also the command for it.
+    /// Returns the name of the call, by which [`serve`] accepts it on stdin.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl TimedCall {
         }
     }
 
-    /// Times many calls of this kind.
+    /// Times many calls of this kind in this process.
     fn measure(self) -> Result<Timing> {
         match self {
             Self::Connect => connect(),
@@ -53,12 +53,12 @@ impl TimedCall {
     }
 }
 
-/// The duration of many calls, in nanoseconds.
+/// The median and the shortest duration of many calls, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// The median of all calls.
+    /// The median duration of all calls.
     pub median: u64,
-    /// The shortest call, which other work on the machine disturbs least.
+    /// The duration of the shortest call, which other work on the machine disturbs least.
     pub least: u64,
 }
 
@@ -78,9 +78,9 @@ impl FromStr for Timing {
     }
 }
 
-/// Answers each line of stdin with a [`Timing`].
+/// Reads requests from stdin and prints a [`Timing`] for each.
 ///
-/// A line is the name of a call, or `run` and the words of a command, separated by tabs.
+/// A request is a line: the name of a call, or `run` and the words of a command, separated by tabs.
 pub fn serve() -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line?;

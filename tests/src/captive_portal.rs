@@ -11,14 +11,15 @@ use anyhow::Result;
 use crate::ns::Ns;
 use crate::services::TcpService;
 
-/// The port on which the portal's own server listens.
+/// The port of the portal's HTTP server, to which connections to the relay's port are redirected.
 const PORT: u16 = 8443;
 
-/// The answer of a portal to any request.
+/// The portal's answer to any request: a redirect to its login page.
 const ANSWER: &[u8] =
     b"HTTP/1.1 302 Found\r\nLocation: http://login.portal.example/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// A portal that nobody has logged in to. Dropping it is the login.
+/// A captive portal in which nobody has logged in. Dropping it stands for the login: the network
+/// becomes open.
 pub struct CaptivePortal {
     visited: Ns,
     intercepted: Arc<AtomicU64>,
@@ -26,7 +27,7 @@ pub struct CaptivePortal {
 }
 
 impl CaptivePortal {
-    /// Puts the portal in front of the visited network, and cuts off established connections to the
+    /// Puts a portal in front of the visited network, and cuts off existing connections to the
     /// relay.
     pub fn install(visited: &Ns) -> Result<Self> {
         let intercepted = Arc::new(AtomicU64::new(0));

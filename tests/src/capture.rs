@@ -17,8 +17,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts capturing packets that match `filter` on `device`. Packets sent after the return are
-    /// seen.
+    /// Starts a capture of the packets on `device` that match `filter`. No packet that is sent
+    /// after the return is missed.
     pub(crate) fn start(ns: &Ns, device: &str, filter: &str, dir: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -44,19 +44,19 @@ impl Capture {
         Ok(Self { tcpdump, lines })
     }
 
-    /// Returns the packets so far, one line each.
+    /// Returns the packets captured so far, as lines of tcpdump's output.
     #[must_use]
     pub fn packets(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.lines).unwrap_or_default();
         text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
     }
 
-    /// Waits until a packet's line contains `text`.
+    /// Waits until the line of a captured packet contains `text`.
     pub fn wait_packet(&self, text: &str) -> Result<()> {
         until(&format!("a packet with {text:?}"), || self.packets().iter().any(|line| line.contains(text)))
     }
 
-    /// Stops tcpdump and returns all packets, one line each.
+    /// Stops tcpdump and returns all captured packets, as lines of its output.
     pub fn stop(mut self) -> Result<Vec<String>> {
         if let Some(status) = self.tcpdump.ended()? {
             bail!("tcpdump ended by itself ({status}): the capture is not complete");

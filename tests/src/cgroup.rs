@@ -70,7 +70,7 @@ pub(crate) fn cgroup2_root() -> Result<PathBuf> {
         .context("no cgroup2 mount: the lab needs one (mount -t cgroup2 none /sys/fs/cgroup)")
 }
 
-/// Removes the leftovers of labs whose process has ended.
+/// Removes the cgroups, pinned eBPF programs and directories of labs whose test process has ended.
 pub(crate) fn sweep() -> Result<()> {
     let root = cgroup2_root()?;
     for dir in leftovers(&root) {
@@ -83,7 +83,8 @@ pub(crate) fn sweep() -> Result<()> {
     Ok(())
 }
 
-/// Removes every directory of pins whose path is `start`, or `start` followed by a hyphen.
+/// Removes every directory of pinned eBPF programs whose path is `start`, or `start` followed by a
+/// hyphen and more.
 pub(crate) fn remove_pins(start: &Path) {
     let (Some(parent), Some(name)) = (start.parent(), start.file_name()) else { return };
     let Ok(entries) = std::fs::read_dir(parent) else { return };
@@ -97,8 +98,8 @@ pub(crate) fn remove_pins(start: &Path) {
     }
 }
 
-/// Removes the records of kernel objects written by programs that were configured in `dir`, after a
-/// case that failed before `cleanup`.
+/// Removes the files in which programs configured in `dir` have recorded their kernel objects, for
+/// a case that failed before `cleanup`.
 pub(crate) fn remove_records(dir: &Path) {
     for folder in ["/run/mobile", "/run/home-relay"] {
         let Ok(entries) = std::fs::read_dir(folder) else { continue };

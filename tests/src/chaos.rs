@@ -1,8 +1,8 @@
-//! The chaos test: random network events, many at a time, under TCP flows whose every byte is
+//! The chaos test: random network events, many at a time, while TCP flows run whose every byte is
 //! checked.
 //!
-//! A seed determines the [`Script`]. The stage performs the script on a lab with both programs, and
-//! every flow must survive it without a wrong or missing byte.
+//! A seed determines the [`Script`] of events. The stage performs them in a lab with both programs,
+//! and every flow must survive without a wrong or missing byte.
 
 mod ends;
 mod flows;

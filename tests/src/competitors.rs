@@ -1,9 +1,9 @@
 //! Other means to keep a connection across a handover, set up as their manuals say, for comparison
 //! in benchmarks.
 //!
-//! Competing tunnels end at the lab's relay, which masquerades for them. MPTCP needs no relay but a
-//! server that supports it. Each competitor gets the hook that a NetworkManager dispatcher would
-//! run when an uplink comes or goes, without the time that NetworkManager takes.
+//! Competing tunnels end at the lab's relay machine, which masquerades for them. MPTCP needs no
+//! relay but a server that supports it. Each competitor gets the hook that a NetworkManager
+//! dispatcher would run when an uplink comes or goes, without the time that NetworkManager takes.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
@@ -27,33 +27,34 @@ mod tinc;
 mod vtun;
 mod wireguard;
 
-/// A change that a network manager reports to its dispatcher.
+/// A change of an uplink that a network manager reports to its dispatcher scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// The uplink has its address and its default route.
     Up(UplinkName),
-    /// The uplink is gone.
+    /// The uplink was taken down.
     Down(UplinkName),
 }
 
-/// A competitor in one lab.
+/// A means to keep connections across a handover that is compared with `mobile`, in one lab.
 pub trait Competitor {
-    /// Starts the competitor on the uplinks that are up, and waits until the server is reached
+    /// Starts the competitor on the uplinks that are up, and waits until the server can be reached
     /// through it.
     fn start(&mut self, lab: &Lab) -> Result<()>;
 
-    /// Reacts to a change as its dispatcher script would.
+    /// Reacts to a change of an uplink as the competitor's dispatcher script would.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         Ok(())
     }
 
-    /// Returns the process ids at the relay and at the host, or `None` if no tunnel runs. Both
-    /// processes may have children.
+    /// Returns the ids of the tunnel's processes, at the relay and at the host, or `None` for a
+    /// competitor without a tunnel. Both processes may have children.
     fn processes(&self) -> Option<[i32; 2]> {
         None
     }
 
-    /// Starts an application that measures gaps through the competitor.
+    /// Starts an application whose connection the competitor carries and that measures the gaps in
+    /// it. Returns once `numbers` numbers have arrived.
     fn pulse(&self, lab: &Lab, mode: PulseMode, numbers: u64) -> Result<Pulse> {
         Pulse::start(&mut pulse_command(lab, mode)?, numbers)
     }
@@ -61,9 +62,9 @@ pub trait Competitor {
 
 /// The static properties of a competitor.
 pub struct CompetitorKind {
-    /// The name in tables.
+    /// The competitor's name in tables.
     pub name: &'static str,
-    /// Whether packets are carried over TCP.
+    /// Whether the competitor carries packets over TCP.
     pub over_tcp: bool,
     /// The required programs, each with the Debian package that has it.
     pub tools: &'static [(&'static str, &'static str)],
@@ -72,7 +73,7 @@ pub struct CompetitorKind {
 }
 
 impl CompetitorKind {
-    /// Every competitor, beginning with the plain connection.
+    /// Every competitor, beginning with a plain connection.
     pub const ALL: &'static [Self] = &[
         direct::KIND,
         mptcp::KIND,
@@ -84,10 +85,10 @@ impl CompetitorKind {
         tinc::TCP,
     ];
 
-    /// A plain connection without any help.
+    /// A plain connection, which nothing keeps alive across a handover.
     pub const DIRECT: &'static Self = &direct::KIND;
 
-    /// The competitors that tunnel all packets.
+    /// The competitors that tunnel all packets of the host.
     pub const TUNNELS: &'static [Self] =
         &[openvpn::UDP, openvpn::TCP, wireguard::KIND, vtun::KIND, tinc::UDP, tinc::TCP];
 
@@ -104,12 +105,13 @@ impl CompetitorKind {
     }
 }
 
-/// Returns `None`: nothing but the required programs is needed.
+/// Returns `None`, for competitors that need nothing but their required programs.
 fn no_requirements() -> Option<String> {
     None
 }
 
-/// Returns an error if the kernel has no TUN driver, which tunnels in user space need.
+/// Returns the reason if tunnels in user space cannot run here because the kernel has no TUN
+/// driver, else `None`.
 fn needs_tun() -> Option<String> {
     (!Path::new("/dev/net/tun").exists()).then(|| "this kernel has no /dev/net/tun".to_owned())
 }
@@ -120,13 +122,14 @@ fn pulse_command(lab: &Lab, mode: PulseMode) -> Result<Command> {
     Ok(command)
 }
 
-/// Returns the process ids of a tunnel's two processes.
+/// Returns the ids of a tunnel's two processes, at the relay and at the host, or `None` if they do
+/// not run.
 fn pids(running: &[Process]) -> Option<[i32; 2]> {
     let [relay, host] = running else { return None };
     Some([relay.pid(), host.pid()])
 }
 
-/// The inner addresses of every tunnel: the relay's and the host's.
+/// The addresses inside every tunnel: the relay's and the host's.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 
 /// Returns a device name that no other running lab uses, made of the process id and the number in
@@ -138,7 +141,8 @@ fn device(lab: &Lab, prefix: &str) -> String {
     format!("{prefix}{}", rest.replace('-', "n"))
 }
 
-/// Makes the relay's machine forward and masquerade for the tunnel, as home-relay does.
+/// Makes the relay's machine forward and masquerade the tunnel's packets, as home-relay does for
+/// its own.
 fn make_gateway(lab: &Lab) -> Result<()> {
     lab.relay.sysctl("net/ipv4/ip_forward", "1")?;
     lab.relay.feed(
@@ -151,8 +155,8 @@ fn make_gateway(lab: &Lab) -> Result<()> {
     )
 }
 
-/// Routes the server through the tunnel's device once it has its address, and waits until the
-/// server sees the relay's address.
+/// Waits until the tunnel's device has its address, adds the route to the server over the device,
+/// and waits until the server sees the relay's address as the source.
 fn use_tunnel(lab: &Lab, device: &str) -> Result<()> {
     wait_for(&format!("{device} with its address"), PATIENCE, || {
         let addresses = lab.host.run(&["ip", "-o", "-4", "address", "show", "dev", device, "up"])?;
@@ -166,7 +170,8 @@ fn use_tunnel(lab: &Lab, device: &str) -> Result<()> {
     })
 }
 
-/// Returns the address under which the server sees the host.
+/// Connects to the server as an ordinary process and returns the source address that the server
+/// sees.
 fn seen_address(lab: &Lab) -> Result<IpAddr> {
     let mut command = lab.host.command(program("labtool")?);
     let mut talk = LineProcess::start(command.args(["tcp", &format!("{}:{}", addr::SERVER4, port::WHOAMI)]))?;

@@ -31,18 +31,18 @@ use crate::topology::veth;
 /// The relay's address on the link to the crowd.
 const RELAY: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xcc, 0, 0, 0, 0, 1);
 
-/// The timeout of one handshake.
+/// The timeout of one client's handshake with the relay.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The machine of all clients, one link away from the relay, without a router or an emulator in
-/// between.
+/// The machine of all the crowd's clients, connected to the relay by a direct link, without a
+/// router or an emulator in between.
 pub struct Crowd {
     runtime: Runtime,
     relay: Arc<RelayTarget>,
     _ns: Ns,
 }
 
-/// The relay's address and public key.
+/// The address and the public key of the relay under load.
 #[derive(Debug)]
 struct RelayTarget {
     address: SocketAddr,
@@ -50,7 +50,7 @@ struct RelayTarget {
 }
 
 impl Crowd {
-    /// Sets up the crowd's machine and its link to the relay. No client is authorised yet.
+    /// Sets up the crowd's machine and its link to the relay, without authorising any client.
     pub fn start(lab: &Lab, relay: &Relay) -> Result<Self> {
         // Every client needs a socket; the usual soft limit is too low.
         let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -81,7 +81,7 @@ impl Crowd {
         Ok(Self { runtime, relay, _ns: ns })
     }
 
-    /// Authorises the clients 0 to `count` at the relay.
+    /// Authorises the clients with the numbers from 0 to below `count` at the relay.
     pub fn authorize(&self, relay: &Relay, lab: &Lab, count: u32) -> Result<()> {
         let mut list = String::new();
         for number in 0..count {
@@ -95,8 +95,8 @@ impl Crowd {
         Ok(())
     }
 
-    /// Opens sessions of these clients as fast as possible, with at most `at_once` handshakes in
-    /// progress. Fails if one fails.
+    /// Opens a session for each client in `numbers` as fast as possible, with at most `at_once`
+    /// handshakes in progress. Fails if one handshake fails.
     pub fn open(
         &self,
         numbers: impl Iterator<Item = u32> + Send + 'static,
@@ -120,11 +120,10 @@ impl Crowd {
         })
     }
 
-    /// Measures the handshakes of these clients, one after the other with `pause` between them;
-    /// each session ends at once.
+    /// Measures the time from connecting to an open session for each client in `numbers`, one after
+    /// the other with `pause` between them. Each session ends at once.
     ///
-    /// Also returns the number of failed attempts. A failed attempt is repeated, and its time
-    /// counts.
+    /// Also returns the number of failed attempts, which are repeated and whose time counts.
     pub fn latencies(
         &self,
         numbers: impl Iterator<Item = u32> + Send + 'static,
@@ -149,26 +148,29 @@ impl Crowd {
         })
     }
 
-    /// Starts unauthorised attempts, `rate` per second, which end when the flood is dropped.
+    /// Starts unauthorised connection attempts, `rate` per second, which stop when the flood is
+    /// dropped.
     #[must_use]
     pub fn flood(&self, attack: Attack, sources: Sources, rate: u32) -> Flood {
         Flood::start(&self.runtime, Arc::clone(&self.relay), attack, sources, rate)
     }
 
-    /// Runs a future on the crowd's own thread, which is in its network namespace.
+    /// Runs a future on the crowd's own thread, which is inside the network namespace of the
+    /// crowd's machine.
     fn run<T: Send + 'static>(&self, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
         self.runtime.block_on(self.runtime.spawn(work))?
     }
 }
 
-/// Returns the key of a client, the same in every call, so that authorisations stay valid.
+/// Returns the private key of the client `number`, the same in every call, so that authorisations
+/// stay valid.
 fn key(number: u32) -> PrivateKey {
     let mut seed = *b"a member of the crowd, number   ";
     seed[28..].copy_from_slice(&number.to_be_bytes());
     PrivateKey::from_seed(seed)
 }
 
-/// Returns the IPv6 address of a client; floods use the upper half of the range.
+/// Returns the source address of the client `number`. Floods use the upper half of the numbers.
 fn client_address(number: u32) -> Ipv6Addr {
     let [_, a, b, c] = number.to_be_bytes();
     Ipv6Addr::new(0x2001, 0xdb8, 0xc000 | u16::from(a & 0x3f), u16::from_be_bytes([b, c]), 0, 0, 0, 1)

@@ -1,6 +1,6 @@
 //! Measurement of the datagram rate that a tunnel carries without loss.
 //!
-//! A sender and a counter run for the whole measurement and take one command a line, so that no
+//! A sender and a counter run for the whole measurement and read one command per line, so that no
 //! process starts between two trials. The tunnel must be the only bottleneck: the receiver has a
 //! large buffer, and the sender sends in small bursts.
 
@@ -18,24 +18,25 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::line_process::LineProcess;
 use crate::wait::PATIENCE;
 
-/// The payload of a datagram in bytes, as in games and calls.
+/// The size of a datagram's payload in bytes, as in games and calls.
 pub const LENGTH: usize = 200;
 
-/// The interval between two bursts of the sender.
+/// The interval at which the sender sends a burst of datagrams.
 const BURST: Duration = Duration::from_micros(500);
 
-/// The size of the receive buffer in bytes: room for 8,000 datagrams and the kernel's own overhead.
+/// The size of the counter's receive buffer in bytes: room for 8,000 datagrams and the kernel's own
+/// overhead.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// The time without further datagrams after which none is in flight.
+/// The time without arrivals after which no datagram of a trial is in flight any more.
 const QUIET: Duration = Duration::from_millis(60);
 
-/// The result of one trial.
+/// The result of sending datagrams at one rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Trial {
     /// The requested rate in datagrams per second.
     pub rate: f64,
-    /// The duration of sending.
+    /// The time for which the sender was to send.
     pub lasted: Duration,
     /// The number of datagrams sent, which is less than requested if the sender was blocked.
     pub sent: u64,
@@ -44,7 +45,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Returns the lost share of the datagrams sent.
+    /// Returns the share (0 to 1) of the sent datagrams that were lost.
     #[must_use]
     pub fn loss(&self) -> f64 {
         1.0 - self.received as f64 / self.sent.max(1) as f64
@@ -58,15 +59,15 @@ impl Trial {
     }
 }
 
-/// A running sender and a running counter.
+/// A running sender and a running counter of datagrams.
 pub struct Datagrams {
     sender: LineProcess,
     counter: LineProcess,
 }
 
 impl Datagrams {
-    /// Starts both ends: `sender` runs `labtool datagrams ADDRESS`, `counter` runs `labtool count
-    /// ADDRESS`.
+    /// Starts the two commands: `sender` runs `labtool datagrams ADDRESS`, and `counter` runs
+    /// `labtool count ADDRESS`.
     pub fn start(sender: &mut Command, counter: &mut Command) -> Result<Self> {
         let mut counter = LineProcess::start(counter)?;
         let output = counter.next_line()?;
@@ -74,7 +75,8 @@ impl Datagrams {
         Ok(Self { sender: LineProcess::start(sender)?, counter })
     }
 
-    /// Sends at `rate` for the time `lasting`, then waits until no datagram is in flight.
+    /// Sends datagrams at `rate` per second for the time `lasting`, then waits until none is in
+    /// flight.
     pub fn trial(&mut self, rate: f64, lasting: Duration) -> Result<Trial> {
         let before = self.count()?;
         self.sender.send_line(&format!("{rate} {}", lasting.as_millis()))?;
@@ -96,7 +98,8 @@ impl Datagrams {
     }
 }
 
-/// Runs the sender: for each line `RATE MILLISECONDS` prints the number of datagrams sent.
+/// Sends datagrams to `address`: for each line `RATE MILLISECONDS` on stdin sends at that rate for
+/// that time, and prints the number of datagrams sent.
 pub fn send(address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -134,7 +137,8 @@ fn burst(socket: &UdpSocket, rate: f64, lasting: Duration) -> Result<u64> {
     }
 }
 
-/// Runs the counter: prints `ready`, then for each line the number of datagrams received so far.
+/// Counts datagrams that arrive at `address`: prints `ready`, then for each line on stdin the
+/// number received so far.
 pub fn count(address: &str) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;

@@ -1,6 +1,6 @@
-//! DNS resolvers that give one fixed address for every name, and a client for them.
+//! DNS resolvers that answer every query with one fixed address, and a client for them.
 //!
-//! The address in an answer tells which resolver was asked; the client also reports the source
+//! The address in an answer tells which resolver was queried. The client also reports the source
 //! address of the answer.
 
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 
-/// A resolver over UDP and TCP at every address of its namespace.
+/// A DNS resolver over UDP and TCP at every address of its namespace.
 pub struct Resolver {
     _udp: UdpService,
     _tcp: TcpService,
@@ -28,7 +28,8 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts a resolver that answers every query with `ipv4` or `ipv6`, by the query's type.
+    /// Starts a resolver that answers every query of type A with `ipv4` and every one of type AAAA
+    /// with `ipv6`.
     pub fn start(ns: &Ns, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Self> {
         let clients = Arc::new(Mutex::new(Vec::new()));
         let answer = move |query: &[u8]| answer(query, ipv4, ipv6);
@@ -50,13 +51,13 @@ impl Resolver {
         })
     }
 
-    /// Returns the addresses of the clients that have asked since the last call.
+    /// Returns the source addresses of all queries since the last call.
     pub fn asked_by(&self) -> Vec<IpAddr> {
         lock(&self.clients).drain(..).map(|client| client.ip()).collect()
     }
 }
 
-/// The transport of a query.
+/// The transport protocol of a DNS query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// UDP over an unconnected socket.
@@ -68,10 +69,10 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Every transport of a query.
+    /// Every transport protocol of a query.
     pub const ALL: [Self; 3] = [Self::Udp, Self::UdpConnected, Self::Tcp];
 
-    /// Returns the transport's name, as [`Transport::named`] takes it.
+    /// Returns the name by which [`Transport::named`] identifies the transport.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +82,7 @@ impl Transport {
         }
     }
 
-    /// Returns the transport of that name.
+    /// Returns the transport with this name, or `None` for an unknown name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|transport| transport.name() == name)
@@ -93,7 +94,7 @@ impl Transport {
 /// The query is of type A for an IPv4 resolver (also an IPv4-mapped one), of type AAAA for an IPv6
 /// resolver.
 pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, SocketAddr)> {
-    /// Longer than any outage of a case.
+    /// The timeout of an answer, longer than any outage of a case.
     const PATIENCE: Duration = Duration::from_secs(20);
     let kind = if resolver.ip().to_canonical().is_ipv4() { TYPE_A } else { TYPE_AAAA };
     let query = query("name.example", kind);
@@ -122,7 +123,8 @@ pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, Socket
     Ok((address(&buffer[..length])?, from))
 }
 
-/// Returns a command line that runs `argv` with an `/etc/resolv.conf` that names only `resolver`.
+/// Returns a command line that runs `argv` with an `/etc/resolv.conf` whose only name server is
+/// `resolver`.
 ///
 /// The file is bind-mounted in a mount namespace that the command line creates.
 pub fn with_resolver(lab: &Lab, resolver: IpAddr, argv: &[&str]) -> Result<Vec<String>> {
@@ -160,7 +162,8 @@ fn answer(query: &[u8], ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Option<Vec<u8>> {
     Some(message)
 }
 
-/// Returns name, type and class of the message's only question.
+/// Returns the question section of a DNS message with one question (its name, type and class), or
+/// `None` if the message is too short.
 fn question(message: &[u8]) -> Option<&[u8]> {
     let mut end = HEADER;
     loop {
@@ -184,7 +187,7 @@ fn query(name: &str, kind: u16) -> Vec<u8> {
     message
 }
 
-/// Returns the address in an answer of [`Resolver`].
+/// Returns the address in a DNS answer that [`Resolver`] has sent.
 fn address(message: &[u8]) -> Result<IpAddr> {
     let question = question(message).context("no question in the answer")?;
     // The address follows name (a pointer), type, class, TTL and length.

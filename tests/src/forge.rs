@@ -1,5 +1,5 @@
-//! Forged frames: a hostile router of a visited network, which can send any frame to the host's
-//! hardware address.
+//! Forged frames, sent as by a hostile router of a visited network, which can send any frame to the
+//! host's hardware address.
 
 use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,34 +19,35 @@ use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::uplink::UplinkName;
 
-/// The hop limit that neighbour discovery requires (RFC 4861, 7.1.1).
+/// The hop limit of all forged packets, which neighbour discovery requires (RFC 4861, 7.1.1).
 const HOPS: u8 = 255;
 
-/// The router of a visited network, which can send any frame to the host.
+/// The hostile router of a visited network, which can send any frame to the host.
 pub struct Forger {
     socket: Socket,
     own: [u8; 6],
     host: [u8; 6],
 }
 
-/// The next sequence numbers of a TCP connection, as seen on the tunnel's device.
+/// The next sequence numbers of a mobile process's TCP connection, as seen on the tunnel's device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpNumbers {
     /// The mobile process's address and port.
     pub client: SocketAddr,
     /// The correspondent host's address and port.
     pub server: SocketAddr,
-    /// The next sequence number of the mobile process.
+    /// The sequence number of the next byte that the mobile process sends.
     pub sent: u32,
-    /// The next sequence number that the mobile process expects.
+    /// The sequence number of the next byte that the mobile process expects.
     pub expected: u32,
 }
 
-/// A packet socket on a device without link-layer headers.
+/// A packet socket that receives every packet on a device without link-layer headers, such as a TUN
+/// device.
 pub struct Sniffer(Socket);
 
 impl Forger {
-    /// Opens a socket at the router on the other end of the uplink `name`.
+    /// Opens a packet socket on the visited network's router, at the far end of the uplink `name`.
     pub fn new(lab: &Lab, name: UplinkName) -> Result<Self> {
         let visited = &lab.visited[usize::from(name == UplinkName::Eth)];
         Ok(Self {
@@ -56,8 +57,8 @@ impl Forger {
         })
     }
 
-    /// Sends a TCP segment with `data` and exactly the flags in `flags` (letters of SYN, ACK, RST,
-    /// PSH).
+    /// Sends a forged TCP segment. `flags` has the initial letters of the flags to set (SYN, ACK,
+    /// RST, PSH); the numbers are the sequence and the acknowledgement number.
     pub fn segment(
         &self,
         from: SocketAddr,
@@ -79,14 +80,14 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// Sends a UDP datagram.
+    /// Sends a forged UDP datagram to the host.
     pub fn datagram(&self, from: SocketAddr, to: SocketAddr, data: &[u8]) -> Result<()> {
         let mut frame = Vec::new();
         self.packet(from.ip(), to.ip())?.udp(from.port(), to.port()).write_to_vec(&mut frame, data)?;
         self.send(&frame)
     }
 
-    /// Sends an echo request.
+    /// Sends a forged ICMP echo request to the host.
     pub fn ping(&self, from: IpAddr, to: IpAddr) -> Result<()> {
         let (mut frame, packet) = (Vec::new(), self.packet(from, to)?);
         match to {
@@ -96,8 +97,8 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// Sends "port unreachable" to `to`, about a datagram from `sender` to `receiver` that was
-    /// never sent.
+    /// Sends a forged ICMP message "port unreachable" to `to`, about a datagram from `sender` to
+    /// `receiver` that was never sent.
     pub fn port_unreachable(
         &self,
         from: IpAddr,
@@ -116,8 +117,8 @@ impl Forger {
         self.send(&frame)
     }
 
-    /// Asks who has `target`, by ARP or neighbour discovery: once by broadcast or multicast, once
-    /// by unicast to the host.
+    /// Asks for the hardware address of `target`, by ARP or neighbour discovery: once by broadcast
+    /// or multicast, and once by unicast to the host.
     pub fn ask_who_has(&self, asker: IpAddr, target: IpAddr) -> Result<()> {
         for to in [[0xff; 6], self.host] {
             match (asker, target) {
@@ -129,7 +130,8 @@ impl Forger {
         Ok(())
     }
 
-    /// Returns whether the host answers for `target` within `patience`.
+    /// Returns whether, within `patience`, the host answers an ARP or neighbour discovery request
+    /// for `target`.
     pub fn hears_answer(&self, target: IpAddr, patience: Duration) -> Result<bool> {
         let end = Instant::now() + patience;
         while let Some(frame) = read(&self.socket, end)? {
@@ -203,8 +205,8 @@ impl Sniffer {
         Ok(Self(packet_socket(ns, device)?))
     }
 
-    /// Returns the numbers of the last segment that the process at `client` sent to `server`, once
-    /// no further segments have passed for 300 ms.
+    /// Returns the sequence numbers that follow the last segment from `client` to `server`, once no
+    /// packets have passed for 300 ms.
     pub fn numbers(&self, client: SocketAddr, server: SocketAddr) -> Result<TcpNumbers> {
         // Longer than any delayed acknowledgement.
         const QUIET: Duration = Duration::from_millis(300);
@@ -251,7 +253,7 @@ fn hardware_address(ns: &Ns, device: &str) -> Result<[u8; 6]> {
     bytes.try_into().map_err(|_| anyhow::anyhow!("{text} is not an Ethernet address"))
 }
 
-/// Opens a socket for every frame on one device.
+/// Opens a packet socket that receives and sends every kind of frame on one device.
 fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
     let open = || -> Result<Socket> {
         let all = u16::try_from(libc::ETH_P_ALL)?.to_be();
@@ -271,7 +273,7 @@ fn packet_socket(ns: &Ns, device: &str) -> Result<Socket> {
     ns.enter(open).with_context(|| format!("cannot open a packet socket on {device} in {}", ns.name()))
 }
 
-/// Returns the next frame, or `None` if none arrives before `end`.
+/// Returns the next frame on the socket, or `None` if none arrives before `end`.
 fn read(mut socket: &Socket, end: Instant) -> Result<Option<Vec<u8>>> {
     // A zero timeout would wait for ever.
     let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));

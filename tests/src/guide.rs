@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 /// A block of commands in a guide.
 #[derive(Debug, PartialEq, Eq)]
 pub struct GuideStep {
-    /// The machine on which the commands are typed.
+    /// The name of the machine on which the reader types the commands.
     pub machine: String,
-    /// The commands, line by line.
+    /// The commands of the block, one on each line.
     pub commands: String,
 }
 
-/// Returns the command blocks of docs/`name`: fenced blocks marked `sh` and the name of a machine.
+/// Returns the command blocks of docs/`name`: the fenced blocks that are marked `sh MACHINE`.
 pub fn steps(name: &str) -> Result<Vec<GuideStep>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use ring::digest::{Context, SHA256};
 
-/// Serves one connection until the client closes it.
+/// Serves the HTTP requests of one connection until the client closes it.
 pub(crate) fn serve(stream: &TcpStream, peer: SocketAddr) {
     let mut reader = BufReader::new(stream);
     while let Some(request) = Request::read(&mut reader) {
@@ -43,7 +43,8 @@ pub fn pattern(count: u64, mut to: impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Returns the SHA-256 of `count` bytes of the pattern, in hex.
+/// Returns the SHA-256, in hex, of the first `count` bytes of the pseudorandom pattern that
+/// [`pattern`] writes.
 #[must_use]
 pub fn pattern_sum(count: u64) -> String {
     let mut sum = Sum(Context::new(&SHA256));

@@ -1,4 +1,4 @@
-//! The lab: creates the namespaces, links and services, and removes them.
+//! The lab: creates the namespaces, links and services of a small internet, and removes them.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -46,11 +46,11 @@ pub struct LabOptions {
 }
 
 impl LabOptions {
-    /// The default one-way delay of each uplink: 20 ms is the round trip to a relay in the same
-    /// region.
+    /// The default one-way delay of each uplink, which makes a round trip of 20 ms, as to a relay
+    /// in the same region.
     pub const DELAY: Duration = Duration::from_millis(10);
 
-    /// The default congestion control, as most distributions set it.
+    /// The default congestion control of every namespace, as most distributions set it.
     pub const CONGESTION_CONTROL: &str = "cubic";
 }
 
@@ -61,7 +61,7 @@ impl Default for LabOptions {
     }
 }
 
-/// A lab. The crate's documentation has a picture.
+/// A small internet of network namespaces; the crate's documentation has a picture.
 pub struct Lab {
     // Fields drop in this order: first programs, then links and services, then the files they used.
     cgroup: Arc<LabCgroup>,
@@ -73,8 +73,8 @@ pub struct Lab {
     pub relay: Ns,
     /// The correspondent host, with every service of [`crate::port`].
     pub server: Ns,
-    /// The router in the middle, which drops packets whose source is not routed back to the
-    /// interface they arrived on.
+    /// The router between all networks, which drops packets whose source address is not routed back
+    /// to the interface they arrived on.
     pub internet: Ns,
     /// The routers of the visited networks: wlan0's, then eth0's.
     pub visited: [Ns; 2],
@@ -85,7 +85,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Creates a lab with 20 ms of round trip on both uplinks, both up, and cubic everywhere.
+    /// Creates a lab with both uplinks up, a round trip of 20 ms on each, and cubic as the
+    /// congestion control of every namespace.
     pub fn new() -> Result<Self> {
         Self::with(&LabOptions::default())
     }
@@ -195,12 +196,12 @@ impl Lab {
         self.dir.path()
     }
 
-    /// Marks the case as passed. Without this call, dropping the lab prints the end of every log.
+    /// Marks the case as passed, so that dropping the lab does not print the end of every log.
     pub fn passed(&self) {
         self.passed.set(true);
     }
 
-    /// Returns a name that no other lab has. It prefixes the names of objects outside the
+    /// Returns the lab's unique name, which prefixes the names of its objects outside the
     /// namespaces.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -213,14 +214,15 @@ impl Lab {
         &self.cgroup
     }
 
-    /// Returns the prefix of the directories in which the lab's agents pin their eBPF programs.
+    /// Returns the path with which the names of the directories begin in which the lab's agents pin
+    /// their eBPF programs.
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.name)
     }
 
-    /// Returns a firewall mark in the upper 16 bits that no other agent on the machine is likely to
-    /// use.
+    /// Returns a firewall mark in the upper 16 bits for the agent `client`, which no other agent on
+    /// the machine is likely to use.
     #[must_use]
     pub fn mark(&self, client: &str) -> u32 {
         // The name ends in the process id and a number; FNV-1a spreads both over the bits.
@@ -230,18 +232,18 @@ impl Lab {
         ((hash % 0xffff) + 1) << 16
     }
 
-    /// Creates another machine without any link; its programs end with the lab.
+    /// Creates another machine without any link; its programs are killed with the lab.
     pub fn machine(&self, name: &'static str) -> Result<Ns> {
         Ns::new(name, Arc::clone(&self.cgroup))
     }
 
-    /// Connects two machines by a veth pair, up at both ends. Each end is a machine and a device
-    /// name.
+    /// Connects two machines by a veth pair, up at both ends. Each argument is a machine and the
+    /// name of its device.
     pub fn wire(&self, near: (&Ns, &str), far: (&Ns, &str)) -> Result<()> {
         topology::veth(near.0, near.1, far.0, far.1)
     }
 
-    /// Captures the packets that match `filter` on a device of `ns`.
+    /// Starts a capture of the packets on a device of `ns` that match `filter`.
     pub fn capture(&self, ns: &Ns, device: &str, filter: &str) -> Result<Capture> {
         Capture::start(ns, device, filter, self.dir())
     }
@@ -261,7 +263,8 @@ impl Drop for Lab {
 
 impl Lab {
     fn show_logs(&self) {
-        /// Enough of each log to see its end without hiding the failure itself.
+        /// The number of lines to print of each log: enough to see its end without hiding the
+        /// failure itself.
         const TAIL: usize = 60;
         let Ok(entries) = std::fs::read_dir(self.dir()) else { return };
         let mut logs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

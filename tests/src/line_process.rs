@@ -1,4 +1,4 @@
-//! A child process that is driven by lines on stdin and stdout.
+//! A child process to which a case writes lines on stdin, and which answers with lines on stdout.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::wait::PATIENCE;
 
-/// A running process with lines in and lines out, killed when dropped.
+/// A running process that reads lines from stdin and prints lines on stdout, killed when dropped.
 pub struct LineProcess {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -50,12 +50,12 @@ impl LineProcess {
         writeln!(stdin, "{line}").context("the process does not read its stdin")
     }
 
-    /// Returns the next line of stdout, waiting at most [`PATIENCE`].
+    /// Returns the next line of stdout. Fails if none arrives within [`PATIENCE`].
     pub fn next_line(&mut self) -> Result<String> {
         self.next_line_within(PATIENCE)
     }
 
-    /// Returns the next line of stdout, waiting at most `patience`.
+    /// Returns the next line of stdout. Fails if none arrives within `patience`.
     pub fn next_line_within(&mut self, patience: Duration) -> Result<String> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => Ok(line),
@@ -64,18 +64,20 @@ impl LineProcess {
         }
     }
 
-    /// Returns the lines that have arrived and were not read yet, without waiting.
+    /// Returns, without waiting, the lines of stdout that have arrived and that no call has
+    /// returned yet.
     pub fn take_lines(&mut self) -> Vec<String> {
         self.lines.try_iter().collect()
     }
 
-    /// Writes a line and returns the next line of stdout.
+    /// Writes a line to stdin and returns the next line of stdout.
     pub fn request(&mut self, line: &str) -> Result<String> {
         self.send_line(line)?;
         self.next_line().with_context(|| format!("after sending {line:?}"))
     }
 
-    /// Closes stdin, waits until the process ends and returns its exit code.
+    /// Closes stdin, waits until the process ends, and returns its exit code, or `None` if a signal
+    /// ended it.
     pub fn finish(mut self) -> Result<Option<i32>> {
         drop(self.stdin.take());
         Ok(self.child.wait()?.code())

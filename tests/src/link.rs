@@ -1,5 +1,5 @@
-//! A link emulator in user space: delay, rate, queue, loss, blackholes and carrier. A kernel may
-//! lack netem.
+//! A link emulator in user space: delay, rate, queue, loss, blackholes and carrier. The lab does
+//! not use netem, which a kernel may lack.
 //!
 //! The link is two TAP devices in two namespaces and one thread for each direction, which moves
 //! frames between them. GSO packets are moved whole. Losses are decided by frame, so turn offloads
@@ -19,7 +19,7 @@ use crate::ns::Ns;
 use crate::tap::Tap;
 use worker::Worker;
 
-/// The direction of a frame, as seen from the mobile host.
+/// The direction of a frame on a link, as seen from the mobile host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the host to the network.
@@ -28,16 +28,16 @@ pub enum Direction {
     Down,
 }
 
-/// The frames that are dropped although the link has a carrier.
+/// The directions in which frames are dropped although the link has a carrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blackhole {
     /// No frames are dropped.
     None,
-    /// Frames that the host sends.
+    /// Frames that the host sends are dropped.
     Up,
-    /// Frames that the host should receive.
+    /// Frames that the host should receive are dropped.
     Down,
-    /// All frames, in both directions.
+    /// All frames are dropped, in both directions.
     Both,
 }
 
@@ -46,10 +46,10 @@ pub enum Blackhole {
 pub struct LinkCounters {
     /// Frames delivered at the other end.
     pub frames: u64,
-    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments it stands
-    /// for.
+    /// Bytes delivered, Ethernet headers included; a GSO packet counts as the segments into which
+    /// it would be cut.
     pub bytes: u64,
-    /// Frames dropped: by chance, by a full queue, by a blackhole or on a cut cable.
+    /// Frames dropped: by random loss, by a full queue, by a blackhole or by a cut of the link.
     pub dropped: u64,
 }
 
@@ -101,32 +101,32 @@ impl LinkEmulator {
         self.shape_both(|shape| shape.rate = bits_per_second);
     }
 
-    /// Sets the length of the FIFO in front of a limited rate, as the time to drain it. The default
-    /// is 250 ms.
+    /// Sets the length of the FIFO in front of a limited rate, as the time in which a full FIFO
+    /// drains. The default is 250 ms.
     pub fn set_queue(&self, limit: Duration) {
         self.shape_both(|shape| shape.queue = limit);
     }
 
-    /// Sets the probability that a frame is lost, in both directions.
+    /// Sets the probability (0 to 1) that a frame is lost, in both directions.
     ///
     /// The sequence of losses is the same in every run.
     pub fn set_loss(&self, probability: f64) {
         self.shape_both(|shape| shape.loss = probability);
     }
 
-    /// Drops frames silently while the link keeps its carrier.
+    /// Sets in which directions frames are dropped silently while the link keeps its carrier.
     pub fn set_blackhole(&self, blackhole: Blackhole) {
         self.shape(Direction::Up).blackholed = matches!(blackhole, Blackhole::Up | Blackhole::Both);
         self.shape(Direction::Down).blackholed = matches!(blackhole, Blackhole::Down | Blackhole::Both);
     }
 
-    /// Sets whether packets larger than the MTU pass as a whole (GSO).
+    /// Sets whether packets larger than the MTU pass the link as a whole (GSO).
     pub fn set_offload(&self, on: bool) -> Result<()> {
         self.near.set_offload(on)?;
         self.far.set_offload(on)
     }
 
-    /// Cuts the link: the host loses its carrier, and frames in flight are lost.
+    /// Cuts the link: the host's device loses its carrier, and frames in flight are lost.
     pub fn cut(&self) -> Result<()> {
         self.shape_both(|shape| shape.cut = true);
         self.near.set_carrier(false)
@@ -138,7 +138,7 @@ impl LinkEmulator {
         self.near.set_carrier(true)
     }
 
-    /// Returns the counters of one direction.
+    /// Returns the counters of one direction of the link.
     #[must_use]
     pub fn counters(&self, direction: Direction) -> LinkCounters {
         let state = self.state(direction);
@@ -184,7 +184,8 @@ struct LinkShape {
     cut: bool,
 }
 
-/// The state of one direction, shared by the controller and the worker.
+/// The settings and counters of one direction of a link, shared by the emulator's owner and the
+/// worker thread.
 struct DirectionState {
     shape: Mutex<LinkShape>,
     frames: AtomicU64,

@@ -1,5 +1,6 @@
-//! Helpers of the socket matrix: processes with one socket of every kind, the server they send to,
-//! and callers for listening sockets.
+//! Helpers of the socket matrix (which sockets leak in which state of the agent): processes with
+//! one socket of every kind, the server they send to, and threads that connect to listening
+//! sockets.
 
 mod egress;
 
@@ -25,20 +26,24 @@ use crate::services::{TcpService, UdpService, whoami};
 use crate::testbed::Testbed;
 use crate::uplink::UplinkName;
 
-/// The numbers of all sockets of a lab, which the kernel never picks as ephemeral ports.
+/// The numbers of all sockets of a lab, outside the kernel's range of ephemeral ports. A socket's
+/// number identifies it in its packets, as a port or an ICMP sequence number.
 pub const SOCKET_NUMBERS: Range<u16> = 20_000..25_000;
-/// The distance between the first numbers of two processes.
+/// The distance between the numbers of the first sockets of two processes.
 const STRIDE: u16 = 100;
 
-/// The server's port to which every socket number is redirected.
+/// The server's port to which packets to any socket number are redirected, and which answers with
+/// the source address.
 const WHOAMI: u16 = 2001;
 
-/// Link-local neighbours on eth0, besides fe80::1 and the host itself.
+/// The prefix of a link-local IPv4 network on eth0, and a link-local IPv6 address of the router
+/// there.
 const LINK4: &str = "169.254.77";
 const LINK6: &str = "fe80::77";
 
-/// The timeout of a call to a listening socket: shorter than TCP's first retransmission, so that a
-/// call without an answer does not outlast the step.
+/// The timeout of one connection attempt to a listening socket, shorter than TCP's first
+/// retransmission, so that an attempt without an answer does not outlast the step. `CALL_AGAIN` is
+/// the pause until the next attempt.
 const CALL: Duration = Duration::from_millis(300);
 const CALL_AGAIN: Duration = Duration::from_millis(50);
 
@@ -101,25 +106,26 @@ impl MatrixServer {
     }
 }
 
-/// When the process that owns the sockets has the MOBILE attribute.
+/// When the process that owns the sockets has the MOBILE attribute, compared with the use of the
+/// sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AttachTiming {
-    /// From its start on.
+    /// Mobile from its start on.
     Mobile,
-    /// Attached after its sockets were made.
+    /// Made mobile (`mobile attach`) after its sockets were made.
     AttachedAfterSocket,
-    /// Attached after its sockets were connected and used.
+    /// Made mobile (`mobile attach`) after its sockets were connected and used.
     AttachedAfterConnect,
-    /// Detached after its sockets were made.
+    /// Mobile at first, made ordinary (`mobile detach`) after its sockets were made.
     DetachedAfterSocket,
-    /// Detached after its sockets were connected and used.
+    /// Mobile at first, made ordinary (`mobile detach`) after its sockets were connected and used.
     DetachedAfterConnect,
-    /// An ordinary process, never attached.
+    /// Ordinary at all times.
     Ordinary,
 }
 
 impl AttachTiming {
-    /// All timings, in the order of the tables.
+    /// All timings, in the order of the columns in the documented table.
     pub const ALL: [Self; 6] = [
         Self::Mobile,
         Self::AttachedAfterSocket,
@@ -130,17 +136,17 @@ impl AttachTiming {
     ];
 }
 
-/// A process with a socket of every kind.
+/// A running `sockets` program, which owns a socket of every kind and address family.
 pub struct SocketProcess {
     /// When the process has the MOBILE attribute.
     pub timing: AttachTiming,
     talk: LineProcess,
-    /// The report of each socket after the last step.
+    /// The JSON report of each socket after the last step.
     pub reports: Vec<Value>,
 }
 
 impl SocketProcess {
-    /// Starts the process, which makes no socket yet.
+    /// Starts the `sockets` program, mobile or ordinary as `timing` says; no socket is made yet.
     pub fn start(bed: &Testbed, timing: AttachTiming) -> Result<Self> {
         let eth = bed.lab.eth();
         let (source4, source6) = match timing {
@@ -174,18 +180,18 @@ impl SocketProcess {
         Ok(Self { timing, talk, reports: Vec::new() })
     }
 
-    /// Returns the process id as text.
+    /// Returns the process id as text, for arguments of `mobile`.
     #[must_use]
     pub fn pid(&self) -> String {
         self.talk.pid().to_string()
     }
 
-    /// Starts a step without waiting for its end.
+    /// Starts a step (`open`, `connect MS` or `send MS`) without waiting for its end.
     pub fn start_step(&mut self, step: &str) -> Result<()> {
         self.talk.send_line(step)
     }
 
-    /// Waits until the step has ended, and stores the reports.
+    /// Waits until the step `step` has ended, and stores the sockets' reports.
     pub fn wait(&mut self, step: &str) -> Result<()> {
         let mut reports = Vec::new();
         loop {
@@ -203,7 +209,7 @@ impl SocketProcess {
         Ok(())
     }
 
-    /// Runs a step to its end.
+    /// Runs a step (`open`, `connect MS` or `send MS`) and waits for its end.
     pub fn step(&mut self, step: &str) -> Result<()> {
         self.start_step(step)?;
         self.wait(step)
@@ -217,7 +223,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Starts calling `to` from `ns`.
+    /// Starts a thread in `ns` that connects to the address `to` again and again until the value is
+    /// dropped.
     #[must_use]
     pub fn start(ns: &Ns, to: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));

@@ -18,10 +18,12 @@ use crate::cgroup::LabCgroup;
 use crate::process::finish_within;
 use crate::wait::{PATIENCE, wait_for};
 
-/// The timeout of a short command (`ip`, `nft`, a verb of a program) on a busy machine.
+/// The timeout of a short command (`ip`, `nft`, a command of `mobile` or `home-relay`) on a busy
+/// machine.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A network namespace that exists only as a file descriptor of the test process.
+/// A network namespace without a name in the file system, held open by a file descriptor of the
+/// test process.
 #[derive(Clone)]
 pub struct Ns {
     name: &'static str,
@@ -30,7 +32,7 @@ pub struct Ns {
 }
 
 impl Ns {
-    /// Creates a namespace with loopback up. Programs started in it join `cgroup`.
+    /// Creates a namespace whose loopback device is up. Programs started in it join `cgroup`.
     pub fn new(name: &'static str, cgroup: Arc<LabCgroup>) -> Result<Self> {
         let fd = on_thread(|| -> Result<OwnedFd> {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace: is this root?")?;
@@ -54,14 +56,14 @@ impl Ns {
         Ok(ns)
     }
 
-    /// Returns the name used in messages.
+    /// Returns the namespace's name in messages.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Returns a command that runs inside the namespace and in the lab's cgroup, and dies with the
-    /// thread that starts it.
+    /// Returns a command that runs inside the namespace and in the lab's cgroup, and that is killed
+    /// when the thread that starts it ends.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let fd = Arc::clone(&self.fd);
@@ -102,8 +104,8 @@ impl Ns {
         command
     }
 
-    /// Runs a short command to its end and returns its stdout. Fails with its stderr if the command
-    /// fails.
+    /// Runs a short command to its end and returns its stdout. Fails, with the command's stderr, if
+    /// the exit status is not 0.
     pub fn run(&self, argv: &[&str]) -> Result<String> {
         let (program, args) = argv.split_first().context("an empty command")?;
         let mut command = self.command(program);
@@ -116,7 +118,7 @@ impl Ns {
         Ok(done.stdout)
     }
 
-    /// Runs `ip` commands (lines without the leading `ip`) as one batch.
+    /// Runs commands of `ip` (lines without the leading word `ip`) as one batch.
     pub fn ip(&self, lines: &[&str]) -> Result<()> {
         self.feed(&["ip", "-batch", "-"], &lines.join("\n"))
     }
@@ -136,7 +138,7 @@ impl Ns {
 
     /// Waits until a program in the namespace listens on a TCP port.
     ///
-    /// Some servers announce that they listen too early, or not at all.
+    /// A server's own announcement cannot be used, since some print it too early or not at all.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
         wait_for(&format!("somebody to listen at port {port} in {}", self.name), PATIENCE, || {
@@ -144,16 +146,16 @@ impl Ns {
         })
     }
 
-    /// Writes `/proc/sys/<key>` of the namespace.
+    /// Writes `value` to the namespace's `/proc/sys/<key>`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/{key}");
         self.enter(|| std::fs::write(&path, value))
             .with_context(|| format!("{}: cannot set {key} to {value}", self.name))
     }
 
-    /// Runs `work` on a thread inside the namespace and waits for its end.
+    /// Runs `work` on a new thread inside the namespace, waits for its end and returns its result.
     ///
-    /// `work` must not start a child process, which would die with the thread.
+    /// `work` must not start a child process, which would be killed at the end of the thread.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread(|| {
             self.set_current_thread();
@@ -161,7 +163,7 @@ impl Ns {
         })
     }
 
-    /// Starts a thread inside the namespace.
+    /// Starts a thread inside the namespace that runs `work`, and returns without waiting.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let ns = self.clone();
         std::thread::spawn(move || {
@@ -170,7 +172,7 @@ impl Ns {
         })
     }
 
-    /// Returns a path by which child processes can name the namespace.
+    /// Returns a path under `/proc` by which child processes can refer to the namespace.
     pub(crate) fn handle(&self) -> String {
         format!("/proc/{}/fd/{}", getpid(), self.fd.as_raw_fd())
     }

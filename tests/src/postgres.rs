@@ -1,4 +1,4 @@
-//! A PostgreSQL server for one case.
+//! A PostgreSQL server that runs for one case.
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::ns::Ns;
 use crate::process::{Process, finish_within};
 use crate::wait::PATIENCE;
 
-/// The user id of `nobody`: the server refuses to run as root.
+/// The user id of `nobody`, as which the server runs, since it refuses to run as root.
 const USER: u32 = 65_534;
 
 /// The directory in which Debian installs the servers, one directory for each version.
@@ -21,7 +21,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server on every address of `ns` that accepts everybody as the user `postgres`.
+    /// Starts a server at every address of `ns` that accepts every client as the user `postgres`
+    /// without a password.
     pub fn start(ns: &Ns, dir: &Path) -> Result<Self> {
         let binaries = newest()?;
         let home = dir.join("postgres");
@@ -45,7 +46,7 @@ impl Postgres {
     }
 }
 
-/// Returns the directory of the newest installed version's programs.
+/// Returns the directory of programs of the newest PostgreSQL version installed.
 fn newest() -> Result<PathBuf> {
     let versions = std::fs::read_dir(VERSIONS)
         .with_context(|| format!("no PostgreSQL server in {VERSIONS}: `cargo xtask setup` installs one"))?;

@@ -24,14 +24,15 @@ pub struct CommandOutput {
 }
 
 impl CommandOutput {
-    /// Returns the exit code, or 128 plus the signal number as a shell does.
+    /// Returns the exit code, or 128 plus the signal number if a signal ended the command, as a
+    /// shell does.
     #[must_use]
     pub fn code(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 
-    /// Returns stdout if the command succeeded, else an error with stderr.
+    /// Returns stdout if the command succeeded, else an error that contains stderr.
     pub fn ok(self) -> Result<String> {
         if !self.status.success() {
             bail!("{}: {}{}", self.status, self.stderr.trim(), self.stdout.trim());
@@ -40,7 +41,8 @@ impl CommandOutput {
     }
 }
 
-/// Runs `command` to its end. Kills it and fails if it takes longer than `patience`.
+/// Runs `command` with `input` as its stdin and returns its output. Kills the command and fails if
+/// it takes longer than `patience`.
 pub fn finish_within(
     command: &mut Command,
     input: Option<&[u8]>,
@@ -108,25 +110,26 @@ impl Process {
         i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
     }
 
-    /// Returns everything written so far.
+    /// Returns everything that the program has written to stdout and stderr so far.
     #[must_use]
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.output).unwrap_or_default()).into_owned()
     }
 
-    /// Returns the exit status if the program has ended.
+    /// Returns the exit status if the program has ended, else `None`.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits at most `patience` until the program ends by itself.
+    /// Waits until the program ends by itself, and returns its exit status. Fails after `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         wait_for(&format!("the end of {name}"), patience, || self.ended())
             .with_context(|| format!("its output: {}", self.output()))
     }
 
-    /// Waits until the output contains `text`. Fails if the program ends before.
+    /// Waits until the program's output contains `text`. Fails after `patience`, or if the program
+    /// ends before.
     pub fn wait_output(&mut self, text: &str, patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;
         while !self.output().contains(text) {

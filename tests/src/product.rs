@@ -1,4 +1,5 @@
-//! The two programs under test, installed by their own commands with files in the lab's directory.
+//! The two programs under test, `mobile` and `home-relay`, installed by their own commands with
+//! files in the lab's directory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,13 +21,13 @@ mod relay;
 pub use agent::Agent;
 pub use relay::Relay;
 
-/// The timeout of every verb of the programs.
+/// The timeout of every command (verb) of the programs, except the daemons.
 const VERB_PATIENCE: Duration = Duration::from_secs(20);
 
 /// The address at which both programs serve metrics, each in its own namespace.
 pub const METRICS: &str = "127.0.0.1:9478";
 
-/// The relay's port, which also passes networks that allow only HTTPS.
+/// The TCP port of the relay, which also networks that allow only HTTPS let pass.
 pub const RELAY_PORT: u16 = 443;
 
 /// One of the two programs: a binary, its configuration file and, while it runs, the daemon.
@@ -37,7 +38,8 @@ struct Program {
     config: PathBuf,
     log: PathBuf,
     daemon: Option<Process>,
-    /// A command that executes its arguments, through which the daemon starts; empty for none.
+    /// The words of a command through which the daemon is started and which executes its further
+    /// arguments; empty to start the daemon directly.
     wrapper: Vec<String>,
     variables: Vec<(&'static str, String)>,
 }

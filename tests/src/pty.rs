@@ -23,7 +23,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts `command` in a new session on a terminal of 24 rows and 80 columns.
+    /// Starts `command` in a new terminal session (setsid) on a terminal of 24 rows and 80 columns.
     pub fn start(command: &mut Command) -> Result<Self> {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).context("cannot open a pseudoterminal")?;
@@ -72,18 +72,18 @@ impl Terminal {
         (&self.keyboard).write_all(text.as_bytes()).context("cannot type: the terminal is gone")
     }
 
-    /// Returns everything shown so far.
+    /// Returns everything that the program has written to the terminal so far.
     #[must_use]
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    /// Waits at most [`PATIENCE`] until `text` has been shown.
+    /// Waits until `text` has been written to the terminal. Fails after [`PATIENCE`].
     pub fn expect(&self, text: &str) -> Result<()> {
         self.expect_within(text, PATIENCE)
     }
 
-    /// Waits at most `patience` until `text` has been shown.
+    /// Waits until `text` has been written to the terminal. Fails after `patience`.
     pub fn expect_within(&self, text: &str, patience: Duration) -> Result<()> {
         let shown = wait_for(&format!("{text:?} on the terminal"), patience, || {
             Ok(self.transcript().contains(text).then_some(()))
@@ -100,7 +100,7 @@ impl Terminal {
         i32::try_from(self.child.id()).expect("a pid fits in 31 bits")
     }
 
-    /// Returns the exit status if the program has ended.
+    /// Returns the exit status if the program has ended, else `None`.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }

@@ -1,5 +1,5 @@
-//! Measures the gaps that a handover causes in a TCP connection: a number arrives every few
-//! milliseconds.
+//! Measures the gaps that a handover causes in a TCP connection: one end sends a number every few
+//! milliseconds, and the application records when each arrives.
 //!
 //! All times are of CLOCK_MONOTONIC in milliseconds, so that processes of one machine can compare
 //! them.
@@ -17,24 +17,25 @@ use crate::line_process::LineProcess;
 use crate::services::port;
 use crate::wait::wait_for;
 
-/// The interval between two numbers.
+/// The interval at which numbers are sent over the measured connection.
 pub const PULSE: Duration = Duration::from_millis(5);
 
-/// The least gap, in milliseconds, that a report lists: three numbers late, which rarely happens by
-/// chance.
+/// The shortest gap, in milliseconds, that a report lists: three numbers are late, which rarely
+/// happens by chance.
 const NOTABLE_MS: f64 = 15.0;
 
-/// The timeout of an answer of `labtool`, which answers also when nothing arrives from the network.
+/// The time within which `labtool` must print a report, which it does even if nothing arrives from
+/// the network.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Returns the current time in milliseconds.
+/// Returns the current time of CLOCK_MONOTONIC in milliseconds.
 #[must_use]
 pub fn monotonic_ms() -> f64 {
     // The call cannot fail for a clock that every Linux has.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0.0, |now| Duration::from(now).as_secs_f64() * 1e3)
 }
 
-/// The direction in which the numbers travel.
+/// The direction in which the numbers of a measurement travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PulseMode {
     /// The application sends the numbers and the server echoes them.
@@ -44,7 +45,7 @@ pub enum PulseMode {
 }
 
 impl PulseMode {
-    /// Returns the name that `labtool pulse` takes.
+    /// Returns the word for this mode in the arguments of `labtool pulse`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -64,12 +65,13 @@ impl PulseMode {
     }
 }
 
-/// A time in which no number arrived.
+/// A time in which no number arrived over the measured connection; both ends in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gap {
-    /// When the last number before the gap arrived.
+    /// The time at which the last number before the gap arrived.
     pub from: f64,
-    /// When the first number after the gap arrived, or the current time if none has arrived yet.
+    /// The time at which the first number after the gap arrived, or the current time if none has
+    /// arrived yet.
     pub to: f64,
 }
 
@@ -81,7 +83,8 @@ impl Gap {
     }
 }
 
-/// The arrival time of every number: eight bytes each, for measurements of a few minutes.
+/// A record of the time at which each number arrived: eight bytes each, for measurements of a few
+/// minutes.
 #[derive(Debug)]
 pub struct Recorder {
     arrivals: Vec<f64>,
@@ -89,23 +92,23 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Creates a recorder for a connection that was made at `now`.
+    /// Creates a recorder for a connection that was established at the time `now`.
     #[must_use]
     pub fn new(now: f64) -> Self {
         Self { arrivals: vec![now], error: None }
     }
 
-    /// Records the arrival of the next number.
+    /// Records that the next number arrived at the time `at`.
     pub fn note(&mut self, at: f64) {
         self.arrivals.push(at);
     }
 
-    /// Records that the connection failed, after which no number arrives.
+    /// Records the error with which the connection has failed; no further numbers can arrive.
     pub fn fail(&mut self, error: String) {
         self.error = Some(error);
     }
 
-    /// Returns a report, at the time `now`, on the time after `since`.
+    /// Returns a report, made at the time `now`, on the gaps that ended after the time `since`.
     #[must_use]
     pub fn report(&self, since: f64, now: f64) -> PulseReport {
         let ends = self.arrivals.iter().copied().skip(1).chain([now]);
@@ -124,27 +127,27 @@ impl Recorder {
     }
 }
 
-/// A report on the numbers that arrived after some time.
+/// A report on the gaps between arriving numbers after a requested time; times in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PulseReport {
-    /// The time of the report.
+    /// The time at which the report was made.
     pub now: f64,
-    /// When the last number arrived.
+    /// The time at which the last number arrived.
     pub last: f64,
-    /// The count of numbers since the connection was made.
+    /// The count of numbers that have arrived since the connection was established.
     pub numbers: u64,
-    /// The longest gap that ended after the requested time or has not ended yet.
+    /// The length of the longest gap that ended after the requested time or has not ended yet.
     pub longest: f64,
-    /// The longest gap, without the part of it before the requested time.
+    /// The length of the longest gap, without any part of a gap before the requested time.
     pub longest_within: f64,
-    /// The gaps of at least 15 ms, including the one that has not ended yet.
+    /// The gaps of at least 15 ms after the requested time, including one that has not ended yet.
     pub gaps: Vec<Gap>,
-    /// The error that ended the connection.
+    /// The error that ended the connection, if one did.
     pub error: Option<String>,
 }
 
 impl PulseReport {
-    /// Returns the time since the last number, in milliseconds.
+    /// Returns the time from the last number's arrival to the report, in milliseconds.
     #[must_use]
     pub fn silence(&self) -> f64 {
         self.now - self.last
@@ -181,14 +184,14 @@ impl PulseReport {
     }
 }
 
-/// A running `labtool pulse`.
+/// A running `labtool pulse`, which measures the gaps in a connection to the server.
 pub struct Pulse {
     talk: LineProcess,
 }
 
 impl Pulse {
-    /// Starts `command`, which runs `labtool pulse …`, and waits until `numbers` numbers have
-    /// arrived.
+    /// Starts `command`, which must run `labtool pulse …`, and waits until `numbers` numbers have
+    /// arrived over its connection.
     pub fn start(command: &mut Command, numbers: u64) -> Result<Self> {
         let mut pulse = Self { talk: LineProcess::start(command)? };
         let first = pulse.talk.next_line()?;
@@ -205,7 +208,7 @@ impl Pulse {
         Ok(pulse)
     }
 
-    /// Returns a report on the time after `since`.
+    /// Requests a report on the gaps that ended after the time `since`.
     pub fn since(&mut self, since: f64) -> Result<PulseReport> {
         self.talk.send_line(&since.to_string())?;
         PulseReport::from_json(&self.talk.next_line_within(ANSWER)?)

@@ -1,4 +1,4 @@
-//! A host name for the relay that only the agent resolves, and a relay that moves to other
+//! A host name for the relay that only the agent can resolve, and a relay that moves to other
 //! addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,14 +12,14 @@ use crate::testbed::Testbed;
 
 const NAME: &str = "relay.example";
 
-/// The agent's name for the relay: a hosts file that the agent sees in a mount namespace of its
+/// A host name for the relay, in a hosts file that only the agent sees, in a mount namespace of its
 /// own.
 pub struct RelayName {
     hosts: PathBuf,
 }
 
 impl RelayName {
-    /// Makes the name the agent's endpoint, from its next start on.
+    /// Makes the host name the agent's endpoint of the relay, from the agent's next start on.
     pub fn install(bed: &mut Testbed, addresses: &[IpAddr]) -> Result<Self> {
         let name = Self { hosts: bed.lab.dir().join("hosts") };
         name.set(addresses)?;
@@ -29,7 +29,7 @@ impl RelayName {
         Ok(name)
     }
 
-    /// Makes the name resolve to `addresses` from this moment on.
+    /// Makes the relay's host name resolve to `addresses` from now on.
     pub fn set(&self, addresses: &[IpAddr]) -> Result<()> {
         let lines: String = addresses.iter().map(|address| format!("{address} {NAME}\n")).collect();
         // The file is mounted, so it must be written in place.
@@ -37,17 +37,17 @@ impl RelayName {
     }
 }
 
-/// The addresses at which the relay is reached.
+/// The addresses at which clients can reach the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RelayLocation {
-    /// The addresses of every lab at its start.
+    /// The relay's addresses at the start of every lab.
     First,
-    /// The addresses to which the relay may move.
+    /// The other addresses, to which the relay may move.
     Second,
 }
 
 impl RelayLocation {
-    /// Returns the IPv4 and the IPv6 address.
+    /// Returns the relay's IPv4 and IPv6 addresses at this location.
     #[must_use]
     pub fn addresses(self) -> [IpAddr; 2] {
         match self {
@@ -68,7 +68,7 @@ impl RelayLocation {
         }
     }
 
-    /// Moves the relay to this location.
+    /// Makes the relay reachable at this location's addresses only.
     ///
     /// The first location stays the source of the relay's connections to servers. Packets to the
     /// relay's port at the other location are dropped without an error.

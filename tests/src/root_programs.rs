@@ -10,15 +10,15 @@ use nix::libc;
 
 use crate::cgroup::cgroup2_root;
 
-/// The hooks of connect(), datagrams and egress, with the kernel's numbers for them (`enum
-/// bpf_attach_type`).
+/// The hooks for outgoing packets, new sockets, `connect()` and datagrams, with the kernel's
+/// numbers for them (`enum bpf_attach_type`).
 const HOOKS: [(&str, u32); 4] = [("egress", 1), ("sock_create", 2), ("connect4", 10), ("sendmsg4", 14)];
 
 /// The command `BPF_PROG_QUERY` of bpf(2).
 const PROG_QUERY: libc::c_int = 16;
 
 /// The attributes of `BPF_PROG_QUERY` (`union bpf_attr`, `query`). With `prog_ids` zero the kernel
-/// only counts.
+/// only returns the number of programs.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -31,7 +31,7 @@ struct Query {
     padding: u32,
 }
 
-/// Returns the number of programs at the hook that has most.
+/// Returns the greatest number of eBPF programs attached to any one hook of the root cgroup.
 pub fn count() -> Result<u32> {
     let root = File::open(cgroup2_root()?)?;
     let mut most = 0;

@@ -19,7 +19,7 @@ use crate::ns::Ns;
 use crate::process::Process;
 use crate::pulse::PULSE;
 
-/// The ports of the server's services: the well-known ones, and some of the lab's own.
+/// The ports of the server's services: well-known ones, and some of the lab's own.
 pub mod port {
     /// Echo, over TCP and UDP.
     pub const ECHO: u16 = 7;
@@ -31,7 +31,7 @@ pub mod port {
     pub const TELNET: u16 = 23;
     /// DNS, used by cases that start a resolver; see [`crate::dns`].
     pub const DNS: u16 = 53;
-    /// HTTP; see the module `http`.
+    /// HTTP, as `tests/src/http.rs` answers it.
     pub const HTTP: u16 = 80;
     /// A service, over TCP and UDP, that answers each line or datagram with its source address.
     pub const WHOAMI: u16 = 1001;
@@ -51,7 +51,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Starts the services in `ns`.
+    /// Starts the services that need no configuration in `ns`.
     pub fn start(ns: &Ns) -> Result<Self> {
         let telnet_ns = ns.clone();
         let tcp = vec![
@@ -82,7 +82,8 @@ impl Services {
 
     /// Starts sshd in `ns` with keys made for this run.
     ///
-    /// Writes `id` (the client's private key) and `known_hosts` for `names` into `dir`.
+    /// Writes `id` (the client's private key) and `known_hosts` (the server's key under `names`)
+    /// into `dir`.
     pub fn sshd(ns: &Ns, dir: &Path, names: &[&str]) -> Result<Process> {
         let path = |name: &str| dir.join(name).display().to_string();
         for key in ["host_key", "id"] {
@@ -117,7 +118,8 @@ pub struct TcpService {
 }
 
 impl TcpService {
-    /// Starts listening on `port` at every address of `ns`.
+    /// Starts a service on `port` at every address of `ns`, which calls `serve` for each
+    /// connection.
     pub fn start(
         ns: &Ns,
         port: u16,
@@ -126,7 +128,7 @@ impl TcpService {
         Self::start_over(ns, Protocol::TCP, port, serve)
     }
 
-    /// Starts listening as [`TcpService::start`] does, over `protocol`: TCP, or MPTCP if the kernel
+    /// Starts a service as [`TcpService::start`] does, over `protocol`: TCP, or MPTCP if the kernel
     /// supports it.
     pub fn start_over(
         ns: &Ns,
@@ -174,14 +176,15 @@ impl Drop for TcpService {
     }
 }
 
-/// A UDP service for IPv4 and IPv6 that answers each datagram with another.
+/// A UDP service for IPv4 and IPv6 that answers each datagram with one datagram.
 pub struct UdpService {
     stop: Arc<EventFd>,
     answering: Option<JoinHandle<()>>,
 }
 
 impl UdpService {
-    /// Starts answering datagrams to `port` at every address of `ns`.
+    /// Starts a service on `port` at every address of `ns`, which sends what `answer` returns for
+    /// each datagram.
     pub fn start(
         ns: &Ns,
         port: u16,
@@ -222,7 +225,7 @@ fn dual_stack(kind: Type, protocol: Protocol, port: u16) -> Result<Socket> {
     Ok(socket)
 }
 
-/// Waits until `fd` is readable and returns true, or returns false once `stop` is signalled.
+/// Waits for `fd` or `stop`: returns true if `fd` is readable, or false once `stop` is signalled.
 fn readable(fd: std::os::fd::BorrowedFd<'_>, stop: &EventFd) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     let _ = poll(&mut fds, PollTimeout::NONE);
@@ -267,7 +270,8 @@ pub(crate) fn whoami(mut stream: &TcpStream, peer: SocketAddr) {
     }
 }
 
-/// Serves a connection as inetd does: the socket becomes stdin, stdout and stderr of a telnetd.
+/// Serves a telnet connection as inetd does: the socket becomes stdin, stdout and stderr of a
+/// telnetd.
 fn telnetd(ns: &Ns, stream: TcpStream) {
     let mut command = ns.command("/usr/sbin/telnetd");
     command.args(["--no-hostinfo", "--exec-login=/bin/sh"]);

@@ -1,4 +1,5 @@
-//! Storms of netlink events: addresses and routes that come and go on a device of their own.
+//! Storms of netlink events, caused by addresses and routes that are added and removed on a device
+//! of their own.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +7,16 @@ use anyhow::Result;
 
 use crate::ns::Ns;
 
-/// A veth device that leads nowhere; only the kernel's notifications matter.
+/// The name of a veth device without traffic, whose changes only serve to cause netlink events.
 const DEVICE: &str = "storm0";
 
-/// Flips in one batch of `ip`: enough that starting `ip` costs little in comparison.
+/// How often one run of `ip` adds and removes an address and a route, enough that starting `ip`
+/// costs little in comparison.
 const BATCH: usize = 1_000;
 
 /// Adds and removes an address and a route `flips` times as fast as possible.
 ///
-/// Each flip causes four notifications, and more for the routes that belong to the address.
+/// Each time causes four netlink notifications, and more for the routes that belong to the address.
 pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link add {DEVICE} type veth peer name storm1"), &format!("link set {DEVICE} up")])?;
     let flip = [
@@ -31,15 +33,15 @@ pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link del {DEVICE}")])
 }
 
-/// Returns a destination for [`many_routes`] and [`route_storm`], in 11.0.0.0/8 and 12.0.0.0/8,
-/// which no host of the lab uses.
+/// Returns a destination for the routes of [`many_routes`] and [`route_storm`], in 11.0.0.0/8 or
+/// 12.0.0.0/8, which no host of the lab uses.
 fn destination(first: u8, number: usize) -> String {
     let [_, _, high, low] = u32::try_from(number).unwrap_or_default().to_be_bytes();
     let middle = number >> 16;
     format!("{first}.{}.{high}.{low}/32", middle % 256)
 }
 
-/// Adds `count` routes to the host's main table, as on a router with a full Internet table.
+/// Adds `count` routes to the main table of `ns`, as on a router with a full Internet table.
 pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
     let device = "many0";
     ns.ip(&[&format!("link add {device} type veth peer name many1"), &format!("link set {device} up")])?;
@@ -51,7 +53,8 @@ pub fn many_routes(ns: &Ns, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Adds and deletes unrelated routes, 20 changes a second for `time`, as a routing daemon does.
+/// Adds and deletes routes that do not concern the agent, 20 changes a second for `time`, as a
+/// routing daemon does.
 ///
 /// Returns the number of changes.
 pub fn route_storm(ns: &Ns, time: Duration) -> Result<usize> {

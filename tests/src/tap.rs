@@ -12,16 +12,18 @@ use nix::unistd::{read, write};
 
 use crate::ns::Ns;
 
-/// The size of the virtio header in front of every frame, without the mergeable-buffers field.
+/// The size in bytes of the virtio header in front of every frame, without the mergeable-buffers
+/// field.
 pub(crate) const VNET_HEADER: usize = 10;
 
-/// The largest frame: virtio header, a 64 KiB IP packet, the Ethernet header and a VLAN tag.
+/// The size in bytes of the largest frame: virtio header, a 64 KiB IP packet, the Ethernet header
+/// and a VLAN tag.
 pub(crate) const MAX_FRAME: usize = VNET_HEADER + 65_536 + 14 + 4;
 
-/// Offload flags of linux/if_tun.h: checksum, TSO for IPv4 and IPv6, TSO with ECN.
+/// The offload flags of linux/if_tun.h for checksums, TSO over IPv4 and IPv6, and TSO with ECN.
 const OFFLOADS: c_int = 0x01 | 0x02 | 0x04 | 0x08;
 
-/// Offload flags for UDP segmentation over IPv4 and IPv6, since Linux 6.2.
+/// The offload flags for UDP segmentation over IPv4 and IPv6, which Linux has since 6.2.
 const UDP_OFFLOADS: c_int = 0x20 | 0x40;
 
 mod ioctl {
@@ -32,7 +34,7 @@ mod ioctl {
     nix::ioctl_write_ptr!(tun_set_carrier, b'T', 226, c_int);
 }
 
-/// An open TAP device, which disappears when dropped.
+/// An open TAP device, which the kernel removes when this value is dropped.
 pub(crate) struct Tap {
     file: File,
 }
@@ -64,7 +66,8 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Sets whether the kernel may pass segments larger than the MTU and frames without checksums.
+    /// Sets whether the kernel may send segments larger than the MTU and frames without checksums
+    /// to this device's reader.
     pub(crate) fn set_offload(&self, on: bool) -> Result<()> {
         let set = |flags: c_int| {
             // SAFETY: the argument is an integer, and the descriptor is an attached tun device.
@@ -89,12 +92,13 @@ impl Tap {
         Ok(())
     }
 
-    /// Reads one frame that the kernel sends; returns `WouldBlock` if there is none.
+    /// Reads one frame that the kernel has sent on the device. Fails with `WouldBlock` if there is
+    /// none.
     pub(crate) fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
         Ok(read(&self.file, frame)?)
     }
 
-    /// Writes one frame for the kernel to receive.
+    /// Writes one frame, which the kernel receives on the device.
     pub(crate) fn write(&self, frame: &[u8]) -> io::Result<usize> {
         Ok(write(&self.file, frame)?)
     }

@@ -41,7 +41,7 @@ impl Testbed {
         Ok(Self { agent, relay, lab, expected: Vec::new() })
     }
 
-    /// Changes settings of `[tunnel]` of both programs; they take effect at the next start.
+    /// Changes settings of `[tunnel]` of both programs, which take effect at the next start.
     pub fn configure_tunnel<K: AsRef<str>, V: AsRef<str>>(&self, settings: &[(K, V)]) -> Result<()> {
         for (key, value) in settings {
             self.agent.configure("tunnel", key.as_ref(), value.as_ref())?;
@@ -69,8 +69,8 @@ impl Testbed {
         LineProcess::start(self.lab.host.command(program("labtool")?).args(args))
     }
 
-    /// Declares that the case makes one of the programs warn: log lines that contain `text` are not
-    /// a failure.
+    /// Declares that the case makes one of the programs warn: log lines that contain `text` do not
+    /// fail the case.
     pub fn expect_warning(&mut self, text: &str) {
         self.expected.push(text.to_owned());
     }
@@ -80,7 +80,8 @@ impl Testbed {
         self.expect_warning("WARN ");
     }
 
-    /// Declares that the case plugs a cable in again soon after pulling it.
+    /// Declares that the case restores a link's carrier soon after taking it away, as when a cable
+    /// is unplugged and plugged in again.
     ///
     /// The kernel may then still wait for an answer to its neighbour solicitation of the gateway,
     /// and fail a `connect()` with "no route to host". The agent logs a warning and tries again.
@@ -88,10 +89,10 @@ impl Testbed {
         self.expect_warning("No route to host");
     }
 
-    /// Ends a passing case: stops both programs, runs their cleanup, and checks that nothing is
-    /// left.
+    /// Ends a passing case: stops both programs, runs their `cleanup`, and checks that no kernel
+    /// object is left.
     ///
-    /// Fails if one of them has logged a warning that the case did not declare.
+    /// Fails if one of the programs has logged a warning that the case did not declare.
     pub fn finish(mut self) -> Result<()> {
         if self.agent.is_running() {
             self.agent.stop()?;

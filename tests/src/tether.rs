@@ -1,4 +1,4 @@
-//! A tethered telephone: a third uplink of the host, created and deleted while everything runs.
+//! A tethered telephone: a third uplink of the host, created and deleted while a case runs.
 
 use anyhow::Result;
 
@@ -7,25 +7,27 @@ use crate::link::LinkEmulator;
 use crate::ns::Ns;
 use crate::wait::until;
 
-/// The tether's device on the host.
+/// The name of the tether's device on the host.
 const DEVICE: &str = "usb0";
 
-/// The other end, in wlan0's visited network, which forwards its packets.
+/// The name of the device at the tether's far end, in wlan0's visited network, which forwards its
+/// packets.
 const FAR: &str = "lan1";
 
-/// A tethered telephone: IPv4 only, behind the same NAT as wlan0. Its device disappears when this
-/// is dropped.
+/// A tethered telephone as an uplink: IPv4 only, behind the same NAT as wlan0. Its device
+/// disappears when this value is dropped.
 pub struct Tether {
-    /// The emulated link, to slow down or blackhole.
+    /// The emulated link, which a case can slow down or blackhole.
     pub link: LinkEmulator,
     visited: Ns,
 }
 
 impl Tether {
-    /// The name of the device on the host.
+    /// The name of the tether's device on the host.
     pub const DEVICE: &str = DEVICE;
 
-    /// Plugs the telephone in and adds a default route with `metric`.
+    /// Plugs the telephone in: creates the device with its address, and adds a default route with
+    /// `metric`.
     pub fn plug_in(lab: &Lab, metric: u32) -> Result<Self> {
         let visited = lab.visited[0].clone();
         let link = LinkEmulator::new((&lab.host, DEVICE), (&visited, FAR))?;

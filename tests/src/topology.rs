@@ -7,7 +7,8 @@ use anyhow::Result;
 use crate::ns::Ns;
 use crate::uplink::UplinkName;
 
-/// Sets up the router in the middle, and the relay's and the server's machine behind it.
+/// Sets up the router between all networks, and connects the relay's and the server's machines to
+/// it.
 pub(crate) fn make_internet(internet: &Ns, relay: &Ns, server: &Ns) -> Result<()> {
     make_router(internet)?;
     internet.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
@@ -36,8 +37,8 @@ pub(crate) fn make_internet(internet: &Ns, relay: &Ns, server: &Ns) -> Result<()
     Ok(())
 }
 
-/// Sets up a visited network's router and connects it to the internet. The caller adds the link to
-/// the host.
+/// Sets up a visited network's router and connects it to the internet router. The caller adds the
+/// link to the host.
 pub(crate) fn make_visited(internet: &Ns, visited: &Ns, name: UplinkName) -> Result<()> {
     make_router(visited)?;
     let (near, transit) = match name {
@@ -74,7 +75,8 @@ fn make_router(ns: &Ns) -> Result<()> {
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Connects two machines by a veth pair, up at both ends.
+/// Connects two machines by a veth pair with a device of the given name at each end, and sets both
+/// devices up.
 pub(crate) fn veth(near: &Ns, near_name: &str, far: &Ns, far_name: &str) -> Result<()> {
     let handle = far.handle();
     near.ip(&[&format!("link add {near_name} type veth peer name {far_name} netns {handle}")])?;

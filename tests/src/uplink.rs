@@ -11,17 +11,17 @@ use crate::link::LinkEmulator;
 use crate::ns::Ns;
 use crate::wait::until;
 
-/// Names one of the lab's two uplinks.
+/// The name of one of the lab's two uplinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UplinkName {
-    /// Wireless, through `visit_a`, with the worse metric.
+    /// The wireless uplink through `visit_a`, whose default route has the worse metric.
     Wlan,
-    /// Wired, through `visit_b`, with the better metric.
+    /// The wired uplink through `visit_b`, whose default route has the better metric.
     Eth,
 }
 
 impl UplinkName {
-    /// Both uplinks, in the order of [`Lab::visited`](crate::Lab::visited).
+    /// Both uplinks, in the order of [`Lab::visited`](crate::Lab::visited): wlan0, then eth0.
     pub const ALL: [Self; 2] = [Self::Wlan, Self::Eth];
 
     /// Returns the device's name on the mobile host.
@@ -42,8 +42,8 @@ impl UplinkName {
         }
     }
 
-    /// Returns the address that the NAT of the visited network translates the host's IPv4 packets
-    /// to.
+    /// Returns the public address to which the visited network's NAT translates the source of the
+    /// host's IPv4 packets.
     #[must_use]
     pub fn nat_address(self) -> Ipv4Addr {
         match self {
@@ -52,7 +52,7 @@ impl UplinkName {
         }
     }
 
-    /// Returns the first three bytes of the visited network's private /24.
+    /// Returns the first three bytes of the visited network's private IPv4 /24.
     pub(crate) fn private4(self) -> [u8; 3] {
         match self {
             Self::Wlan => [192, 168, 11],
@@ -69,7 +69,8 @@ impl UplinkName {
     }
 }
 
-/// An uplink: the link, emulated or a plain wire, and the addresses and routes the host has on it.
+/// An uplink of the mobile host: the link (emulated or a plain veth pair), and the host's addresses
+/// and routes on it.
 pub struct Uplink {
     /// The name of the uplink.
     pub name: UplinkName,
@@ -78,9 +79,10 @@ pub struct Uplink {
     link: Option<LinkEmulator>,
     host: Ns,
     visited: Ns,
-    /// The last byte of the host's addresses, changed by [`Uplink::renumber`].
+    /// The last byte of the host's IPv4 and IPv6 addresses, changed by [`Uplink::renumber`].
     number: Cell<u8>,
-    /// The last byte of the router's addresses, changed by [`Uplink::change_gateway`].
+    /// The last byte of the router's IPv4 and IPv6 addresses, changed by
+    /// [`Uplink::change_gateway`].
     gateway: Cell<u8>,
 }
 
@@ -182,17 +184,18 @@ impl Uplink {
         until(&format!("the end of {}'s carrier", self.device()), || !self.has_carrier())
     }
 
-    /// Flushes the global addresses, as a network manager does some time after [`Uplink::cut`].
+    /// Flushes the host's global addresses on the uplink, as a network manager does some time after
+    /// [`Uplink::cut`].
     pub fn give_up_address(&self) -> Result<()> {
         self.host.ip(&[&format!("address flush dev {} scope global", self.device())])
     }
 
-    /// Flushes the global addresses while the link stays up, as when a DHCP lease expires.
+    /// Flushes the host's global addresses while the link stays up, as when a DHCP lease expires.
     pub fn remove_address(&self) -> Result<()> {
         self.give_up_address()
     }
 
-    /// Deletes the default routes; link and addresses stay.
+    /// Deletes the uplink's default routes; link and addresses stay.
     pub fn remove_route(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
         self.host.ip(&[
@@ -201,7 +204,7 @@ impl Uplink {
         ])
     }
 
-    /// Gives the host other addresses without taking the link down.
+    /// Gives the host other addresses on the uplink without taking the link down.
     pub fn renumber(&self) -> Result<()> {
         let device = self.device();
         let (old4, old6) = (self.address4(), self.address6_text());
@@ -216,7 +219,8 @@ impl Uplink {
         self.set_routes()
     }
 
-    /// Gives the network's router other addresses and points the host's default routes to them.
+    /// Gives the visited network's router other addresses, and points the host's default routes to
+    /// them.
     ///
     /// The host keeps its own addresses, as after a DHCP answer that names another router.
     pub fn change_gateway(&self) -> Result<()> {
@@ -234,37 +238,39 @@ impl Uplink {
         self.set_routes()
     }
 
-    /// Returns the router's IPv4 address.
+    /// Returns the IPv4 address of the visited network's router.
     #[must_use]
     pub fn gateway4(&self) -> Ipv4Addr {
         let [a, b, c] = self.name.private4();
         Ipv4Addr::new(a, b, c, self.gateway.get())
     }
 
-    /// Returns the router's IPv6 address.
+    /// Returns the IPv6 address of the visited network's router.
     #[must_use]
     pub fn gateway6(&self) -> Ipv6Addr {
         let text = format!("{}{:x}", self.name.prefix6(), self.gateway.get());
         text.parse().expect("a prefix and a number make an address")
     }
 
-    /// Removes one family's addresses and default routes, as when a network stops offering it.
+    /// Removes the host's addresses and default routes of one address family, as when a network
+    /// stops offering it.
     pub fn remove_family(&self, family: Family) -> Result<()> {
         let (option, device) = (family.option(), self.device());
         self.host.run(&["ip", option, "address", "flush", "dev", device, "scope", "global"])?;
         self.flush_routes(family)
     }
 
-    /// Flushes one family's default routes; succeeds if there are none.
+    /// Flushes the default routes of one address family on the uplink; succeeds if there are none.
     pub fn flush_routes(&self, family: Family) -> Result<()> {
         let (option, device) = (family.option(), self.device());
         self.host.run(&["ip", option, "route", "flush", "default", "dev", device]).map(drop)
     }
 
-    /// Returns whether the host sees a carrier on the uplink.
+    /// Returns whether the kernel has announced a carrier on the uplink's device.
     ///
-    /// The kernel announces a changed carrier up to a second after the bit itself has changed. This
-    /// method waits, as a network manager does, for the announced operational state.
+    /// The kernel announces a change up to a second after the carrier bit itself has changed.
+    /// Network managers wait for that announced operational state, which this method therefore
+    /// reports.
     #[must_use]
     pub fn has_carrier(&self) -> bool {
         let link = self.host.run(&["ip", "-o", "link", "show", "dev", self.device()]);
@@ -279,7 +285,7 @@ impl Uplink {
         self.link().set_delay(delay);
     }
 
-    /// Sets the default routes, as after a successful DHCP exchange.
+    /// Sets the uplink's default routes, as after a successful DHCP exchange.
     pub fn set_routes(&self) -> Result<()> {
         let (device, metric) = (self.device(), self.name.metric());
         let (four, six, number) = (self.gateway4(), self.name.prefix6(), self.gateway.get());

@@ -15,13 +15,13 @@ use nix::unistd::{Pid, setsid};
 /// The console line that announces a completed boot, followed by the kernel's release.
 pub const VM_STARTED: &str = "vm: started ";
 
-/// The console line that announces the end, followed by the number of failed commands.
+/// The console line that announces the end of all commands, followed by the number of failed ones.
 pub const VM_ENDED: &str = "vm: ended ";
 
-/// The file of commands to run, one a line, of words without spaces.
+/// The file of commands that the virtual machine runs, one on each line, of words without spaces.
 const COMMANDS: &str = "/mobile/commands";
 
-/// The file systems to mount: source, mount point, type, options.
+/// The file systems that the virtual machine mounts: source, mount point, type and options of each.
 const MOUNTS: &[(&str, &str, &str, &str)] = &[
     ("proc", "/proc", "proc", ""),
     ("sys", "/sys", "sysfs", ""),
@@ -34,7 +34,7 @@ const MOUNTS: &[(&str, &str, &str, &str)] = &[
     ("bpf", "/sys/fs/bpf", "bpf", "mode=700"),
 ];
 
-/// Boots, runs the commands and powers the machine off.
+/// Mounts the file systems, runs the commands and powers the virtual machine off.
 pub fn run() {
     match system().and_then(|()| commands()) {
         Ok(failed) => println!("{VM_ENDED}{failed}"),
@@ -66,7 +66,7 @@ fn system() -> Result<()> {
     Ok(())
 }
 
-/// Runs the commands one after the other and returns how many failed.
+/// Runs the commands in the file [`COMMANDS`] one after the other, and returns how many failed.
 fn commands() -> Result<u32> {
     let list = std::fs::read_to_string(COMMANDS).with_context(|| format!("cannot read {COMMANDS}"))?;
     let mut failed = 0;
@@ -100,7 +100,7 @@ fn command(words: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Waits for a child, and reaps orphaned processes meanwhile.
+/// Waits for the child process, and reaps orphaned processes meanwhile, as process 1 must.
 fn wait_for(child: Pid) -> Result<WaitStatus> {
     loop {
         let status = wait().context("cannot wait for children")?;

@@ -16,31 +16,33 @@ use crate::wait::{PATIENCE, wait_for};
 
 const PORT: u16 = 51820;
 
-/// The addresses in the VPN: the gateway's and the host's.
+/// The addresses inside the VPN: the gateway's and the host's.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 
-/// The directory of sockets through which `wg` configures wireguard-go, one for each interface.
+/// The directory of the control sockets through which `wg` configures wireguard-go, one for each
+/// device.
 const SOCKETS: &str = "/var/run/wireguard";
 
-/// A VPN that is up on both ends; the case sets the routes into it.
+/// A VPN that is up at both ends, without routes into it, which the case sets.
 pub struct Vpn {
-    /// The gateway, then the client.
+    /// The gateway's process, then the client's.
     running: Vec<Process>,
     sockets: Vec<PathBuf>,
     device: String,
 }
 
 impl Vpn {
-    /// Returns the name of the device on the host.
+    /// Returns the name of the VPN's device on the host.
     ///
-    /// No other lab uses the name: wireguard-go has a socket of that name, which all namespaces
-    /// share.
+    /// No other lab uses the name, since wireguard-go has a socket of that name, which all
+    /// namespaces share.
     #[must_use]
     pub fn device_of(lab: &Lab) -> String {
         name(lab, "vc")
     }
 
-    /// Starts the VPN. `client` makes the command that runs the given program on the host.
+    /// Starts the VPN's gateway and its client. `client` makes the command that runs the given
+    /// words on the host.
     pub fn start(lab: &Lab, client: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
         lab.server.sysctl("net/ipv4/ip_forward", "1")?;
         lab.server.feed(
@@ -75,7 +77,7 @@ impl Vpn {
         Ok(vpn)
     }
 
-    /// Starts the VPN with an ordinary process as its client.
+    /// Starts the VPN with an ordinary (not mobile) process as its client.
     pub fn ordinary(lab: &Lab) -> Result<Self> {
         Self::start(lab, |argv| {
             let mut command = lab.host.command(argv[0]);
@@ -84,20 +86,20 @@ impl Vpn {
         })
     }
 
-    /// Returns the device on the host.
+    /// Returns the name of the VPN's device on the host.
     #[must_use]
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// Returns the client's process id.
+    /// Returns the process id of the VPN's client on the host.
     #[must_use]
     pub fn client(&self) -> Option<i32> {
         self.running.last().map(Process::pid)
     }
 
-    /// Routes the VPN's own packets over `uplink`, as every client does that takes the default
-    /// route.
+    /// Routes the VPN's own outer packets over `uplink`, as every VPN client does that replaces the
+    /// default route.
     pub fn pin(&self, lab: &Lab, uplink: &Uplink) -> Result<()> {
         lab.host.ip(&[&format!(
             "route replace {}/32 via {} dev {}",

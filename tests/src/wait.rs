@@ -1,13 +1,13 @@
-//! Waits for conditions with a deadline. Cases never sleep for a fixed time instead.
+//! Waits for conditions with a timeout, which cases use instead of a sleep of fixed length.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// The timeout of an ordinary wait. It is generous, because a loaded machine is not a failure.
+/// The timeout of an ordinary wait, long because a slow machine is not a failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The interval at which a condition is checked.
+/// The interval at which a condition is checked again.
 const INTERVAL: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` holds. Fails after [`PATIENCE`] with an error that names `what`.
@@ -15,9 +15,9 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     wait_for(what, PATIENCE, || Ok(condition().then_some(())))
 }
 
-/// Waits until `probe` returns a value.
+/// Calls `probe` until it returns a value.
 ///
-/// An error of the probe means "not yet"; after `patience` the last one is reported.
+/// An error of the probe means "not yet". After `patience` the wait fails with the last error.
 pub fn wait_for<T>(
     what: &str,
     patience: Duration,

@@ -1,19 +1,19 @@
-//! The rules of the matrix: which packets may leave by which device.
+//! The rules of the socket matrix: by which device the packets of each kind of socket may leave.
 
 use mobile_tests::matrix::AttachTiming;
 
 use super::{Cell, State};
 
-/// Kinds whose destination is link-local.
+/// Kinds of sockets that send to a link-local destination.
 const LOCAL: [&str; 2] = ["udp-multicast", "udp-link-local"];
-/// Kinds that have a route once connected, and keep it.
+/// Kinds of sockets whose route is chosen when they connect, and does not change later.
 const CONNECTED: [&str; 6] =
     ["tcp", "tcp-fastopen-sendto", "tcp-fastopen-connect", "mptcp", "tcp-on-device", "udp-connected"];
-/// Kinds that name a persistent address as their source; their packets take the tunnel because of
-/// it.
+/// Kinds of sockets that name a persistent address as their source, which by itself routes their
+/// packets into the tunnel.
 const OF_SOURCE: [&str; 4] = ["tcp-listening", "udp-of-source", "udp-pktinfo-source", "raw-hdrincl"];
 
-/// Returns whether packets of a cell left by a device that the rules forbid.
+/// Returns whether a socket's packets left by a device that the rules forbid in this state.
 pub(super) fn is_broken(state: State, cell: &Cell) -> bool {
     let Cell { timing, kind, left, .. } = cell;
     let is = |kinds: &[&str]| kinds.contains(&kind.as_str());

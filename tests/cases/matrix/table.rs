@@ -1,4 +1,4 @@
-//! The tables of the socket matrix in docs/understand/security.md.
+//! The tables of the socket matrix, and their comparison with docs/understand/security.md.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -17,8 +17,8 @@ const EXCEPTIONS_BEGIN: &str = "<!-- measured on older kernels: cargo xtask test
 
 type Measured = HashMap<State, Vec<Cell>>;
 
-/// Returns the tables: by state for a process that was always mobile, and by attach timing with the
-/// tunnel up.
+/// Returns two tables in Markdown: results by the agent's state, for a process that was always
+/// mobile, and by the time of `attach` or `detach`, while the tunnel is up.
 pub(super) fn tables(measured: &Measured) -> String {
     let states = State::ALL.map(|state| (head_of_state(state), state, AttachTiming::Mobile));
     let orders = AttachTiming::ALL.map(|timing| (head_of_timing(timing), State::Up, timing));
@@ -30,7 +30,8 @@ pub(super) fn tables(measured: &Measured) -> String {
     )
 }
 
-/// Returns every cell as text, to look for reasons.
+/// Returns one line of text for each measured socket, for a developer who looks for the reason of a
+/// result.
 pub(super) fn everything(measured: &Measured) -> String {
     let mut text = String::new();
     for state in State::ALL {
@@ -42,7 +43,7 @@ pub(super) fn everything(measured: &Measured) -> String {
     text
 }
 
-/// Returns a description of every cell that breaks the rules.
+/// Returns a description of each measured socket whose packets broke the rules.
 pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     let text = |(state, cell): (State, &Cell)| {
         let Cell { timing, kind, family, left, .. } = cell;
@@ -51,7 +52,8 @@ pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     broken(measured).map(text).collect()
 }
 
-/// Returns the cells that break the rules as a table, for kernels on which there are some.
+/// Returns a table of the sockets whose packets broke the rules, which happens on older kernels
+/// only.
 pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {
@@ -75,12 +77,14 @@ fn broken(measured: &Measured) -> impl Iterator<Item = (State, &Cell)> {
     State::ALL.into_iter().flat_map(cells).filter(|(state, cell)| rules::is_broken(*state, cell))
 }
 
-/// Returns whether this kernel is older than the one of the tables, as `MATRIX=older` says.
+/// Returns whether `MATRIX=older` declares that this kernel is older than the one on which the
+/// documented tables were measured.
 pub(super) fn is_an_older_kernel() -> bool {
     asked_for("older")
 }
 
-/// Compares the document with the measured tables, or rewrites it.
+/// Compares the tables in docs/understand/security.md with the measured ones, or replaces them if
+/// `MATRIX=write` asks for it.
 pub(super) fn compare(tables: &str) -> Outcome {
     let path = document();
     let text = std::fs::read_to_string(&path)?;
@@ -99,7 +103,8 @@ pub(super) fn compare(tables: &str) -> Outcome {
     )
 }
 
-/// Compares the document with the measured exceptions. The virtual machine has only a copy of it.
+/// Compares the exceptions documented for older kernels with the measured ones. Cannot rewrite the
+/// document, because the virtual machine has only a copy of it.
 pub(super) fn compare_exceptions(table: &str) -> Outcome {
     let text = std::fs::read_to_string(document())?;
     let (_, documented, _) = section(&text, EXCEPTIONS_BEGIN)?;
@@ -110,7 +115,8 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
     Ok(())
 }
 
-/// Returns the text before a section of the document, the section, and the text after it.
+/// Splits a document at the section that starts with the marker `begin`: returns the text before
+/// it, its content, and the text after it.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
     let (before, rest) = text
         .split_once(begin)
@@ -148,7 +154,8 @@ fn table(measured: &Measured, columns: &[(&str, State, AttachTiming)]) -> String
     text
 }
 
-/// Returns what all families have in common, or each family's own result.
+/// Returns the text of one table cell: the common result of all address families, or the result of
+/// each.
 fn families(measured: &Measured, state: State, timing: AttachTiming, kind: &str) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for cell in measured[&state].iter().filter(|cell| cell.timing == timing && cell.kind == kind) {

@@ -1,4 +1,4 @@
-//! The client's end of one flow of the chaos test, run as a mobile process; see
+//! The client's end of one TCP flow of the chaos test, run as a mobile process; see
 //! `mobile_tests::chaos`.
 
 use std::process::ExitCode;

@@ -122,7 +122,7 @@ fn udp(address: &str, connected: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sends one datagram that names its outgoing device.
+/// Sends one datagram over the device `device` by IP_PKTINFO.
 fn udp_on(device: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let index = i32::try_from(if_nametoindex(device)?)?;
@@ -164,8 +164,8 @@ fn chatter(address: &str, interval: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends a number at every interval to an echo server; prints the longest gap between two answers,
-/// and when it began, as JSON.
+/// Sends a number at every interval to an echo server. Prints, as JSON, the longest gap between two
+/// echoes and the time at which it began.
 fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     let (interval, length) =
         (Duration::from_millis(interval.parse()?), Duration::from_secs_f64(seconds.parse()?));
@@ -202,7 +202,8 @@ fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     Ok(())
 }
 
-/// Exchanges numbers with an echo server, or receives them from a server, until stdin ends.
+/// Exchanges numbers with an echo server, or receives them from a server, and answers each time
+/// that is read from stdin with a report of the gaps since then.
 fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let protocol = if protocol == "mptcp" { Protocol::MPTCP } else { Protocol::TCP };
@@ -279,7 +280,8 @@ fn dns(transport: &str, resolver: &str) -> Result<()> {
     Ok(())
 }
 
-/// Starts child processes with connections; prints `ready` once all are connected.
+/// Starts child processes, each with TCP connections to `address`; prints `ready` once all are
+/// connected.
 fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     let (processes, sockets): (u32, u32) = (processes.parse()?, sockets.parse()?);
     let address: SocketAddr = address.parse()?;
@@ -316,7 +318,8 @@ fn crowd(processes: &str, sockets: &str, address: &str) -> Result<()> {
     }
 }
 
-/// Accepts connections and keeps them open, bound to one device if one is named.
+/// Accepts connections at `address` and keeps them open. The listening socket is bound to `device`
+/// if one is named.
 fn accept(device: Option<&str>, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     raise_file_limit()?;
@@ -331,7 +334,7 @@ fn accept(device: Option<&str>, address: &str) -> Result<()> {
     }
 }
 
-/// Holds MPTCP sockets whose `connect()` was refused.
+/// Holds `count` MPTCP sockets whose `connect()` was refused, until killed.
 fn hold_mptcp(count: &str) -> Result<()> {
     raise_file_limit()?;
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));

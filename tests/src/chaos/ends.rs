@@ -1,4 +1,5 @@
-//! The two ends of a flow: the server's in the test process, the client's in a mobile process.
+//! The two ends of a flow (a TCP connection of the chaos test): the server's in the test process,
+//! the client's in a mobile process.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,13 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use super::flows::FlowPlan;
 use super::stream::Stream;
 
-/// Bytes per write of an interactive flow: at its rate, one packet every 50 ms.
+/// The bytes per write of an interactive flow, which at its rate make one packet every 50 ms.
 const BLOCK: usize = 400;
 
-/// Bytes per write of a bulk flow.
+/// The bytes per write of a bulk flow.
 const BULK_BLOCK: usize = 16_384;
 
-/// The progress of the server's end, shared with the supervisor.
+/// The progress of the server's end of a flow, shared with the thread that supervises the flows.
 #[derive(Debug, Default)]
 pub(super) struct EndState {
     pub(super) sent: AtomicU64,
@@ -26,7 +27,8 @@ pub(super) struct EndState {
     pub(super) trouble: Mutex<Option<String>>,
 }
 
-/// Runs the server's end: sends and checks until the client has closed its direction.
+/// Runs the server's end of a flow: sends data and checks received data until the client has closed
+/// its direction.
 pub(super) fn serve(mut stream: &TcpStream, plan: &FlowPlan, end: &EndState) -> Result<()> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<()> {
@@ -51,7 +53,8 @@ pub(super) fn serve(mut stream: &TcpStream, plan: &FlowPlan, end: &EndState) -> 
     Ok(())
 }
 
-/// Sends the stream of `seed` at `rate` until `stop` is set, and counts the bytes in `sent`.
+/// Sends the pseudorandom bytes of `seed` at `rate` (in bytes per second, `None` for no limit)
+/// until `stop` is set, and counts them in `sent`.
 fn send(
     mut stream: &TcpStream,
     seed: u64,
@@ -72,8 +75,8 @@ fn send(
     Ok(())
 }
 
-/// Receives until the end of the stream and compares each byte with the stream of `seed`. Without a
-/// seed, any byte is an error.
+/// Receives until the end of the connection and compares each byte with the pseudorandom bytes of
+/// `seed`. Without a seed, any byte is an error.
 fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> Result<()> {
     let mut bytes = seed.map(Stream::new);
     let mut buffer = vec![0; 65_536];
@@ -93,9 +96,10 @@ fn receive(stream: &mut impl Read, seed: Option<u64>, received: &AtomicU64) -> R
     }
 }
 
-/// Runs the client's end with the arguments `ADDRESS NUMBER up|down|both RATE SEED`.
+/// Runs the client's end of a flow with the arguments `ADDRESS NUMBER up|down|both RATE SEED`.
 ///
-/// Prints its counters twice a second, and ends when stdin has a line or is closed.
+/// Prints the counts of sent and received bytes twice a second, and ends the flow when stdin has a
+/// line or is closed.
 pub fn client(args: &[&str]) -> Result<()> {
     let [address, number, ways, rate, seed] = args else {
         bail!("usage: chaosflow ADDRESS NUMBER up|down|both RATE SEED")

@@ -14,31 +14,32 @@ use crate::line_process::LineProcess;
 use crate::services::TcpService;
 use crate::testbed::Testbed;
 
-/// The port on which the server's ends listen.
+/// The server's port at which the clients of all flows connect.
 const PORT: u16 = 1_003;
 
-/// The number of flows.
+/// The number of flows in a chaos test.
 const COUNT: usize = 20;
 
-/// The rate in bytes per second of an interactive session. All interactive flows together need a
-/// tenth of the uplinks' rate.
+/// The rate of an interactive flow in bytes per second. All interactive flows together need a tenth
+/// of the uplinks' rate.
 const INTERACTIVE_RATE: u64 = 8_000;
 
-/// The longest time that a flow may stand still. TCP doubles its retransmission timeout with each
-/// attempt during an outage, and several outages and lossy times may follow each other.
+/// The longest time that a flow may make no progress. TCP doubles its retransmission timeout with
+/// each attempt during an outage, and several outages and lossy times may follow each other.
 const LONGEST_PAUSE: Duration = Duration::from_secs(90);
 
-/// The longest time a flow may take to finish once told to end.
+/// The longest time that a flow may take to finish after the order to end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Direction, rate and content of one flow.
+/// The directions, the rate and the content of one flow.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FlowPlan {
     pub(super) up: bool,
     pub(super) down: bool,
-    /// The rate in bytes per second in each direction, or `None` for as much as the path takes.
+    /// The rate in bytes per second in each direction, or `None` for as much as the path can carry.
     pub(super) rate: Option<u64>,
-    /// The seed of the bytes sent upwards; the next number seeds those sent downwards.
+    /// The seed of the bytes that the client sends; the server's bytes have the next number as
+    /// their seed.
     pub(super) seed: u64,
 }
 
@@ -74,14 +75,14 @@ struct ChaosFlow {
     plan: FlowPlan,
     client: LineProcess,
     server: Arc<EndState>,
-    /// The client's own counters, as last reported.
+    /// The bytes that the client has sent, by its last report; `received` likewise.
     sent: u64,
     received: u64,
-    /// When each direction last made progress, and its byte count then.
+    /// For each direction (up, down), when it last made progress and its byte count then.
     moved: [(Instant, u64); 2],
 }
 
-/// All flows, with the server's ends.
+/// All flows of a chaos test, with the service that runs their server ends.
 pub(super) struct Flows {
     flows: Vec<ChaosFlow>,
     _service: TcpService,
@@ -89,7 +90,7 @@ pub(super) struct Flows {
 
 impl Flows {
     /// Starts both ends of every flow, half of them over IPv4 and half over IPv6, and waits until
-    /// each makes progress.
+    /// each flow makes progress.
     pub(super) fn start(bed: &Testbed, seed: u64) -> Result<Self> {
         let plans: Arc<Vec<(FlowPlan, Arc<EndState>)>> =
             Arc::new((0..COUNT).map(|number| (FlowPlan::new(number, seed), Arc::default())).collect());
@@ -128,7 +129,8 @@ impl Flows {
         Ok(all)
     }
 
-    /// Reads the clients' reports. Fails if any flow has failed or has stood still for too long.
+    /// Reads the clients' reports. Fails if any flow has failed or has made no progress for
+    /// [`LONGEST_PAUSE`].
     pub(super) fn supervise(&mut self) -> Result<()> {
         for (number, flow) in self.flows.iter_mut().enumerate() {
             flow.supervise().with_context(|| format!("flow {number}: {:?}", flow.plan))?;
@@ -192,8 +194,8 @@ impl ChaosFlow {
         }
     }
 
-    /// Parses a report `[done ]sent N received N`. Returns whether it is the last; any other line
-    /// is an error.
+    /// Parses a client's report `[done ]sent N received N`, and returns whether the flow is done.
+    /// Any other line is an error.
     fn parse_report(&mut self, line: &str) -> Result<bool> {
         let words: Vec<&str> = line.split(' ').collect();
         let (done, sent, received) = match words[..] {

@@ -4,29 +4,31 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::script::EventKind;
 
-/// Events of a short run, about a minute: every kind twice, those that end a program once.
+/// The number of events in a short run of about a minute, enough for every kind to occur twice, or
+/// once if it ends a program.
 const SHORT: usize = 2 * EventKind::ALL.len();
 
-/// Events of a long run, about an hour.
+/// The number of events in a long run of about an hour.
 const LONG: usize = 3_000;
 
-/// The least number of events. With fewer, a run ends before memory can be compared.
+/// The least number of events, below which a run ends before the use of memory can be compared.
 const FEWEST: usize = 10;
 
-/// The options of a run.
+/// The options of one run of the chaos test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The seed of the random script.
     pub seed: u64,
     /// The number of events.
     pub events: usize,
-    /// Settings of `[tunnel]` at both ends as pairs of key and value; empty means the defaults.
+    /// Settings of `[tunnel]` for both programs, as pairs of key and value; empty means the
+    /// defaults.
     pub tunnel: Vec<(String, String)>,
 }
 
 impl Options {
-    /// Parses `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without `--seed`, uses
-    /// `random`.
+    /// Parses `[--seed N] [--events N] [--long] [--tunnel KEY=VALUE]…`; without `--seed`, the seed
+    /// is `random`.
     pub fn parse(mut args: impl Iterator<Item = String>, random: u64) -> Result<Self> {
         let mut options = Self { seed: random, events: SHORT, tunnel: Vec::new() };
         while let Some(arg) = args.next() {

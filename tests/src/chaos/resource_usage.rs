@@ -1,18 +1,20 @@
-//! Memory and file descriptors of a process over time.
+//! The memory and the file descriptors that a process uses over time.
 
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-/// The allowed growth of memory. The factor covers what the allocator keeps after a burst, since
-/// bursts differ; 8 MiB cover a queue that happened to be full at the last samples.
+/// The allowed growth of a process's memory, as a factor and as an addition in bytes. The factor
+/// covers memory that the allocator keeps after a burst, since bursts differ; 8 MiB cover a queue
+/// that happened to be full at the last measurements.
 const MEMORY_FACTOR: f64 = 1.2;
 const MEMORY_SLACK: u64 = 8 << 20;
 
-/// The allowed growth of file descriptors: three uplinks, each with a new path beside a dying one.
+/// The allowed growth of a process's count of file descriptors: three uplinks, each with a new path
+/// beside a dying one.
 const DESCRIPTOR_SLACK: u64 = 6;
 
-/// One measurement of a process.
+/// One measurement of a process: its resident memory in bytes and its count of file descriptors.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     rss: u64,
@@ -28,13 +30,13 @@ pub(super) struct ResourceUsage {
 }
 
 impl ResourceUsage {
-    /// Creates a series without samples for the program `name`.
+    /// Creates a series of measurements, still empty, for the program `name`.
     pub(super) fn new(name: &'static str) -> Self {
         Self { name, pid: None, samples: Vec::new() }
     }
 
-    /// Takes a sample of the process. Fails if the process is gone or is another one than at the
-    /// last sample.
+    /// Measures the process `pid`. Fails if it is gone or is another process than at the last
+    /// measurement.
     pub(super) fn sample(&mut self, pid: Option<i32>) -> Result<()> {
         let pid = pid.with_context(|| format!("{} is not running", self.name))?;
         ensure!(
@@ -47,10 +49,10 @@ impl ResourceUsage {
         Ok(())
     }
 
-    /// Compares the medians of the first and the last quarter of the samples.
+    /// Compares the medians of the first and the last quarter of the measurements.
     ///
-    /// Returns a description of both, or an error if memory or descriptors have grown beyond the
-    /// allowance.
+    /// Returns a description of both medians, or an error if memory or descriptors have grown
+    /// beyond the allowed growth.
     pub(super) fn check_growth(&self) -> Result<String> {
         let quarter = self.samples.len() / 4;
         ensure!(quarter > 0, "{} has too few samples: {}", self.name, self.samples.len());

@@ -1,4 +1,4 @@
-//! One run of the chaos test: plays the script, then checks the final state.
+//! One run of the chaos test: performs the events of the script, then checks the final state.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,13 +15,13 @@ use crate::wait::{PATIENCE, wait_for};
 /// The interval at which flows are checked while no event is due.
 const SUPERVISE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The interval at which memory and descriptors are sampled.
+/// The interval at which both programs' memory and file descriptors are measured.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The interval at which a long run prints its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Plays the script, checks everything, and prints a summary on stdout.
+/// Runs a chaos test with its events and checks, and prints a summary on stdout.
 pub fn run(options: &Options) -> Result<()> {
     let Options { seed, events, tunnel } = options;
     let script = Script::new(*seed, *events);
@@ -77,7 +77,7 @@ fn play(script: &Script, options: &Options, played: &mut Vec<String>) -> Result<
     Ok(())
 }
 
-/// Checks flows and resource usage while time passes.
+/// Checks the flows and measures both programs' resource usage between the events.
 struct Supervisor {
     start: Instant,
     calm_from: Duration,
@@ -93,8 +93,8 @@ impl Supervisor {
         Self { start: now, calm_from, resource_usage, sampled_at: now, reported_at: now }
     }
 
-    /// Waits until `at` has passed since the start. Meanwhile undoes events that are due and fails
-    /// if a flow has failed.
+    /// Waits until the time `at` of the next event. Meanwhile undoes events whose time is over, and
+    /// fails if a flow has failed.
     fn pass(&mut self, stage: &mut Stage, flows: &mut Flows, at: Duration) -> Result<()> {
         loop {
             let now = Instant::now();

@@ -1,4 +1,5 @@
-//! The random script of a chaos test: which events happen, and when. A pure function of the seed.
+//! The random script of a chaos test: which events happen, and when, as a pure function of the
+//! seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,17 +14,17 @@ use crate::uplink::UplinkName;
 /// some sessions settle in between.
 const PAUSE_MS: std::ops::Range<u64> = 200..2_200;
 
-/// The duration of an effect in milliseconds: from hardly visible to TCP up to several of its
-/// timeouts.
+/// The duration of an event's effect in milliseconds: from hardly visible to TCP up to several of
+/// its retransmission timeouts.
 const LASTING_MS: std::ops::Range<u64> = 300..4_000;
 
-/// The duration of a complete outage in milliseconds.
+/// The duration of an outage of all uplinks in milliseconds.
 const OUTAGE_MS: std::ops::Range<u64> = 500..5_000;
 
-/// The share of frames lost in each direction, in percent.
+/// The percentage of frames lost in each direction during a lossy time.
 const LOSS_PERCENT: std::ops::RangeInclusive<u8> = 5..=20;
 
-/// The kinds of events.
+/// The kinds of events that a chaos test performs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
     /// Kills the agent with SIGKILL and starts it again.
@@ -36,16 +37,16 @@ pub enum EventKind {
     AgentRestarted,
     /// Stops the relay with SIGTERM and starts it again.
     RelayRestarted,
-    /// Moves the relay to other addresses and lets its name resolve to them.
+    /// Moves the relay to other addresses and lets its host name resolve to them.
     RelayMoved,
-    /// Stops the agent with SIGSTOP, as in a suspend. Meanwhile its netlink socket overruns, and
-    /// the uplink gets another address.
+    /// Stops the agent with SIGSTOP, as in a suspend, and continues it later. Meanwhile its netlink
+    /// socket overruns, and an uplink gets another address.
     Suspended,
-    /// Runs `mobile use` with an uplink.
+    /// Selects an uplink with `mobile use DEVICE`.
     Use,
-    /// Runs `mobile use auto`.
+    /// Leaves the choice of the uplink to the agent again with `mobile use auto`.
     UseAuto,
-    /// Takes an uplink's carrier away.
+    /// Takes away an uplink's carrier.
     CarrierCut,
     /// Sets an uplink's link down.
     LinkDown,
@@ -53,33 +54,33 @@ pub enum EventKind {
     AddressGone,
     /// Removes an uplink's default routes; link and addresses stay.
     RouteGone,
-    /// Leaves an uplink IPv6 only.
+    /// Removes an uplink's IPv4 addresses and routes, so that only IPv6 is left.
     Ipv4Gone,
-    /// Leaves an uplink IPv4 only.
+    /// Removes an uplink's IPv6 addresses and routes, so that only IPv4 is left.
     Ipv6Gone,
-    /// Gives the host another address on the same link.
+    /// Gives the host other addresses on an uplink.
     Renumbered,
-    /// Gives the link another router.
+    /// Gives a visited network's router other addresses.
     GatewayChanged,
-    /// Drops what the host sends.
+    /// Drops all packets that the host sends over an uplink, which keeps its carrier.
     SilentUp,
-    /// Drops what the host should receive.
+    /// Drops all packets that the host should receive over an uplink, which keeps its carrier.
     SilentDown,
-    /// Drops everything in both directions.
+    /// Drops all packets in both directions of an uplink, which keeps its carrier.
     SilentBoth,
-    /// Drops some frames at random.
+    /// Drops some frames of an uplink at random.
     Loss,
-    /// Multiplies the delay by ten.
+    /// Multiplies an uplink's delay by ten.
     Slow,
-    /// Divides the rate by ten.
+    /// Divides an uplink's rate by ten.
     Narrow,
-    /// Takes every uplink away.
+    /// Takes all uplinks away at the same time.
     Outage,
-    /// Causes thousands of netlink events.
+    /// Causes thousands of netlink events on the host.
     Storm,
-    /// Plugs in a tethered telephone and unplugs it later.
+    /// Plugs in a tethered telephone, a third uplink, and unplugs it later.
     Tether,
-    /// Puts a captive portal in front of a visited network.
+    /// Puts a captive portal in front of a visited network and removes it later.
     Portal,
 }
 
@@ -115,7 +116,7 @@ impl EventKind {
         Self::Portal,
     ];
 
-    /// Returns whether the event ends one of the programs.
+    /// Returns whether the event ends one or both of the programs.
     #[must_use]
     pub fn is_restart(self) -> bool {
         matches!(
@@ -128,7 +129,7 @@ impl EventKind {
         )
     }
 
-    /// Returns a short description for output.
+    /// Returns a short description of the kind, for output.
     #[must_use]
     pub fn description(self) -> &'static str {
         match self {
@@ -167,7 +168,7 @@ impl EventKind {
             && !matches!(self, Self::RelayMoved | Self::UseAuto | Self::Outage | Self::Storm | Self::Tether)
     }
 
-    /// Returns whether the event's effect is undone after [`Event::lasting`].
+    /// Returns whether an event of this kind has an effect that is undone after [`Event::lasting`].
     #[must_use]
     pub fn lasts(self) -> bool {
         let at_once = matches!(
@@ -183,18 +184,18 @@ impl EventKind {
     }
 }
 
-/// One event of a script.
+/// One event of a chaos test's script.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The time of the event, from the start of the run.
+    /// The time of the event since the start of the run.
     pub at: Duration,
     /// The kind of event.
     pub kind: EventKind,
-    /// The uplink concerned, if the kind concerns one.
+    /// The uplink that the event changes; meaningless for kinds that concern no single uplink.
     pub uplink: UplinkName,
-    /// The duration of the effect, if the kind has one.
+    /// The duration of the event's effect; meaningless for kinds that are not undone.
     pub lasting: Duration,
-    /// The share of frames lost in percent, for [`EventKind::Loss`].
+    /// The percentage of frames lost, for [`EventKind::Loss`] only.
     pub percent: u8,
 }
 
@@ -214,7 +215,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// All events of one run.
+/// All events of one run of the chaos test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     /// The events in the order of time.
@@ -222,7 +223,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// Creates the script of `count` events for `seed`.
+    /// Creates the script of `count` events that `seed` determines.
     ///
     /// Kinds are dealt like cards: all of them occur before any occurs again. In the second half no
     /// program is restarted, because a leak shows only while a process lives.
@@ -253,7 +254,8 @@ impl Script {
         Self { events }
     }
 
-    /// Returns the time after which no program is restarted.
+    /// Returns the time of the first event after which no program is restarted, so that its memory
+    /// can be measured.
     #[must_use]
     pub fn calm_from(&self) -> Duration {
         self.events.get(self.events.len() / 2).map_or(Duration::ZERO, |event| event.at)

@@ -1,4 +1,4 @@
-//! Performs the events of a script on a lab, and undoes each when its time is over.
+//! Performs the events of a chaos test's script in a lab, and undoes each when its time is over.
 
 use std::time::Instant;
 
@@ -19,13 +19,16 @@ use crate::uplink::{Family, Uplink, UplinkName};
 /// flows to fill.
 pub(super) const RATE: u64 = 20_000_000;
 
-/// Flips of one storm; each causes several netlink events.
+/// How often one storm adds and removes an address and a route; each time causes several netlink
+/// events.
 const STORM_FLIPS: usize = 1_000;
 
-/// Flips that cause more events than a netlink socket's buffer holds while nobody reads it.
+/// How often an address and a route are added and removed to overrun the buffer of a netlink socket
+/// that is not read meanwhile.
 const OVERRUN_FLIPS: usize = 300;
 
-/// A better metric than both uplinks': the session moves to the tether, and must leave it again.
+/// The metric of the tethered uplink's default route, better than both other uplinks': the session
+/// moves to the tether and must leave it again.
 const TETHER_METRIC: u32 = 50;
 
 /// The lab on which a chaos test performs its events.
@@ -39,7 +42,8 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Starts both programs with these settings of `[tunnel]`, and limits the uplinks' rates.
+    /// Starts both programs with the settings `tunnel` of `[tunnel]`, and limits the uplinks'
+    /// rates.
     pub(super) fn new(tunnel: &[(String, String)]) -> Result<Self> {
         let mut bed = Testbed::installed(&LabOptions::default())?;
         bed.configure_tunnel(tunnel)?;
@@ -52,7 +56,7 @@ impl Stage {
         Ok(Self { bed, tether: None, portals: [None, None], relay, undo: Vec::new() })
     }
 
-    /// Performs an event. [`Stage::undo_until`] undoes an event that lasts.
+    /// Performs an event, and notes when [`Stage::undo_until`] must undo it if its effect lasts.
     pub(super) fn perform(&mut self, event: &Event) -> Result<()> {
         self.begin(event).with_context(|| format!("cannot perform the event: {event}"))?;
         if event.kind.lasts() {
@@ -61,8 +65,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Undoes the events that end by `now`. If effects overlap on one uplink, the first to end
-    /// repairs the uplink.
+    /// Undoes all events whose time is over at `now`. If several have changed one uplink, the first
+    /// one undone repairs the uplink.
     pub(super) fn undo_until(&mut self, now: Instant) -> Result<()> {
         let (due, later): (Vec<_>, Vec<_>) = self.undo.drain(..).partition(|(at, ..)| *at <= now);
         self.undo = later;
@@ -73,13 +77,13 @@ impl Stage {
         Ok(())
     }
 
-    /// Returns when the next effect ends.
+    /// Returns when the next event must be undone, or `None` if no effect lasts.
     pub(super) fn next_undo(&self) -> Option<Instant> {
         self.undo.iter().map(|(at, ..)| *at).min()
     }
 
-    /// Undoes all effects, brings both uplinks up and gives the choice of the uplink back to the
-    /// agent.
+    /// Undoes the effects of all events, brings both uplinks up and leaves the choice of the uplink
+    /// to the agent.
     pub(super) fn repair(&mut self) -> Result<()> {
         let pending = std::mem::take(&mut self.undo);
         for (_, kind, uplink) in pending {

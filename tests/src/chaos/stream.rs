@@ -1,7 +1,7 @@
-//! The pseudorandom bytes of one direction of a flow, which the receiver generates again to check
-//! them.
+//! The pseudorandom bytes of one direction of a flow, which the receiver generates again for
+//! comparison.
 
-/// An endless stream of bytes that look random.
+/// An endless stream of pseudorandom bytes that a seed determines.
 #[derive(Debug, Clone)]
 pub struct Stream {
     state: u64,
@@ -10,7 +10,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Creates the stream that `seed` stands for.
+    /// Creates the stream of bytes that `seed` determines.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         // xorshift64 must not start at zero. The multiplication by splitmix64's constant separates

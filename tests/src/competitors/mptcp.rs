@@ -1,5 +1,5 @@
-//! Multipath TCP of the kernel between the application and an MPTCP server: one subflow over each
-//! uplink, of which the worse one is a backup.
+//! The kernel's Multipath TCP between the application and an MPTCP server, with a subflow over each
+//! uplink. The subflow over the uplink with the worse metric is a backup.
 
 use std::fs;
 
@@ -22,13 +22,14 @@ pub(super) const KIND: CompetitorKind = CompetitorKind {
     unavailable_reason,
 };
 
-/// Ports of the MPTCP services at the server, beside those of ordinary TCP.
+/// The server's ports for echo and for the number sequence over MPTCP; ordinary TCP has other
+/// ports.
 const ECHO: u16 = 2007;
 const NUMBERS: u16 = 2002;
 
 struct Mptcp {
     services: Vec<TcpService>,
-    /// The uplinks that are up.
+    /// The uplinks that are up and have an MPTCP endpoint.
     up: Vec<UplinkName>,
 }
 
@@ -50,7 +51,8 @@ impl Competitor for Mptcp {
         Ok(())
     }
 
-    /// Adds or deletes the endpoint of an uplink. All endpoints but the best one are backups.
+    /// Adds or deletes the MPTCP endpoint (the local address for a subflow) of an uplink, and marks
+    /// all endpoints but that of the best uplink as backups.
     fn hook(&mut self, lab: &Lab, change: Change) -> Result<()> {
         match change {
             Change::Up(name) => {
@@ -103,7 +105,8 @@ impl Competitor for Mptcp {
     }
 }
 
-/// Routes packets with an uplink's source address over that uplink, as every MPTCP manual requires.
+/// Routes packets by their source address: those with an uplink's address leave over that uplink,
+/// as every MPTCP manual requires.
 ///
 /// The first subflow is not bound to a device, and would otherwise follow a better default route
 /// with the wrong source address.
@@ -118,7 +121,7 @@ fn route_by_source(lab: &Lab, name: UplinkName) -> Result<()> {
     lab.host.ip(&[&format!("route replace default via {gateway} dev {device} table {table}")])
 }
 
-/// Returns the id of the uplink's endpoint, which also names its routing table.
+/// Returns the id of the uplink's MPTCP endpoint, which is also the number of its routing table.
 fn id(name: UplinkName) -> &'static str {
     match name {
         UplinkName::Wlan => "101",

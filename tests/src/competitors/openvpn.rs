@@ -33,9 +33,9 @@ const PORT: &str = "1194";
 
 struct OpenVpn {
     tcp: bool,
-    /// The uplink that carries the client's TCP connection.
+    /// The uplink that carries the client's TCP connection, or `None` if none does.
     current: Option<UplinkName>,
-    /// The server, then the client.
+    /// The server's process, then the client's.
     running: Vec<Process>,
 }
 
@@ -86,8 +86,8 @@ impl Competitor for OpenVpn {
         pids(&self.running)
     }
 
-    /// Makes the client reconnect with SIGUSR1 if it uses TCP. Over UDP its packets follow the
-    /// route.
+    /// Makes an OpenVPN client over TCP reconnect with SIGUSR1. Does nothing over UDP, where
+    /// packets follow the route.
     fn hook(&mut self, _lab: &Lab, change: Change) -> Result<()> {
         if !self.tcp {
             return Ok(());

@@ -35,7 +35,7 @@ struct Tinc {
     tcp: bool,
     /// The relay's process, then the host's.
     running: Vec<Process>,
-    /// The host's file about the relay.
+    /// The host's file about the relay, `hosts/relay`, whose time of change makes tinc reconnect.
     relay: PathBuf,
 }
 
@@ -91,15 +91,15 @@ impl Competitor for Tinc {
         pids(&self.running)
     }
 
-    /// Makes tinc reconnect with SIGHUP, which applies to peers whose files have changed since the
-    /// last read.
+    /// Makes tinc reconnect: touches the host's file about the relay and sends SIGHUP, on which
+    /// tinc drops peers whose files have changed.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         fs::File::options().append(true).open(&self.relay)?.set_modified(SystemTime::now())?;
         self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }
 }
 
-/// Generates a key with tincd itself and returns the public key from the host's file.
+/// Generates a key pair with tincd, and returns the text of the host file with the public key.
 fn make_key(ns: &Ns, name: &str, folder: &Path) -> Result<String> {
     let mut command = ns.command("tincd");
     // Without a terminal tincd does not ask for file names.
@@ -110,8 +110,8 @@ fn make_key(ns: &Ns, name: &str, folder: &Path) -> Result<String> {
     Ok(public)
 }
 
-/// Waits until large packets leave over UDP. tinc sends over TCP until it has discovered the path
-/// MTU.
+/// Waits until tinc sends large packets over UDP, since it uses TCP until it has discovered the
+/// path MTU.
 fn use_udp(lab: &Lab) -> Result<()> {
     const PINGS: u64 = 20;
     let server = addr::SERVER4.to_string();

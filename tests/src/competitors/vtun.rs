@@ -1,4 +1,4 @@
-//! VTun over TCP, the oldest of the competitors, without encryption.
+//! VTun over TCP without encryption, the oldest of the competing tunnels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,9 +25,9 @@ const PORT: u16 = 5000;
 const LOCKS: &str = "/var/lock/vtund";
 
 struct Vtun {
-    /// The server, then the client.
+    /// The server's process, then the client's.
     running: Vec<Process>,
-    /// The server's lock file of the session, which a killed server leaves behind.
+    /// The file with which the server locks the session, and which a killed server leaves behind.
     lock: Option<PathBuf>,
 }
 
@@ -78,7 +78,7 @@ impl Competitor for Vtun {
         pids(&self.running)
     }
 
-    /// Makes the client reconnect with SIGHUP.
+    /// Makes the VTun client reconnect with SIGHUP.
     fn hook(&mut self, _lab: &Lab, _change: Change) -> Result<()> {
         self.running.last().context("the competitor was not started")?.signal(Signal::SIGHUP)
     }

@@ -1,4 +1,4 @@
-//! WireGuard in user space, by wireguard-go.
+//! WireGuard in user space by the program wireguard-go.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ const SOCKETS: &str = "/var/run/wireguard";
 struct WireGuard {
     /// The relay's process, then the host's.
     running: Vec<Process>,
-    /// The control sockets of both, which killed processes leave behind.
+    /// The control sockets of both wireguard-go processes, which killed processes leave behind.
     sockets: Vec<PathBuf>,
     relay_key: String,
 }
@@ -70,8 +70,8 @@ impl Competitor for WireGuard {
         pids(&self.running)
     }
 
-    /// Sets the endpoint again. Otherwise wireguard-go keeps sending from the source address it
-    /// used last.
+    /// Sets the relay's endpoint again, since wireguard-go otherwise keeps sending from the source
+    /// address that it used last.
     fn hook(&mut self, lab: &Lab, _change: Change) -> Result<()> {
         let endpoint = format!("{}:{PORT}", addr::RELAY4);
         lab.host

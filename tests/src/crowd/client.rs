@@ -15,12 +15,12 @@ use super::{PATIENCE, RelayTarget, client_address, key};
 
 const PATH: PathId = PathId(1);
 
-/// A client with an open session, which ends when this is dropped.
+/// A client with an open session at the relay, which ends when this value is dropped.
 #[derive(Debug)]
 pub struct CrowdClient {
-    /// The time from `connect()` to WELCOME.
+    /// The time from `connect()` to the relay's WELCOME message.
     pub took: Duration,
-    /// The configuration that the relay pushed.
+    /// The configuration (addresses, DNS servers) that the relay pushed to the client.
     pub config: PushConfig,
     received: Arc<AtomicU64>,
     // The client ignores all later events; the driver does not need a receiver for them.
@@ -28,7 +28,7 @@ pub struct CrowdClient {
 }
 
 impl CrowdClient {
-    /// Makes a full handshake, opens a new session and activates its path.
+    /// Connects to the relay with a full TLS handshake, opens a new session and activates its path.
     pub(super) async fn open(relay: Arc<RelayTarget>, number: u32) -> Result<Self> {
         match tokio::time::timeout(PATIENCE, Self::open_slowly(&relay, number)).await {
             Ok(opened) => opened,
@@ -78,7 +78,7 @@ impl CrowdClient {
     }
 }
 
-/// Packet I/O that sends nothing and counts received packets.
+/// A replacement for the TUN device that has no packets to send and counts received ones.
 struct Counter(Arc<AtomicU64>);
 
 impl PacketIo for Counter {

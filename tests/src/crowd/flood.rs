@@ -15,32 +15,33 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{RelayTarget, client_address};
 
-/// The kind of attempt that a flood makes.
+/// The kind of connection attempt that a flood makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
-    /// 512 bytes that are not TLS.
+    /// An attempt that sends 512 bytes that are not TLS.
     Garbage,
-    /// A complete TLS handshake with a key that the relay does not know.
+    /// An attempt with a complete TLS handshake and a key that the relay does not know.
     UnknownKey,
 }
 
-/// The source addresses of a flood.
+/// The range of source addresses that a flood uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {
-    /// Four IPv6 /64 prefixes in turn.
+    /// One address in each of four IPv6 /64 prefixes, in turn.
     Few,
-    /// 65,536 IPv6 /64 prefixes in turn.
+    /// One address in each of 65,536 IPv6 /64 prefixes, in turn.
     Many,
 }
 
-/// The first client number whose address belongs to the flood; authorised clients have lower ones.
+/// The first client number whose address a flood uses; authorised clients have lower numbers.
 const STRANGERS: u32 = 1 << 21;
-/// The interval at which attempts are started in batches: tokio's timers have a resolution of 1 ms.
+/// The interval at which a flood starts its attempts in batches, since tokio's timers have a
+/// resolution of 1 ms.
 const TICK: Duration = Duration::from_millis(10);
-/// The timeout of one attempt.
+/// The timeout of one connection attempt of a flood.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The most attempts in progress. A relay that cannot keep up must not exhaust the test process's
-/// sockets.
+/// The greatest number of attempts in progress. A relay that cannot keep up must not exhaust the
+/// test process's sockets.
 const AT_ONCE: usize = 4000;
 
 /// A flood that runs in the background and stops when dropped.
@@ -95,7 +96,7 @@ impl Flood {
         Self { attempts, task: task.abort_handle() }
     }
 
-    /// Returns the number of attempts started so far.
+    /// Returns the number of connection attempts started so far.
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)

@@ -1,4 +1,5 @@
-//! One direction of an emulated link: a queue of frames with the time at which each is due.
+//! One direction of an emulated link: a queue of frames, each with the time at which it must be
+//! delivered.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -15,15 +16,15 @@ use rand::{RngExt, SeedableRng};
 use super::{DirectionState, LinkShape};
 use crate::tap::{MAX_FRAME, Tap, VNET_HEADER};
 
-/// Frames read before due ones are delivered: enough to amortise reading the clock, few enough to
-/// be punctual.
+/// The greatest number of frames read before due frames are delivered: enough to amortise reading
+/// the clock, few enough to deliver in time.
 const BATCH: usize = 32;
 
-/// Frames up to this size are copied to buffers of their own size; larger ones keep their
-/// full-sized buffer.
+/// The size in bytes up to which a queued frame is copied to a buffer of its own size; larger
+/// frames keep the full-sized buffer.
 const SMALL: usize = 2_048;
 
-/// Spare buffers kept for each direction; with 64 KiB each, 4 MiB.
+/// The number of spare full-sized buffers kept for each direction; with 64 KiB each, 4 MiB.
 const SPARE_BUFFERS: usize = 64;
 
 struct Frame {
@@ -38,7 +39,7 @@ enum Admission {
     At(Instant),
 }
 
-/// The worker that moves the frames of one direction, on its own thread.
+/// The worker that moves the frames of one direction of a link, on its own thread.
 pub(super) struct Worker {
     state: Arc<DirectionState>,
     from: Arc<Tap>,
@@ -51,8 +52,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Creates a worker that moves frames from `from` to `to` until `stop` is readable. `name`
-    /// seeds the random losses.
+    /// Creates a worker that moves frames from the device `from` to the device `to` until `stop` is
+    /// readable. `name` seeds the random losses.
     pub(super) fn new(
         state: &Arc<DirectionState>,
         from: &Arc<Tap>,
@@ -74,7 +75,7 @@ impl Worker {
         }
     }
 
-    /// Runs until the link is dropped.
+    /// Moves frames until the link is dropped.
     pub(super) fn run(mut self) {
         // The default timer slack of 50 µs would be added to every delay.
         let _ = nix::sys::prctl::set_timerslack(1);
@@ -191,8 +192,8 @@ impl Worker {
     }
 }
 
-/// Returns the bytes that a frame takes on the wire: a GSO packet repeats its headers in each
-/// segment.
+/// Returns the bytes that a frame would occupy on the wire, where each segment of a GSO packet has
+/// headers of its own.
 fn wire_bytes(frame: &[u8]) -> u64 {
     let length = frame.len().saturating_sub(VNET_HEADER);
     let byte = |at: usize| usize::from(frame.get(at).copied().unwrap_or(0));
@@ -211,7 +212,7 @@ fn wire_bytes(frame: &[u8]) -> u64 {
     (length + ((length - headers).div_ceil(segment) - 1) * headers) as u64
 }
 
-/// GSO types of linux/virtio_net.h.
+/// The types of GSO packets in the virtio header (linux/virtio_net.h), and the flag for ECN.
 const GSO_TCPV4: usize = 1;
 const GSO_TCPV6: usize = 4;
 const GSO_UDP: usize = 5;

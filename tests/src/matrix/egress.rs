@@ -1,6 +1,7 @@
-//! Watches which device each socket's packets leave by, on all devices of a namespace at once.
+//! Watches by which device the packets of each socket of the matrix leave, on all devices of a
+//! namespace at once.
 //!
-//! The number in each packet tells its socket.
+//! The number in each packet (a port or an ICMP sequence number) identifies its socket.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -18,26 +19,27 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::ns::Ns;
 use crate::wait::until;
 
-/// The time without packets after which all sent packets are taken to have been seen.
+/// The time without packets after which the watch has received every packet that was sent before.
 const IDLE: Duration = Duration::from_millis(50);
-/// The receive buffer in bytes, for packets that arrive while the thread does not run.
+/// The size of the watch's receive buffer in bytes, for packets that arrive while its thread does
+/// not run.
 const BUFFER: usize = 16 << 20;
 
-/// The devices that one number's packets left by, each with a description of the first packet.
+/// The devices by which one socket's packets left, each with a description of the first packet.
 pub type EgressDevices = BTreeMap<String, String>;
 
-/// A running watch, stopped when dropped.
+/// A running watch of outgoing packets, stopped when dropped.
 pub struct EgressWatch {
     seen: Arc<Mutex<HashMap<u16, EgressDevices>>>,
-    /// How often nothing was received for [`IDLE`].
+    /// How often no packet was received for the time [`IDLE`].
     idle: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl EgressWatch {
-    /// Starts watching packets that leave `ns` with one of `numbers` as a port, or as the sequence
-    /// number of an echo request.
+    /// Starts watching packets that leave `ns` and have one of `numbers` as a port, or as the
+    /// sequence number of an echo request.
     pub fn start(ns: &Ns, numbers: Range<u16>) -> Result<Self> {
         let socket = ns.enter(|| -> Result<Socket> {
             let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
@@ -70,7 +72,8 @@ impl EgressWatch {
         Ok(Self { seen, idle, stop, thread: Some(thread) })
     }
 
-    /// Returns what was seen since the last call.
+    /// Waits for a pause without packets, and returns the devices by which each socket's packets
+    /// left since the last call.
     pub fn take(&self) -> Result<HashMap<u16, EgressDevices>> {
         let since = self.idle.load(Ordering::Relaxed);
         // One idle period may have begun before the call.
@@ -94,7 +97,8 @@ impl Drop for EgressWatch {
     }
 }
 
-/// Returns the next outgoing packet and the index of its device, or `None` after [`IDLE`].
+/// Returns the next packet and the index of its device, or `None` if none arrives for the time
+/// [`IDLE`]. The packet is empty if it is not an outgoing one.
 fn receive(socket: &Socket) -> Result<Option<(u32, Vec<u8>)>> {
     let mut buffer = vec![0_u8; 256];
     // SAFETY: sockaddr_ll is plain data for which all zeroes is a valid value.
@@ -141,7 +145,8 @@ fn transport(packet: &[u8]) -> Option<(u8, &[u8])> {
     }
 }
 
-/// Returns the ports of TCP and UDP, or the sequence number of an echo request.
+/// Returns the numbers that may identify a packet's socket: both ports of TCP and UDP, or the
+/// sequence number of an echo request.
 fn numbers_of(packet: &[u8]) -> [Option<u16>; 2] {
     let Some((protocol, behind)) = transport(packet) else { return [None; 2] };
     let word = |at: usize| Some(u16::from_be_bytes(behind.get(at..at + 2)?.try_into().ok()?));

@@ -1,4 +1,4 @@
-//! Installs and drives `mobile` by its own commands.
+//! Installs and controls `mobile` by its own commands.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -21,9 +21,9 @@ pub struct Agent {
     program: Program,
     /// The agent's public key, as `keygen` printed it.
     pub public_key: String,
-    /// The persistent IPv4 address.
+    /// The persistent IPv4 address that the relay has assigned.
     pub address4: Ipv4Addr,
-    /// The persistent IPv6 address.
+    /// The persistent IPv6 address that the relay has assigned.
     pub address6: Ipv6Addr,
     /// The path of the mobile cgroup.
     pub cgroup: PathBuf,
@@ -35,13 +35,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Creates key and configuration, and authorises the agent at `relay` as `laptop`, without
-    /// starting it.
+    /// Creates the agent's key and configuration on the mobile host, and authorises the agent at
+    /// `relay` as the client `laptop`, without starting it.
     pub fn install(lab: &Lab, relay: &Relay) -> Result<Self> {
         Self::install_in(lab, &lab.host, "laptop", relay)
     }
 
-    /// Installs the agent on another machine of the lab, as the client `name`.
+    /// Creates the agent's key and configuration on another machine of the lab, and authorises the
+    /// agent at `relay` as the client `name`, without starting it.
     pub fn install_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay) -> Result<Self> {
         let dir = lab.dir().join(name);
         std::fs::create_dir(&dir)?;
@@ -57,7 +58,8 @@ impl Agent {
         Self::finish_install(lab, name, program, public_key, &addresses)
     }
 
-    /// Installs the agent by an invitation, which `mobile enroll` reads from stdin.
+    /// Installs the agent on the machine `ns` by the invitation of the client `name`, which `mobile
+    /// enroll` reads from stdin, without starting it.
     pub fn enroll_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay, invitation: &str) -> Result<Self> {
         let dir = lab.dir().join(name);
         let program =
@@ -70,7 +72,8 @@ impl Agent {
         Self::finish_install(lab, name, program, public_key, &addresses)
     }
 
-    /// Gives the agent paths and a mark of its own, so that several agents can run on one machine.
+    /// Configures paths and a firewall mark for this agent alone, so that several agents can run on
+    /// one machine.
     fn finish_install(
         lab: &Lab,
         name: &str,
@@ -112,13 +115,14 @@ impl Agent {
         })
     }
 
-    /// Changes a setting of the configuration; takes effect at the next start.
+    /// Changes a setting in the configuration file, which takes effect at the next start.
     pub fn configure(&self, section: &str, key: &str, value: impl Into<Toml>) -> Result<()> {
         let value = value.into();
         self.program.edit(|config| set_value(config, section, key, value))
     }
 
-    /// Removes a setting from the configuration, so that the default applies at the next start.
+    /// Removes a setting from the configuration file, so that the default applies from the next
+    /// start on.
     pub fn use_default(&self, section: &str, key: &str) -> Result<()> {
         self.program.edit(|config| {
             if let Some(Toml::Table(section)) = config.get_mut(section) {
@@ -127,12 +131,12 @@ impl Agent {
         })
     }
 
-    /// Starts `agent` and waits until it answers commands, connected or not.
+    /// Starts the daemon `mobile agent` and waits until it answers commands, connected or not.
     pub fn start(&mut self) -> Result<()> {
         self.program.start("agent", &["status"])
     }
 
-    /// Waits until a path is active and the assigned addresses are set.
+    /// Waits until the session is connected: a path is active and the persistent addresses are set.
     pub fn wait_connected(&self) -> Result<()> {
         self.wait_status("a session", |status| status["session"] == "connected")
     }
@@ -144,13 +148,15 @@ impl Agent {
         })
     }
 
-    /// Waits until the persistent address is set, shortly after the first session begins.
+    /// Waits until the host has its persistent IPv4 address, shortly after the first session
+    /// begins.
     pub(crate) fn wait_address(&self) -> Result<()> {
         let shown = || self.program.ns.run(&["ip", "-o", "-4", "address"]);
         wait_for("the persistent address", PATIENCE, || Ok(shown()?.contains("/32 ").then_some(())))
     }
 
-    /// Waits until the status satisfies `condition`.
+    /// Waits until the output of `mobile status --json` satisfies `condition`; `what` describes it
+    /// in an error.
     pub fn wait_status(&self, what: &str, mut condition: impl FnMut(&Value) -> bool) -> Result<()> {
         let mut last = Value::Null;
         let waited = wait_for(what, PATIENCE, || {
@@ -170,7 +176,7 @@ impl Agent {
         self.program.variables.push((name, value.into()));
     }
 
-    /// Makes the daemon's next starts go through `argv`, a command that executes its further
+    /// Makes the daemon's next starts go through the command `argv`, which executes its further
     /// arguments.
     pub fn start_under(&mut self, argv: &[&str]) {
         self.program.wrapper = argv.iter().map(|&arg| arg.to_owned()).collect();
@@ -181,19 +187,20 @@ impl Agent {
         self.program.signal(signal)
     }
 
-    /// Returns every link of `mobile uplinks --json`.
+    /// Returns every network device that `mobile uplinks --json` lists.
     pub fn uplinks(&self) -> Result<Vec<Value>> {
         let answer = self.program.json(&["uplinks", "--json"])?;
         answer["uplinks"].as_array().cloned().context("`uplinks --json` has no list")
     }
 
-    /// Returns one link of `mobile uplinks --json`.
+    /// Returns the entry of one network device in `mobile uplinks --json`.
     pub fn uplink(&self, device: &str) -> Result<Value> {
         let links = self.uplinks()?;
         links.into_iter().find(|link| link["name"] == device).with_context(|| format!("no {device}"))
     }
 
-    /// Returns the value of a metric, given with its labels.
+    /// Returns the value of one series of a metric, named with its labels, from the agent's
+    /// metrics.
     pub fn counter(&self, series: &str) -> Result<u64> {
         let page = self.program.ns.run(&["curl", "-s", &format!("http://{METRICS}/metrics")])?;
         let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -210,23 +217,24 @@ impl Agent {
         self.program.stop()
     }
 
-    /// Waits until the daemon has ended with success, as `cleanup` requests.
+    /// Waits until the daemon has ended with success, after `mobile cleanup` has told it to.
     pub fn wait_ended(&mut self) -> Result<()> {
         self.program.wait_ended()
     }
 
-    /// Returns whether `agent` was started and neither killed nor stopped by the case.
+    /// Returns whether the case has started the daemon and neither killed nor stopped it.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.program.daemon.is_some()
     }
 
-    /// Runs a verb of `mobile` with the lab's configuration.
+    /// Runs a command (verb) of `mobile` with the lab's configuration file, and returns its output.
     pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
         self.program.cli(args)
     }
 
-    /// Returns a command that runs a verb of `mobile`, not yet started.
+    /// Returns a command that runs a verb of `mobile` with the lab's configuration file, not yet
+    /// started.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         self.program.command(args)
@@ -239,25 +247,25 @@ impl Agent {
         command
     }
 
-    /// Returns the log of all starts.
+    /// Returns the daemon's log since its first start.
     #[must_use]
     pub fn log(&self) -> String {
         self.program.log()
     }
 
-    /// Returns the path of the configuration file.
+    /// Returns the path of the agent's configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.program.config
     }
 
-    /// Returns the path of the program.
+    /// Returns the path of the program `mobile`.
     #[must_use]
     pub fn binary(&self) -> &Path {
         &self.program.binary
     }
 
-    /// Returns the daemon's process id.
+    /// Returns the daemon's process id, or `None` if it is not running.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
         self.program.daemon.as_ref().map(Process::pid)

@@ -1,4 +1,4 @@
-//! Installs and drives `home-relay` by its own commands.
+//! Installs and controls `home-relay` by its own commands.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::{METRICS, Program, RELAY_PORT, set, set_value};
 use crate::lab::{Lab, addr};
 use crate::process::{CommandOutput, Process};
 
-/// `home-relay` in the relay's namespace.
+/// The program `home-relay` on the relay's machine of the lab.
 pub struct Relay {
     program: Program,
     /// The relay's public key, as `init` printed it.
@@ -21,7 +21,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Creates key and configuration with `home-relay init`, without starting the relay.
+    /// Creates the relay's key and configuration with `home-relay init`, without starting the
+    /// relay.
     pub fn install(lab: &Lab) -> Result<Self> {
         let dir = lab.dir();
         let program =
@@ -36,13 +37,13 @@ impl Relay {
         Ok(Self { program, public_key })
     }
 
-    /// Changes a setting of the configuration; takes effect at the next start or reload.
+    /// Changes a setting in the configuration file, which takes effect at the next start or reload.
     pub fn configure(&self, section: &str, key: &str, value: impl Into<Toml>) -> Result<()> {
         let value = value.into();
         self.program.edit(|config| set_value(config, section, key, value))
     }
 
-    /// Starts `serve` and waits until it answers commands.
+    /// Starts the daemon `home-relay serve` and waits until it answers commands.
     pub fn start(&mut self) -> Result<()> {
         self.program.start("serve", &["sessions"])
     }
@@ -52,7 +53,7 @@ impl Relay {
         self.program.variables.push((name, value.into()));
     }
 
-    /// Makes the daemon's next starts go through `argv`, a command that executes its further
+    /// Makes the daemon's next starts go through the command `argv`, which executes its further
     /// arguments.
     pub fn start_under(&mut self, argv: &[&str]) {
         self.program.wrapper = argv.iter().map(|&arg| arg.to_owned()).collect();
@@ -73,18 +74,20 @@ impl Relay {
         self.program.stop()
     }
 
-    /// Returns whether `serve` was started and neither killed nor stopped by the case.
+    /// Returns whether the case has started the daemon and neither killed nor stopped it.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.program.daemon.is_some()
     }
 
-    /// Runs a verb of `home-relay` with the lab's configuration.
+    /// Runs a command (verb) of `home-relay` with the lab's configuration file, and returns its
+    /// output.
     pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
         self.program.cli(args)
     }
 
-    /// Returns a command that runs a verb of `home-relay`, not yet started.
+    /// Returns a command that runs a verb of `home-relay` with the lab's configuration file, not
+    /// yet started.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
         self.program.command(args)
@@ -96,34 +99,35 @@ impl Relay {
         output.lines().map(|line| Ok(line.parse()?)).collect()
     }
 
-    /// Invites a client, with the relay's address in the lab as the endpoint, and returns the
-    /// printed line.
+    /// Invites a client with `home-relay invite`, with the relay's address in the lab as the
+    /// endpoint. Returns the invitation.
     pub fn invite(&self, name: &str, options: &[&str]) -> Result<String> {
         let endpoint = format!("{}:{RELAY_PORT}", addr::RELAY4);
         self.program.stdout(&[&["invite", name, "--endpoint", &endpoint], options].concat())
     }
 
-    /// Returns a client's entry of `clients --json`.
+    /// Returns a client's entry in the output of `home-relay clients --json`.
     pub fn client(&self, name: &str) -> Result<Value> {
         let clients = self.program.json(&["clients", "--json"])?;
         let found = clients.as_array().and_then(|all| all.iter().find(|entry| entry["name"] == name));
         found.cloned().with_context(|| format!("no {name} in {clients}"))
     }
 
-    /// Returns the value of a metric, given with its labels.
+    /// Returns the value of one series of a metric, named with its labels, from the relay's
+    /// metrics.
     pub fn counter(&self, series: &str) -> Result<u64> {
         let page = self.program.ns.run(&["curl", "-s", &format!("http://{METRICS}/metrics")])?;
         let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         Ok(value.with_context(|| format!("no {series} in:\n{page}"))?.parse()?)
     }
 
-    /// Returns the daemon's process id.
+    /// Returns the daemon's process id, or `None` if it is not running.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
         self.program.daemon.as_ref().map(Process::pid)
     }
 
-    /// Returns the live sessions.
+    /// Returns the sessions that `home-relay sessions --json` lists.
     pub fn sessions(&self) -> Result<Vec<Value>> {
         match self.program.json(&["sessions", "--json"])? {
             Value::Array(sessions) => Ok(sessions),
@@ -131,7 +135,7 @@ impl Relay {
         }
     }
 
-    /// Returns the paths of all sessions.
+    /// Returns the paths of all sessions that `home-relay sessions --json` lists.
     pub fn paths(&self) -> Result<Vec<Value>> {
         let sessions = self.sessions()?;
         Ok(sessions
@@ -140,7 +144,7 @@ impl Relay {
             .collect())
     }
 
-    /// Returns the address that the only active path comes from.
+    /// Returns the client's address on the active path. Fails unless exactly one path is active.
     pub fn active_peer(&self) -> Result<SocketAddr> {
         let paths = self.paths()?;
         let active: Vec<&Value> = paths.iter().filter(|path| path["active"] == true).collect();
@@ -149,13 +153,13 @@ impl Relay {
         Ok(peer.parse()?)
     }
 
-    /// Returns the log of all starts.
+    /// Returns the daemon's log since its first start.
     #[must_use]
     pub fn log(&self) -> String {
         self.program.log()
     }
 
-    /// Returns the path of the configuration file.
+    /// Returns the path of the relay's configuration file.
     #[must_use]
     pub fn config(&self) -> &Path {
         &self.program.config

@@ -1,4 +1,4 @@
-//! One socket of the matrix: a kind and an address family, from `socket()` to the answer.
+//! One socket of the matrix: a kind of socket and an address family, from `socket()` to the answer.
 
 use std::io::{self, ErrorKind, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -16,26 +16,27 @@ use crate::config::Config;
 use crate::icmp;
 use crate::kind::{Family, SocketKind};
 
-/// The interval between two datagrams that were not answered.
+/// The interval at which a datagram is sent again while no answer arrives.
 const AGAIN: Duration = Duration::from_millis(100);
-/// The number of datagrams sent by a kind that nobody answers.
+/// The number of datagrams that a socket of a kind without answers sends.
 const ONE_WAY: u32 = 3;
 /// The payload of a stream or datagram; the server answers each line.
 const LINE: &[u8] = b"who am I?\n";
-/// From linux/tcp.h, since libc does not have the constant for every platform.
+/// The socket option of linux/tcp.h that defers the handshake to the first write; libc lacks the
+/// constant on some platforms.
 const TCP_FASTOPEN_CONNECT: libc::c_int = 30;
-/// IPPROTO_RAW, with which the sender writes the IP header itself.
+/// The protocol IPPROTO_RAW, with which the sender writes the IP header itself.
 const RAW: i32 = 255;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The step is done.
+    /// The step (`open`, `connect` or a send without answers) has succeeded.
     Ok,
     /// The other end has answered.
     Answered,
-    /// The socket was neither answered nor refused.
+    /// The socket has received neither an answer nor an error yet.
     Waiting,
-    /// The kernel returned an error.
+    /// A system call on the socket has failed.
     Refused,
 }
 
@@ -44,8 +45,8 @@ pub(crate) struct SocketCell {
     family: Family,
     number: u16,
     socket: Option<Socket>,
-    /// The socket that receives answers to a send-only socket, or that a listening socket has
-    /// accepted.
+    /// A second socket: the one that receives answers for a send-only socket, or the one that a
+    /// listening socket has accepted.
     other: Option<Socket>,
     outcome: Outcome,
     refusal: Option<(&'static str, io::Error)>,
@@ -95,7 +96,7 @@ impl SocketCell {
         line
     }
 
-    /// Makes the socket and binds it if its kind requires that.
+    /// Makes the socket, and binds it if its kind is one that is bound.
     pub(crate) fn open(&mut self, config: &Config) {
         let result = self.make(config);
         self.end("open", result.map(|()| Outcome::Ok));
@@ -146,7 +147,7 @@ impl SocketCell {
         Ok(())
     }
 
-    /// Connects the socket if its kind requires that.
+    /// Connects the socket if its kind is one that is connected.
     pub(crate) fn connect(&mut self, config: &Config) {
         let Some(socket) = &self.socket else { return };
         let target = config.target(self.kind, self.family, self.number).into();
@@ -169,7 +170,7 @@ impl SocketCell {
         self.end("connect", result);
     }
 
-    /// Checks whether a stream has become connected.
+    /// Checks whether the handshake of a connecting stream has completed or failed.
     pub(crate) fn watch_connect(&mut self) {
         let Some(socket) = &self.socket else { return };
         let result = match socket.take_error() {
@@ -180,7 +181,7 @@ impl SocketCell {
         self.end("connect", result);
     }
 
-    /// Prepares for a new step: earlier answers no longer count.
+    /// Prepares the socket for a new `send` step: discards answers to earlier packets.
     pub(crate) fn restart(&mut self) {
         if self.socket.is_none() {
             return;
@@ -193,7 +194,7 @@ impl SocketCell {
             (Outcome::Waiting, None, None, 0, None);
     }
 
-    /// Sends if it is time to, and reads answers.
+    /// Sends if a packet is due, and reads an answer if one has arrived.
     pub(crate) fn send(&mut self, config: &Config) {
         match self.try_send(config) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -268,7 +269,8 @@ impl SocketCell {
         Ok(())
     }
 
-    /// Returns the source address that an answer reports, or an empty text if it reports none.
+    /// Reads an answer. Returns the source address that the answer reports (empty if it reports
+    /// none), or `None` if none has arrived.
     fn receive(&mut self) -> io::Result<Option<String>> {
         let from = match self.kind {
             SocketKind::TcpListening | SocketKind::RawHeader => self.other.as_mut(),
@@ -339,7 +341,8 @@ fn fast_open_connect(socket: &Socket) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Sends a datagram that names its source address or its outgoing device.
+/// Sends a datagram from the address `source` over the device with the index `device` by
+/// IP_PKTINFO; an unspecified address and index 0 leave the choice to the kernel.
 fn send_from(socket: &Socket, target: SocketAddr, source: IpAddr, device: u32) -> io::Result<usize> {
     // SAFETY: both structures consist of integers only, for which zero means "any".
     let (mut four, mut six): (in_pktinfo, in6_pktinfo) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };

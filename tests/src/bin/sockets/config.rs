@@ -1,4 +1,4 @@
-//! The arguments of the program: addresses, the device and the chosen kinds of sockets.
+//! The command-line arguments of `sockets`: addresses, a device and the chosen kinds of sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -7,18 +7,18 @@ use nix::net::if_::if_nametoindex;
 
 use crate::kind::{Family, SocketKind};
 
-/// The mDNS groups, as an example of groups that every network has.
+/// The multicast groups of mDNS, as an example of groups that every network has.
 const GROUP4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
 
-/// An address of each family, unspecified if the arguments name none.
+/// An IPv4 and an IPv6 address, unspecified if the arguments name none.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair(Ipv4Addr, Ipv6Addr);
 
 impl Pair {
     const NONE: Self = Self(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
 
-    /// Returns the address as a socket of this family takes it.
+    /// Returns the address for a socket of `family`, IPv4-mapped where the family requires that.
     pub(crate) fn of(self, family: Family) -> IpAddr {
         match family {
             Family::Ipv4 => self.0.into(),
@@ -29,14 +29,14 @@ impl Pair {
 }
 
 pub(crate) struct Config {
-    /// The number of the first socket.
+    /// The number of the first socket; each further socket has the next one.
     pub(crate) base: u16,
     server: Pair,
-    /// The local address that sockets bind to or name.
+    /// The local addresses that some kinds of sockets bind to, or name as the source of a datagram.
     pub(crate) source: Pair,
-    /// The host's address on `device`.
+    /// The host's addresses on `device`.
     pub(crate) uplink: Pair,
-    /// A link-local neighbour on `device`.
+    /// Link-local addresses of a neighbour on `device`.
     link: Pair,
     /// The name of an uplink's device.
     pub(crate) device: String,
@@ -83,12 +83,12 @@ impl Config {
         self.kinds.as_ref().is_none_or(|kinds| kinds.iter().any(|chosen| chosen == kind))
     }
 
-    /// Returns the index of `device`, or 0 without one.
+    /// Returns the interface index of `device`, or 0 if no such device exists.
     pub(crate) fn device_index(&self) -> u32 {
         if_nametoindex(self.device.as_str()).unwrap_or(0)
     }
 
-    /// Returns the destination of a socket.
+    /// Returns the destination of a socket, whose port is the socket's number unless it sends ICMP.
     pub(crate) fn target(&self, kind: SocketKind, family: Family, number: u16) -> SocketAddr {
         let pair = match kind {
             SocketKind::UdpMulticast => Pair(GROUP4, GROUP6),

@@ -1,18 +1,19 @@
-//! Echo requests, and IP headers for sockets that write their own.
+//! ICMP echo requests, and IP headers for sockets that write their own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The payload of an echo request, by which its answer is recognised.
+/// The payload of an echo request, which identifies the reply as an answer to this program.
 const PAYLOAD: &[u8; 8] = b"sockets!";
 const LENGTH: usize = 16;
 
-/// Protocol number, echo request type and echo reply type of ICMP and ICMPv6.
+/// The protocol number, the type of an echo request and the type of an echo reply, of ICMP and of
+/// ICMPv6.
 const ICMP4: (u8, u8, u8) = (1, 8, 0);
 const ICMP6: (u8, u8, u8) = (58, 128, 129);
 
-/// Returns an echo request with its checksum.
+/// Returns an echo request with `number` as its sequence number, including the checksum.
 ///
-/// The checksum of ICMPv6 covers the addresses; without them the kernel computes it.
+/// The checksum of ICMPv6 also covers the addresses `six`; with `None` the kernel computes it.
 pub(crate) fn request(number: u16, six: Option<(Ipv6Addr, Ipv6Addr)>, is_six: bool) -> [u8; LENGTH] {
     let mut bytes = [0; LENGTH];
     bytes[0] = if is_six { ICMP6.1 } else { ICMP4.1 };
@@ -31,9 +32,9 @@ pub(crate) fn request(number: u16, six: Option<(Ipv6Addr, Ipv6Addr)>, is_six: bo
     bytes
 }
 
-/// Returns an echo request behind an IP header.
+/// Returns an echo request with `number` as its sequence number, with an IP header in front.
 ///
-/// The kernel fills in an unspecified IPv4 source, the length and the checksum.
+/// The kernel fills in the source (if unspecified), the length and the checksum of an IPv4 header.
 pub(crate) fn packet(number: u16, source: IpAddr, destination: IpAddr) -> Vec<u8> {
     match (source, destination) {
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -54,8 +55,8 @@ pub(crate) fn packet(number: u16, source: IpAddr, destination: IpAddr) -> Vec<u8
     }
 }
 
-/// Returns whether a received message, perhaps with an IPv4 header, answers the request of this
-/// number.
+/// Returns whether a received ICMP message, with or without an IPv4 header, is the reply to the
+/// echo request `number`.
 pub(crate) fn answers(bytes: &[u8], number: u16) -> bool {
     let is_reply = |message: &[u8]| {
         message.len() >= LENGTH

@@ -1,4 +1,4 @@
-//! The kinds of sockets and the address families of the matrix.
+//! The kinds of sockets and the address families of the socket matrix.
 
 /// A way to make a socket and to send with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +74,8 @@ impl SocketKind {
         }
     }
 
-    /// Returns whether the kind exists in the family: an IPv6 socket cannot send an IPv4 echo
-    /// request.
+    /// Returns whether the kind exists in an address family: an IPv6 socket cannot send an IPv4
+    /// echo request.
     pub(crate) fn exists_in(self, family: Family) -> bool {
         !(self.is_icmp() && family == Family::Mapped)
     }
@@ -95,13 +95,14 @@ impl SocketKind {
         matches!(self, Self::TcpOnDevice | Self::UdpOnDevice | Self::PingOnDevice)
     }
 
-    /// Returns whether nobody answers this kind, so that sending is enough.
+    /// Returns whether no packet of this kind is ever answered, so that a successful send is its
+    /// result.
     pub(crate) fn is_one_way(self) -> bool {
         matches!(self, Self::UdpMulticast | Self::UdpLinkLocal)
     }
 }
 
-/// The family of the addresses and of the socket.
+/// The address family of a socket and of the addresses it is used with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Ipv4,

@@ -76,7 +76,8 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Polls the sockets until all are done, or until none has become done for `quiet` milliseconds.
+/// Calls `step` for all waiting sockets again and again, until none waits any more or until no
+/// further one has finished for `quiet` milliseconds.
 fn drive(cells: &mut [SocketCell], quiet: &str, mut step: impl FnMut(&mut SocketCell)) -> Result<()> {
     let quiet = Duration::from_millis(quiet.parse().context("a number of milliseconds was expected")?);
     let (mut open, mut since) = (usize::MAX, Instant::now());
