@@ -83,7 +83,7 @@ mod tests {
 
     const SET: Call = Call::SetMobile { pid: 0, mobile: true };
 
-    /// Returns the result of a call to an agent that sends this reply to any request.
+    /// Returns the result of a call to an agent that sends `reply` to any request.
     fn call_with_reply(reply: &'static [u8]) -> Result<(), Errno> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");

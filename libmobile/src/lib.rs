@@ -94,7 +94,7 @@ fn trusted_variable() -> Option<OsString> {
 }
 
 /// Runs `work` and returns its result as system calls do: 0, or -1 with `errno` set. A panic
-/// becomes EIO, because it must not unwind into C.
+/// becomes EIO, because a panic must not unwind into C.
 fn finish(work: impl FnOnce() -> Result<(), Errno> + UnwindSafe) -> c_int {
     match catch_unwind(work).unwrap_or(Err(Errno::EIO)) {
         Ok(()) => 0,

@@ -28,7 +28,7 @@ pub struct Confinement {
     pub capabilities: Capabilities,
     /// The system calls to allow in addition to the list that the agent and the relay share.
     pub syscalls: &'static [libc::c_long],
-    /// Whether Unix stream sockets may be created, for user databases that are served over one.
+    /// Whether Unix stream sockets may be created, which some user databases need for look-ups.
     pub unix_streams: bool,
     /// The accessible files; `None` allows every file that the process's user may access.
     pub files: Option<FileAccess>,

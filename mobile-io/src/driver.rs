@@ -38,7 +38,8 @@ pub trait PacketIo: Send {
     /// Must not block. The implementation counts its own errors.
     fn send(&mut self, packet: Packet<'_>);
 
-    /// Delivers the packets that [`send`](Self::send) kept back, because no more follow for now.
+    /// Delivers the packets that [`send`](Self::send) kept back. Called when no more packets follow
+    /// for now.
     fn flush(&mut self) {}
 }
 

@@ -1,5 +1,5 @@
-//! Invitations: one line of text with which a laptop finds the relay, authenticates it and is
-//! enrolled once.
+//! Invitations: one line of text each, with which a laptop reaches and authenticates the relay, and
+//! is enrolled once.
 //!
 //! A token is a secret: the relay stores only its hash, and neither `Debug` nor any error shows it.
 

@@ -165,7 +165,7 @@ impl PrivateKey {
         self.public
     }
 
-    /// Returns the secret text of the key, as stored in its file.
+    /// Returns the private key in base64, as stored in its file.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(*self.seed))

@@ -23,7 +23,8 @@ type Reservation = Pin<Box<dyn Future<Output = Result<Permit, SendError<()>>> + 
 /// poll function.
 pub(super) struct EventQueue {
     sender: Sender<DriverEvent>,
-    /// The reservation that waits while the channel is full.
+    /// The reservation of room in the channel, which waits while the channel is full; `None` if no
+    /// event waits.
     reservation: Option<Reservation>,
     /// The events that are not yet in the channel, in order.
     queued: VecDeque<DriverEvent>,

@@ -90,8 +90,8 @@ enum CongestionState {
     },
 }
 
-/// The orderly shutdown of a path that the session has closed: write the rest, end our direction,
-/// and wait for the peer to disconnect.
+/// The orderly shutdown of a path that the session has closed: write the rest of the output, end
+/// our direction of the stream, and wait for the peer to disconnect.
 #[derive(Debug)]
 struct Closing {
     deadline: Instant,

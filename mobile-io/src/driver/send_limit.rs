@@ -43,8 +43,9 @@ const SAMPLE_TIME: Duration = Duration::from_millis(50);
 /// process may lose the processor.
 const SAMPLES: usize = 20;
 
-/// The number of rate samples without growth after which a saturated path counts as full, that is,
-/// as sending at its capacity, even if the kernel is still in start-up.
+/// The number of rate samples without growth after which a saturated path (with more data to send
+/// than it accepts) counts as full, that is, as sending at its capacity, even if the kernel is
+/// still in start-up.
 ///
 /// The kernel's phase is no sign, because bbr never leaves its start-up when the senders of the
 /// inner connections pace themselves.
@@ -54,8 +55,8 @@ const FLAT_SAMPLES: usize = 3;
 /// the second for which a rate is remembered.
 const PROBE_SAMPLES: usize = 8;
 
-/// The number of saturated rate samples after which a low rate of bbr is no longer attributed to a
-/// start-up of bbr.
+/// The number of rate samples, saturated (with more data to send than the path accepts), after
+/// which a low rate of bbr is no longer attributed to a start-up of bbr.
 ///
 /// bbr regains the rate of a path within two seconds of sending. A longer deficit has another
 /// cause, such as too few acknowledgements in a sample on a very slow path.
@@ -75,7 +76,7 @@ const MAX_PAUSE: Duration = Duration::from_millis(10);
 /// Measures the rate of one path and derives how many bytes the path may send.
 #[derive(Debug)]
 pub(super) struct SendLimit {
-    /// The backlog at which the path counts as fast and is not limited.
+    /// The size in bytes of a backlog at which the path counts as fast and is not limited.
     max_backlog: usize,
     backlog: usize,
     /// The number of bytes that may be written before the path has enough data in flight.
@@ -92,10 +93,10 @@ pub(super) struct SendLimit {
     variations: [Duration; SAMPLES],
     next_sample: usize,
     /// The number of rate samples since the rate last grew by an eighth. Until the path is full,
-    /// only saturated samples count.
+    /// only samples count in which there was more data to send than the path accepted.
     flat_samples: usize,
-    /// The number of saturated rate samples in which bbr's estimate was less than half of the
-    /// remembered rate; `None` if its estimate is now higher.
+    /// The number of rate samples with more data to send than the path accepted, in which bbr's
+    /// estimate was less than half of the remembered rate; `None` if its estimate is now higher.
     ramping_up: Option<usize>,
     /// The limit on the outstanding bytes that the last update computed; `None` if only the kernel
     /// limits them.
@@ -108,7 +109,7 @@ pub(super) struct InFlightLimit {
     /// The queueing delay that the limit permits: the time to send the bytes that are allowed in
     /// flight beyond the bandwidth-delay product.
     pub(super) queue_delay: Duration,
-    /// How long a rate is remembered after the path has become slower.
+    /// The time for which a measured rate is remembered after the path has become slower.
     pub(super) rate_memory: Duration,
 }
 

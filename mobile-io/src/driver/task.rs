@@ -427,7 +427,8 @@ impl<I: PacketIo> Driver<I> {
 
     /// Reads the peer's reason for closing a path that can no longer be written to.
     ///
-    /// The alert of a refusal may still be readable after the connection was reset.
+    /// The TLS alert with which a relay refuses a key may still be readable after the connection
+    /// was reset.
     fn read_close_reason(
         &mut self,
         cx: &mut Context<'_>,

@@ -160,7 +160,7 @@ impl Pair {
         }
     }
 
-    /// Opens a path on both sides and waits until it is ready.
+    /// Opens a path at both drivers and waits until the client reports that the path is ready.
     async fn open(&mut self, path: PathId) {
         self.open_over(path, sockets().await).await;
     }

@@ -20,7 +20,7 @@ pub struct ListedRule {
     /// The routing table that the rule looks up; `None` if the rule has another action, such as to
     /// reject packets.
     pub table: Option<u32>,
-    /// The mark and mask that the rule matches, if any.
+    /// The firewall mark that the rule matches and the mask of the compared bits, if any.
     pub fwmark: Option<(u32, u32)>,
     /// The network of source addresses that the rule matches, if any.
     pub from: Option<IpNet>,
@@ -28,7 +28,7 @@ pub struct ListedRule {
     pub inverted: bool,
     /// Whether the rule has selectors that this type lacks, such as a device, a user or a port.
     pub has_other_selectors: bool,
-    /// Whether the rule ignores default routes in its table.
+    /// Whether the rule ignores default routes in its table (`suppress_prefixlength`).
     pub suppresses_default_route: bool,
 }
 

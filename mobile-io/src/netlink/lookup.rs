@@ -22,7 +22,7 @@ pub struct RouteLookup {
     pub oif: Option<u32>,
     /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The source address for sockets that are not bound to one.
+    /// The source address of packets from sockets that are not bound to an address, if any.
     pub source: Option<IpAddr>,
 }
 

@@ -43,7 +43,7 @@ const OBJ_TYPE: u16 = 3;
 /// The attribute `NFTA_OBJ_DATA`, the content of a named nftables object.
 const OBJ_DATA: u16 = 4;
 
-/// The type of a nftables object that is a counter (`NFT_OBJECT_COUNTER`).
+/// The type of an nftables object that is a counter (`NFT_OBJECT_COUNTER`).
 const COUNTER: u32 = 1;
 /// The attribute `NFTA_COUNTER_PACKETS`, the number of packets, within [`OBJ_DATA`].
 const COUNTER_PACKETS: u16 = 2;

@@ -12,10 +12,11 @@ use tokio::task::coop::consume_budget;
 use super::NetlinkError;
 use super::subscription::{Notification, Subscription};
 
-/// The multicast group of nftables (`NFNLGRP_NFTABLES`).
+/// The netlink multicast group with notifications of nftables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
 
-/// The request for a table (`NFT_MSG_GETTABLE` of the subsystem `NFNL_SUBSYS_NFTABLES`).
+/// The type of a netlink request for a table (`NFT_MSG_GETTABLE` of the subsystem
+/// `NFNL_SUBSYS_NFTABLES`).
 const GET_TABLE: u16 = (10 << 8) | 1;
 /// The flag that every netlink request carries (`NLM_F_REQUEST`).
 const REQUEST: u16 = 1;

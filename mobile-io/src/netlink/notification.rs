@@ -11,7 +11,7 @@ use nix::libc::{
 
 use super::watch::Changes;
 
-/// The types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
+/// The message types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
@@ -26,10 +26,10 @@ const ATTRIBUTE_LEN: usize = 4;
 /// Changes of devices, addresses and rules always matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RouteInterest {
-    /// All routes, in every table.
+    /// All routes, in every table, matter.
     #[default]
     All,
-    /// The routes of some tables, and the routes to some destinations.
+    /// Only the routes of some tables, and the routes to some destinations, matter.
     Only {
         /// The routing tables of which every route matters.
         tables: Vec<u32>,

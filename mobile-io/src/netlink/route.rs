@@ -41,7 +41,7 @@ pub enum RouteKind {
         oif: u32,
         /// The router on the device, if any.
         gateway: Option<IpAddr>,
-        /// The source address for sockets that are not bound to one.
+        /// The source address of packets from sockets that are not bound to an address, if any.
         prefsrc: Option<IpAddr>,
     },
     /// Ends the lookup in this table and continues with the next policy routing rule.

@@ -22,7 +22,7 @@ pub struct Rule {
     pub priority: u32,
     /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// The mark and mask that packets must match, if any.
+    /// The firewall mark that packets must have and the mask of the compared bits, if any.
     pub fwmark: Option<(u32, u32)>,
     /// The source addresses that packets must match, if any.
     pub from: Option<IpNet>,

@@ -1,5 +1,5 @@
-//! Tests the driver's part in the liveness check of paths, and an ACTIVATE that the client sends before
-//! it has received the WELCOME.
+//! Tests the driver's part in the liveness check of paths, and an ACTIVATE that the client sends
+//! before it has received the WELCOME.
 
 use super::*;
 
