@@ -1,5 +1,5 @@
-//! Sets the library's soname, under which the dynamic linker looks for it. It changes only with the
-//! interface.
+//! Sets the soname of `libmobile`, the name under which the dynamic linker looks for the library.
+//! The soname changes only when the C interface changes.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

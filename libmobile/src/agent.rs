@@ -1,5 +1,5 @@
-//! Makes one call over the agent's control socket, with timeouts and without raising SIGPIPE, whose
-//! disposition belongs to the program.
+//! Sends one request over the agent's control socket and receives the reply, with timeouts. Sends
+//! without raising SIGPIPE, because its disposition belongs to the program that uses the library.
 
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -13,14 +13,16 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-/// Timeout of each step, in seconds: to connect, to send, to receive. The agent answers within
-/// milliseconds; a stopped agent must not block the program.
+/// The timeout in seconds of each of three steps: connecting to the agent, sending the request,
+/// receiving the reply. The agent answers within milliseconds; a stopped agent must not block the
+/// calling program.
 const TIMEOUT_SECONDS: i64 = 5;
 
-/// The maximum length of a reply, in bytes. The longest is a refusal of a sentence or two.
+/// The maximum length of the agent's reply, in bytes. The longest reply is a refusal of a sentence
+/// or two.
 const MAX_REPLY: u64 = 64 * 1024;
 
-/// Asks the agent at the socket `path` to carry out a call.
+/// Asks the agent that listens on the socket `path` to carry out `call`, and waits for the result.
 pub(crate) fn call(path: &Path, call: Call) -> Result<(), Errno> {
     let address = UnixAddr::new(path)?;
     let stream = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -81,7 +83,7 @@ mod tests {
 
     const SET: Call = Call::SetMobile { pid: 0, mobile: true };
 
-    /// Returns the result of a call to an agent that sends this reply to any request.
+    /// Returns the result of a call to an agent that sends `reply` to any request.
     fn call_with_reply(reply: &'static [u8]) -> Result<(), Errno> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.sock");

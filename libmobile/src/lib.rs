@@ -1,8 +1,8 @@
-//! `libmobile`: the paper's C interface, over the agent's control socket. `include/mobile.h`
-//! documents it.
+//! The C library `libmobile`, which implements the paper's C interface by requests over the agent's
+//! control socket. `include/mobile.h` documents the interface.
 //!
-//! No state is kept between two calls, so any thread may call at any time. All unsafe code is in
-//! this file.
+//! The library keeps no state between two calls, so any thread may call at any time. All unsafe
+//! code is in this file.
 
 mod agent;
 mod socket_path;
@@ -16,7 +16,8 @@ use mobile_control::{Call, SOCKET_VARIABLE};
 use nix::errno::Errno;
 use nix::libc;
 
-/// Makes a process mobile (`flag` 1) or ordinary (`flag` 0); `pid` 0 is the caller.
+/// Sets (`flag` 1) or clears (`flag` 0) the MOBILE attribute of the process `pid`, or of the caller
+/// if `pid` is 0. Returns 0, or -1 with `errno` set.
 #[unsafe(no_mangle)]
 pub extern "C" fn inet_setmobile(pid: c_int, flag: c_int) -> c_int {
     finish(move || {
@@ -36,8 +37,10 @@ pub extern "C" fn inet_setmobile(pid: c_int, flag: c_int) -> c_int {
     })
 }
 
-/// Ensures that the MOBILE route is in force. A null gateway, or the address 0.0.0.0, accepts the
-/// present one.
+/// Asks the agent to verify and repair the MOBILE route. Returns 0, or -1 with `errno` set.
+///
+/// Fails if `gateway` is neither the persistent address nor the relay's address. A null pointer or
+/// the address 0.0.0.0 disables this check.
 ///
 /// # Safety
 ///
@@ -69,8 +72,9 @@ fn call(call: Call) -> Result<(), Errno> {
     agent::call(&socket_path::find(trusted_variable(), mobile_control::CONFIG.as_ref())?, call)
 }
 
-/// Returns the control socket that the environment names, except in a program with more rights than
-/// the user who started it (AT_SECURE).
+/// Returns the path of the control socket in the environment variable [`SOCKET_VARIABLE`]; `None`
+/// if the variable is unset or empty, or if the program has more rights than the user who started
+/// it (AT_SECURE).
 fn trusted_variable() -> Option<OsString> {
     let name = std::ffi::CString::new(SOCKET_VARIABLE).ok()?;
     // SAFETY: the function takes no pointer.
@@ -90,7 +94,7 @@ fn trusted_variable() -> Option<OsString> {
 }
 
 /// Runs `work` and returns its result as system calls do: 0, or -1 with `errno` set. A panic
-/// becomes EIO, because it must not unwind into C.
+/// becomes EIO, because a panic must not unwind into C.
 fn finish(work: impl FnOnce() -> Result<(), Errno> + UnwindSafe) -> c_int {
     match catch_unwind(work).unwrap_or(Err(Errno::EIO)) {
         Ok(()) => 0,

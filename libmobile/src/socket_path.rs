@@ -1,5 +1,5 @@
-//! Finds the agent's control socket as the program `mobile` does: by the environment, the
-//! configuration or the default.
+//! Determines the path of the agent's control socket as the program `mobile` does: from the
+//! environment variable, else the configuration, else the default.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use serde::Deserialize;
 
-/// The agent's configuration, of which only `[control]` matters here.
+/// The agent's configuration file, of which this library reads only the section `[control]`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
@@ -28,8 +28,9 @@ impl Default for Control {
     }
 }
 
-/// Returns the path of the control socket. Fails with EACCES if the configuration may not be read,
-/// and with EBADMSG if it cannot be parsed.
+/// Returns the path of the control socket: `variable` if given, else the path in the configuration
+/// file `config`, else the default. Fails with EACCES if the configuration may not be read, and
+/// with EBADMSG if it cannot be parsed.
 pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
     if let Some(path) = variable {
         return Ok(path.into());

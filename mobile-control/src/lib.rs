@@ -1,5 +1,5 @@
-//! The interface between the C library `libmobile` and the agent: the paths where they meet, and
-//! the calls as they go over the control socket, one JSON object a line.
+//! The interface between the C library `libmobile` and the agent: the default paths of the control
+//! socket and the configuration, and the requests and replies on the socket, each one line of JSON.
 //!
 //! This is a crate of its own so that the library contains neither the agent's runtime nor its eBPF
 //! loader.
@@ -9,48 +9,50 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-/// The path of the agent's configuration unless another is named.
+/// The default path of the agent's configuration file.
 pub const CONFIG: &str = "/etc/mobile/agent.toml";
 
-/// The path of the control socket unless the configuration names another.
+/// The default path of the agent's control socket, which the configuration may override.
 pub const SOCKET: &str = "/run/mobile/agent.sock";
 
-/// The environment variable that names the control socket instead of the configuration.
+/// The environment variable with the path of the control socket, which overrides the configuration.
 pub const SOCKET_VARIABLE: &str = "MOBILE_CONTROL_SOCKET";
 
-/// A call of the C library.
+/// A call of a function of the C library `libmobile`, with its arguments, as sent to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// The C function `inet_setmobile`.
+    /// The C function `inet_setmobile`, which sets or clears the MOBILE attribute of a process.
     SetMobile {
-        /// The process ID; 0 means the caller.
+        /// The process ID; 0 means the process that calls the function.
         pid: i32,
         /// Whether to set the MOBILE attribute; otherwise it is cleared.
         mobile: bool,
     },
-    /// The C function `inet_setmroute`.
+    /// The C function `inet_setmroute`, which verifies and repairs the MOBILE route.
     SetRoute {
-        /// The expected gateway; `None` accepts the present one.
+        /// The gateway that the caller expects the MOBILE route to have; `None` accepts any.
         gateway: Option<Ipv4Addr>,
     },
 }
 
-/// A request that carries a call. The agent understands more requests.
+/// The request by which the C library sends a call to the agent. The agent also understands other
+/// requests, which the program `mobile` sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallRequest {
-    /// Carry out this call.
+    /// Asks the agent to carry out a call of the C library.
     Call(Call),
 }
 
-/// The agent's reply to a call.
+/// The agent's reply to a call of the C library.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CallReply {
-    /// The result of the call: 0, or an error number of this system.
+    /// The result of the call: 0, or an error number (`errno`) of this system.
     Called(i32),
-    /// The agent did not understand the request: it is of another version.
+    /// The agent did not understand the request, because it has another version; the text is its
+    /// error message.
     Refused(String),
 }
 

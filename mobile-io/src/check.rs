@@ -26,7 +26,7 @@ pub struct Finding {
     pub level: Level,
     /// The part that was checked: `kernel`, `config`, `relay over eth0`…
     pub topic: String,
-    /// The state that the check observed.
+    /// The state of the topic that the check observed.
     pub seen: String,
     /// The step that fixes the problem; `None` if and only if the level is `ok`.
     pub next_step: Option<String>,
@@ -35,7 +35,7 @@ pub struct Finding {
 /// The findings of all checks, in the stable form that `check --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CheckReport {
-    /// Whether no finding has the level `fail`, in which case the exit status is 0.
+    /// Whether the check succeeded: no finding has the level `fail`, and the exit status is 0.
     pub ok: bool,
     /// All findings, in the order in which the user should fix them.
     pub findings: Vec<Finding>,

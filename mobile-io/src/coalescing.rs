@@ -1,18 +1,19 @@
-//! Coalesces datagrams that a session writes to its device, where the kernel segments them again.
+//! Coalesces the UDP datagrams of a session into large packets before they are written to its TUN
+//! device; the kernel segments them again.
 
 use std::cell::Cell;
 
 use mobile_proto::{CoalescedSegment, Packet, SegmentCoalescer};
 
 thread_local! {
-    /// The spare coalescer of this thread.
+    /// The segment coalescer that no session on this thread uses at the moment.
     ///
     /// A coalescer is empty between two polls of a driver, so thousands of idle sessions share one
     /// per thread.
     static SPARE: Cell<Option<SegmentCoalescer>> = const { Cell::new(None) };
 }
 
-/// Writes one session's packets to its device, coalescing datagrams where possible.
+/// Writes one session's packets to its TUN device, coalescing UDP datagrams where possible.
 #[derive(Debug)]
 pub struct CoalescingWriter {
     coalesces: bool,
@@ -20,16 +21,18 @@ pub struct CoalescingWriter {
 }
 
 impl CoalescingWriter {
-    /// Creates a writer that coalesces if `coalesces`; see
-    /// [`Tun::coalesces_datagrams`](crate::tun::Tun::coalesces_datagrams).
+    /// Creates a writer that coalesces datagrams if `coalesces` is true; the device must support
+    /// that, see [`Tun::coalesces_datagrams`](crate::tun::Tun::coalesces_datagrams).
     #[must_use]
     pub fn new(coalesces: bool) -> Self {
         Self { coalesces, joiner: None }
     }
 
-    /// Passes `packet` to `write`, or keeps it to append later datagrams.
+    /// Passes `packet` to `write`, or keeps it until [`flush`](Self::flush), to append later
+    /// datagrams.
     ///
-    /// `write` also receives how many packets each written one consists of.
+    /// `write` receives each packet to write, and the number and size of the packets that were
+    /// coalesced into it.
     pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         if !self.coalesces {
             return write(packet, CoalescedSegment::single(packet));
@@ -47,7 +50,7 @@ impl CoalescingWriter {
         }
     }
 
-    /// Passes the packets that are kept to `write`.
+    /// Passes the packets that [`send`](Self::send) has kept, coalesced into one, to `write`.
     pub fn flush(&mut self, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
         let Some(mut joiner) = self.joiner.take() else { return };
         if let Some((joined, made)) = joiner.take() {

@@ -38,7 +38,8 @@ pub fn load<T: DeserializeOwned>(
     load_from(path, required, env_prefix, environment(), overrides)
 }
 
-/// Loads the defaults and the environment only, for a user who may not read the file.
+/// Loads the configuration from the defaults and the environment only, for a user who may not read
+/// the configuration file.
 ///
 /// # Errors
 /// When the environment has an unknown key or an invalid value.
@@ -106,7 +107,8 @@ fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
     }
 }
 
-/// Splits a variable's name: `MOBILE_RELAY_PUBLIC_KEY` becomes `("relay", "public_key")`.
+/// Splits the name of an environment variable into section and key: `MOBILE_RELAY_PUBLIC_KEY`
+/// becomes `("relay", "public_key")`. Returns `None` without `prefix` or with an unknown section.
 fn split_variable(name: &str, prefix: &str, sections: &[&'static str]) -> Option<(&'static str, String)> {
     let rest = name.strip_prefix(prefix)?.strip_prefix('_')?.to_ascii_lowercase();
     let key_in = |section: &&'static str| {

@@ -26,9 +26,9 @@ use tracing::debug;
 pub struct Confinement {
     /// The capabilities to keep, of those that the process has.
     pub capabilities: Capabilities,
-    /// The system calls to allow in addition to those that both daemons make.
+    /// The system calls to allow in addition to the list that the agent and the relay share.
     pub syscalls: &'static [libc::c_long],
-    /// Whether Unix stream sockets may be created, for user databases that are served over one.
+    /// Whether Unix stream sockets may be created, which some user databases need for look-ups.
     pub unix_streams: bool,
     /// The accessible files; `None` allows every file that the process's user may access.
     pub files: Option<FileAccess>,
@@ -80,7 +80,7 @@ impl Confinement {
     }
 }
 
-/// Drops all capabilities but `wanted`, for this thread and for programs that it executes.
+/// Drops all capabilities except `wanted`, for this thread and for programs that it executes.
 fn drop_capabilities(wanted: Capabilities) -> rustix::io::Result<()> {
     let own = thread::capabilities(None)?;
     if own.effective.contains(Capabilities::SETPCAP) {

@@ -1,7 +1,8 @@
-//! The control socket: JSON lines over a Unix socket, whose peer the kernel identifies.
+//! The control socket of a daemon: lines of JSON over a Unix socket, with the peer's process and
+//! user as reported by the kernel.
 //!
-//! A daemon binds a [`Listener`] and answers the requests of each [`Connection`]. A command uses
-//! the blocking [`Client`].
+//! A daemon binds a [`Listener`] and answers the requests on each [`Connection`]. A command-line
+//! program uses the blocking [`Client`].
 
 mod client;
 mod peer;
@@ -30,16 +31,17 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 /// The maximum length of a reply in bytes: enough for the sessions of some 50,000 clients.
 pub const MAX_REPLY: usize = 16 * 1024 * 1024;
 
-/// The time allowed for each step: for the peer to send a whole request, counted from the start of
-/// the wait, and to read a whole reply.
+/// The time allowed for each of two steps: for the peer to send a whole request, counted from the
+/// start of the wait, and to read a whole reply.
 ///
-/// Commands take milliseconds. A suspended or malicious one must not occupy a connection for ever.
+/// A command-line program needs milliseconds. A suspended or malicious one must not occupy a
+/// connection for ever.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The reason why an operation on a control socket failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Another process answers on the socket.
+    /// Another process already listens on the socket.
     #[error("already running: another process answers on {0}")]
     AlreadyRunning(PathBuf),
     /// No process listens on the socket.
@@ -81,7 +83,8 @@ pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
     step_timeout: Duration,
-    /// The device and inode of the socket file, so that a successor's file is not removed.
+    /// The device and inode numbers of the socket file, by which drop avoids removing a file that
+    /// another process has since bound at the same path.
     identity: (u64, u64),
 }
 
@@ -203,7 +206,7 @@ impl Connection {
             .map_err(|source| ControlError::Io { path: self.path.clone(), source })
     }
 
-    /// Waits until the peer disconnects, for a reply that continues until then.
+    /// Waits until the peer disconnects, for a service that streams lines of a reply until then.
     pub async fn closed(&mut self) {
         let mut rest = [0; 256];
         while matches!(self.reader.read(&mut rest).await, Ok(1..)) {}
@@ -239,7 +242,7 @@ fn find_group(name: &str) -> Result<Group, ControlError> {
     Group::from_name(name).ok().flatten().ok_or_else(|| ControlError::NoSuchGroup(name.to_owned()))
 }
 
-/// Parses one line, a request or a reply.
+/// Parses one line of JSON, a request or a reply.
 ///
 /// # Errors
 /// `BadMessage` when the line is not valid JSON for `T`.

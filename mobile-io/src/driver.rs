@@ -1,5 +1,5 @@
-//! Runs one session of mobile-proto over sockets: the driver feeds it the bytes of its paths, the
-//! packets of a device and the time.
+//! Runs one session of mobile-proto over sockets: the driver passes to the session the bytes that
+//! its paths receive, the packets of a TUN device and the current time.
 //!
 //! A driver is one task with one poll function, so it needs no locks, and the code shows the order
 //! of all events. Its owner controls it through a [`Handle`] and receives [`DriverEvent`]s.
@@ -26,10 +26,11 @@ pub use crate::tls::TlsStream;
 
 /// The source and sink of a session's inner packets, such as a TUN device.
 pub trait PacketIo: Send {
-    /// Reads the next packet to send into `buf`, which holds the longest possible packet.
+    /// Reads the next packet for the peer into `buf`, which has room for the longest possible
+    /// packet; returns the packet's length and offload.
     ///
     /// # Errors
-    /// The driver logs an error and polls again after a second; the session continues.
+    /// The driver logs the error and polls again after a second; the session continues.
     fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>>;
 
     /// Delivers a packet from the peer, immediately or at the next [`flush`](Self::flush).
@@ -37,20 +38,21 @@ pub trait PacketIo: Send {
     /// Must not block. The implementation counts its own errors.
     fn send(&mut self, packet: Packet<'_>);
 
-    /// Delivers the packets that [`send`](Self::send) kept back, because no more follow for now.
+    /// Delivers the packets that [`send`](Self::send) kept back. Called when no more packets follow
+    /// for now.
     fn flush(&mut self) {}
 }
 
 /// An event that the driver reports to its owner.
 #[derive(Debug)]
 pub enum DriverEvent {
-    /// An event of the session.
+    /// An event that the session reports.
     ///
-    /// For `PathClosed`, the driver has already closed the transport.
+    /// When the event is `PathClosed`, the driver has already closed the path's transport.
     Session(Event),
     /// The transport of a path failed, or its peer violated the protocol.
     ///
-    /// The session has already been told.
+    /// The session does not use the path any longer.
     PathError {
         /// The path that failed.
         path: PathId,
@@ -68,15 +70,15 @@ pub struct SessionSnapshot {
     pub stats: Stats,
     /// The open paths with their statistics.
     pub paths: Vec<(PathId, PathStats)>,
-    /// The path that carries data, if any.
+    /// The active path, which carries the session's packets; `None` if there is none.
     pub active: Option<PathId>,
-    /// The number of bytes waiting to be sent.
+    /// The number of bytes in the session's queue, waiting to be sent.
     pub queued_bytes: usize,
     /// The number of bytes sent but not yet acknowledged.
     pub unacked_bytes: usize,
-    /// The epoch of the session at the relay.
+    /// The epoch, a random number of the relay's session object; 0 while it is unknown.
     pub epoch: u64,
-    /// The configuration that the relay pushed, if any.
+    /// The addresses and other settings that the relay pushed to the client; `None` before that.
     pub config: Option<PushConfig>,
 }
 
@@ -102,10 +104,12 @@ enum Command {
     Shutdown(CloseCode, oneshot::Sender<()>),
 }
 
-/// Starts a driver on the current runtime and returns its handle and the receiver of its events.
+/// Starts a driver on the current tokio runtime and returns its handle and the receiver of its
+/// events.
 ///
-/// The channel for events is bounded. While it is full, the driver handles commands and transmits,
-/// but reads no path, so that a peer cannot cause events faster than the owner handles them.
+/// The channel for events is bounded. While the channel is full, the driver handles commands and
+/// transmits, but reads from no path, so that a peer cannot cause events faster than the owner
+/// handles them.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(event_queue::CAPACITY);
@@ -116,23 +120,24 @@ pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Re
 }
 
 impl Handle {
-    /// Opens a path over a connected transport (client).
+    /// Opens a path over a connected transport. For the client's driver only.
     pub fn open_path(&self, path: PathId, stream: TlsStream) {
         self.command(Command::Open(path, Box::new(stream)));
     }
 
-    /// Accepts a path whose HELLO has been read (server); `leftover` holds the bytes received after
-    /// it.
+    /// Accepts a path whose HELLO has been read from `stream`; `leftover` holds the bytes received
+    /// after the HELLO. For the relay's driver only.
     pub fn accept_path(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream) {
         self.command(Command::Accept(hello, leftover, Box::new(stream)));
     }
 
-    /// Moves the data to `path`; the relay closes every path that is not in `keep` (client).
+    /// Makes `path` the active path; the relay closes every path that is not in `keep`. For the
+    /// client's driver only.
     pub fn activate(&self, path: PathId, keep: Vec<PathId>) {
         self.command(Command::Activate(path, keep));
     }
 
-    /// Probes every path for liveness (client).
+    /// Probes every path for liveness. For the client's driver only.
     pub fn probe(&self) {
         self.command(Command::Probe);
     }
@@ -142,12 +147,13 @@ impl Handle {
         self.command(Command::Close(path, code));
     }
 
-    /// Pushes a new configuration to the client (server).
+    /// Pushes a new configuration to the client. For the relay's driver only.
     pub fn set_config(&self, config: PushConfig) {
         self.command(Command::SetConfig(config));
     }
 
-    /// Returns the state of the session; `None` if the driver has stopped.
+    /// Returns the counters, paths and queue lengths of the session at this moment; `None` if the
+    /// driver has stopped.
     pub async fn snapshot(&self) -> Option<SessionSnapshot> {
         let (reply, response) = oneshot::channel();
         self.command(Command::Snapshot(reply));

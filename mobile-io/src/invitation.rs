@@ -1,5 +1,5 @@
-//! Invitations: one line of text with which a laptop finds the relay, authenticates it and is
-//! enrolled once.
+//! Invitations: one line of text each, with which a laptop reaches and authenticates the relay, and
+//! is enrolled once.
 //!
 //! A token is a secret: the relay stores only its hash, and neither `Debug` nor any error shows it.
 
@@ -18,14 +18,14 @@ use crate::keys::{KEY_LEN, KeyError, PublicKey};
 
 /// The prefix of every invitation; another format would have another number.
 const PREFIX: &str = "mobile-invite-1-";
-/// The length of the checksum, the first bytes of the SHA-256 of the rest, which detects an
-/// incomplete paste.
+/// The length in bytes of the checksum that detects an incompletely pasted invitation: the first
+/// bytes of the SHA-256 hash of the rest of the invitation.
 const CHECK_LEN: usize = 4;
-/// The maximum length of an endpoint: a DNS name has at most 253 characters (RFC 1035), a port
-/// five.
+/// The maximum length of an endpoint `host:port` in bytes: a DNS name has at most 253 characters
+/// (RFC 1035), a port five.
 const MAX_ENDPOINT: usize = 253 + 1 + 5;
 
-/// The data that a laptop needs to enrol.
+/// The data that a laptop needs to become a client of the relay.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
     /// The relay's address as `host:port`.

@@ -1,4 +1,4 @@
-//! Runs checks that have side effects in namespaces of their own, so that the host is not changed.
+//! Runs checks that have side effects in separate namespaces, so that they do not change the host.
 
 use std::io;
 use std::thread;
@@ -12,7 +12,7 @@ use crate::tunnel_options::Offloading;
 /// The name of the device that [`try_tun`] creates in its own network namespace.
 const TRIAL_DEVICE: &str = "mobile-check";
 
-/// Runs `work` on a new thread with its own mount namespace and an empty network namespace.
+/// Runs `work` on a new thread in a separate mount namespace and an empty network namespace.
 ///
 /// The kernel removes both namespaces, and what was created in them, when the thread ends. Requires
 /// root.

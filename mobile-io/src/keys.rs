@@ -47,7 +47,7 @@ pub enum KeyError {
         /// The command that creates a key.
         hint: &'static str,
     },
-    /// The key file exists and would be overwritten.
+    /// The key file exists and would have to be overwritten.
     #[error("{0} exists already and is never overwritten: remove it first if its key is no longer used")]
     Exists(PathBuf),
     /// Users other than the owner may read the key file.
@@ -85,7 +85,7 @@ pub enum ParseKeyError {
     /// The text is not base64.
     #[error("invalid base64: a key is 44 characters of base64")]
     NotBase64,
-    /// The text is base64 of another length.
+    /// The text is base64 of the given number of bytes, which is not that of a key.
     #[error("invalid length of {0} bytes: a key is 32 bytes (44 characters of base64)")]
     WrongLength(usize),
 }
@@ -165,7 +165,7 @@ impl PrivateKey {
         self.public
     }
 
-    /// Returns the secret text of the key, as stored in its file.
+    /// Returns the private key in base64, as stored in its file.
     #[must_use]
     pub fn to_base64(&self) -> Zeroizing<String> {
         Zeroizing::new(STANDARD.encode(*self.seed))

@@ -23,7 +23,7 @@ pub enum LogError {
         "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
     )]
     BadLevel {
-        /// The text that is no level.
+        /// The invalid text that was given as the level.
         level: String,
         /// The source of the text: `--log` or the environment variable.
         origin: String,
@@ -63,21 +63,22 @@ pub fn print_fatal(message: &str) {
 /// The format of log lines.
 #[derive(Clone, Copy)]
 enum Style {
-    /// Lines with time and level.
+    /// Lines that begin with time and level, in colour if `colours` is true.
     Lines { colours: bool },
-    /// Lines with a priority for the journal.
+    /// Lines that begin with a priority, which the journal reads (sd-daemon(3)).
     Journal,
 }
 
-/// Returns whether stderr leads to the journal.
+/// Returns whether stderr is connected to systemd's journal.
 fn is_journal() -> bool {
     env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(io::stderr(), &stream))
 }
 
-/// Returns whether `fd` is the stream that systemd identifies by device and inode.
+/// Returns whether `fd` is the file that `stream`, the value of `JOURNAL_STREAM`, identifies by
+/// device and inode.
 ///
-/// The variable alone is not sufficient: every child of a service inherits it, even if its output
-/// is redirected.
+/// The presence of the variable alone is not sufficient, because every child of a service inherits
+/// the variable, even if its output is redirected.
 fn is_stream(fd: impl AsFd, stream: &str) -> bool {
     fstat(fd).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
@@ -113,7 +114,7 @@ where
     }
 }
 
-/// Formats events with `F` and prefixes each line with its priority.
+/// Formats log events with `F` and prefixes each line with its priority, for the journal.
 struct Prioritised<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
@@ -134,7 +135,8 @@ where
     }
 }
 
-/// Prefixes each line with its priority, because each line is a separate entry in the journal.
+/// Prefixes each line of `text` with the priority of `level`, because each line becomes a separate
+/// entry in the journal.
 fn prioritised(level: Level, text: &str) -> String {
     let priority = match level {
         Level::ERROR => 3,

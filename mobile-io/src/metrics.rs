@@ -26,15 +26,15 @@ pub use declared::{Metric, MetricKind};
 use host::Hosts;
 pub use host::is_host_name;
 
-/// The time allowed for each of two steps: receiving the request, and gathering and sending the
-/// reply.
+/// The time allowed for each of two steps of a connection: receiving the request, and gathering and
+/// sending the reply.
 ///
 /// A scraper sends its request in one piece. A connection carries one request, so it lasts at most
 /// twice this time, whatever the peer does.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum number of connections: several scrapers, a health check and a person. Further
-/// connections wait.
+/// The maximum number of open connections: several scrapers, a health check and a person. Further
+/// connections wait until one is closed.
 const MAX_CONNECTIONS: usize = 32;
 
 /// The maximum size of a request in bytes; a scrape sends a few hundred.
@@ -63,8 +63,8 @@ pub struct MetricsError {
 
 /// Serves the text of `gather` at `/metrics` and the result of `healthy` at `/healthz`.
 ///
-/// Only requests for an IP address, for `localhost` or for one of `hosts` are answered. Must be
-/// called in a tokio runtime.
+/// Only requests whose `Host` header is an IP address, `localhost` or one of `hosts` are answered.
+/// Must be called in a tokio runtime.
 ///
 /// # Errors
 /// When the address is in use or does not belong to this host.
@@ -239,12 +239,14 @@ mod tests {
         (serve(any_port(), &hosts, move || encode(&registry), healthy).unwrap(), is_healthy)
     }
 
-    /// Returns the status line and headers, in lower case, and the body.
+    /// Sends `request` and returns the reply: the status line and headers, in lower case, and the
+    /// body.
     async fn request(server: &Server, request: &str) -> (String, String) {
         request_from_host(server, "localhost", request).await
     }
 
-    /// Sends a request with `host` as its Host header.
+    /// Sends `request` with `host` as its Host header; returns the status line and headers, in
+    /// lower case, and the body.
     async fn request_from_host(server: &Server, host: &str, request: &str) -> (String, String) {
         let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
         stream.write_all(format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
@@ -327,7 +329,7 @@ mod tests {
         assert!(error.ends_with("; change [metrics] listen"), "{error}");
     }
 
-    /// The number of lines of a reply that exceeds all socket buffers: 40 MB.
+    /// The number of lines of a reply of 40 MB, which exceeds all socket buffers.
     const REPLY_LINES: usize = 8 << 20;
 
     #[tokio::test]

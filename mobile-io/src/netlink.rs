@@ -65,10 +65,11 @@ pub enum Family {
 /// The reason why the kernel's configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
-    /// The kernel or the device lacks the family. A host on which IPv6 is disabled is not faulty.
+    /// The kernel or the device lacks the address family. A host on which IPv6 is disabled is not
+    /// faulty.
     #[error("cannot {what}: {family} is disabled on this host or device")]
     FamilyUnavailable {
-        /// The family that is missing.
+        /// The address family that is missing.
         family: Family,
         /// The attempted action, as an infinitive.
         what: String,
@@ -76,7 +77,7 @@ pub enum NetlinkError {
     /// The process lacks the permission for the action.
     #[error("not allowed to {0}: run as root, or with CAP_NET_ADMIN")]
     NotAllowed(String),
-    /// No device has the name.
+    /// No network device has the given name.
     #[error("network device `{0}` does not exist")]
     NoSuchLink(String),
     /// The kernel refused the request.
@@ -104,8 +105,8 @@ pub enum NetlinkError {
 pub struct Netlink(Arc<Mutex<Channel>>);
 
 impl Netlink {
-    /// Opens a netlink socket in this thread's network namespace, which a task of the current
-    /// runtime serves.
+    /// Opens a netlink socket in this thread's network namespace, and spawns a task on the current
+    /// tokio runtime that sends and receives on the socket.
     ///
     /// # Errors
     /// When the kernel provides no socket, or outside of a tokio runtime.
@@ -116,9 +117,9 @@ impl Netlink {
 }
 
 impl NetlinkError {
-    /// Returns whether the error only means that the family is missing.
+    /// Returns whether the error only means that the kernel or the device lacks an address family.
     ///
-    /// Callers report that once and work without the family.
+    /// Callers report such an error once and work without the family.
     #[must_use]
     pub fn is_family_unavailable(&self) -> bool {
         matches!(self, Self::FamilyUnavailable { .. })

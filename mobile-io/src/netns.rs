@@ -1,5 +1,5 @@
-//! Identifies a network namespace, for the names of files in file systems that several namespaces
-//! share.
+//! Identifies the network namespace of the calling thread, for the names of files in file systems
+//! that several namespaces share.
 
 use std::fs;
 use std::io;
@@ -17,8 +17,8 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// linux/nsfs.h).
 const INITIAL_INODE: u64 = 0xefff_fff9;
 
-/// The cookie of the initial network namespace on older kernels, from Linux 5.14 on: the first that
-/// the kernel assigns.
+/// The cookie of the initial network namespace on kernels from Linux 5.14 to 6.17: the first cookie
+/// that the kernel assigns.
 const INITIAL_COOKIE: u64 = 1;
 
 /// Returns the inode number of the calling thread's network namespace, as shown by `lsns -t net`.
@@ -33,7 +33,8 @@ pub fn id() -> io::Result<u64> {
 
 /// Returns `name` in the initial network namespace, and `name-ID` in every other one.
 ///
-/// All network namespaces share the file systems of cgroups and of pinned BPF objects.
+/// The suffix is needed because all network namespaces share the file systems of cgroups and of
+/// pinned BPF objects.
 #[must_use]
 pub fn name(name: &str) -> String {
     match id() {

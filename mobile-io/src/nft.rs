@@ -5,7 +5,7 @@
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
-/// A table, given by its family (`inet`, `arp`) and its name.
+/// An nftables table, given by its family (`inet`, `arp`) and its name.
 pub type Table<'a> = (&'a str, &'a str);
 
 /// The reason why nftables cannot be read or changed.
@@ -27,7 +27,7 @@ pub enum NftError {
     },
 }
 
-/// Applies `script` in one transaction.
+/// Applies the nftables commands in `script` in one transaction.
 ///
 /// # Errors
 /// When nft is missing, or when nft or the kernel rejects the script; then nothing is changed.
@@ -43,8 +43,8 @@ pub fn check(script: &str) -> Result<(), NftError> {
     feed(&["-c", "-f", "-"], script).map(drop)
 }
 
-/// Lists `tables` in the format of nft, without the values of counters. Returns `None` when one of
-/// the tables does not exist.
+/// Returns the rules in `tables` in the format of nft, without the values of counters; `None` when
+/// one of the tables does not exist.
 ///
 /// # Errors
 /// When nft is missing or fails.
@@ -62,7 +62,7 @@ pub fn list(tables: &[Table<'_>]) -> Result<Option<String>, NftError> {
     Ok(Some(listing))
 }
 
-/// Returns whether `table` exists in the kernel; false if nft is missing.
+/// Returns whether `table` exists in the kernel; also returns false if nft is missing.
 ///
 /// # Errors
 /// When nft fails.
@@ -75,7 +75,8 @@ pub fn exists((family, name): Table<'_>) -> Result<bool, NftError> {
     }
 }
 
-/// Deletes `table` and returns whether it existed; false if nft is missing.
+/// Deletes `table` and returns whether it existed; does nothing and returns false if nft is
+/// missing.
 ///
 /// # Errors
 /// When nft fails.

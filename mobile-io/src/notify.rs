@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Reports that the service is ready.
+/// Reports to systemd that the service is ready.
 pub fn ready() {
     notify(NotifyState::Ready);
 }
 
-/// Reports that the service reloads its configuration, until it calls [`ready`] again
+/// Reports to systemd that the service reloads its configuration, until it calls [`ready`] again
 /// (`Type=notify-reload`).
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
@@ -20,19 +20,19 @@ pub fn reloading() {
     }
 }
 
-/// Reports that the service is stopping.
+/// Reports to systemd that the service is stopping.
 pub fn stopping() {
     notify(NotifyState::Stopping);
 }
 
-/// Sets the status line in `systemctl status`.
+/// Sets the status line of the service in `systemctl status`.
 pub fn status(text: &str) {
     // systemd would parse a second line as another assignment.
     notify(NotifyState::Status(text.lines().next().unwrap_or_default()));
 }
 
-/// Returns how often to call [`keep_alive`]: half of systemd's watchdog time-out; `None` without a
-/// watchdog.
+/// Returns the interval at which to call [`keep_alive`], half of systemd's watchdog time-out;
+/// `None` if systemd runs no watchdog for the service.
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)

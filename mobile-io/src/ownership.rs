@@ -1,16 +1,16 @@
-//! Gives files created by root to the owner of their directory.
+//! Changes the owner of files that root creates to the owner of their directory.
 //!
-//! A package may give a directory to a service's user. The service could not read its own key if
-//! root kept the ownership of a file that it creates there.
+//! A package may make a service's user the owner of a directory. Such a service could not read its
+//! key if the key file, which an administrator creates there as root, remained owned by root.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, fchown};
 use std::path::Path;
 
-/// Gives the file at `path`, open as `file`, to the owner of its directory.
+/// Changes the owner of the file at `path`, open as `file`, to the owner of its directory.
 ///
-/// Does nothing unless this process runs as root, since only root may give files away.
+/// Does nothing unless this process runs as root, since only root may change the owner of files.
 ///
 /// # Errors
 /// When the directory cannot be examined or the owner cannot be changed.

@@ -3,15 +3,15 @@
 use std::io;
 use std::process::Command;
 
-/// The targets whose start stops running services.
+/// The systemd targets that stop all services when they start.
 ///
-/// Power-off, reboot, halt, kexec, soft-reboot and exit all go through the first.
+/// Power-off, reboot, halt, kexec, soft-reboot and exit all start `shutdown.target`.
 const TARGETS: [&str; 3] = ["shutdown.target", "rescue.target", "emergency.target"];
 
 /// Returns whether systemd shuts the machine down or enters rescue or emergency mode.
 ///
-/// `systemctl is-system-running` does not answer that: until the boot has finished it says
-/// "starting", whatever is queued.
+/// `systemctl is-system-running` is no alternative, because it reports "starting" until the boot
+/// has finished, even if a shutdown is queued.
 ///
 /// # Errors
 /// When systemd cannot be queried.
@@ -25,8 +25,8 @@ pub fn is_under_way() -> io::Result<bool> {
     read(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Parses the output of `systemctl show` for several units: lines of the form `KEY=VALUE`, with an
-/// empty line between units.
+/// Returns whether a target is active or about to start, according to the output of `systemctl
+/// show`: lines of the form `KEY=VALUE`, with an empty line between units.
 fn read(text: &str) -> io::Result<bool> {
     let mut known = 0;
     let mut under_way = false;

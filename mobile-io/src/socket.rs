@@ -1,6 +1,8 @@
-//! The socket below a path's TLS, which reads ahead.
+//! The TCP socket below a path's TLS connection, which reads more bytes from the kernel than rustls
+//! asks for.
 //!
-//! rustls asks for 4 KiB at a time, and a system call costs more than copying that much.
+//! rustls asks for 4 KiB at a time, and a system call costs more than copying that many bytes from
+//! a buffer.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -10,32 +12,35 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// The bytes to read at a time: eight TLS records. Much more would leave the core's cache before it
-/// is decrypted.
+/// The number of bytes to read from the kernel at a time: eight TLS records. If the number were
+/// much larger, the bytes would leave the processor's cache before they are decrypted.
 const READ_AHEAD: usize = 128 * 1024;
 
 thread_local! {
-    /// The spare buffer of this thread.
+    /// The buffer that no socket on this thread uses at the moment.
     ///
     /// A socket holds a buffer only while it has unread bytes, so thousands of idle ones hold none.
     static SPARE: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
 
-/// A TCP connection that reads ahead.
+/// A TCP connection that reads more bytes from the kernel than the caller asks for, and keeps the
+/// rest for the next read.
 #[derive(Debug)]
 pub struct ReadAheadSocket {
     tcp: TcpStream,
     ahead: Option<ReadAhead>,
-    /// The number of bytes that may still be read; `None` without a limit.
+    /// The number of bytes that may still be read from the connection; `None` if reads are not
+    /// limited.
     allowance: Option<usize>,
 }
 
-/// The error of a read beyond the limit: the peer sent more than a handshake needs.
+/// The error of a read beyond the limit of [`ReadAheadSocket::limit`]: the peer sent more than a
+/// handshake needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("received more bytes than a handshake needs")]
 pub(crate) struct AllowanceExceeded;
 
-/// Bytes that were read from the connection but not yet passed on.
+/// Bytes that were read from the kernel but not yet returned to the caller.
 #[derive(Debug)]
 struct ReadAhead {
     buffer: Box<[u8]>,
@@ -67,7 +72,8 @@ impl ReadAheadSocket {
         &self.tcp
     }
 
-    /// Reads at most as many bytes as the limit allows and `out` has room for.
+    /// Reads at most as many bytes as `allowance`, the limit on reads, permits and `out` has room
+    /// for.
     fn poll_read_limited(
         &mut self,
         cx: &mut Context<'_>,
@@ -86,7 +92,7 @@ impl ReadAheadSocket {
         Poll::Ready(Ok(()))
     }
 
-    /// Copies bytes that were read ahead to `out`.
+    /// Copies bytes that were read from the kernel earlier to `out`.
     fn take_ahead(&mut self, out: &mut ReadBuf<'_>) {
         let Some(ahead) = &mut self.ahead else { return };
         let length = out.remaining().min(ahead.end - ahead.start);

@@ -1,5 +1,6 @@
-//! The state file: a daemon's list of its kernel objects, by which `cleanup` finds them when the
-//! configuration cannot be read or has changed.
+//! The state file: a daemon's list of the kernel objects that it creates (devices, rules and
+//! others), by which the command `cleanup` finds the objects when the configuration cannot be read
+//! or has changed.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,27 +12,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 
-/// The number of attempts to write the file when its directory is removed at the same time.
+/// The maximum number of attempts to write the file while other daemons remove its directory.
 const ATTEMPTS: u32 = 5;
 
-/// The state file of the daemon with one configuration file in one network namespace.
+/// The state file of the daemon that uses one configuration file in one network namespace.
 #[derive(Debug, Clone)]
 pub struct StateFile {
     path: PathBuf,
     config: PathBuf,
 }
 
-/// The content of the file. Unknown keys, which later versions may add, are ignored.
+/// The content of a state file. Unknown keys, which later versions may add, are ignored.
 #[derive(Serialize, Deserialize)]
 struct Content<T> {
     /// The path of the configuration file, for people who read the state file.
     config: PathBuf,
-    /// The sets of objects that were created and not removed since.
+    /// The sets of kernel objects that were created and not removed since.
     objects: Vec<T>,
 }
 
 impl StateFile {
-    /// Returns the state file in `dir` of the daemon that `config` configures, without opening it.
+    /// Returns the state file in the directory `dir` of the daemon with the configuration file
+    /// `config`, without opening either.
     ///
     /// # Errors
     /// When the network namespace or the working directory cannot be determined.
@@ -42,7 +44,8 @@ impl StateFile {
         Ok(Self { path: dir.join(format!("objects-{}-{hash}.json", netns::id()?)), config })
     }
 
-    /// Returns the recorded sets of objects; none if the file does not exist.
+    /// Returns the recorded sets of kernel objects; the list is empty if the state file does not
+    /// exist.
     ///
     /// # Errors
     /// When the file exists but cannot be read.
@@ -57,8 +60,8 @@ impl StateFile {
         Ok(content.objects)
     }
 
-    /// Records a set of objects that is about to be created; returns false if it is recorded
-    /// already.
+    /// Records a set of kernel objects that is about to be created; returns false if an equal set
+    /// is recorded already.
     ///
     /// # Errors
     /// When the file cannot be written.

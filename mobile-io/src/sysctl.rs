@@ -1,13 +1,12 @@
 //! Reads and writes kernel settings below /proc/sys.
 //!
-//! The module stores no earlier values; callers that want to restore a setting keep its value
-//! themselves.
+//! Earlier values are not stored; callers that want to restore a setting keep its value themselves.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// The reason why a setting cannot be read or written.
+/// The reason why a kernel setting cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {path}: {source}")]
 pub struct SysctlError {
@@ -25,7 +24,7 @@ impl SysctlError {
     }
 }
 
-/// Reads a setting by its path below /proc/sys, such as `net/ipv4/ip_forward`.
+/// Reads a kernel setting by its path below /proc/sys, such as `net/ipv4/ip_forward`.
 ///
 /// # Errors
 /// When the setting does not exist or cannot be read.
@@ -37,7 +36,7 @@ pub fn read(name: &str) -> Result<String, SysctlError> {
     }
 }
 
-/// Writes a setting unconditionally.
+/// Writes `value` to a kernel setting, whatever the present value is.
 ///
 /// # Errors
 /// When the setting does not exist or cannot be written.
@@ -46,7 +45,8 @@ pub fn write(name: &str, value: &str) -> Result<(), SysctlError> {
     fs::write(&path, value).map_err(|source| SysctlError { action: "write", path, source })
 }
 
-/// Writes a setting unless it has the value already; returns the earlier value if it was changed.
+/// Writes `value` to a kernel setting unless that is the present value; returns the earlier value
+/// if the setting was changed.
 ///
 /// # Errors
 /// When the setting does not exist, or cannot be read or written.

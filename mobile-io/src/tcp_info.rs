@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use nix::libc;
 use tokio::net::TcpStream;
 
-/// The kernel's `struct tcp_info` (uapi/linux/tcp.h), up to the last field needed here.
+/// The kernel's `struct tcp_info` (uapi/linux/tcp.h), up to the last field that this module needs.
 ///
-/// The struct of the libc crate ends before that field. The kernel only appends fields.
+/// The struct in the libc crate ends before that field. The kernel only ever appends fields.
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 struct TcpInfo {
@@ -67,17 +67,19 @@ struct TcpInfo {
     delivered_ce: u32,
 }
 
-/// The minimum length that the kernel must fill in; kernels before 4.18 lack `delivered`.
+/// The minimum length in bytes of `struct tcp_info` that the kernel must fill in; kernels before
+/// 4.18 lack the field `delivered`.
 const MIN_LENGTH: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
 
-/// The kernel's statistics of the sending direction of a connection.
+/// The kernel's statistics of the sending direction of a TCP connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SendState {
-    /// The bytes written but not acknowledged, not even selectively; sent or unsent.
+    /// The number of bytes written but not acknowledged, not even selectively, whether sent or
+    /// unsent.
     pub(crate) outstanding: u64,
-    /// The outstanding bytes that have not been sent.
+    /// The number of outstanding bytes that have not been sent.
     pub(crate) unsent: u64,
-    /// The total bytes acknowledged, including selectively.
+    /// The total number of bytes acknowledged, including selectively.
     pub(crate) acked_bytes: u64,
     /// The congestion window, in segments of at most `mss` bytes.
     pub(crate) cwnd: u64,
@@ -87,7 +89,7 @@ pub(crate) struct SendState {
     pub(crate) rtt: Duration,
     pub(crate) rttvar: Duration,
     /// The minimum round trip of the last five minutes (`tcp_min_rtt_wlen`); `None` before the
-    /// first sample.
+    /// first measurement.
     pub(crate) min_rtt: Option<Duration>,
     /// Whether the connection is in loss recovery: data sent since a loss has not been
     /// acknowledged.
@@ -97,19 +99,19 @@ pub(crate) struct SendState {
     /// Whether slow start has ended (RFC 5681): after a loss, after the round trip grew, or after
     /// half a round trip of acknowledgements without a gap (HyStart, of cubic).
     pub(crate) left_slow_start: bool,
-    /// The state of bbr, if it is the congestion control.
+    /// The state of bbr; `None` if the connection uses another congestion control.
     pub(crate) bbr: Option<Bbr>,
 }
 
 impl SendState {
-    /// Returns whether the kernel is searching for the path's capacity, sending more in each round
-    /// trip than was delivered in the one before.
+    /// Returns whether the kernel is still searching for the path's capacity, that is, sends more
+    /// in each round trip than was delivered in the one before.
     pub(crate) fn is_starting(&self) -> bool {
         self.bbr.map_or(!self.left_slow_start, |bbr| bbr.starting)
     }
 
-    /// Returns the minimum round trip: bbr's, which covers ten seconds, else the kernel's, which
-    /// covers five minutes.
+    /// Returns the minimum round trip: for bbr its own, which covers ten seconds, otherwise the
+    /// kernel's, which covers five minutes.
     pub(crate) fn base_rtt(&self) -> Option<Duration> {
         self.bbr.map_or(self.min_rtt, |bbr| bbr.min_rtt)
     }
@@ -118,7 +120,8 @@ impl SendState {
 /// The state of bbr for one connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bbr {
-    /// The minimum round trip, measured again every ten seconds; `None` before the first sample.
+    /// The minimum round trip, which bbr measures again every ten seconds; `None` before the first
+    /// measurement.
     pub(crate) min_rtt: Option<Duration>,
     /// The estimated delivery rate in bytes per second, on which the pacing rate is based.
     pub(crate) rate: u64,
@@ -126,12 +129,14 @@ pub(crate) struct Bbr {
     pub(crate) starting: bool,
 }
 
-/// Returns the statistics for the liveness check; `None` if the kernel does not provide them.
+/// Returns the statistics of a connection for the liveness check; `None` if the kernel does not
+/// provide them.
 pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| info.sample())
 }
 
-/// Returns the statistics for the send limit; `None` if the kernel does not provide them.
+/// Returns the statistics of a connection for the send limit; `None` if the kernel does not provide
+/// them.
 pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     let info = read(tcp).ok()?;
     let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
@@ -157,9 +162,10 @@ pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     })
 }
 
-/// Returns the bytes written but not acknowledged.
+/// Returns the number of bytes written to a connection but not acknowledged.
 ///
-/// `TCP_INFO` only counts segments, of which many are short.
+/// The option `TCP_INFO` is no alternative, because it only counts segments, of which many are
+/// short.
 fn outstanding(tcp: &TcpStream) -> Option<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TIOCOUTQ (SIOCOUTQ of a socket) writes one int.
@@ -168,26 +174,27 @@ fn outstanding(tcp: &TcpStream) -> Option<u64> {
     u64::try_from(bytes).ok()
 }
 
-/// The congestion state of fast retransmit (`TCP_CA_Recovery`, uapi/linux/tcp.h); only that of a
-/// retransmission time-out is higher.
+/// The value of `ca_state` during fast retransmit (`TCP_CA_Recovery`, uapi/linux/tcp.h). The only
+/// higher value is that of recovery after a retransmission time-out.
 const CA_RECOVERY: u8 = 3;
 
-/// The threshold of a slow start that has not ended (`TCP_INFINITE_SSTHRESH`, include/net/tcp.h).
+/// The value of `snd_ssthresh` until slow start has ended (`TCP_INFINITE_SSTHRESH`,
+/// include/net/tcp.h).
 const INFINITE_SSTHRESH: u32 = 0x7fff_ffff;
 
 /// The kernel's `struct tcp_bbr_info` (uapi/linux/inet_diag.h).
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy)]
 struct BbrInfo {
-    /// The estimated rate in bytes per second, lower half first.
+    /// The estimated delivery rate in bytes per second, lower half first.
     bandwidth: [u32; 2],
     min_rtt: u32,
     pacing_gain: u32,
     cwnd_gain: u32,
 }
 
-/// A gain of one (`BBR_UNIT`, net/ipv4/tcp_bbr.c). bbr paces at 2.89 times the estimated rate
-/// during start-up, and at 1.25 times at most later.
+/// The pacing gain 1.0 in bbr's fixed-point format (`BBR_UNIT`, net/ipv4/tcp_bbr.c). bbr paces at
+/// 2.89 times the estimated rate during start-up, and at 1.25 times at most later.
 const BBR_UNIT: u32 = 1 << 8;
 
 /// Returns the state of bbr; `None` if the connection uses another congestion control.
@@ -213,7 +220,8 @@ fn from_micros(micros: u32) -> Duration {
     Duration::from_micros(micros.into())
 }
 
-/// Converts a round trip in microseconds; `None` if the kernel has no sample yet.
+/// Converts a round trip in microseconds; returns `None` for the value of a kernel without a
+/// measurement yet.
 fn known_rtt(rtt: u32) -> Option<Duration> {
     (rtt != u32::MAX).then(|| from_micros(rtt))
 }

@@ -30,11 +30,12 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// Escapes such characters in a JSON document, as JSON escapes that keep its value.
+/// Escapes the characters of a JSON document that a terminal executes or hides, with JSON escapes,
+/// which keep the value of the document.
 ///
-/// `serde_json` only escapes what JSON requires (below U+0020). It keeps U+009B, for instance,
-/// which begins an escape sequence on some terminals. JSON contains no such characters outside of
-/// strings.
+/// `serde_json` only escapes the characters that JSON requires (below U+0020), and not, for
+/// instance, U+009B, which begins an escape sequence on some terminals. JSON contains no such
+/// characters outside of strings.
 #[must_use]
 pub fn printable_json(document: &str) -> Cow<'_, str> {
     escape(

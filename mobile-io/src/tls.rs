@@ -1,8 +1,8 @@
 //! TLS 1.3 with raw public keys (RFC 7250) in both directions: a peer is identified by a key
 //! instead of a certificate.
 //!
-//! There are no session tickets, because a handover must prove the key again, and no early data,
-//! because it can be replayed.
+//! There are no session tickets, because each handover must prove possession of the key again, and
+//! no early data, because early data can be replayed.
 
 mod verify;
 
@@ -38,8 +38,8 @@ use verify::{ClientKeyVerifier, PinnedRelayVerifier, WrongRelayKey};
 /// The transport of a path: TLS over TCP, as client or server.
 pub type TlsStream = tokio_rustls::TlsStream<ReadAheadSocket>;
 
-/// The time, and the number of bytes, for which the relay still reads from a refused client: a
-/// round trip and the client's first flight.
+/// The time, and the number of bytes, for which the relay still reads from a client that it has
+/// refused: a round trip and the client's first flight.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CLOSE_READ_LIMIT: u64 = 64 * 1024;
 
@@ -53,8 +53,8 @@ const CLIENT_HELLO_BYTES: usize = 4 * 1024;
 /// The maximum number of bytes that a client may send after its ClientHello until the handshake is
 /// complete.
 ///
-/// The certificate, its signature and Finished take some 300 bytes. rustls may read further bytes
-/// with them: at most a first record of 16 KiB and one read of 4 KiB.
+/// The certificate message, the signature and Finished take some 300 bytes. rustls may read further
+/// bytes together with them: at most a first record of 16 KiB and one read of 4 KiB.
 const CLIENT_FLIGHT_BYTES: usize = 24 * 1024;
 
 /// Decides whether a client's key may use this relay.
@@ -104,15 +104,16 @@ impl fmt::Display for HandshakeFailure {
 
 impl std::error::Error for HandshakeFailure {}
 
-/// The relay's TLS configurations, for paths and for enrolments. The protocol that a client
-/// requests (ALPN) selects one.
+/// The relay's two TLS configurations, one for paths and one for enrolments. The protocol that a
+/// client requests (ALPN) selects between them.
 #[derive(Debug, Clone)]
 pub struct RelayConfig {
     paths: Arc<ServerConfig>,
     enrolments: Arc<ServerConfig>,
 }
 
-/// Creates the client's TLS configuration, which proves `key` and accepts only the relay's key.
+/// Creates the client's TLS configuration for paths, which proves possession of `key` and accepts
+/// only a relay with the key `relay`.
 #[must_use]
 pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let provider = provider();
@@ -130,7 +131,7 @@ pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Creates the TLS configuration of a client that wants to enrol `key`.
+/// Creates the TLS configuration of a client that wants the relay to enrol `key`.
 #[must_use]
 pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
     let mut config = Arc::unwrap_or_clone(client_config(key, relay));
@@ -138,10 +139,10 @@ pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig>
     Arc::new(config)
 }
 
-/// Creates the relay's TLS configurations, which prove `key`.
+/// Creates the relay's TLS configurations, which prove possession of `key`.
 ///
-/// A path requires a key that `authorise` accepts. An enrolment accepts any key that the client
-/// proves.
+/// A path requires a client key that `authorise` accepts. An enrolment accepts any key that the
+/// client proves to possess.
 #[must_use]
 pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
     RelayConfig {
@@ -168,20 +169,20 @@ fn server_config_for(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc
     Arc::new(config)
 }
 
-/// Returns whether the connection is for an enrolment, in which case the client's key need not be
+/// Returns whether the client requested an enrolment (ALPN), in which case its key need not be
 /// authorised.
 #[must_use]
 pub fn is_enrolment(stream: &TlsStream) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ENROLL_ALPN)
 }
 
-/// Returns the key that the peer proved in the handshake.
+/// Returns the public key that the peer has proved to possess in the handshake; `None` before that.
 #[must_use]
 pub fn peer_key(connection: &CommonState) -> Option<PublicKey> {
     PublicKey::from_spki(connection.peer_certificates()?.first()?)
 }
 
-/// Performs the client's side of the handshake over a connected socket.
+/// Performs the client's side of the TLS handshake over a connected socket.
 ///
 /// In TLS 1.3 the relay's refusal of the client's key arrives after the handshake, as an error of a
 /// later read. Pass that error to [`classify`].
@@ -204,8 +205,8 @@ pub async fn connect(
     Ok(stream.into())
 }
 
-/// Performs the relay's side of the handshake over an accepted socket; returns the client's key as
-/// well.
+/// Performs the relay's side of the TLS handshake over an accepted socket; returns the TLS stream
+/// and the client's key.
 ///
 /// # Errors
 /// When the handshake fails or takes longer than `timeout`.
@@ -248,7 +249,7 @@ pub async fn accept(
     Ok((stream.into(), key))
 }
 
-/// Classifies an error of a handshake, or of any later read or write.
+/// Determines the cause of an error of a TLS handshake, or of any later read or write.
 #[must_use]
 pub fn classify(error: &io::Error) -> HandshakeFailure {
     if error.get_ref().and_then(|inner| inner.downcast_ref::<AllowanceExceeded>()).is_some() {
@@ -274,7 +275,8 @@ pub fn classify(error: &io::Error) -> HandshakeFailure {
     }
 }
 
-/// Closes a connection so that the peer can read the alert.
+/// Closes a connection whose handshake failed so that the peer can read the TLS alert with the
+/// reason.
 ///
 /// Dropping a socket with unread bytes would send a reset, upon which the peer may discard the
 /// alert.
@@ -292,7 +294,8 @@ fn timed_out(timeout: Duration) -> HandshakeFailure {
     HandshakeFailure::Network(format!("no TLS handshake within {timeout:?}"))
 }
 
-/// Requires an agreed protocol, because rustls accepts handshakes in which one side offers no ALPN.
+/// Fails unless both sides agreed on a protocol, because rustls accepts handshakes in which one
+/// side offers no ALPN.
 fn require_alpn(connection: &CommonState) -> Result<(), HandshakeFailure> {
     if connection.alpn_protocol().is_some_and(|name| name == mobile_proto::ALPN || name == ENROLL_ALPN) {
         return Ok(());
@@ -300,10 +303,11 @@ fn require_alpn(connection: &CommonState) -> Result<(), HandshakeFailure> {
     Err(HandshakeFailure::Protocol("no common protocol was negotiated (ALPN)".into()))
 }
 
-/// Returns ring's provider with the cipher suites in order of preference.
+/// Returns ring's cryptography provider with the cipher suites in order of preference.
 ///
-/// With AES instructions nothing is faster than AES-GCM, and 128-bit keys cost a third less than
-/// 256-bit keys. In software ChaCha20 is faster, and safe from cache-timing attacks.
+/// If the processor has AES instructions, nothing is faster than AES-GCM, and 128-bit keys cost a
+/// third less than 256-bit keys. In software, ChaCha20 is faster and safe from cache-timing
+/// attacks.
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites = cipher_suites(has_aes()).to_vec();
@@ -327,8 +331,8 @@ fn has_aes() -> bool {
     return false;
 }
 
-/// Returns the key in the form that TLS sends: a bare SubjectPublicKeyInfo in place of the
-/// certificate.
+/// Returns the key pair in the form that rustls uses: a bare SubjectPublicKeyInfo takes the place
+/// of the certificate.
 fn identity(key: &PrivateKey) -> Arc<CertifiedKey> {
     let mut private = PrivatePkcs8KeyDer::from(key.to_pkcs8());
     let signer = any_eddsa_type(&private).expect("an Ed25519 seed in PKCS#8 is a key ring takes");

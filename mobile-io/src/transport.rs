@@ -1,5 +1,5 @@
-//! TCP connections for paths: bound to their uplink, with little data in the kernel and quick
-//! detection of dead peers.
+//! TCP connections for paths: bound to their uplink, with little unsent data in the kernel and
+//! quick detection of dead peers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,21 +15,22 @@ use crate::sysctl;
 /// The maximum number of unsent bytes in the kernel before the socket stops being writable.
 ///
 /// Data in the kernel can neither be reordered nor moved to another path, so the limit is low.
-/// However, the socket must not run dry before this process is woken: half of the limit (at which
-/// the kernel wakes it) lasts 130 µs at 1 Gbit/s.
+/// However, the socket must not run out of data before this process is woken: half of the limit (at
+/// which the kernel wakes the process) lasts 130 µs at 1 Gbit/s.
 pub(crate) const NOTSENT_LOWAT: u32 = 32 * 1024;
 
-/// The send buffer to request for a path that needs a larger one.
+/// The size in bytes of the send buffer to request for a path that needs a larger one.
 ///
-/// The kernel doubles the value and uses at most nine tenths for data in flight, which is somewhat
-/// more than a session may have unacknowledged.
+/// The kernel doubles the requested size and uses at most nine tenths of the result for data in
+/// flight, which is somewhat more than a session may have unacknowledged.
 const SEND_BUFFER: usize = 10 << 20;
 
-/// The congestion control that follows the delivery rate and the round trip instead of losses.
+/// The name of the congestion control that follows the delivery rate and the round trip instead of
+/// losses.
 const BBR: &str = "bbr";
 
-/// Loss-based congestion controls that do not pace, the preferred one first; every kernel has the
-/// second.
+/// The names of loss-based congestion controls that do not pace, the preferred one first; every
+/// kernel has reno.
 const LOSS_BASED: [&str; 2] = ["cubic", "reno"];
 
 /// The time for which sent data may stay unacknowledged before the kernel drops the connection.
@@ -38,14 +39,15 @@ const LOSS_BASED: [&str; 2] = ["cubic", "reno"];
 /// session uses.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The keepalive time and interval of an idle connection.
+/// The idle time after which the kernel sends a TCP keepalive, and the interval of further ones.
 ///
-/// The session's own PING comes first (45 s), so that the kernel of neither side sends keepalives.
-/// Both are shorter than the two minutes after which the least patient NATs drop a mapping.
+/// The session's own PING comes first (after 45 s), so that the kernel of neither side sends
+/// keepalives. Both times are shorter than the two minutes after which the least patient NATs drop
+/// a mapping.
 const KEEPALIVE: Duration = Duration::from_secs(75);
 
-/// The number of connections that the kernel queues for acceptance; all clients return at once when
-/// a relay restarts.
+/// The number of connections that the kernel queues for acceptance; large, because all clients
+/// reconnect at once when a relay restarts.
 const BACKLOG: i32 = 1024;
 
 /// The reason why the TCP connection of a path could not be established.
@@ -56,24 +58,25 @@ pub enum TransportError {
     Connect {
         /// The address of the relay.
         endpoint: SocketAddr,
-        /// ` over IFNAME`, or empty.
+        /// The text ` over IFNAME` for a connection bound to an uplink, otherwise empty.
         via: String,
         /// The error of the system call.
         source: io::Error,
     },
-    /// The address cannot be listened on.
+    /// The relay cannot listen on the address.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
         /// The address in the configuration.
         address: SocketAddr,
         /// The error of the system call.
         source: io::Error,
-        /// The next step for the user, or empty.
+        /// A text with the next step for the user, or empty.
         hint: &'static str,
     },
 }
 
-/// Connects to the relay; over the uplink `ifname`, if given, whatever the default route is.
+/// Connects to the relay. If `ifname` names an uplink, the connection is bound to that device,
+/// whatever the default route is.
 ///
 /// # Errors
 /// When the relay does not answer within `timeout`, or when the uplink cannot be used.
@@ -102,7 +105,7 @@ pub async fn connect(
     })
 }
 
-/// Creates the listening socket for paths.
+/// Creates the relay's listening socket for paths.
 ///
 /// An IPv6 wildcard address also accepts IPv4.
 ///
@@ -137,7 +140,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Sets the socket options of a path.
 ///
-/// [`connect`] calls this itself; accepted sockets need a call.
+/// [`connect`] calls this function itself; for an accepted socket the caller must do so.
 ///
 /// # Errors
 /// When the socket rejects an option that every supported kernel has.
@@ -150,7 +153,8 @@ pub fn tune(tcp: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes an unread connection with a reset, after which the kernel keeps no state for it.
+/// Closes a connection, of which no byte was read, with a reset (RST), after which the kernel keeps
+/// no state for it.
 pub fn reset(tcp: TcpStream) {
     // Dropping closes the socket in any case. Without the option it would stay in TIME_WAIT for a
     // minute, as one of thousands.
@@ -158,12 +162,13 @@ pub fn reset(tcp: TcpStream) {
     drop(tcp);
 }
 
-/// Selects a loss-based congestion control, if the system's default is bbr, for a socket that is
-/// not yet connected.
+/// Selects a loss-based congestion control for a socket that is not yet connected, if the system's
+/// default is bbr.
 ///
-/// Sockets that a listener accepts inherit the setting. bbr is for paths that turn out to be
-/// bandwidth-limited ([`switch_to_bbr`]), because the kernel never stops pacing a connection once
-/// it has been paced. The setting of a route (`ip route … congctl`) takes precedence.
+/// Sockets that a listener accepts inherit the setting. Only paths that turn out to be
+/// bandwidth-limited use bbr ([`switch_to_bbr`]), because the kernel never stops pacing a
+/// connection once it has been paced. The setting of a route (`ip route … congctl`) takes
+/// precedence.
 fn avoid_bbr_at_start(socket: &SockRef<'_>) {
     static LOGGED: Once = Once::new();
     if !socket.tcp_congestion().is_ok_and(|name| is_bbr(&name)) {
@@ -182,10 +187,11 @@ fn avoid_bbr_at_start(socket: &SockRef<'_>) {
 /// The name of a congestion control, as the kernel returns it.
 pub(crate) type CongestionControl = Vec<u8>;
 
-/// Switches a path to bbr and returns its earlier congestion control, if that was another.
+/// Switches a path to bbr and returns the name of its earlier congestion control; `None` if that
+/// was bbr already or the switch failed.
 ///
 /// If the kernel has no bbr or refuses it, the path keeps its congestion control: keystrokes are
-/// slower beside an upload, but nothing fails.
+/// slower during an upload, but nothing fails.
 pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
@@ -199,21 +205,21 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     before.filter(|name| !is_bbr(name))
 }
 
-/// Restores the congestion control `before`; returns false if the path keeps its current one.
+/// Restores the congestion control `before` of a path; returns false if the kernel refuses.
 pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
     SockRef::from(tcp).set_tcp_congestion(before).is_ok()
 }
 
-/// The kernel pads names with zero bytes.
+/// Returns whether the congestion control `name`, which the kernel pads with zero bytes, is bbr.
 fn is_bbr(name: &CongestionControl) -> bool {
     name.split(|&byte| byte == 0).next() == Some(BBR.as_bytes())
 }
 
 /// Raises the send buffer of a path above the kernel's limit for one connection (`tcp_wmem`, 4
-/// MiB), because all inner connections share it.
+/// MiB), because all inner connections share the path.
 ///
-/// Has no effect where `tcp_wmem` is larger already, or where `CAP_NET_ADMIN` does not count (in a
-/// user namespace).
+/// Has no effect if `tcp_wmem` is larger already, or in a user namespace, where `CAP_NET_ADMIN`
+/// does not permit the change.
 pub(crate) fn raise_send_buffer(tcp: &TcpStream) {
     static LOGGED: Once = Once::new();
     // The three values are minimum, default and maximum. If they cannot be read, assume the

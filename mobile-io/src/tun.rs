@@ -1,4 +1,4 @@
-//! The TUN device, read and written without blocking.
+//! Opens, reads and writes the TUN device without blocking.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,12 +20,11 @@ use crate::tunnel_options::Offloading;
 /// The maximum length of a device's name: `IFNAMSIZ` without the terminating zero byte.
 const MAX_NAME: usize = 15;
 
-/// The number of packets that the kernel queues until they are read: as many as for an Ethernet
-/// device, whereas a TUN has 500 by default.
+/// The number of packets that the kernel queues at the TUN device until this program reads them: as
+/// many as for an Ethernet device, whereas a TUN device has 500 by default.
 ///
-/// The kernel drops further packets. At 400,000 packets a second that happens when the reader has
-/// not had a processor for a millisecond. On a slow path, packets do not wait here but in the
-/// session's queue.
+/// The kernel drops further packets. At 400,000 packets a second the queue is full when the reader
+/// has not run for 2.5 ms. On a slow path, packets do not wait here but in the session's queue.
 const TX_QUEUE_PACKETS: i32 = 1000;
 
 /// An open TUN device.
@@ -64,11 +63,12 @@ pub enum TunError {
 }
 
 impl Tun {
-    /// Opens the device `name` in this thread's network namespace, creating it if necessary.
+    /// Opens the TUN device `name` in this thread's network namespace, creating the device if
+    /// necessary.
     ///
-    /// A persistent device continues to exist after this process has exited and can be opened
-    /// again. The device has no address and is down; use [`Netlink`](crate::netlink::Netlink) to
-    /// configure it. Must be called in a tokio runtime.
+    /// If `persist` is true, the device continues to exist after this process has exited and can be
+    /// opened again. A new device has no address and is down; use
+    /// [`Netlink`](crate::netlink::Netlink) to configure it. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the device is in use or may not be opened, or when there is no TUN driver.
@@ -103,8 +103,8 @@ impl Tun {
         })
     }
 
-    /// Returns whether the kernel segments coalesced datagrams, so that they may be written with
-    /// [`CoalescingWriter`](crate::coalescing::CoalescingWriter).
+    /// Returns whether the kernel segments coalesced UDP datagrams, so that they may be written
+    /// with [`CoalescingWriter`](crate::coalescing::CoalescingWriter).
     #[must_use]
     pub fn coalesces_datagrams(&self) -> bool {
         self.coalesces_datagrams
@@ -116,9 +116,10 @@ impl Tun {
         &self.name
     }
 
-    /// Reads one packet, of up to 64 KiB if the kernel leaves segmentation to this program.
+    /// Reads one packet into `buf`, of up to 64 KiB if the kernel leaves segmentation to this
+    /// program; returns the packet's length and offload.
     ///
-    /// To read a batch, call this until it returns `Pending`.
+    /// To read several packets, call this function until it returns `Pending`.
     ///
     /// # Errors
     /// When the device is down or removed.
@@ -146,7 +147,7 @@ impl Tun {
         }
     }
 
-    /// Reads one packet; returns `None` for a packet with an offload that was not enabled.
+    /// Reads one packet; returns `None` if the packet needs an offload that was not enabled.
     fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
         let mut header = [0; VNET_HEADER_LEN];
         let length = readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf)])?;
@@ -202,12 +203,12 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
     Ok(true)
 }
 
-/// Enables the offloads by which the kernel leaves work to this program: checksums, and the
-/// segmentation of TCP over IPv4 and IPv6, including ECN.
+/// Enables the offloads of a TUN device by which the kernel leaves work to this program: checksums,
+/// and the segmentation of TCP over IPv4 and IPv6, including ECN.
 ///
-/// The settings apply until the device is opened again. Returns whether the kernel segments
-/// datagrams (Linux 6.2). Segmentation of datagrams is not left to this program, because the peer's
-/// kernel may be older.
+/// The settings apply until the device is opened again. Returns whether the kernel segments UDP
+/// datagrams (Linux 6.2). The segmentation of datagrams is not left to this program, because the
+/// peer's kernel may be too old for large datagrams.
 fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
     const CHECKSUM: ioctl_param_type = 0x01;
     const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;
@@ -224,7 +225,8 @@ fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
     false
 }
 
-/// Sets the enabled offloads; with none, packets are as on a wire.
+/// Sets the enabled offloads of a TUN device. Without any, the kernel passes packets as on a wire,
+/// at most as large as the MTU and with checksums.
 fn set_offloads(fd: &OwnedFd, offloads: ioctl_param_type) -> nix::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value, and the descriptor is open.
     unsafe { request::tunsetoffload(fd.as_raw_fd(), offloads) }.map(drop)

@@ -22,16 +22,18 @@ impl Compression {
     }
 }
 
-/// The value of `offload`: in what size the kernel passes packets to this program at its device.
+/// The value of `offload`: how large the packets may be that the kernel passes to this program
+/// through the TUN device.
 ///
-/// The peer chooses the size of its packets independently, and they are accepted in either case.
+/// The peer chooses the size of its packets independently; this program accepts large and small
+/// packets in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Offloading {
-    /// Packets of up to 64 KiB without checksums, as far as the kernel supports that.
+    /// The kernel passes packets of up to 64 KiB without checksums, as far as it supports that.
     #[default]
     Auto,
-    /// Packets as on a wire: at most as large as the MTU, with checksums.
+    /// The kernel passes packets as on a wire: at most as large as the MTU, with checksums.
     Off,
 }
 
@@ -39,8 +41,8 @@ pub enum Offloading {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Queueing {
-    /// Flows take turns, none keeps a standing queue, and little data waits below the queue
-    /// (FQ-CoDel).
+    /// Flows take turns, no flow keeps a standing queue, and little data waits in the kernel and
+    /// the network, where packets cannot be reordered (FQ-CoDel).
     #[default]
     Fair,
     /// Packets are sent in the order of their arrival. A bulk transfer fills every buffer, and all
@@ -49,7 +51,7 @@ pub enum Queueing {
 }
 
 impl Queueing {
-    /// Returns whether flows take turns.
+    /// Returns whether flows take turns, that is, the value is `fair`.
     #[must_use]
     pub fn is_fair(self) -> bool {
         self == Self::Fair

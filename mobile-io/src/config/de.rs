@@ -1,4 +1,4 @@
-//! Deserializes the merged tree into the wanted type.
+//! Deserializes the merged tree of configuration values into the type that the caller wants.
 //!
 //! serde passes the names of a struct's fields to the deserializer, so unknown keys are detected,
 //! and the nearest known key suggested, without a separate list of names.
@@ -15,14 +15,16 @@ use super::node::{Node, Value};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: String,
-    /// The name of a missing key, until the error has passed the table that lacks it.
+    /// The name of a missing key, for a message that is still to be completed with the table that
+    /// lacks the key; `None` if the message is complete or the error is another.
     missing: Option<&'static str>,
-    /// Whether the message already names its place.
+    /// Whether the message already names the place of the error, such as file and line.
     has_origin: bool,
 }
 
 impl ConfigError {
-    /// Creates an error for a check that goes beyond names and types; `message` is shown unchanged.
+    /// Creates an error for a check beyond the names and types of keys; `message` is shown
+    /// unchanged.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), missing: None, has_origin: true }
@@ -62,7 +64,7 @@ pub(super) fn deserialize<T: DeserializeOwned>(root: &Node) -> Result<T, ConfigE
     T::deserialize(NodeAt { node: root, path: "" })
 }
 
-/// A node together with the path of keys that leads to it, which is empty at the root.
+/// A node of the configuration tree, with the path of keys from the root to it (empty at the root).
 #[derive(Clone, Copy)]
 struct NodeAt<'a> {
     node: &'a Node,
@@ -79,7 +81,8 @@ impl NodeAt<'_> {
         }
     }
 
-    /// Adds the node's origin to an error, unless a deeper node already has.
+    /// Adds the node's origin (file and line, variable or flag) to the message of an error, unless
+    /// the message already names the origin of a nested node.
     fn with_origin(&self, error: ConfigError) -> ConfigError {
         let origin = self.node.origin.as_str();
         match error.missing {
@@ -235,7 +238,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     }
 }
 
-/// Iterates over the entries of a table for serde.
+/// Iterates over the entries of a configuration table for serde.
 struct TableAccess<'a> {
     table: btree_map::Iter<'a, String, Node>,
     next: Option<(&'a str, &'a Node)>,
@@ -258,7 +261,7 @@ impl<'de> de::MapAccess<'de> for TableAccess<'_> {
     }
 }
 
-/// Iterates over the items of a list for serde.
+/// Iterates over the items of a list in the configuration for serde.
 struct ListAccess<'a> {
     list: std::slice::Iter<'a, Node>,
     path: &'a str,

@@ -1,4 +1,5 @@
-//! Merges the sources into one tree, in which each node knows where its value came from.
+//! Merges the sources of the configuration (file, environment and flags) into one tree, in which
+//! each node records the origin of its value.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -37,12 +38,13 @@ pub(super) enum Value {
     Integer(i64),
     Float(f64),
     Text(String),
-    /// Text from the environment or a flag, which the target type converts.
+    /// Text from the environment or a flag; the deserializer parses it as the type of the target
+    /// field.
     Untyped(String),
 }
 
 impl Node {
-    /// Parses a TOML document; `file` is its name in errors.
+    /// Parses a TOML document; `file` is the name of the document in error messages.
     pub(super) fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let source = Source { file, text };
         let document = DeTable::parse(text).map_err(|error| {
@@ -55,7 +57,7 @@ impl Node {
         source.table(document.get_ref(), Origin::new(file.to_owned()))
     }
 
-    /// Sets the value at the path `keys`, creating the tables on the way.
+    /// Sets the value at the path `keys`, creating missing tables along the path.
     pub(super) fn set(&mut self, keys: &[&str], text: String, origin: &Origin) {
         let Some((first, rest)) = keys.split_first() else {
             *self = Self { value: Value::Untyped(text), origin: origin.clone() };

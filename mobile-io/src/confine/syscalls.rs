@@ -178,7 +178,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_seccomp,
 ];
 
-/// Older equivalents of these calls, which only some architectures have.
+/// Older equivalents of the system calls in [`ALLOWED`], which only some architectures have.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_ON_THIS_ARCH: &[libc::c_long] = &[
     libc::SYS_access,
@@ -228,8 +228,8 @@ const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWCGROUP
 /// The commands of `bpf()` that use existing objects (`enum bpf_cmd`, linux/bpf.h), for a daemon
 /// that may call `bpf()` at all.
 ///
-/// With these a daemon reads and changes maps, and attaches and pins loaded programs. It cannot
-/// load new programs.
+/// With these commands a daemon reads and changes maps, and attaches and pins loaded programs, but
+/// cannot load new programs.
 const BPF_COMMANDS: [u64; 11] = [
     1,  // BPF_MAP_LOOKUP_ELEM
     2,  // BPF_MAP_UPDATE_ELEM
@@ -244,9 +244,10 @@ const BPF_COMMANDS: [u64; 11] = [
     34, // BPF_LINK_DETACH
 ];
 
-/// Restricts the calling thread, and threads that it starts, to the calls in the list and `extra`.
+/// Restricts the calling thread, and threads that it starts, to the system calls in [`ALLOWED`] and
+/// `extra`.
 ///
-/// Without `unix_streams`, the thread cannot create Unix stream sockets, with which it could
+/// If `unix_streams` is false, the thread cannot create Unix stream sockets, with which it could
 /// connect to systemd, D-Bus or another service that trusts root. Accepted, inherited and paired
 /// sockets still work, as do datagrams (`sd_notify`).
 ///
@@ -315,7 +316,8 @@ fn argument_not_in(argument: u8, values: &[u64]) -> Result<SeccompRule, ConfineE
     Ok(SeccompRule::new(conditions?)?)
 }
 
-/// Returns the rules for `socket()`: all sockets, or all except Unix sockets other than datagrams.
+/// Returns the seccomp rules for `socket()`. If `unix_streams` is false, the only Unix sockets that
+/// may be created are datagram sockets; sockets of other families are always allowed.
 fn socket_rules(unix_streams: bool) -> Result<Vec<SeccompRule>, ConfineError> {
     if unix_streams {
         return Ok(Vec::new());

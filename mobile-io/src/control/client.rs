@@ -1,4 +1,5 @@
-//! The client end of a control socket. All calls block, because a command has nothing else to do.
+//! The client end of a control socket. All functions block, because a command-line program has
+//! nothing else to do.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::{ControlError, MAX_REPLY, MAX_REQUEST, parse, to_line};
 
-/// A command's connection to a service.
+/// A connection of a command-line program to a service.
 #[derive(Debug)]
 pub struct Client {
     path: PathBuf,
@@ -64,7 +65,8 @@ impl Client {
         self.next_line()?.ok_or_else(|| ControlError::HungUp(self.path.clone()))
     }
 
-    /// Reads the next line of a reply that has several; returns `None` at its end.
+    /// Reads the next line of a reply of several lines; returns `None` when the service has closed
+    /// the connection after the last line.
     ///
     /// # Errors
     /// When the line is incomplete, too long or cannot be parsed.

@@ -10,11 +10,11 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 /// The peer of a Unix socket, as the kernel recorded it when the peer connected.
 #[derive(Debug)]
 pub struct Peer {
-    /// The id of the process.
+    /// The process id of the peer.
     pub pid: i32,
-    /// The id of its user.
+    /// The user id of the peer.
     pub uid: u32,
-    /// The id of its group.
+    /// The group id of the peer.
     pub gid: u32,
     /// A pidfd, which identifies the process even after its pid is reused; `None` if the process
     /// has terminated.
@@ -29,10 +29,10 @@ impl Peer {
     }
 }
 
-/// Returns a pidfd of the process that connected.
+/// Returns a pidfd of the process that connected; `None` if the process has terminated.
 ///
-/// `SO_PEERPIDFD` (Linux 6.5) names exactly that process. Older kernels only have the pid, which
-/// another process may have taken over since.
+/// The socket option `SO_PEERPIDFD` (Linux 6.5) identifies exactly that process. Older kernels only
+/// report the pid, which another process may have taken over since.
 fn pidfd_of(stream: &impl AsFd, pid: i32) -> Option<OwnedFd> {
     match peer_pidfd(stream) {
         Ok(fd) => Some(fd),

@@ -25,8 +25,8 @@ impl UserConnectionLimit {
         Self { open: Arc::default(), per_user }
     }
 
-    /// Reserves a connection for the user `uid`; returns `None` when that user has reached the
-    /// limit.
+    /// Counts one more connection of the user `uid` until the returned permit is dropped; returns
+    /// `None` when that user has reached the limit.
     #[must_use]
     pub fn take(&self, uid: u32) -> Option<ConnectionPermit> {
         let mut users = self.open.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,14 +2,14 @@
 //! buffer.
 //!
 //! Loss-based congestion control (cubic) fills the FIFO of the bottleneck, and everything sent
-//! waits in it, keystrokes included. It also slows down after losses on the air. bbr follows the
-//! delivery rate and the round trip instead. However, bbr paces every packet with a timer. On a
-//! path that carries more than its ends can send, pacing gains nothing and costs a third of the
-//! throughput.
+//! waits in the FIFO, keystrokes included. Loss-based congestion control also slows down after
+//! losses that are due to radio, not to congestion. bbr follows the delivery rate and the round
+//! trip instead. However, bbr paces every packet with a timer. On a path that carries more than its
+//! ends can send, pacing gains nothing and costs a third of the throughput.
 //!
 //! The kernel never stops pacing a socket once bbr has paced it (`sk_pacing_status`). So each path
-//! starts with the system's congestion control, or with cubic if that is bbr. It is switched to bbr
-//! when it turns out to be bandwidth-limited, until competing traffic is detected
+//! starts with the system's congestion control, or with cubic if that is bbr. A path is switched to
+//! bbr when it turns out to be bandwidth-limited, and back when competing traffic is detected
 //! ([`CrossTraffic`](super::cross_traffic::CrossTraffic)).
 //!
 //! The kernel limits the bytes in flight of one connection, but a path carries all inner
@@ -20,23 +20,26 @@ use std::time::Duration;
 
 use crate::tcp_info::SendState;
 
-/// Below this round-trip time there is no Internet between the two ends.
+/// The round-trip time below which a path counts as local, that is, as one that does not lead
+/// through the Internet.
 const LOCAL_RTT: Duration = Duration::from_millis(1);
 
-/// The round-trip time that a local path reaches only with a queue: the target of the session's own
-/// queue (CoDel, RFC 8289).
+/// The round-trip time from which a local path counts as queueing. Equals the target delay of the
+/// session's own queue (CoDel, RFC 8289).
 const LOCAL_QUEUE_RTT: Duration = Duration::from_millis(5);
 
 /// The number of bytes in flight that indicates a bulk transfer: RFC 6928's initial window of ten
 /// segments of 1448 bytes.
 ///
-/// The acknowledgement of less may have been delayed.
+/// With fewer bytes in flight a long round trip is no sign of a queue, because the peer may have
+/// delayed the acknowledgement.
 const BULK_BYTES: u64 = 10 * 1448;
 
 /// Half of the kernel's default limit for the bytes in flight of one connection (`tcp_wmem`).
 const HALF_TCP_WMEM: u64 = 2 << 20;
 
-/// Returns whether the path carries no more than is being sent.
+/// Returns whether the network limits the rate of the path, not the two ends: segments were lost,
+/// slow start has ended, or a bulk transfer has built a queue.
 pub(super) fn is_bandwidth_limited(path: &SendState) -> bool {
     let Some(min_rtt) = path.min_rtt else { return false };
     if min_rtt < LOCAL_RTT {
@@ -47,19 +50,20 @@ pub(super) fn is_bandwidth_limited(path: &SendState) -> bool {
     path.retransmitted || path.left_slow_start || fills_bottleneck_queue(path)
 }
 
-/// Returns whether a bulk transfer of ours fills the bottleneck's FIFO.
+/// Returns whether a bulk transfer of this session fills the bottleneck's FIFO.
 pub(super) fn fills_bottleneck_queue(path: &SendState) -> bool {
     path.outstanding > BULK_BYTES && path.base_rtt().is_some_and(|base_rtt| has_queue(path, base_rtt))
 }
 
-/// Returns whether the path has so much in flight without a queue that the kernel's limit may soon
-/// be lower than the path's capacity.
+/// Returns whether so much data is in flight, without a queue at the bottleneck, that the kernel's
+/// limit for one connection may soon keep the path below its capacity.
 pub(super) fn needs_larger_send_buffer(path: &SendState) -> bool {
     let in_flight = path.outstanding.saturating_sub(path.unsent);
     in_flight > HALF_TCP_WMEM && path.min_rtt.is_some_and(|min_rtt| !has_queue(path, min_rtt))
 }
 
-/// Returns whether the smoothed round trip exceeds `min_rtt` by more than its usual variation.
+/// Returns whether there is a queue at the bottleneck: the smoothed round trip exceeds `min_rtt` by
+/// more than its usual variation.
 pub(super) fn has_queue(path: &SendState, min_rtt: Duration) -> bool {
     path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }

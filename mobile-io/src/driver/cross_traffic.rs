@@ -1,9 +1,9 @@
-//! Decides whether a queue on a limited path ([`SendLimit`](super::send_limit::SendLimit)) is the
-//! path's own or that of cross traffic.
+//! Decides whether the queue at the bottleneck of a path holds the path's own data or cross
+//! traffic, while a [`SendLimit`](super::send_limit::SendLimit) limits the path's bytes in flight.
 //!
-//! The path's own queue drains while the limit holds data back. A queue that persists belongs to
-//! others. Holding back more would only leave the bottleneck to them, because the share of each
-//! sender in a FIFO is what it has in the FIFO.
+//! The path's own queue drains while the limit holds data back, so a queue that persists belongs to
+//! others. Holding back more would only leave the bottleneck to the others, because each sender's
+//! share of the rate is its share of the FIFO.
 
 use std::time::{Duration, Instant};
 
@@ -11,45 +11,48 @@ use super::congestion;
 use super::send_limit::InFlightLimit;
 use crate::tcp_info::SendState;
 
-/// The queueing delay below which a queue is ignored: it costs a limited path little and may be
-/// ordinary variation of the round trip.
+/// The queueing delay below which a queue is ignored, because a short queue costs a limited path
+/// little and may be ordinary variation of the round trip.
 const MIN_QUEUE_DELAY: Duration = Duration::from_millis(20);
 
-/// The time, besides two round trips, after which the path's own queue has drained: the data in
-/// flight has arrived, and the kernel's smoothed round trip (RFC 6298) has followed.
+/// The time, in addition to two round trips, within which the path's own queue drains while the
+/// path is limited: the data in flight has arrived, and the kernel's smoothed round trip (RFC 6298)
+/// has followed.
 ///
-/// Unless cross traffic was detected the last time, the path may also have been faster recently,
-/// which the send limit remembers for a while (`rate_memory`).
+/// Except right after an earlier detection of cross traffic, the detection also waits for the
+/// `rate_memory` of the send limit, because a limit that remembers a higher rate of the path does
+/// not let the queue drain.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// The time for which a path with cross traffic is not limited the first time.
+/// The time for which a path is left unlimited after the first detection of cross traffic.
 ///
-/// The time doubles with each detection in a row, because a path does not quickly regain the share
-/// that it loses while it is limited.
+/// Each further detection in a row doubles the time, because a path does not quickly regain the
+/// share of the bottleneck that it loses while it is limited.
 const FIRST_RELEASE: Duration = Duration::from_secs(10);
-/// The maximum time for which the path is not limited. After the cross traffic ends, the path's own
-/// queue may stand for as long.
+/// The maximum time for which a path is left unlimited after a detection, because the path's own
+/// queue may persist for as long after the cross traffic has ended.
 const MAX_RELEASE: Duration = Duration::from_secs(40);
 
-/// Watches the queue of one path for cross traffic.
+/// Watches the queue at the bottleneck of one path for cross traffic.
 #[derive(Debug)]
 pub(super) struct CrossTraffic {
     standing: Option<StandingQueue>,
-    /// Whether the previous limited phase ended with the detection of cross traffic.
+    /// Whether the previous period in which the path was limited ended with the detection of cross
+    /// traffic.
     recurring: bool,
-    /// The time for which the path is not limited after the next detection.
+    /// The time for which the path is left unlimited after the next detection.
     release: Duration,
-    /// The round trip that remained after the path's own queue had drained. If it exceeds the
-    /// minimum round trip, the path itself has become longer.
+    /// The round trip that remained after the path's own queue had drained. A value above the
+    /// minimum round trip means that the path itself has become longer.
     drained_rtt: Duration,
 }
 
-/// A queue that has not drained since it was first observed.
+/// A queue at the bottleneck that has not drained since it was first observed.
 #[derive(Debug, Clone, Copy)]
 struct StandingQueue {
     since: Instant,
-    /// The time, and the number of acknowledged bytes, of the last observation in which the path
-    /// was limited and data was acknowledged.
+    /// The time, and the total of acknowledged bytes, of the last observation in which the path was
+    /// limited and more data had been acknowledged.
     last_evidence: Instant,
     acked_bytes: u64,
     /// The longest round trip since the queue was first observed.
@@ -61,18 +64,19 @@ impl CrossTraffic {
         Self { standing: None, recurring: false, release: FIRST_RELEASE, drained_rtt: Duration::ZERO }
     }
 
-    /// Returns whether the path is limited and has a queue that may be cross traffic's.
+    /// Returns whether a limited path has a queue at the bottleneck that may be cross traffic's.
     ///
-    /// During that time the queue in this process says nothing about the future rate.
+    /// Meanwhile the delay in the session's queue says nothing about the future rate of the path,
+    /// because the path may soon be left unlimited.
     pub(super) fn is_suspected(&self) -> bool {
         self.standing.is_some()
     }
 
-    /// Evaluates the path after each update of its send limit; `limit` is `None` if the path is not
-    /// limited.
+    /// Evaluates the path's statistics after each update of its send limit; `limit` is `None` if
+    /// the path is not limited.
     ///
-    /// Returns how long to leave the path unlimited when cross traffic is detected, that is, when
-    /// the queue persists although the limit holds data back.
+    /// Returns how long to leave the path unlimited if cross traffic is detected, that is, if the
+    /// queue persists although the limit holds data back; otherwise `None`.
     pub(super) fn observe(
         &mut self,
         now: Instant,
@@ -130,12 +134,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// The limit of an ordinary path.
+    /// The limit on the bytes in flight of an ordinary path.
     const LIMIT: InFlightLimit =
         InFlightLimit { queue_delay: Duration::from_millis(2), rate_memory: Duration::from_secs(1) };
 
-    /// Observes a path every 20 ms for `millis`; returns when cross traffic was detected, in ms,
-    /// and for how many seconds the path is released.
+    /// Observes a path every 20 ms for `millis`; returns after how many milliseconds cross traffic
+    /// was detected, and for how many seconds the path is then left unlimited.
     fn detect(
         cross: &mut CrossTraffic,
         millis: u64,
@@ -154,7 +158,7 @@ mod tests {
         })
     }
 
-    /// Calls `detect` for a path that is always limited and acknowledges.
+    /// Calls `detect` for a path that is always limited and whose data is always acknowledged.
     fn detect_limited(cross: &mut CrossTraffic, millis: u64, rtt: impl Fn(u64) -> u64) -> Option<(u64, u64)> {
         detect(cross, millis, rtt, |_| Some(LIMIT), |at| at)
     }

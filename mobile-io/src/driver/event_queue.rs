@@ -9,19 +9,22 @@ use tokio::sync::mpsc::{OwnedPermit, Sender, error::SendError, error::TrySendErr
 
 use super::DriverEvent;
 
-/// The capacity of the channel: more events than one round causes, so that an owner that keeps up
-/// never pauses the reading of a path.
+/// The capacity of the channel: more events than one round of a driver's poll causes, so that the
+/// driver of an owner that keeps up never has to pause reading its paths.
 pub(super) const CAPACITY: usize = 64;
 
 type Permit = OwnedPermit<DriverEvent>;
 
-/// A pending reservation in the channel, which fails when the owner has dropped the receiver.
+/// A pending reservation of room in the channel, which fails when the owner has dropped the
+/// receiver.
 type Reservation = Pin<Box<dyn Future<Output = Result<Permit, SendError<()>>> + Send>>;
 
-/// The sending half of the channel, for use in a poll function.
+/// The sending half of the channel of events and the unbounded queue in front of it, for use in a
+/// poll function.
 pub(super) struct EventQueue {
     sender: Sender<DriverEvent>,
-    /// The reservation that waits while the channel is full.
+    /// The reservation of room in the channel, which waits while the channel is full; `None` if no
+    /// event waits.
     reservation: Option<Reservation>,
     /// The events that are not yet in the channel, in order.
     queued: VecDeque<DriverEvent>,
@@ -38,8 +41,8 @@ impl EventQueue {
         self.queued.push_back(event);
     }
 
-    /// Moves the queued events to the channel. Pending while the channel is full; the task is woken
-    /// when there is room.
+    /// Moves the queued events to the channel. Returns `Pending` while the channel is full; the
+    /// task is woken when there is room.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.queued.is_empty() {
             let permit = ready!(self.poll_permit(cx));
@@ -51,7 +54,7 @@ impl EventQueue {
         Poll::Ready(())
     }
 
-    /// Sends the queued events and then `last`, however long the owner takes.
+    /// Sends the queued events and then `last`, however long the owner takes to receive them.
     pub(super) async fn finish(self, last: DriverEvent) {
         for event in self.queued.into_iter().chain([last]) {
             let _ = self.sender.send(event).await;

@@ -16,28 +16,31 @@ use super::send_limit::SendLimit;
 use crate::tcp_info;
 use crate::transport::{self, CongestionControl};
 
-/// The time that a closed path has to deliver its CLOSE: a few round trips of a slow link.
+/// The time that a closed path has to deliver its CLOSE frame: a few round trips of a slow link.
 ///
 /// Dropping the socket at once could destroy the CLOSE. With unread bytes in the socket the kernel
 /// sends a reset, upon which the peer discards data it has not read.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The plaintext taken from the session at a time: one TLS record on a path that is full, four (one
-/// system call) on a path that accepts all it is given.
+/// The number of bytes taken from the session at a time, between a minimum and a maximum: one TLS
+/// record if the last write filled the socket, up to four (one system call) while the socket
+/// accepts every write at once.
 ///
-/// Data taken from the session can no longer be overtaken by more urgent packets.
+/// The number is small, because more urgent packets can no longer overtake data that was taken from
+/// the session.
 const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
-/// The backlog above which [`SendLimit`] does not limit a path: at 64 Mbit/s.
+/// The number of unsent bytes in the kernel at which [`SendLimit`] counts a path as fast and does
+/// not limit it: what 64 Mbit/s send in the time that a backlog may take.
 const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
 
-/// The interval at which the kernel's statistics of a fast path are read; those of a slow path are
-/// read before every write.
+/// The interval at which the kernel's statistics of a fast path are read; the statistics of a slow
+/// path are read before every write.
 const FAST_SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 thread_local! {
-    /// The spare output buffer of this thread.
+    /// The output buffer that no transport on this thread uses at the moment.
     ///
     /// A transport holds a buffer only while it has output, so thousands of idle ones hold none.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -48,42 +51,47 @@ thread_local! {
 pub(super) struct Transport {
     pub(super) id: PathId,
     stream: TlsStream,
-    /// The plaintext taken from the session; rustls has the first `written` bytes.
+    /// The plaintext taken from the session, of which rustls has accepted the first `written`
+    /// bytes.
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
     batch: usize,
-    /// Whether the socket refused some of the output since the last sample.
+    /// Whether the socket refused some of the output since the kernel's statistics were last read.
     write_blocked: bool,
-    /// The limit on the data below the session's queue; `None` if only the kernel limits it.
+    /// The limit on the data that has left the session's queue and is not yet acknowledged; `None`
+    /// if only the kernel limits it.
     limit: Option<SendLimit>,
     congestion: CongestionState,
     cross_traffic: CrossTraffic,
     /// Whether the kernel was asked for a larger send buffer.
     send_buffer_raised: bool,
-    /// The time of the last sample of the kernel's statistics.
+    /// The time at which the kernel's statistics were last read; `None` before that.
     sampled_at: Option<Instant>,
-    /// The time until which only control frames are taken from the session.
+    /// The time until which only control frames are taken from the session, because enough data is
+    /// in flight; `None` if packets may be taken too.
     paused_until: Option<Instant>,
     closing: Option<Closing>,
 }
 
-/// The congestion control that the kernel was told to use.
+/// The congestion control that the kernel was told to use on a path.
 #[derive(Debug)]
 enum CongestionState {
     /// The initial congestion control, until the path turns out to be bandwidth-limited.
     ///
-    /// After cross traffic was detected, the path keeps it at least until the given time.
+    /// After a detection of cross traffic, the path keeps the initial congestion control at least
+    /// until the given time.
     Initial(Option<Instant>),
     /// The congestion control bbr, because the path is bandwidth-limited.
     Bbr {
-        /// The congestion control to restore; `None` if bbr must stay.
+        /// The congestion control to restore when cross traffic is detected; `None` if the path
+        /// keeps bbr, or never left its initial congestion control.
         previous: Option<CongestionControl>,
     },
 }
 
-/// The orderly shutdown of a path that the session has closed: write the rest, end our direction,
-/// and wait for the peer to disconnect.
+/// The orderly shutdown of a path that the session has closed: write the rest of the output, end
+/// our direction of the stream, and wait for the peer to disconnect.
 #[derive(Debug)]
 struct Closing {
     deadline: Instant,
@@ -110,8 +118,8 @@ impl Transport {
         }
     }
 
-    /// Returns received plaintext, to be released with [`consume`](Self::consume); empty at the end
-    /// of the stream.
+    /// Returns received plaintext, empty at the end of the stream. The caller then reports with
+    /// [`consume`](Self::consume) how much of it was used.
     pub(super) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         Pin::new(&mut self.stream).poll_fill_buf(cx)
     }
@@ -128,7 +136,7 @@ impl Transport {
         &mut self.out
     }
 
-    /// Returns whether all output is written; if so, gives the buffer back to the thread.
+    /// Returns whether all output is written; if so, makes its buffer the spare one of this thread.
     pub(super) fn is_drained(&mut self) -> bool {
         if self.out.is_empty() && self.out.capacity() > 0 {
             SPARE.set(std::mem::take(&mut self.out));
@@ -136,7 +144,8 @@ impl Transport {
         self.out.is_empty()
     }
 
-    /// Returns how many bytes of packets to append to `out` next.
+    /// Returns how many bytes of packets to append to `out` next; 0 while the path has enough data
+    /// in flight.
     pub(super) fn batch(&self) -> usize {
         if self.paused_until.is_some() {
             return 0;
@@ -148,8 +157,8 @@ impl Transport {
     /// Updates the congestion control, the send buffer and the send limit from the kernel's
     /// statistics.
     ///
-    /// If the path has enough in flight, sets `paused_until`; until then only control frames may be
-    /// taken from the session.
+    /// If the path has enough data in flight, sets `paused_until`; until then only control frames
+    /// may be taken from the session.
     pub(super) fn update_send_limit(&mut self, now: Instant) {
         if self.limit.is_none() && matches!(self.congestion, CongestionState::Bbr { .. }) {
             return;
@@ -195,17 +204,19 @@ impl Transport {
         }
     }
 
-    /// Returns whether the path is expected to carry more soon than it does.
+    /// Returns whether the throughput of the path is expected to rise soon.
     pub(super) fn is_growing(&self) -> bool {
         self.cross_traffic.is_suspected() || self.limit.as_ref().is_some_and(SendLimit::is_growing)
     }
 
-    /// Returns when to check again whether the path may send more.
+    /// Returns when to check again whether the path may send more packets; `None` if the path is
+    /// not paused.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    /// Writes and flushes `out`. Once ready, rustls holds none of it either.
+    /// Writes and flushes `out`. When this function returns `Ready`, rustls has also passed all of
+    /// the output to the socket.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
         self.write_blocked |= drained.is_pending();
@@ -231,12 +242,13 @@ impl Transport {
         Poll::Ready(Ok(()))
     }
 
-    /// Returns the kernel's statistics for the session's liveness check.
+    /// Returns the kernel's statistics of the path's TCP connection, for the session's liveness
+    /// check.
     pub(super) fn liveness_sample(&self) -> Option<TransportSample> {
         tcp_info::liveness_sample(self.stream.get_ref().0.tcp())
     }
 
-    /// Starts the orderly shutdown.
+    /// Starts the orderly shutdown of the path, which is abandoned after [`LINGER`].
     pub(super) fn close(&mut self, now: Instant) {
         self.closing.get_or_insert(Closing { deadline: now + LINGER, shut: false });
     }
@@ -245,12 +257,13 @@ impl Transport {
         self.closing.is_some()
     }
 
-    /// Returns when the orderly shutdown is abandoned.
+    /// Returns when the orderly shutdown is abandoned; `None` if it has not started.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.closing.as_ref().map(|closing| closing.deadline)
     }
 
-    /// Ends our direction of a closing path, once all output is written.
+    /// Sends the end of our direction of the stream if the path is closing. To be called when all
+    /// output is written.
     pub(super) fn poll_shutdown_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(closing) = self.closing.as_mut().filter(|closing| !closing.shut) {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;

@@ -1,101 +1,115 @@
-//! Limits how much data may wait below the session's queue, where nothing can overtake it.
+//! Limits how much data of a path may wait below the session's queue (in the kernel and in the
+//! bottleneck's FIFO), where more urgent packets cannot overtake it.
 //!
 //! The kernel's congestion control keeps more in flight than a path needs: bbr two bandwidth-delay
-//! products, loss-based algorithms whatever the FIFO holds. On a slow path a keystroke would wait
-//! behind all of it. So a slow path gets just enough data to keep it busy.
+//! products, loss-based algorithms as much as the bottleneck's FIFO holds. On a slow path a
+//! keystroke would wait behind all of this data. So a slow path gets just enough data to keep it
+//! busy.
 
 use std::time::{Duration, Instant};
 
 use super::congestion;
 use crate::tcp_info::SendState;
 
-/// The time that each backlog may take to send: the unsent bytes in the kernel, and one write.
+/// The time that sending a backlog may take. There are two backlogs: the unsent bytes in the
+/// kernel, and the bytes of one write.
 ///
-/// Together with the target of the session's queue (5 ms), a keystroke waits a third of an ordinary
-/// round trip.
+/// With both backlogs and the target delay of the session's queue (5 ms), a keystroke waits a third
+/// of an ordinary round trip.
 const BACKLOG_TIME: Duration = Duration::from_millis(4);
 
-/// The minimum of each backlog in bytes: two full-sized packets, whatever the rate.
+/// The minimum size in bytes of each backlog (the unsent bytes in the kernel, and one write): two
+/// full-sized packets, whatever the rate.
 const MIN_BACKLOG: usize = 3 * 1024;
 
 /// The minimum number of bytes allowed in flight beyond the bandwidth-delay product: three packets,
 /// so that a delayed ACK, which covers two, does not idle the path.
 const MIN_SLACK: u64 = 4500;
 
-/// The segments of bbr's window that bulk data leaves free.
+/// The number of segments of bbr's congestion window that bulk data leaves free.
 ///
-/// Interactive packets then find the window open, even in the 0.2 s of every ten in which bbr
-/// reduces it to four segments (PROBE_RTT).
+/// Interactive packets can then be sent at once, even in the 0.2 s of every ten seconds in which
+/// bbr reduces its window to four segments (PROBE_RTT).
 const RESERVED_SEGMENTS: u64 = 2;
 
-/// The minimum time of one rate sample, which sees some packets even on a slow path; the round trip
-/// if that is longer.
+/// The minimum duration of one sample of a path's rate, in which some packets are acknowledged even
+/// on a slow path. A sample lasts a round trip if that is longer.
 const SAMPLE_TIME: Duration = Duration::from_millis(50);
 
-/// The number of rate samples that are remembered, of which the highest counts: one second.
+/// The number of rate samples that are remembered: one second. The highest is taken for the path's
+/// rate.
 ///
 /// A second covers bbr's search for the minimum round trip (0.2 s) and the time for which this
 /// process may lose the processor.
 const SAMPLES: usize = 20;
 
-/// The number of samples without growth after which a saturated path counts as full, whatever the
-/// kernel's state.
+/// The number of rate samples without growth after which a saturated path (with more data to send
+/// than it accepts) counts as full, that is, as sending at its capacity, even if the kernel is
+/// still in start-up.
 ///
-/// bbr stays in its start-up phase for ever below senders that pace themselves.
+/// The kernel's phase is no sign, because bbr never leaves its start-up when the senders of the
+/// inner connections pace themselves.
 const FLAT_SAMPLES: usize = 3;
 
-/// A full path is probed for more capacity in one of this many samples, several times in the second
-/// for which a rate is remembered.
+/// The period, in rate samples, at which a full path is probed for more capacity: several times in
+/// the second for which a rate is remembered.
 const PROBE_SAMPLES: usize = 8;
 
-/// The number of saturated samples after which a low rate of bbr is no longer taken for its
-/// start-up.
+/// The number of rate samples, saturated (with more data to send than the path accepts), after
+/// which a low rate of bbr is no longer attributed to a start-up of bbr.
 ///
-/// bbr finds the rate of a path again within two seconds of sending. A longer deficit has another
+/// bbr regains the rate of a path within two seconds of sending. A longer deficit has another
 /// cause, such as too few acknowledgements in a sample on a very slow path.
 const RAMP_UP_SAMPLES: usize = 40;
 
-/// The minimum number of writable bytes: an acknowledgement and the beginning of a packet, which is
-/// then written whole.
+/// The minimum number of bytes that may be written at a time: an acknowledgement of an inner
+/// connection, and the beginning of a packet, which is then written whole.
 const MIN_WRITE: usize = 64;
 
-/// The minimum pause of a path that has enough in flight: the resolution of tokio's timer.
+/// The minimum pause before a path that has enough data in flight may send again: the resolution of
+/// tokio's timer.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
-/// The maximum pause; acknowledgements may arrive earlier than the rate suggests.
+/// The maximum pause of a path that has enough data in flight, because acknowledgements may arrive
+/// earlier than the rate suggests.
 const MAX_PAUSE: Duration = Duration::from_millis(10);
 
-/// Measures the rate of one path and derives how much it may send.
+/// Measures the rate of one path and derives how many bytes the path may send.
 #[derive(Debug)]
 pub(super) struct SendLimit {
-    /// The backlog at which the path counts as fast and is not limited.
+    /// The size in bytes of a backlog at which the path counts as fast and is not limited.
     max_backlog: usize,
     backlog: usize,
-    /// The number of bytes that may be written before the path has enough in flight.
+    /// The number of bytes that may be written before the path has enough data in flight.
     writable: usize,
-    /// The start of the current sample: its time and the acknowledged bytes so far.
+    /// The start of the current rate sample: its time, and the total of acknowledged bytes at that
+    /// time.
     sample_start: Option<(Instant, u64)>,
-    /// Whether, in this sample, the path had as much to send as it or the kernel accepts.
+    /// Whether, during the current rate sample, there was more data to send than the path or the
+    /// kernel accepted.
     saturated: bool,
     rates: [u64; SAMPLES],
-    /// The kernel's `rttvar` at the end of each remembered sample.
+    /// The kernel's `rttvar` (variation of the round trip) at the end of each remembered rate
+    /// sample.
     variations: [Duration; SAMPLES],
     next_sample: usize,
-    /// The number of samples since the rate last grew by an eighth. Until the path is full, only
-    /// saturated samples count.
+    /// The number of rate samples since the rate last grew by an eighth. Until the path is full,
+    /// only samples count in which there was more data to send than the path accepted.
     flat_samples: usize,
-    /// The number of saturated samples in which bbr has sent at less than half of the remembered
-    /// rate; `None` if its rate is higher.
+    /// The number of rate samples with more data to send than the path accepted, in which bbr's
+    /// estimate was less than half of the remembered rate; `None` if its estimate is now higher.
     ramping_up: Option<usize>,
-    /// The limit of the last update on the bytes in flight; `None` if only the kernel limits them.
+    /// The limit on the outstanding bytes that the last update computed; `None` if only the kernel
+    /// limits them.
     in_flight_cap: Option<u64>,
 }
 
-/// The limit that a path is currently held to.
+/// The current limit on the bytes in flight of a path, as the detection of cross traffic needs it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InFlightLimit {
-    /// The time to send the allowed bytes in flight beyond the bandwidth-delay product.
+    /// The queueing delay that the limit permits: the time to send the bytes that are allowed in
+    /// flight beyond the bandwidth-delay product.
     pub(super) queue_delay: Duration,
-    /// How long a rate is remembered after the path has become slower.
+    /// The time for which a measured rate is remembered after the path has become slower.
     pub(super) rate_memory: Duration,
 }
 
@@ -116,37 +130,39 @@ impl SendLimit {
         }
     }
 
-    /// Returns how many bytes to write at a time, rounded up to whole packets; `None` on a fast
-    /// path.
+    /// Returns how many bytes of packets to write at a time, before rounding up to whole packets;
+    /// `None` on a fast path, which is not limited.
     pub(super) fn batch(&self) -> Option<usize> {
         self.backlog().map(|backlog| backlog.min(self.writable))
     }
 
-    /// Returns how many bytes may wait at each place; `None` on a fast path.
+    /// Returns how many bytes may be unsent in the kernel, and at most be written at a time; `None`
+    /// on a fast path, which is not limited.
     fn backlog(&self) -> Option<usize> {
         (self.backlog < self.max_backlog).then_some(self.backlog)
     }
 
-    /// Returns whether the path is expected to carry more soon than it does.
+    /// Returns whether the throughput of the path is expected to rise soon.
     ///
-    /// Either its rate is not known yet, or bbr starts again from a far lower rate, as it does when
-    /// a loss follows ten round trips with little to send. In both cases the senders are not to
-    /// blame for a standing queue.
+    /// Either the path's rate is not known yet, or bbr starts again from a far lower rate, as
+    /// happens when a loss follows ten round trips with little to send. In both cases the session
+    /// drops no packet for its delay in the queue, because the senders are not to blame for the
+    /// delay.
     pub(super) fn is_growing(&self) -> bool {
         self.flat_samples < FLAT_SAMPLES || self.ramping_up.is_some_and(|slots| slots <= RAMP_UP_SAMPLES)
     }
 
-    /// Returns the current limit; `None` if only the kernel limits the bytes in flight.
+    /// Returns the current limit on the bytes in flight; `None` if only the kernel limits them.
     pub(super) fn in_flight_limit(&self, path: &SendState) -> Option<InFlightLimit> {
         let drain_time = Duration::from_secs_f64(self.in_flight_cap? as f64 / self.rate().max(1) as f64);
         let queue = drain_time.saturating_sub(path.base_rtt().unwrap_or_default());
         Some(InFlightLimit { queue_delay: queue, rate_memory: sample_time(path) * SAMPLES as u32 })
     }
 
-    /// Measures the rate and returns how long to pause, if the path has enough data below the
-    /// queue.
+    /// Updates the measured rate and the limits. Returns how long to pause if the path has enough
+    /// data in flight or in the kernel; otherwise `None`.
     ///
-    /// `write_blocked` tells whether the socket refused some of the data since the last update.
+    /// `write_blocked`: whether the socket refused some of the data since the last update.
     pub(super) fn update(&mut self, now: Instant, path: SendState, write_blocked: bool) -> Option<Duration> {
         self.measure(now, &path);
         self.in_flight_cap = None;
@@ -182,7 +198,8 @@ impl SendLimit {
             .then(|| Duration::try_from_secs_f64(wait).unwrap_or(MAX_PAUSE).clamp(MIN_PAUSE, MAX_PAUSE))
     }
 
-    /// Returns the maximum number of outstanding bytes, sent or unsent, at the measured rate.
+    /// Returns how many bytes, sent or unsent, the kernel may hold unacknowledged at the measured
+    /// rate; `u64::MAX` for a path without bbr.
     fn max_outstanding(&self, path: &SendState, rate: u64, backlog: u64) -> u64 {
         let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
         // The bandwidth-delay product, and enough to keep the path busy until the timer fires.
@@ -221,12 +238,13 @@ impl SendLimit {
     /// Returns whether to send more than the measured rate, to find out whether the path carries
     /// more.
     ///
-    /// The excess waits in the bottleneck's FIFO.
+    /// The excess waits in the FIFO of the bottleneck if the path does not carry more.
     fn is_probing(&self) -> bool {
         self.flat_samples < FLAT_SAMPLES || self.flat_samples.is_multiple_of(PROBE_SAMPLES)
     }
 
-    /// Returns the median of the remembered variations.
+    /// Returns the median of the remembered variations of the round trip; `None` before the first
+    /// rate sample.
     fn variation(&self) -> Option<Duration> {
         let mut sorted = self.variations;
         sorted.sort_unstable();
@@ -245,8 +263,9 @@ fn sample_time(path: &SendState) -> Duration {
 
 /// Returns how many bytes of bbr's congestion window bulk data may use.
 ///
-/// Loss-based congestion control grows only while its window is full, and after a loss bbr reduces
-/// its window to the bytes in flight; neither is limited here.
+/// Returns `u64::MAX` for loss-based congestion control, which grows its window only while that is
+/// full, and for bbr during loss recovery, when its window is already reduced to the bytes in
+/// flight.
 fn usable_cwnd(path: &SendState) -> u64 {
     let limited = path.bbr.is_some() && !path.recovering;
     if limited { path.cwnd.saturating_sub(RESERVED_SEGMENTS) * path.mss } else { u64::MAX }

@@ -1,12 +1,12 @@
-//! The driver's task: the work of one poll, and the condition for the next.
+//! The driver's task: the work of one poll, and the events after which the task is polled again.
 //!
 //! No wake-up is lost. A poll ends only when every source has returned `Pending`, and so will wake
 //! the task, or when there may be more work, in which case the task wakes itself.
 //!
-//! There are two exceptions. Packets are not polled while the session has no room. Room results
-//! from a transmission or an acknowledgement, that is, within a poll, and is checked again after
-//! each transmission. Paths are not polled while events wait for the owner; room in the owner's
-//! channel wakes the task.
+//! There are two exceptions. The packet source is not polled while the session has no room for
+//! packets. Room arises only within a poll, by a transmission or an acknowledgement, and is checked
+//! again after each transmission. Paths are not polled while events wait for the owner; room in the
+//! owner's channel wakes the task.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -23,8 +23,9 @@ use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
 use crate::tls::{HandshakeFailure, classify};
 
-/// The maximum work per source in one round: enough to amortise the round, little enough that no
-/// source waits long for another.
+/// The maximum numbers of reads, deliveries, packets and writes for each path or packet source in
+/// one round of a poll: enough to amortise the round, and little enough that no source waits long
+/// for another.
 ///
 /// Many reads, of one TLS record each, are allowed. The receiver of inner TCP acknowledges what a
 /// round delivers, and the fewer rounds there are, the fewer acknowledgements travel
@@ -35,7 +36,8 @@ const DELIVERIES_PER_ROUND: usize = 256;
 const PACKETS_PER_ROUND: usize = 64;
 const WRITES_PER_ROUND: usize = 4;
 
-/// The rounds of one poll, before other tasks get their turn: 2 MiB, or some milliseconds.
+/// The maximum number of rounds in one poll, after which other tasks get their turn: at most 2 MiB,
+/// or some milliseconds.
 const ROUNDS_PER_POLL: usize = 2;
 
 /// The delay before polling a failed packet source, such as a TUN device that is down, again.
@@ -45,7 +47,7 @@ const SOURCE_RETRY: Duration = Duration::from_secs(1);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
-    /// The spare packet buffer of this thread.
+    /// The packet buffer that no driver on this thread uses at the moment.
     ///
     /// A driver holds the buffer only during a read, so thousands of idle ones hold none.
     static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -98,7 +100,7 @@ struct Driver<I> {
     io: I,
     commands: mpsc::UnboundedReceiver<Command>,
     events: EventQueue,
-    /// Whether paths were not read because events waited.
+    /// Whether the driver did not read its paths because events for the owner had to wait.
     reads_paused: bool,
     paths: Vec<Transport>,
     source_retry_at: Option<Instant>,
@@ -112,14 +114,14 @@ struct Stopping {
     replies: Vec<oneshot::Sender<()>>,
 }
 
-/// The reason why the driver stopped reading packets.
+/// The reason why the driver stopped reading packets from the source in this round.
 #[derive(PartialEq)]
 enum SourceState {
     /// The source has no packet and will wake the task.
     Pending,
-    /// The session has no room.
+    /// The session has no room for another packet.
     NoRoom,
-    /// The maximum for one round has been read.
+    /// The driver has read the maximum number of packets for one round.
     BatchDone,
 }
 
@@ -162,7 +164,7 @@ impl<I: PacketIo> Driver<I> {
         Poll::Pending
     }
 
-    /// Executes the owner's commands.
+    /// Executes the owner's queued commands; returns the outcome if one of them ends the driver.
     fn handle_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Outcome> {
         while let Poll::Ready(command) = self.commands.poll_recv(cx) {
             match command {
@@ -209,9 +211,10 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Adds a transport, replacing an older one with the same path ID.
+    /// Adds the transport of a path, replacing an older transport with the same path ID.
     ///
-    /// Events that the session has queued concern the older transport, so they are collected first.
+    /// Moves the events that the session has queued to the event queue first, because they concern
+    /// the older transport.
     fn add_transport(&mut self, now: Instant, path: PathId, stream: TlsStream) {
         self.collect_events(now);
         self.paths.retain(|transport| transport.id != path);
@@ -246,13 +249,14 @@ impl<I: PacketIo> Driver<I> {
         }
     }
 
-    /// Returns the outcome if the driver has finished shutting down.
+    /// Returns the outcome for the owner if the driver has finished shutting down.
     fn take_end(&mut self, now: Instant) -> Option<Outcome> {
         let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
         Some(Outcome::Stopped(stopping.replies))
     }
 
-    /// Passes the kernel's statistics to the session, for the paths that need them or for all.
+    /// Passes the kernel's TCP statistics of paths to the session: of every path if `all` is true,
+    /// otherwise of those for which the session needs them now.
     fn sample_transports(&mut self, now: Instant, all: bool) {
         for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
             if (all || self.session.wants_sample(now, transport.id))
@@ -373,8 +377,8 @@ impl<I: PacketIo> Driver<I> {
         SourceState::BatchDone
     }
 
-    /// Returns whether the session takes packets. Without an active path it does, and drops by its
-    /// own policy.
+    /// Returns whether the session accepts packets from the source. Without an active path it
+    /// always does, and drops packets by its own rules when its queue is full.
     fn wants_packets(&self) -> bool {
         self.session.has_room() || self.session.active_path().is_none()
     }
@@ -423,7 +427,8 @@ impl<I: PacketIo> Driver<I> {
 
     /// Reads the peer's reason for closing a path that can no longer be written to.
     ///
-    /// The alert of a refusal may still be readable after the connection was reset.
+    /// The TLS alert with which a relay refuses a key may still be readable after the connection
+    /// was reset.
     fn read_close_reason(
         &mut self,
         cx: &mut Context<'_>,
@@ -475,8 +480,8 @@ impl<I: PacketIo> Driver<I> {
         self.events.push(DriverEvent::PathError { path, cause });
     }
 
-    /// Forwards the session's events to the owner. Returns false if events still wait, in which
-    /// case no path may be read.
+    /// Forwards the session's events to the owner. Returns false if events still wait for room in
+    /// the owner's channel, in which case no path may be read.
     ///
     /// Events stay in the session as long as possible, where later ones may supersede them.
     fn forward_events(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
@@ -488,8 +493,8 @@ impl<I: PacketIo> Driver<I> {
         false
     }
 
-    /// Moves all of the session's events to the queue, so that the next event is reported after
-    /// them.
+    /// Moves all of the session's events to the event queue, so that the event that is queued next
+    /// is reported after them.
     fn collect_events(&mut self, now: Instant) {
         while let Some(event) = self.session.poll_event() {
             self.forward_event(now, event);
@@ -503,7 +508,7 @@ impl<I: PacketIo> Driver<I> {
         self.events.push(DriverEvent::Session(event));
     }
 
-    /// Arms the timer; returns whether a deadline has already passed.
+    /// Sets the timer to the earliest deadline; returns whether a deadline has already passed.
     fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let wake = [
             self.session.poll_timeout(),
@@ -522,7 +527,7 @@ impl<I: PacketIo> Driver<I> {
     }
 }
 
-/// Returns tokio's time, so that tests can control it.
+/// Returns the current time of tokio's clock, which tests can control.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -18,14 +18,15 @@ use super::*;
 use crate::keys::PrivateKey;
 use crate::tls;
 
-/// Limits with which no queue drops packets for waiting too long.
+/// Returns session limits with which no queue drops packets for waiting too long.
 fn limits() -> Limits {
     Limits { target_delay: Duration::MAX, ..Limits::default() }
 }
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A device in memory: packets to be sent, and a check of the packets that arrive.
+/// A device in memory, with a queue of packets to be sent and counters that check the packets that
+/// arrive.
 #[derive(Default)]
 struct MemoryDevice {
     waiting: Mutex<(VecDeque<Vec<u8>>, Option<Waker>)>,
@@ -36,7 +37,7 @@ struct MemoryDevice {
 }
 
 impl MemoryDevice {
-    /// Queues packets of many sizes, numbered from `first`.
+    /// Queues `count` packets of many sizes, numbered from `first`.
     fn fill(&self, first: u64, count: u64) {
         let mut waiting = self.waiting.lock().unwrap();
         for number in first..first + count {
@@ -61,7 +62,7 @@ impl MemoryDevice {
         }
     }
 
-    /// Checks that every packet arrived once and in order.
+    /// Checks that `count` packets arrived, each once and in order.
     fn check(&self, count: u64) {
         assert_eq!(self.received.load(SeqCst), count);
         assert_eq!(self.out_of_order.load(SeqCst), 0);
@@ -111,7 +112,7 @@ impl Endpoint {
         Self { handle, memory, events }
     }
 
-    /// Returns what `choose` returns for the first event that it accepts.
+    /// Waits for the first event for which `choose` returns `Some`, and returns that value.
     async fn event<T>(&mut self, choose: impl Fn(&DriverEvent) -> Option<T>) -> T {
         loop {
             let event = tokio::time::timeout(SOON, self.events.recv()).await.expect("no event came").unwrap();
@@ -138,7 +139,7 @@ impl Endpoint {
     }
 }
 
-/// A client's and a relay's driver of one session.
+/// The two drivers of one session, the client's and the relay's.
 struct Pair {
     client: Endpoint,
     relay: Endpoint,
@@ -159,7 +160,7 @@ impl Pair {
         }
     }
 
-    /// Opens a path on both sides and waits until it is ready.
+    /// Opens a path at both drivers and waits until the client reports that the path is ready.
     async fn open(&mut self, path: PathId) {
         self.open_over(path, sockets().await).await;
     }
@@ -187,8 +188,8 @@ impl Pair {
             .await;
     }
 
-    /// Sends over path 1, closes the valve, and waits until no more packets are read; returns how
-    /// many are left.
+    /// Sends `count` packets over path 1, stops the connection after the first, and waits until the
+    /// driver reads no more packets; returns how many packets are left.
     async fn stall(&mut self, valve: &watch::Sender<Valve>, count: u64) -> usize {
         self.client.handle.activate(PathId(1), vec![PathId(1)]);
         self.client.memory.fill(0, 1);
@@ -218,7 +219,7 @@ async fn sockets() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
-/// The directions in which bytes pass.
+/// The directions in which a test connection passes bytes at the moment.
 #[derive(Clone, Copy)]
 struct Valve {
     forth: bool,
@@ -227,7 +228,8 @@ struct Valve {
 
 const OPEN: Valve = Valve { forth: true, back: true };
 
-/// Creates a connection with a valve in its middle, which is open at first.
+/// Creates a TCP connection in which a test can stop the bytes of each direction. Both are open at
+/// first.
 fn valved() -> (impl Future<Output = (TcpStream, TcpStream)>, watch::Sender<Valve>) {
     let (sender, mut valve) = watch::channel(OPEN);
     let wire = async move {

@@ -1,4 +1,5 @@
-//! Declares metrics once, for the code that counts them, for scrapes and for the documentation.
+//! Declares each metric once: the declarations serve the code that counts, the scrapes and the
+//! documentation.
 
 use prometheus::{GaugeVec, HistogramOpts, IntCounterVec, IntGaugeVec, Opts};
 
@@ -78,7 +79,8 @@ impl Metric {
     }
 }
 
-/// Declares metrics, each a constant, and `ALL` of them:
+/// Declares a constant of type [`Metric`](crate::metrics::Metric) for each metric, and the list
+/// `ALL` of all of them:
 ///
 /// ```
 /// mobile_io::declare_metrics! {

@@ -1,8 +1,8 @@
 //! Checks the host name of requests, to protect the metrics from DNS rebinding.
 //!
-//! The owner of a web page that is open in a browser near this host may point the page's name at
-//! this host. The browser then takes this host for the page's own server and lets the page read
-//! every reply. The browser sends the name in the `Host` header (RFC 9110, section 7.2). So
+//! The owner of a web page that is open in a browser near this host may point the DNS name of the
+//! page at this host. The browser then takes this host for the page's own server and lets the page
+//! read every reply. The browser sends the name in the `Host` header (RFC 9110, section 7.2). So
 //! requests are only answered for names that no one else controls: IP addresses, `localhost`, and
 //! the configured names.
 
@@ -12,7 +12,7 @@ use hyper::header::{HOST, HeaderMap};
 use hyper::http::uri::Authority;
 use hyper::{StatusCode, Uri, Version};
 
-/// The configured names (`[metrics] hosts`).
+/// The configured host names under which the metrics may be requested (`[metrics] hosts`).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hosts(Vec<String>);
 

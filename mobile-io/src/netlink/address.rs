@@ -17,7 +17,7 @@ use super::{Family, Netlink, NetlinkError};
 pub struct Address {
     /// The index of the device.
     pub index: u32,
-    /// The address with the length of its prefix.
+    /// The address and the length of its network prefix.
     pub net: IpNet,
     /// Whether the address is valid beyond its link: neither link-local (fe80::/10, 169.254.0.0/16)
     /// nor confined to this host.
@@ -44,10 +44,11 @@ impl Netlink {
         self.0.lock().await.addresses(Some(index)).await
     }
 
-    /// Adds an address; fails if the device has it already.
+    /// Adds an address with its prefix length to the device `index`; fails if the device has the
+    /// address already.
     ///
-    /// An IPv6 address is usable at once: no other host can have it, so duplicate address detection
-    /// is skipped.
+    /// An IPv6 address is usable at once, without duplicate address detection, because no other
+    /// host can have the address.
     ///
     /// # Errors
     /// When the kernel refuses; `FamilyUnavailable` for IPv6 where it is disabled.
@@ -55,9 +56,10 @@ impl Netlink {
         self.0.lock().await.add_address(index, net).await
     }
 
-    /// Adds an address unless the device has it; returns whether it was added.
+    /// Adds an address to the device `index` unless the device has it; returns whether the address
+    /// was added.
     ///
-    /// Replaces the same address if it has another prefix length or is not usable.
+    /// Replaces an address that the device has with another prefix length, or that is not usable.
     ///
     /// # Errors
     /// As [`add_address`](Self::add_address).
@@ -77,7 +79,8 @@ impl Netlink {
         Ok(!present)
     }
 
-    /// Removes an address; returns false if the device does not have it.
+    /// Removes an address from the device `index`; returns false if the device does not have the
+    /// address.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -165,8 +168,8 @@ fn is_absent(failure: &Failure) -> bool {
 
 /// Returns whether an address is valid beyond its link.
 ///
-/// The scope alone is not sufficient: an administrator may omit it, and the kernel does not derive
-/// it for IPv4 link-local addresses.
+/// The kernel's scope of the address alone is not sufficient: an administrator may omit it, and the
+/// kernel does not derive it for IPv4 link-local addresses.
 fn is_global(scope: AddressScope, address: IpAddr) -> bool {
     let beyond_the_link = !matches!(scope, AddressScope::Link | AddressScope::Host | AddressScope::Nowhere);
     let link_local = match address {

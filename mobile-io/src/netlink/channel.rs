@@ -14,29 +14,30 @@ use tokio::runtime;
 
 use super::{Family, NetlinkError};
 
-/// The flags to create an object that must not exist.
+/// The flags of a netlink request to create an object that must not exist yet.
 pub(super) const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
-/// The flags to create an object or replace an existing one.
+/// The flags of a netlink request to create an object or replace an existing one.
 pub(super) const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
-/// The number of attempts at a dump that was interrupted by a change.
+/// The maximum number of attempts at a dump (a request for all objects of a kind) that changes of
+/// the objects interrupt.
 ///
-/// If a table changes even faster, the result may be inconsistent; the next notification causes
-/// another dump.
+/// If the objects change even faster, the result may be inconsistent; the next notification of a
+/// change causes another dump.
 const DUMP_ATTEMPTS: usize = 5;
 
-/// The attribute with the kernel's error message (`NLMSGERR_ATTR_MSG`).
+/// The attribute of an error reply with the kernel's message (`NLMSGERR_ATTR_MSG`).
 const ATTR_MESSAGE: u16 = 1;
 
-/// The length of `nlmsghdr`, which an error quotes from the request.
+/// The length in bytes of the request's header (`nlmsghdr`), which an error reply quotes.
 const HEADER_LEN: usize = 16;
 
 /// The netlink socket, which a lock protects against concurrent use.
 #[derive(Debug)]
 pub(super) struct Channel(rtnetlink::Handle);
 
-/// The reason why a request failed, without the action that it was for.
+/// The reason why a netlink request failed, without a description of the attempted action.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The kernel refused the request.
@@ -68,7 +69,8 @@ impl Channel {
         Ok(Self(handle))
     }
 
-    /// Requests all objects that match.
+    /// Requests all objects that match the fields and attributes of `message`; repeats the request
+    /// if a change of the objects interrupts the reply.
     pub(super) async fn dump(
         &mut self,
         message: RouteNetlinkMessage,
@@ -83,7 +85,7 @@ impl Channel {
         }
     }
 
-    /// Requests one object by its key.
+    /// Requests the one object that `message` describes; `None` if the reply has no object.
     pub(super) async fn get(
         &mut self,
         message: RouteNetlinkMessage,
@@ -91,12 +93,13 @@ impl Channel {
         Ok(self.exchange(message, 0).await?.0.pop())
     }
 
-    /// Requests a change and waits for its acknowledgement.
+    /// Requests a change of the configuration and waits for the kernel's acknowledgement.
     pub(super) async fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Failure> {
         self.exchange(message, NLM_F_ACK | flags).await.map(drop)
     }
 
-    /// Returns the messages of the reply, and whether a change interrupted the dump.
+    /// Sends a request; returns the objects of the reply, and whether a change of the objects
+    /// interrupted a dump.
     async fn exchange(
         &mut self,
         message: RouteNetlinkMessage,
@@ -136,12 +139,13 @@ impl Failure {
         Self::Kernel { errno: Errno::from_raw(code.saturating_abs()), detail }
     }
 
-    /// Returns whether the kernel refused with this error.
+    /// Returns whether the kernel refused the request with the error number `reason`.
     pub(super) fn is(&self, reason: Errno) -> bool {
         matches!(self, Self::Kernel { errno, .. } if *errno == reason)
     }
 
-    /// Converts the failure into the caller's error, for the action `what` in a family.
+    /// Converts the failure into the caller's error, for the attempted action `what` in an address
+    /// family.
     pub(super) fn into_error(self, family: Option<Family>, what: String) -> NetlinkError {
         match self {
             Self::Socket(message) => NetlinkError::Socket { what, message },
@@ -156,9 +160,9 @@ impl Failure {
     }
 }
 
-/// Converts the failure of a request into the caller's error.
+/// Converts the failure of a netlink request into the caller's error.
 pub(super) trait Explain<T> {
-    /// Describes a failure by the attempted action `what` and its family, if any.
+    /// Adds to a failure the attempted action `what` and its address family, if any.
     fn explain(self, family: Option<Family>, what: impl FnOnce() -> String) -> Result<T, NetlinkError>;
 }
 
@@ -168,10 +172,10 @@ impl<T> Explain<T> for Result<T, Failure> {
     }
 }
 
-/// Returns whether the error means that the family is missing.
+/// Returns whether the error number means that the kernel or the device lacks the address family.
 ///
-/// A kernel without IPv6 does not know such messages. A kernel where a device has IPv6 disabled
-/// returns EACCES, never EPERM.
+/// A kernel without IPv6 does not know requests for IPv6 objects. A kernel where a device has IPv6
+/// disabled returns EACCES, never EPERM.
 fn is_missing_family(errno: Errno, family: Family) -> bool {
     family == Family::V6 && matches!(errno, Errno::EACCES | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
 }
@@ -184,7 +188,8 @@ fn describe(errno: Errno, detail: Option<String>) -> io::Error {
     }
 }
 
-/// Returns the kernel's message, which is in the attributes behind the quoted header.
+/// Returns the kernel's message from the attributes of an error reply, which follow the quoted
+/// header; `None` if there is no message.
 fn detail(error: &ErrorMessage) -> Option<String> {
     let mut rest = error.header.get(HEADER_LEN..)?;
     loop {

@@ -19,7 +19,8 @@ pub struct Link {
     pub index: u32,
     /// The name of the device.
     pub name: String,
-    /// The kind of a virtual device: `tun`, `veth`, `bridge`, `wireguard`…
+    /// The kind of a virtual device, such as `tun`, `veth`, `bridge` or `wireguard`; `None` for
+    /// other devices.
     pub kind: Option<String>,
     /// Whether the device is administratively up.
     pub up: bool,
@@ -28,7 +29,7 @@ pub struct Link {
     pub carrier: bool,
     /// Whether the device is a loopback device.
     pub loopback: bool,
-    /// Whether the device encapsulates: its packets leave this host inside packets of another
+    /// Whether the device is a tunnel: its packets leave this host inside packets of another
     /// device, as those of a VPN do.
     pub tunnel: bool,
     /// The MTU in bytes.
@@ -41,8 +42,8 @@ pub struct Link {
 
 /// The kinds (`IFLA_INFO_KIND`) of devices that encapsulate.
 ///
-/// `tun` is missing, because a TAP device has that kind too. `ppp` is missing, because DSL and
-/// cellular modems use it as well as VPNs.
+/// The list lacks `tun`, which is also the kind of TAP devices, and `ppp`, which DSL and cellular
+/// modems use as well as VPNs.
 const TUNNEL_KINDS: [&str; 22] = [
     "amneziawg",
     "bareudp",
@@ -141,7 +142,7 @@ impl Netlink {
         self.set(message).await.explain(None, || format!("put device {index} into group {group}"))
     }
 
-    /// Removes a device; returns false if there is none.
+    /// Removes the device with the given name; returns false if there is none.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -225,7 +226,8 @@ impl Link {
     }
 }
 
-/// Returns whether a device of this kind and link layer encapsulates.
+/// Returns whether a device of this kind and link layer is a tunnel, which sends its packets inside
+/// packets of another device.
 fn is_tunnel(kind: Option<&str>, layer: LinkLayerType) -> bool {
     match kind {
         // A TAP device has Ethernet headers: ports of virtual machines and of bridges are TAP

@@ -1,5 +1,5 @@
-//! Reads the policy routing rules of all programs, to find those that come between a mark and its
-//! table.
+//! Reads the policy routing rules of all programs, to find rules that prevent packets with a
+//! certain mark from reaching the routing table meant for that mark.
 
 use std::fmt;
 
@@ -17,17 +17,18 @@ pub struct ListedRule {
     pub priority: u32,
     /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// The table that the rule looks up; `None` if it has another action.
+    /// The routing table that the rule looks up; `None` if the rule has another action, such as to
+    /// reject packets.
     pub table: Option<u32>,
-    /// The mark and mask that the rule matches, if any.
+    /// The firewall mark that the rule matches and the mask of the compared bits, if any.
     pub fwmark: Option<(u32, u32)>,
-    /// The source addresses that the rule matches, if any.
+    /// The network of source addresses that the rule matches, if any.
     pub from: Option<IpNet>,
-    /// Whether the rule applies to the packets that do *not* match.
+    /// Whether the rule applies to the packets that do *not* match its selectors.
     pub inverted: bool,
     /// Whether the rule has selectors that this type lacks, such as a device, a user or a port.
     pub has_other_selectors: bool,
-    /// Whether the rule ignores default routes in its table.
+    /// Whether the rule ignores default routes in its table (`suppress_prefixlength`).
     pub suppresses_default_route: bool,
 }
 
@@ -64,8 +65,8 @@ impl Channel {
 }
 
 impl ListedRule {
-    /// Returns whether the rule matches every packet with `mark` in the bits of `mask`, whatever
-    /// its other bits.
+    /// Returns whether the rule matches every packet whose mark has the value `mark` in the bits of
+    /// `mask`, whatever the other bits of its mark are.
     #[must_use]
     pub fn matches_mark(&self, mark: u32, mask: u32) -> bool {
         if self.has_other_selectors || self.from.is_some() {
@@ -79,8 +80,8 @@ impl ListedRule {
         }
     }
 
-    /// Returns whether a packet may carry both this rule's mark and `mark` in the bits of `mask`,
-    /// if the masks overlap.
+    /// Returns whether this rule's mark shares bits with `mask` and has the same values as `mark`
+    /// in the shared bits, so that one packet can carry both marks.
     #[must_use]
     pub fn conflicts_with_mark(&self, mark: u32, mask: u32) -> bool {
         self.fwmark.is_some_and(|(value, own_mask)| {

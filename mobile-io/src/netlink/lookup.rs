@@ -22,7 +22,7 @@ pub struct RouteLookup {
     pub oif: Option<u32>,
     /// The router on the device, if any.
     pub gateway: Option<IpAddr>,
-    /// The source address for sockets that are not bound to one.
+    /// The source address of packets from sockets that are not bound to an address, if any.
     pub source: Option<IpAddr>,
 }
 
@@ -38,8 +38,8 @@ pub struct BoundRoute {
 }
 
 impl Netlink {
-    /// Looks up the route that a socket bound to device `oif` has to `destination`; returns `None`
-    /// if there is none.
+    /// Looks up the route to `destination` for a socket that is bound to the device `oif`; returns
+    /// `None` if there is none.
     ///
     /// No packet is sent, and the cost does not depend on the number of routes.
     ///
@@ -53,8 +53,8 @@ impl Netlink {
         self.0.lock().await.lookup_bound(destination, oif).await
     }
 
-    /// Looks up the route of a packet with the given mark; returns `None` if the destination is
-    /// unreachable.
+    /// Looks up the route of a packet with the given firewall mark; returns `None` if the
+    /// destination is unreachable.
     ///
     /// No packet is sent.
     ///
@@ -105,7 +105,7 @@ impl Channel {
     }
 }
 
-/// Returns a request for the route to one destination.
+/// Returns a netlink request for the route to one destination.
 fn route_request(destination: IpAddr) -> RouteMessage {
     let family = Family::from(destination);
     let mut message = RouteMessage::default();
@@ -120,12 +120,14 @@ fn route_request(destination: IpAddr) -> RouteMessage {
     message
 }
 
-/// The errors of unreachable, prohibit and blackhole routes, and of a table without a route.
+/// The errors with which the kernel answers a lookup that hits an unreachable, prohibit or
+/// blackhole route, or no route.
 const UNREACHABLE_ERRORS: [Errno; 4] =
     [Errno::EHOSTUNREACH, Errno::ENETUNREACH, Errno::EACCES, Errno::EINVAL];
 
 impl BoundRoute {
-    /// Parses the reply, which is the route as it was configured, with all its nexthops.
+    /// Parses the reply to a lookup, which is the route as configured with all its nexthops;
+    /// returns the nexthop over `device`, if any.
     fn from_message(message: RouteNetlinkMessage, device: u32) -> Option<Self> {
         Route::from_message(message).into_iter().find_map(|route| match route.kind {
             RouteKind::Unicast { oif, gateway, .. } if oif == device => {

@@ -1,4 +1,5 @@
-//! Deletes connection tracking entries and reads named nftables counters over `NETLINK_NETFILTER`.
+//! Deletes connection tracking entries and reads named nftables counters over a `NETLINK_NETFILTER`
+//! socket.
 //!
 //! All functions block, and a connection table may hold hundreds of thousands of entries.
 
@@ -20,30 +21,31 @@ use nix::errno::Errno;
 
 use super::NetlinkError;
 
-/// The maximum number of passes of a deletion.
+/// The maximum number of passes over the connection tracking table in one deletion.
 ///
-/// A dump may miss entries that move meanwhile (when the kernel resizes the table), so passes are
-/// repeated until one finds nothing.
+/// One pass may miss entries that move meanwhile (when the kernel resizes the table), so passes are
+/// repeated until one finds no entry to delete.
 const PASSES: usize = 4;
 
-/// The attribute `CTA_ID`, which distinguishes an entry from a later one with the same addresses
-/// and ports.
+/// The attribute `CTA_ID`, which distinguishes a tracked connection from a later one with the same
+/// addresses and ports.
 const CTA_ID: u16 = 12;
-/// The attribute `CTA_ZONE`, the zone of the entry, which is absent for the default zone.
+/// The attribute `CTA_ZONE`, the conntrack zone of the connection, which is absent for the default
+/// zone.
 const CTA_ZONE: u16 = 18;
 
 /// The attribute `NFTA_OBJ_TABLE`, the table of a named nftables object.
 const OBJ_TABLE: u16 = 1;
-/// The attribute `NFTA_OBJ_NAME`, the name of the object.
+/// The attribute `NFTA_OBJ_NAME`, the name of a named nftables object.
 const OBJ_NAME: u16 = 2;
-/// The attribute `NFTA_OBJ_TYPE`, the type of the object.
+/// The attribute `NFTA_OBJ_TYPE`, the type of a named nftables object.
 const OBJ_TYPE: u16 = 3;
-/// The attribute `NFTA_OBJ_DATA`, the content of the object.
+/// The attribute `NFTA_OBJ_DATA`, the content of a named nftables object.
 const OBJ_DATA: u16 = 4;
 
-/// The type of a named counter (`NFT_OBJECT_COUNTER`).
+/// The type of an nftables object that is a counter (`NFT_OBJECT_COUNTER`).
 const COUNTER: u32 = 1;
-/// The attribute `NFTA_COUNTER_PACKETS` within [`OBJ_DATA`].
+/// The attribute `NFTA_COUNTER_PACKETS`, the number of packets, within [`OBJ_DATA`].
 const COUNTER_PACKETS: u16 = 2;
 
 /// The size of the receive buffer in bytes: larger than any datagram of a dump.
@@ -52,17 +54,18 @@ const BUFFER_LEN: usize = 32 * 1024;
 /// The addresses of a tracked connection, in the direction of its first packet and in that of the
 /// replies.
 ///
-/// With NAT the two are not simply swapped.
+/// With NAT, the addresses of the replies are not simply the swapped addresses of the first packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConntrackEntry {
-    /// The source and destination of the first packet, as received.
+    /// The source and destination address of the first packet, as received by this host.
     pub original: (IpAddr, IpAddr),
-    /// The source and destination of the replies, as received.
+    /// The source and destination address of the replies, as received by this host.
     pub reply: (IpAddr, IpAddr),
 }
 
 impl ConntrackEntry {
-    /// Returns whether an address of the connection matches, before or after translation.
+    /// Returns whether any address of the connection, before or after translation (NAT), satisfies
+    /// `is_one`.
     #[must_use]
     pub fn involves(&self, is_one: impl Fn(IpAddr) -> bool) -> bool {
         [self.original.0, self.original.1, self.reply.0, self.reply.1].into_iter().any(is_one)
@@ -126,7 +129,7 @@ fn delete(entries: Vec<(NetfilterProtoFamily, Vec<ConntrackAttribute>)>) -> Resu
     Ok(deleted)
 }
 
-/// Returns the addresses of an entry, if it has all of them.
+/// Returns the four addresses of a tracked connection; `None` if one of them is missing.
 fn parse_connection(attributes: &[ConntrackAttribute]) -> Option<ConntrackEntry> {
     let ends = |tuple: &[Tuple]| {
         let ip = tuple.iter().find_map(|part| if let Tuple::Ip(ip) = part { Some(ip) } else { None })?;
@@ -185,7 +188,7 @@ fn counter(attributes: &[DefaultNla]) -> Option<(String, u64)> {
     Some((name.trim_end_matches('\0').to_owned(), packets))
 }
 
-/// Returns the value of the first attribute of this kind.
+/// Returns the value of the first attribute of type `kind`, if any.
 fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     let attribute = attributes.iter().find(|attribute| attribute.kind() == kind)?;
     let mut bytes = vec![0; attribute.value_len()];
@@ -193,10 +196,10 @@ fn value(attributes: &[DefaultNla], kind: u16) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A netlink socket that carries one request after the other.
+/// A netlink socket for netfilter that carries one request at a time.
 struct NetfilterSocket(Socket);
 
-/// The reason why a request failed, without the action that it was for.
+/// The reason why a netlink request failed, without a description of the attempted action.
 enum RequestError {
     /// The kernel refused the request.
     Kernel(Errno),

@@ -12,14 +12,15 @@ use tokio::task::coop::consume_budget;
 use super::NetlinkError;
 use super::subscription::{Notification, Subscription};
 
-/// The multicast group of nftables (`NFNLGRP_NFTABLES`).
+/// The netlink multicast group with notifications of nftables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
 
-/// The request for a table (`NFT_MSG_GETTABLE` of the subsystem `NFNL_SUBSYS_NFTABLES`).
+/// The type of a netlink request for a table (`NFT_MSG_GETTABLE` of the subsystem
+/// `NFNL_SUBSYS_NFTABLES`).
 const GET_TABLE: u16 = (10 << 8) | 1;
-/// The flag of a request (`NLM_F_REQUEST`).
+/// The flag that every netlink request carries (`NLM_F_REQUEST`).
 const REQUEST: u16 = 1;
-/// The family inet (`NFPROTO_INET`).
+/// The nftables family inet, for IPv4 and IPv6 (`NFPROTO_INET`).
 const INET: u8 = 1;
 /// The attribute of a table's name (`NFTA_TABLE_NAME`).
 const TABLE_NAME: u16 = 1;
@@ -43,7 +44,8 @@ pub fn table_exists(name: &str) -> Result<bool, NetlinkError> {
     }
 }
 
-/// Requests one table; the error is the kernel's reply.
+/// Requests the nftables table `name` from the kernel; returns the kernel's error if the request is
+/// refused or the table does not exist.
 fn ask_for_table(name: &str) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
@@ -70,7 +72,8 @@ fn ask_for_table(name: &str) -> io::Result<()> {
     }
 }
 
-/// Builds `struct nlmsghdr`, `struct nfgenmsg`, and the table's name as the only attribute.
+/// Builds the netlink request for a table: `struct nlmsghdr`, `struct nfgenmsg`, and the table's
+/// name as the only attribute.
 fn table_request(name: &str) -> Vec<u8> {
     // Tables are named after devices, whose names have at most 15 bytes, so the length fits.
     let attribute = u16::try_from(4 + name.len() + 1).unwrap_or(u16::MAX);
@@ -94,7 +97,7 @@ fn table_request(name: &str) -> Vec<u8> {
 /// A subscription to changes of the nftables tables with one name, in any family.
 pub struct TableWatch {
     subscription: Subscription,
-    /// The name with its terminating zero byte, as in messages.
+    /// The name of the watched table with a terminating zero byte, as in netlink messages.
     name: Vec<u8>,
 }
 
@@ -116,8 +119,8 @@ impl TableWatch {
 
     /// Waits until the table or anything in it is created, changed or removed by any program.
     ///
-    /// Changes of other tables are skipped, although a few may be reported, as after an overrun.
-    /// This method is cancel safe.
+    /// Changes of other tables are skipped, although a few may be reported, for example after an
+    /// overrun of the socket. This method is cancel safe.
     ///
     /// # Errors
     /// When the socket fails.

@@ -1,4 +1,4 @@
-//! Parses the kernel's notifications without allocation and selects those that matter to a
+//! Parses the kernel's netlink notifications without allocation and selects those that matter to a
 //! subscriber.
 
 use std::net::IpAddr;
@@ -11,14 +11,14 @@ use nix::libc::{
 
 use super::watch::Changes;
 
-/// The types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
+/// The message types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
-/// The length of `nlmsghdr` in bytes.
+/// The length in bytes of a netlink message's header (`nlmsghdr`).
 const HEADER_LEN: usize = 16;
 
-/// The length of `rtattr` in bytes.
+/// The length in bytes of an attribute's header (`rtattr`).
 const ATTRIBUTE_LEN: usize = 4;
 
 /// The routes whose changes matter to a subscriber.
@@ -26,21 +26,22 @@ const ATTRIBUTE_LEN: usize = 4;
 /// Changes of devices, addresses and rules always matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum RouteInterest {
-    /// All routes, in every table.
+    /// All routes, in every table, matter.
     #[default]
     All,
-    /// The routes of some tables, and the routes to some destinations.
+    /// Only the routes of some tables, and the routes to some destinations, matter.
     Only {
-        /// The tables of which every route matters.
+        /// The routing tables of which every route matters.
         tables: Vec<u32>,
-        /// The addresses to which every route matters, in whatever table.
+        /// The destination addresses to which every route matters, in whatever table.
         covering: Vec<IpAddr>,
     },
 }
 
-/// Adds the changes in the messages of one datagram to `changes`.
+/// Adds the changes that the netlink messages of one datagram report to `changes`.
 ///
-/// A truncated message, or one with an unknown layout, counts as a change of its kind.
+/// A truncated message, or one with an unknown layout, counts as a change of the kind of object
+/// that its header names.
 pub(super) fn collect_changes(mut bytes: &[u8], interest: &RouteInterest, changes: &mut Changes) {
     while let [l0, l1, l2, l3, k0, k1, ..] = *bytes {
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
@@ -64,7 +65,7 @@ pub(super) fn collect_changes(mut bytes: &[u8], interest: &RouteInterest, change
 }
 
 impl RouteInterest {
-    /// Returns whether a message about a route matters.
+    /// Returns whether a change of the route in the message `body` matters to the subscriber.
     fn concerns(&self, body: &[u8]) -> bool {
         let Self::Only { tables, covering } = self else { return true };
         match destination(body) {
@@ -81,7 +82,8 @@ impl RouteInterest {
     }
 }
 
-/// Parses the table and the destination of a route from `rtmsg` and its attributes.
+/// Parses the table and the destination of a route from a message body (`rtmsg` and its
+/// attributes); `None` if the body is truncated or of another address family.
 fn destination(body: &[u8]) -> Option<(u32, IpNet)> {
     let [family, length, _, _, table, _, _, _, _, _, _, _, ..] = *body else { return None };
     let mut table = u32::from(table);

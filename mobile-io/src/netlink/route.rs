@@ -41,10 +41,10 @@ pub enum RouteKind {
         oif: u32,
         /// The router on the device, if any.
         gateway: Option<IpAddr>,
-        /// The source address for sockets that are not bound to one.
+        /// The source address of packets from sockets that are not bound to an address, if any.
         prefsrc: Option<IpAddr>,
     },
-    /// Continues with the next policy routing rule.
+    /// Ends the lookup in this table and continues with the next policy routing rule.
     Throw,
     /// Rejects packets with "no route to host".
     Unreachable,
@@ -58,14 +58,15 @@ impl Route {
         Self { dst, table, kind, metric: 0, protocol: super::PROTOCOL_STATIC }
     }
 
-    /// Creates a route that continues with the next policy routing rule.
+    /// Creates a route whose action is to end the lookup in `table` and continue with the next
+    /// policy routing rule.
     #[must_use]
     pub fn throw(dst: IpNet, table: u32) -> Self {
         Self { dst, table, kind: RouteKind::Throw, metric: 0, protocol: super::PROTOCOL_STATIC }
     }
 
-    /// Creates a default route with the highest metric that rejects packets, so that no packet
-    /// reaches the next rule.
+    /// Creates a default route with the highest metric that rejects packets, so that no packet is
+    /// passed on to the next policy routing rule.
     #[must_use]
     pub fn unreachable(family: Family, table: u32) -> Self {
         let kind = RouteKind::Unreachable;
@@ -87,15 +88,16 @@ impl Route {
         self.dst.into()
     }
 
-    /// Returns whether the routes exclude each other: a table holds one route for a destination and
-    /// metric.
+    /// Returns whether a routing table cannot hold both routes, because they have the same table,
+    /// destination and metric.
     fn same_key(&self, other: &Self) -> bool {
         (self.table, self.dst, self.metric) == (other.table, other.dst, other.metric)
     }
 }
 
 impl Netlink {
-    /// Returns the routes of one table and family; none if the family is disabled.
+    /// Returns the routes of one table and address family; the list is empty if the family is
+    /// disabled.
     ///
     /// A route over several devices is returned once for each. Routes of other kinds than those of
     /// [`RouteKind`] (local, broadcast…) are omitted.
@@ -106,9 +108,10 @@ impl Netlink {
         self.0.lock().await.routes(table, family).await
     }
 
-    /// Returns the routes of one table and family that lead through one device.
+    /// Returns the routes of one table and address family that lead through one device.
     ///
-    /// The kernel filters the routes.
+    /// The kernel filters the routes, so that the reply does not contain the other routes of the
+    /// table.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -134,7 +137,8 @@ impl Netlink {
     /// Makes `route` the only route with its table, destination and metric; returns whether
     /// anything was changed.
     ///
-    /// Another route is replaced atomically, so that there is a route for every packet.
+    /// A different route with the same key is replaced atomically, so that there is a route for
+    /// every packet at all times.
     ///
     /// # Errors
     /// As [`add_route`](Self::add_route).
@@ -242,7 +246,7 @@ mod tests {
     use super::super::{PROTOCOL_STATIC, TABLE_MAIN};
     use super::*;
 
-    /// A table number that does not fit the eight bits of the header.
+    /// The number of a routing table that does not fit the eight bits in the header of a message.
     const TABLE: u32 = 7700;
 
     fn net(text: &str) -> IpNet {

@@ -12,16 +12,17 @@ use nix::errno::Errno;
 use super::channel::{CREATE, Channel, Explain};
 use super::{Family, Netlink, NetlinkError};
 
-/// A policy routing rule that looks up a table.
+/// A policy routing rule of this project, which looks up a routing table.
 ///
-/// Its protocol is always `kernel`.
+/// The protocol (origin) of such a rule is always `kernel`, so that network managers do not remove
+/// the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// The priority; rules with lower numbers are evaluated first.
     pub priority: u32,
     /// The family of the packets that the rule applies to.
     pub family: Family,
-    /// The mark and mask that packets must match, if any.
+    /// The firewall mark that packets must have and the mask of the compared bits, if any.
     pub fwmark: Option<(u32, u32)>,
     /// The source addresses that packets must match, if any.
     pub from: Option<IpNet>,
@@ -57,7 +58,7 @@ impl Netlink {
 
     /// Adds a rule unless it exists; returns whether it was added.
     ///
-    /// Replaces the same rule if its protocol is not `kernel`.
+    /// Replaces an equal rule whose protocol (origin) is not `kernel`.
     ///
     /// # Errors
     /// As [`add_rule`](Self::add_rule).
@@ -97,7 +98,7 @@ impl Netlink {
     }
 }
 
-/// A rule as the kernel reports it.
+/// A policy routing rule as the kernel reports it.
 struct KernelRule {
     rule: Rule,
     protocol: RouteProtocol,
@@ -126,10 +127,10 @@ impl Channel {
         outcome.explain(Some(rule.family), || format!("add {rule}"))
     }
 
-    /// Removes exactly the reported rule.
+    /// Removes exactly the rule that the kernel reported as `existing`.
     ///
-    /// The kernel treats the request as a pattern, so a request with fewer attributes could match a
-    /// rule of another program.
+    /// The kernel removes the first rule that has all attributes of the request, so a request with
+    /// fewer attributes could match a rule of another program.
     async fn del_rule(&mut self, existing: &KernelRule) -> Result<bool, NetlinkError> {
         match self.change(RouteNetlinkMessage::DelRule(existing.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),

@@ -1,11 +1,11 @@
-//! Reads devices and addresses together.
+//! Reads all network devices and their addresses together.
 
 use super::{Address, Link, Netlink, NetlinkError};
 
-/// The devices and addresses at one moment.
+/// The network devices and their addresses at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InterfaceSnapshot {
-    /// All network devices of the namespace.
+    /// All network devices of the network namespace.
     pub links: Vec<Link>,
     /// All addresses of these devices.
     pub addresses: Vec<Address>,

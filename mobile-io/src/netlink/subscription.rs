@@ -1,4 +1,4 @@
-//! A netlink socket that receives notifications only.
+//! A netlink socket that only receives notifications of changes.
 
 use std::io;
 
@@ -9,23 +9,24 @@ use tokio::io::unix::AsyncFd;
 
 /// The size of the receive buffer in bytes.
 ///
-/// Notifications of the kernel fit one or two pages, except for devices with many functions.
+/// A notification of the kernel fits one or two pages, except for devices with many virtual
+/// functions.
 const BUFFER: usize = 32 * 1024;
 
-/// The readiness to wait for, which includes errors.
+/// The readiness of the socket to wait for, which includes errors.
 ///
 /// An error may be the only event: if the reader empties the queue while the kernel is about to
 /// find it full (`netlink_overrun`), the kernel marks an empty socket as congested and adds nothing
 /// until it is read. tokio does not treat an error as readable.
 const READY: Interest = Interest::READABLE.add(Interest::ERROR);
 
-/// The membership in multicast groups of one netlink protocol.
+/// A netlink socket that is a member of multicast groups of one protocol.
 pub(super) struct Subscription {
     socket: AsyncFd<Socket>,
     buffer: Vec<u8>,
 }
 
-/// The result of one receive.
+/// The result of receiving one datagram from the netlink socket.
 pub(super) enum Notification<'a> {
     /// A datagram with messages of the kernel; empty if the datagram was not from the kernel.
     Messages(&'a [u8]),
@@ -34,8 +35,8 @@ pub(super) enum Notification<'a> {
 }
 
 impl Subscription {
-    /// Subscribes in this thread's network namespace to the groups in the bit mask `groups` and to
-    /// those with the numbers in `more`.
+    /// Subscribes in this thread's network namespace to the multicast groups in the bit mask
+    /// `groups` and to the groups with the numbers in `more`.
     ///
     /// Must be called in a tokio runtime.
     pub(super) fn new(protocol: isize, groups: u32, more: &[u32]) -> io::Result<Self> {
@@ -56,7 +57,7 @@ impl Subscription {
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER) })
     }
 
-    /// Receives the next datagram. This method is cancel safe.
+    /// Receives the next datagram of notifications. This method is cancel safe.
     pub(super) async fn next(&mut self) -> io::Result<Notification<'_>> {
         let outcome = loop {
             let mut guard = self.socket.ready(READY).await?;
@@ -93,8 +94,8 @@ mod tests {
     use super::super::tests::{in_new_namespace, ip};
     use super::*;
 
-    /// Tests with a UDP socket whose datagram is refused, because an overrun of the kernel cannot
-    /// be provoked reliably.
+    /// Tests that an error without a datagram wakes the reader. Uses a UDP socket whose datagram is
+    /// refused, because an overrun of a netlink socket cannot be provoked reliably.
     #[test]
     fn an_error_on_an_empty_queue_is_reported() {
         in_new_namespace(async {

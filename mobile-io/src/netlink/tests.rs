@@ -9,8 +9,8 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{Family, Netlink, NetlinkError, Route, Rule, Watch};
 
-/// The maximum time of a test. Tests take less than a second; a machine under load may be ten times
-/// slower.
+/// The maximum duration of a test. Tests take less than a second; a machine under load may be ten
+/// times slower.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs `test` in a new network namespace, on its own thread and runtime. Requires root.

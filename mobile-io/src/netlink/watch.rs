@@ -8,38 +8,39 @@ use super::NetlinkError;
 use super::notification::{RouteInterest, collect_changes};
 use super::subscription::{Notification, Subscription};
 
-/// The multicast groups that have a bit (`RTMGRP_…`): links, addresses and routes of both families,
-/// and rules of IPv4.
+/// The netlink multicast groups that have a bit (`RTMGRP_…`): links, addresses and routes of both
+/// families, and rules of IPv4.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400;
 
-/// The multicast groups without a bit: `RTNLGRP_IPV6_RULE` and `RTNLGRP_NEXTHOP`.
+/// The netlink multicast groups without a bit: `RTNLGRP_IPV6_RULE` and `RTNLGRP_NEXTHOP`.
 const MORE_GROUPS: [u32; 2] = [19, 32];
 
-/// The maximum number of datagrams to combine into one report, so that an endless series of changes
-/// does not delay it.
+/// The maximum number of further datagrams to combine into one report, so that an endless series of
+/// changes does not delay the report.
 const MAX_GATHERED: usize = 100;
 
-/// The kinds of objects that have changed since the last report.
+/// The kinds of network objects that have changed since the last report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Whether devices have changed.
     pub links: bool,
     /// Whether addresses have changed.
     pub addresses: bool,
-    /// Whether routes of interest have changed.
+    /// Whether routes that matter to the subscriber ([`RouteInterest`]) have changed.
     pub routes: bool,
     /// Whether policy routing rules have changed.
     pub rules: bool,
 }
 
-/// A subscription to changes of the network configuration.
+/// A subscription to changes of the network configuration: devices, addresses, routes and rules.
 pub struct Watch {
     subscription: Subscription,
     interest: RouteInterest,
 }
 
 impl Watch {
-    /// Subscribes to all changes in this thread's network namespace.
+    /// Subscribes to all changes of devices, addresses, routes and rules in this thread's network
+    /// namespace.
     ///
     /// Must be called in a tokio runtime.
     ///
@@ -65,14 +66,15 @@ impl Watch {
         Ok(Self { interest, ..Self::new()? })
     }
 
-    /// Replaces the routes of interest, beginning with the next notification.
+    /// Replaces the selection of routes that matter, beginning with the next notification.
     pub fn set_interest(&mut self, interest: RouteInterest) {
         self.interest = interest;
     }
 
     /// Waits for a change and returns it, combined with all changes that are already queued.
     ///
-    /// After an overrun all kinds are reported as changed. This method is cancel safe.
+    /// After an overrun of the socket, all kinds of objects are reported as changed. This method is
+    /// cancel safe.
     ///
     /// # Errors
     /// When the socket fails.
@@ -92,7 +94,7 @@ impl Watch {
         Ok(changes)
     }
 
-    /// Receives one more datagram.
+    /// Receives one datagram of notifications and adds its changes to `changes`.
     async fn next(&mut self, changes: &mut Changes) -> Result<(), NetlinkError> {
         let Self { subscription, interest } = self;
         match subscription.next().await {
@@ -114,7 +116,7 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Changes {
-    /// All kinds of objects.
+    /// Changes of every kind of object.
     pub const ALL: Self = Self { links: true, addresses: true, routes: true, rules: true };
 
     /// Returns whether any kind of object has changed.
@@ -138,7 +140,7 @@ mod tests {
         timeout(Duration::from_secs(5), watch.changed()).await.expect("no change was reported").unwrap()
     }
 
-    /// Combines all reports until there has been none for 300 ms.
+    /// Waits until no change has been reported for 300 ms; returns all reported changes combined.
     async fn settle(watch: &mut Watch) -> Changes {
         let mut all = Changes::default();
         while let Ok(more) = timeout(Duration::from_millis(300), watch.changed()).await {

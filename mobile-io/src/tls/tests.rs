@@ -175,7 +175,8 @@ async fn a_handshake_that_is_too_long_is_cut_off() {
     stranger.await.unwrap();
 }
 
-/// Tests data that a client sends in one flight with the end of its handshake.
+/// Tests that data which a client sends together with the end of its handshake does not count
+/// towards the limit on handshake bytes.
 #[tokio::test]
 async fn data_right_after_the_handshake_is_not_limited() {
     const LENGTH: usize = 1_000_000;

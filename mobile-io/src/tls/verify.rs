@@ -1,4 +1,5 @@
-//! Verifies the peer's key: a client accepts one relay, a relay accepts the authorised clients.
+//! Verifies the peer's public key: a client accepts one relay, and the relay accepts the authorised
+//! clients.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use rustls::{
 use super::Authorise;
 use crate::keys::PublicKey;
 
-/// The error of a relay whose key is not the configured one.
+/// The error that the relay's key is not the configured one.
 #[derive(Debug, thiserror::Error)]
 #[error("the relay offered the key {offered} instead of {expected}")]
 pub(super) struct WrongRelayKey {
@@ -22,7 +23,7 @@ pub(super) struct WrongRelayKey {
     pub(super) offered: PublicKey,
 }
 
-/// Accepts the relay with the expected key, and no other.
+/// A certificate verifier of a client, which accepts a relay with the expected key, and no other.
 #[derive(Debug)]
 pub(super) struct PinnedRelayVerifier {
     expected: PublicKey,
@@ -80,8 +81,8 @@ impl ServerCertVerifier for PinnedRelayVerifier {
     }
 }
 
-/// Accepts authorised clients, and looks up a key only after the client has proved that it holds
-/// it.
+/// A certificate verifier of the relay, which accepts authorised clients, and looks up a key only
+/// after the client has proved that it holds the key.
 ///
 /// Public keys are no secret. A prober that offers another client's key must not learn from the
 /// alert, the timing or the relay's log whether that key is authorised. So `verify_client_cert`

@@ -11,7 +11,7 @@ const PACKET: u64 = 1500;
 struct RunResult {
     /// The number of bytes acknowledged.
     bytes: u64,
-    /// The longest and the mean delay in the FIFO.
+    /// The longest and the mean delay of a packet in the FIFO.
     longest: Duration,
     mean: Duration,
 }
@@ -35,7 +35,7 @@ struct Link {
     acked_bytes: u64,
     min_rtt: Duration,
     paused_until: Option<Instant>,
-    /// The delay of the last packet in the FIFO.
+    /// The delay in the FIFO of the packet that was sent last.
     last_queue_delay: Duration,
     starting: bool,
 }
@@ -70,7 +70,7 @@ impl Link {
         }
     }
 
-    /// Runs the link for `length`, with a sender that always has data.
+    /// Runs the simulation for the time `length`, with a sender that always has data.
     fn run(&mut self, length: Duration) -> RunResult {
         let (end, before) = (self.now + length, self.acked_bytes);
         let (mut longest, mut sum) = (Duration::ZERO, Duration::ZERO);
@@ -178,9 +178,9 @@ fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
 
 /// Tests that the limit does not apply to a path in start-up.
 ///
-/// The first round trips carry 10 packets, then twice as many each. Limited to a quarter more than
-/// that, bbr found no more capacity: the first transfer over a path of 100 Mbit/s had 28 Mbit/s for
-/// three seconds.
+/// The first round trip carries 10 packets, and each further one twice as many. When the limit
+/// allowed only a quarter more than the last round trip had carried, bbr measured no more capacity:
+/// the first transfer over a path of 100 Mbit/s had 28 Mbit/s for three seconds.
 #[test]
 fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     let update = |starting| {
@@ -196,8 +196,8 @@ fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     assert!(wait.is_some() && backlog == Some(MIN_BACKLOG), "{wait:?} {backlog:?}");
 }
 
-/// Below senders that pace themselves bbr stays in start-up for ever, with three times the round
-/// trip in the FIFO.
+/// Tests senders that pace themselves, in which case bbr never leaves start-up and keeps three
+/// times the round trip in the FIFO.
 #[test]
 fn a_path_in_endless_start_up_is_limited_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -207,8 +207,8 @@ fn a_path_in_endless_start_up_is_limited_once_it_is_full() {
     assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
-/// Tests that saturation is also detected on a fast path, which is never paused; otherwise its
-/// earlier rate would be believed for ever.
+/// Tests that saturation is also detected on a fast path, which is never paused. Otherwise the
+/// limit would use the path's earlier rate for ever.
 #[test]
 fn a_fast_path_that_becomes_slow_is_detected() {
     let mut link = Link::new(12_500_000, 20 * MS);
@@ -220,10 +220,11 @@ fn a_fast_path_that_becomes_slow_is_detected() {
     assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
-/// Tests the detection of bbr's start-up.
+/// Tests that a path counts as growing when bbr starts again from a low rate.
 ///
-/// At 1 % loss a transfer often found bbr at a twentieth of the path's rate. When the packets that
-/// waited were then dropped, their sender had a third of the path for seconds.
+/// At 1 % loss a transfer often began when bbr sent at a twentieth of the path's rate. When the
+/// session then dropped packets for their delay, their sender used only a third of the path's rate
+/// for seconds.
 #[test]
 fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -250,8 +251,8 @@ fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
     assert_eq!(grown, RAMP_UP_SAMPLES + 1, "a low rate is then not taken for the start-up");
 }
 
-/// Tests a path of 20 ms whose send buffer is smaller than the bandwidth-delay product. It never
-/// has unsent data, and must still not count as growing for ever.
+/// Tests a path of 20 ms whose send buffer is smaller than the bandwidth-delay product. Such a path
+/// never has unsent data, and must still not count as growing for ever.
 #[test]
 fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
@@ -263,7 +264,7 @@ fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
     assert!(!limit.is_growing());
 }
 
-/// Tests that bulk data leaves room in the window.
+/// Tests that bulk data leaves a part of bbr's congestion window free.
 ///
 /// In the 0.2 s in which bbr reduces its window to four segments, a keystroke would otherwise wait
 /// a round trip behind bulk data.
@@ -286,7 +287,8 @@ fn bulk_data_does_not_fill_the_congestion_window() {
     assert_eq!(update(4 * 1448, true), (false, backlog), "behind a loss the kernel's window is as small");
 }
 
-/// Tests saturation on a path where the kernel has nothing unsent.
+/// Tests that a path counts as saturated when it queues at the bottleneck, although the kernel has
+/// no unsent data.
 #[test]
 fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
@@ -309,8 +311,8 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
 
 /// Tests a path in start-up behind a filled FIFO.
 ///
-/// bbr never lowers its pacing rate during start-up and keeps what it found: twice the rate of
-/// cubic's slow start, which counts as fast.
+/// bbr never lowers its pacing rate during start-up and keeps the rate that it took over: twice the
+/// rate of cubic's slow start, by which the path counts as fast.
 #[test]
 fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
     let (rate, mut now) = (1_250_000, Instant::now());

@@ -1,9 +1,9 @@
-//! Tests a driver whose owner does not take its events.
+//! Tests a driver whose owner does not receive its events.
 
 use super::*;
 
 impl Endpoint {
-    /// Waits for data to move to `path`; returns whether it did within `patience`.
+    /// Waits up to `patience` until `path` is the active path; returns whether it became active.
     async fn moves_to(&self, path: PathId, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.handle.snapshot().await.unwrap().active != Some(path) {
@@ -16,7 +16,7 @@ impl Endpoint {
     }
 }
 
-/// Tests that a peer that switches paths endlessly causes no more events than the owner takes.
+/// Tests that a peer that switches paths endlessly causes no more events than the owner receives.
 #[tokio::test]
 async fn no_path_is_read_while_events_wait() {
     let mut pair = Pair::new();

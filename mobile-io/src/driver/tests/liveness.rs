@@ -1,4 +1,5 @@
-//! Tests what the driver does for the liveness check of paths, and ACTIVATE before WELCOME.
+//! Tests the driver's part in the liveness check of paths, and an ACTIVATE that the client sends
+//! before it has received the WELCOME.
 
 use super::*;
 

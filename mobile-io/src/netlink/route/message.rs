@@ -13,7 +13,7 @@ use super::{Route, RouteKind};
 use crate::netlink::Family;
 
 impl Route {
-    /// Returns the message that requests this route.
+    /// Returns the netlink message that describes this route in a request.
     pub(super) fn message(&self) -> RouteMessage {
         let mut message = RouteMessage::default();
         let header = &mut message.header;
@@ -45,7 +45,8 @@ impl Route {
         message
     }
 
-    /// Returns the attribute for the router. An IPv4 route may lead through an IPv6 router.
+    /// Returns the netlink attribute for the router of the route. An IPv4 route may lead through an
+    /// IPv6 router.
     fn gateway_attribute(&self, gateway: IpAddr) -> RouteAttribute {
         if Family::from(gateway) == self.family() {
             RouteAttribute::Gateway(gateway.into())
@@ -54,7 +55,8 @@ impl Route {
         }
     }
 
-    /// Parses a route; returns one for each device that it leads through.
+    /// Parses a route from a netlink message; returns one [`Route`] for each device that the route
+    /// leads through.
     pub(in crate::netlink) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return Vec::new() };
         Self::parse(&message).unwrap_or_default()
