@@ -104,7 +104,7 @@ impl Agent {
         let mut wanted = nets.clone();
         if add {
             wanted.push(net);
-            // Update the programs before a route leads there, so that they drop nothing on it.
+            // Update the eBPF programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
                 tracing::warn!(
                     %error, %net,
@@ -116,8 +116,8 @@ impl Agent {
             wanted.retain(|other| *other != net);
         }
         let routed = self.reroute(wanted.clone()).await;
-        // The programs may block the network again once no route leads there, or because adding the
-        // route failed.
+        // The eBPF programs may block the network again once no route leads there, or because
+        // adding the route failed.
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {

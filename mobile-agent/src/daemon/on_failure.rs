@@ -41,7 +41,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
         return std::future::pending().await;
     }
     let mut state = agent.tunnel.state.clone();
-    // The programs were just loaded, so their deadline counts from this moment too.
+    // The eBPF programs were just loaded, so their deadline counts from this moment too.
     let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {

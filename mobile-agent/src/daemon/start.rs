@@ -136,7 +136,7 @@ pub(super) async fn start(
     let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
         kernel;
     links.set_helper(processes.clone());
-    // Messages of the programs help with diagnosis, but nothing depends on them.
+    // Messages of the eBPF programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
         tracing::warn!(%error, "cannot read the log of the eBPF programs: their messages are not shown");

@@ -64,7 +64,7 @@ pub(crate) enum Objection {
     Relay,
     /// The resolver is a persistent address of this host.
     Persistent,
-    /// The assigned MTU, which is given here, is out of bounds.
+    /// The MTU that the relay assigned (the value held here) is out of bounds.
     Mtu(u16),
     /// The assignment has no address.
     Empty,

@@ -46,7 +46,7 @@ impl ClaimTracker {
         self.pushed.as_ref()
     }
 
-    /// Returns whether the latest pushed assignment was accepted, or else refused as a whole.
+    /// Returns true unless the latest pushed assignment was refused as a whole.
     pub(super) fn is_accepted(&self) -> bool {
         self.rejection.is_none()
     }

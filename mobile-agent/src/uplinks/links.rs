@@ -1,4 +1,4 @@
-//! Reads the links and looks up their routes to the relay.
+//! Reads the network links of this host and looks up their routes to the relay.
 //!
 //! The cost of a route look-up does not depend on the number of routes.
 
@@ -42,7 +42,7 @@ pub(crate) struct RelayRoute {
 }
 
 impl RouteTargets {
-    /// Creates the targets for a relay with these addresses.
+    /// Creates the route targets for a relay with these addresses.
     pub(crate) fn new(relay: &[SocketAddr]) -> Self {
         let mut relay: Vec<IpAddr> = relay.iter().map(|address| address.ip().to_canonical()).collect();
         relay.sort_unstable();
@@ -87,7 +87,8 @@ pub(crate) async fn read_links(
     Ok((links, snapshot))
 }
 
-/// Returns the route of a socket bound to the device to the first target that has one.
+/// Returns the route by which a socket bound to the device with this index reaches the first of
+/// `targets` that it has a route to.
 pub(crate) async fn route_to(
     netlink: &Netlink,
     index: u32,
@@ -111,7 +112,8 @@ pub(crate) fn has_address(uplink: &Uplink, family: Family) -> bool {
 }
 
 impl ObservedLink {
-    /// Copies the routes into the properties that the policy uses.
+    /// Copies the metrics and next hops of the routes to the relay into the properties that the
+    /// policy uses.
     pub(crate) fn apply_routes(&mut self) {
         let [four, six] = self.relay_routes;
         self.uplink.ipv4_route = four.map(|route| route.metric);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use globset::GlobMatcher;
 
-/// The properties of one link.
+/// The properties of one link that decide whether it can carry the tunnel, and how well it ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
     /// The name of the interface.
@@ -23,13 +23,13 @@ pub(crate) struct Uplink {
     pub(crate) ipv4_route: Option<u32>,
     /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv6_route: Option<u32>,
-    /// The next hops of these routes. Another next hop means another network.
+    /// The next hops of the routes to the relay. Another next hop means another network.
     pub(crate) gateways: Vec<IpAddr>,
     /// Whether the link encapsulates, as a VPN does: its packets leave this host inside packets of
     /// another link.
     pub(crate) tunnel: bool,
-    /// The mobile process that reads the packets sent into this link. What it sends on would come
-    /// back through the host virtual device.
+    /// The mobile process, if any, that reads the packets sent into this link, as a VPN client
+    /// does. The packets that it sends on would come back through the host virtual device.
     pub(crate) mobile_reader: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Uplink {
     }
 }
 
-/// The inputs of the decision beside the properties of the links.
+/// The inputs of the ranking of uplinks beside the properties of the links.
 #[derive(Debug)]
 pub(crate) struct UplinkPreferences<'a> {
     /// The uplink that `mobile use` names. It ranks before all others that did not fail a moment
@@ -61,7 +61,7 @@ pub(crate) struct UplinkPreferences<'a> {
     pub(crate) exclude: &'a [GlobMatcher],
     /// The address families in which the relay can be reached.
     pub(crate) families: Families,
-    /// The uplink in use, which wins a tie.
+    /// The uplink in use, which wins a tie in the ranking.
     pub(crate) current: Option<&'a str>,
     /// The uplinks that failed a moment ago, which rank last.
     pub(crate) failing: &'a BTreeSet<String>,
@@ -76,7 +76,7 @@ pub(crate) struct Families {
     pub(crate) ipv6: bool,
 }
 
-/// The ranking of the uplinks, with the reasons.
+/// The ranking of the usable uplinks, and the reasons why the others are unusable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
     /// The names of the usable uplinks, the best first.
