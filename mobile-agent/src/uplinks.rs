@@ -108,8 +108,8 @@ pub(crate) async fn watch(
     Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
 }
 
-/// Returns the routes to watch: in any table those that cover the relay, and all routes of the
-/// relay table.
+/// Returns which routes to watch for changes: in any table those that cover an address of the
+/// relay, and all routes in the table `[routing] relay_table`.
 fn interest(settings: &UplinkSettings, targets: &RouteTargets) -> RouteInterest {
     RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
 }
@@ -184,8 +184,8 @@ impl Watcher {
         Ok(links.into_iter().map(|link| link.uplink).collect())
     }
 
-    /// Logs each new link that is refused as an uplink because its packets would come back through
-    /// the host virtual device.
+    /// Logs each link that is newly refused as an uplink because its packets would come back
+    /// through the host virtual device.
     fn log_loops(&mut self, links: &[ObservedLink]) {
         let loops: Vec<(String, String)> = links
             .iter()

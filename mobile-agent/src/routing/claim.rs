@@ -26,8 +26,8 @@ const PRIVATE: [IpNet; 5] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
 ];
 
-/// This host's own networks, by which addresses of the relay are judged; those of the host virtual
-/// device are left out.
+/// The networks of this host, except those of the host virtual device, by which the relay's
+/// addresses are judged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetworks {
     /// The addresses of this host with their prefix lengths, each with the name of its device.
@@ -73,9 +73,9 @@ pub(crate) enum Objection {
 /// The part of the relay's assignment that an [`Objection`] concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
-    /// A persistent address of this host.
+    /// An address that the relay assigns to this host as a persistent address.
     Address(IpAddr),
-    /// A resolver for mobile processes.
+    /// A DNS resolver that the relay assigns for mobile processes.
     Resolver(IpAddr),
     /// The assignment as a whole.
     Assignment,

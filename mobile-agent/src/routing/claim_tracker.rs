@@ -126,8 +126,8 @@ impl Refusals {
     }
 }
 
-/// Returns the problem for the most important refusal: an address, then an assignment, then a
-/// resolver.
+/// Returns the problem for the most important refusal: that of an address, or else of a whole
+/// assignment, or else of a resolver.
 fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
     let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
         Claim::Address(_) => 0,

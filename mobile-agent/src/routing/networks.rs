@@ -20,7 +20,7 @@ const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 /// host with a million routes, and the change of any route causes one.
 const PAUSE_FACTOR: u32 = 20;
 
-/// The time between two reads of the resolver files, whose changes are not announced.
+/// The time between two reads of the resolver files, whose changes the kernel does not announce.
 const RESOLVER_FILE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The files that name the resolvers of this host: the C library's, and those of the resolvers

@@ -66,9 +66,9 @@ impl HandoverCause {
 /// The party at fault for a failed connection attempt, which decides what is tried next and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The uplink, which ranks behind the others for a while.
+    /// The uplink, which then ranks behind the others for a while.
     Uplink,
-    /// The relay; any uplink may work once it is back.
+    /// The relay; any uplink may work once the relay is back.
     Relay,
     /// A refused key; a person has to act, so retries are slow.
     Identity,

@@ -1,8 +1,9 @@
 //! Limits the rate at which configurations that the relay pushes take effect.
 //!
-//! Each change moves addresses, routes, rules and files of this host, and netlink announces it to
-//! other programs. An honest relay changes its configuration when its operator does. If a relay
-//! changes it without end, the agent uses only the latest configuration once per [`INTERVAL`].
+//! Each new configuration changes addresses, routes, rules and files of this host, which netlink
+//! announces to other programs. An honest relay changes its configuration when its operator does.
+//! If a relay changes it without end, the agent uses only the latest configuration once per
+//! [`INTERVAL`].
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct ConfigLimiter {
     publish: watch::Sender<Option<PushConfig>>,
-    /// The latest configuration, while it is deferred.
+    /// The relay's latest configuration, while it is deferred.
     waiting: Option<PushConfig>,
     /// The time at which the token bucket is full again. Each published configuration delays this
     /// time by one [`INTERVAL`].

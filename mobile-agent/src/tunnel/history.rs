@@ -21,7 +21,7 @@ const MAX_RECENT_HANDOVERS: usize = 32;
 /// Counters of handovers and failures, and the last handovers.
 #[derive(Debug, Clone)]
 pub(crate) struct HandoverHistory {
-    /// The last handovers with their times; the newest is last.
+    /// The last handovers, each with the time at which it was completed; the newest is last.
     pub(crate) recent: VecDeque<(Handover, Instant)>,
     /// The number of handovers by cause.
     pub(crate) handovers: BTreeMap<&'static str, u64>,

@@ -143,7 +143,7 @@ pub(crate) struct Machine {
     damping: BTreeMap<String, Damping>,
     /// The link losses of each uplink, which are kept when the uplink attaches to another network.
     flapping: BTreeMap<String, Damping>,
-    /// The number of packets dropped since the last handover.
+    /// The number of packets that this host dropped since the last handover.
     dropped: u64,
     next_path: u32,
     wake: Option<Instant>,
@@ -343,7 +343,7 @@ impl Machine {
         self.reconcile(now);
     }
 
-    /// Returns when to call [`Machine::tick`] next.
+    /// Returns when to call [`Machine::tick`] next; `None` if only an event can change a decision.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.wake
     }
@@ -362,7 +362,7 @@ impl Machine {
         Some(ActivePath { path, uplink, since })
     }
 
-    /// Returns when the current outage began.
+    /// Returns when the current outage began; `None` if there is none.
     pub(crate) fn outage_since(&self) -> Option<Instant> {
         self.outage.as_ref().map(|outage| outage.since)
     }
@@ -425,7 +425,7 @@ impl Machine {
 /// Clears the recorded failures of a path's uplink if the path has been healthy for long enough.
 /// Returns whether it has.
 ///
-/// Takes `healthy_since` from the path, so that each healthy period counts once.
+/// Sets `healthy_since` of the path to `None`, so that each healthy period counts once.
 fn reset_damping_if_healthy(
     record: &mut BTreeMap<String, Damping>,
     now: Instant,

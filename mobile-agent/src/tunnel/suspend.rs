@@ -19,8 +19,8 @@ const MIN_SUSPEND: Duration = Duration::from_secs(1);
 
 /// Detects the end of each suspend of the host.
 pub(super) struct SuspendWatch {
-    /// A timer that the kernel cancels whenever the wall clock is set. The kernel sets it at the
-    /// end of a suspend (`timerfd_resume`).
+    /// A timer that the kernel cancels whenever the wall clock is set. At the end of a suspend, the
+    /// kernel acts as if the clock had been set (`timerfd_resume`).
     timer: Option<AsyncFd<OwnedFd>>,
     /// The total suspended time so far: `CLOCK_BOOTTIME` minus `CLOCK_MONOTONIC`.
     suspended: Duration,

@@ -1,7 +1,7 @@
 //! Adds routes to the relay over links whose default route a VPN has replaced.
 //!
-//! The routes are in a separate table that is looked up after the main table. So only a socket that
-//! is bound to such a link, and finds no other route, uses them. See
+//! The routes are in a separate table that is looked up after the main table. So they apply only to
+//! a socket that is bound to such a link and has no other route. See
 //! docs/adr/0002-vpn-as-uplink.md.
 
 use std::collections::BTreeMap;

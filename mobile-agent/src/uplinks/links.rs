@@ -9,7 +9,8 @@ use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, Netl
 use super::policy::Uplink;
 use crate::routing::plan::REMOTE_ADDRESSES;
 
-/// The destinations whose routes decide whether a link can carry the tunnel.
+/// The destinations (the relay, or remote addresses in its place) whose routes decide whether a
+/// link can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteTargets {
     /// The known addresses of the relay.
@@ -29,8 +30,8 @@ pub(crate) struct ObservedLink {
     pub(crate) relay_routes: [Option<RelayRoute>; 2],
 }
 
-/// The route of a link to the relay, or to a remote address in a family where the relay has no
-/// address.
+/// The route of a link to the relay. In a family where the relay has no address, a remote address
+/// stands for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RelayRoute {
     /// The table that holds the route.
@@ -50,15 +51,15 @@ impl RouteTargets {
         Self { relay }
     }
 
-    /// Returns the relay's addresses of one family, or a remote address of that family if the relay
-    /// has none.
+    /// Returns the relay's addresses of one family, or else a remote address of that family, whose
+    /// route is the link's default route.
     pub(crate) fn of(&self, family: Family) -> Vec<IpAddr> {
         let of_family = |address: &IpAddr| Family::from(*address) == family;
         let relay: Vec<IpAddr> = self.relay.iter().copied().filter(of_family).collect();
         if relay.is_empty() { REMOTE_ADDRESSES.into_iter().filter(of_family).collect() } else { relay }
     }
 
-    /// Returns the targets of both families.
+    /// Returns the route targets of both address families.
     pub(crate) fn all(&self) -> Vec<IpAddr> {
         Family::ALL.into_iter().flat_map(|family| self.of(family)).collect()
     }

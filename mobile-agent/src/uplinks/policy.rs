@@ -101,7 +101,8 @@ pub(crate) enum Obstacle {
     Excluded,
     /// The link is a tunnel that does not match `[uplink] prefer`.
     Tunnel,
-    /// Packets sent into the link come back through the host virtual device.
+    /// Packets sent into the link would come back through the host virtual device, because a mobile
+    /// process reads them.
     Loop,
     /// The link is administratively down.
     Down,
@@ -139,8 +140,8 @@ impl Obstacle {
 
 /// Ranks the usable uplinks.
 ///
-/// In order of precedence: those that did not fail a moment ago, the forced uplink, preference,
-/// metric, the uplink in use, name.
+/// The criteria, in order of precedence: no failure a moment ago, the uplink that `mobile use`
+/// names, the order of `[uplink] prefer`, the metric of the route, the uplink in use, the name.
 pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) -> Decision {
     let verdicts: Vec<UplinkVerdict> = uplinks
         .iter()
@@ -189,7 +190,7 @@ pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
     globs.iter().any(|glob| glob.is_match(&uplink.name))
 }
 
-/// Returns the sort key of an uplink; smaller is better.
+/// Returns the sort key of an uplink by the criteria of [`decide`]; smaller is better.
 fn rank(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> (bool, bool, usize, u32, bool, String) {
     let preference = preferences
         .prefer

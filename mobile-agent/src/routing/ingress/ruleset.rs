@@ -85,8 +85,8 @@ impl Ruleset {
         script
     }
 
-    /// Returns the rules for packets that arrive on another device than the host virtual device and
-    /// `lo`.
+    /// Returns the nftables rules for packets that arrive on another device than the host virtual
+    /// device and `lo`.
     fn foreign(&self) -> Vec<String> {
         let drop = format!("counter name {COUNTER} drop");
         let mut rules = Vec::new();

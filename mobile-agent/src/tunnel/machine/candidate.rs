@@ -31,7 +31,7 @@ pub(super) struct CandidatePath {
     pub(super) deadline: Instant,
     /// When the path was marked as unresponsive; `None` while the relay answers on it.
     pub(super) unresponsive_since: Option<Instant>,
-    /// The beginning of the current healthy period of a ready path.
+    /// The beginning of the current healthy period of a ready path; `None` if there is none.
     pub(super) healthy_since: Option<Instant>,
 }
 

@@ -27,8 +27,8 @@ pub(super) const UPLINK_STAGGER: Duration = Duration::from_millis(250);
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest time limit of a connection attempt. A link that needs more cannot carry a session.
 const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
-/// How long an unresponsive path stays open without an answer. The kernel has retransmitted four
-/// times by then.
+/// How long an unresponsive path stays open without an answer: long enough for four retransmissions
+/// by the kernel.
 pub(super) const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Machine {

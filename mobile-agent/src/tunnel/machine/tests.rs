@@ -33,7 +33,7 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A machine with a clock under the test's control.
+/// The machine under test, with a clock that the test controls.
 struct Rig {
     machine: Machine,
     now: Instant,
