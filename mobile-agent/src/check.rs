@@ -1,4 +1,4 @@
-//! `mobile check`: whether this host can run the agent, and what is in the way.
+//! `mobile check`: reports whether this host can run the agent, and what prevents it.
 //!
 //! [`facts`] gathers the state of the kernel, the files and the network without changing anything.
 //! [`judge`] is pure: it turns the facts into findings, each with a next step if it is not `ok`.
@@ -16,7 +16,8 @@ use mobile_io::check::CheckReport;
 
 pub(crate) use self::reach::resolve;
 
-/// Gathers all facts and judges them.
+/// Returns the report of `mobile check` about this host; `config` is the configuration file, or the
+/// default one if `None`.
 pub(crate) async fn check(config: Option<&Path>) -> CheckReport {
     CheckReport::new(judge::judge(&facts::gather(config).await))
 }

@@ -33,11 +33,11 @@ use start::RunningAgent;
 use crate::config::Config;
 use crate::footprint;
 
-/// How long to wait for the relay to receive the close. Without it, the relay notices the end by
-/// itself.
+/// How long a stopping agent waits until it has closed the session at the relay. If the close does
+/// not arrive, the relay detects the end of the session by itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the reply to `mobile cleanup` may take to leave the socket.
+/// How long the agent waits before it exits, so that the reply to `mobile cleanup` is sent.
 const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Runs `mobile agent` until it is stopped.

@@ -34,13 +34,13 @@ pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<Str
     }
 }
 
-/// The state that explanations are made from.
+/// The configuration and the state of this host, from which explanations are made.
 struct Explainer<'a> {
     config: &'a Config,
     netlink: Netlink,
     host: HostState<'a>,
-    /// The addresses of the host virtual device. They can be read without an agent and without
-    /// root.
+    /// The persistent addresses, read from the host virtual device, because that requires neither
+    /// an agent nor root.
     persistent: Vec<IpAddr>,
 }
 

@@ -10,14 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
 
-/// The directory of the files: beside the agent's default socket, on a file system that a reboot
-/// empties, as it does the kernel.
+/// The directory of the files that record kernel objects. A reboot empties the directory, as it
+/// removes the kernel objects.
 pub(crate) const DIR: &str = "/run/mobile";
 
-/// The kernel's own routing tables (rtnetlink(7)): unspecified, default, main, local.
+/// The numbers of the kernel's own routing tables (rtnetlink(7)), which no agent uses: unspecified,
+/// default, main, local.
 const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
 
-/// The names of one set of kernel objects, and the control socket of the agent that made them.
+/// The names and numbers of the kernel objects of one agent, and its control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     device: String,
@@ -32,7 +33,7 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// Returns the names that an agent with this configuration uses.
+    /// Returns the names of the kernel objects of an agent with this configuration.
     pub(crate) fn of(config: &Config) -> Self {
         let routing = &config.routing;
         Self {
@@ -48,7 +49,7 @@ impl Footprint {
         }
     }
 
-    /// Returns a configuration with these names, for cleaning up.
+    /// Returns a configuration with these names of kernel objects, for cleaning up.
     pub(crate) fn into_config(self) -> Config {
         let Self { device, table, relay_table, mark, mark_mask, rule_priority, cgroup, pin_dir, socket } =
             self;
@@ -63,16 +64,17 @@ impl Footprint {
     }
 }
 
-/// Returns the file of the agent that is configured by this file, or by the default file.
+/// Returns the file that records the kernel objects of the agent with this configuration file, or
+/// with the default one if `None`.
 pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
 }
 
-/// Returns the names of objects that may be in the kernel: those of the present configuration
-/// first, then others on file.
+/// Returns configurations that name all objects that may be in the kernel: the present
+/// configuration first, then those with the names recorded on disk.
 ///
 /// A broken configuration causes a warning only, because the recorded names suffice. Without
-/// recorded names, the default file stands for the default names.
+/// recorded names, the default names are used in place of a broken default file.
 pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow::Result<Vec<Config>> {
     let recorded = read_recorded(state_file);
     let mut names = Vec::new();
@@ -97,8 +99,8 @@ pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow
     Ok(with_recorded(names, recorded))
 }
 
-/// Returns the names of objects that the agent running with `config` may have in the kernel: its
-/// own first, then others on file.
+/// Returns configurations that name all objects that the agent running with `config` may have in
+/// the kernel: those of `config` first, then those recorded on disk.
 pub(crate) fn for_running(config: &Config, state_file: &StateFile) -> Vec<Config> {
     with_recorded(vec![Footprint::of(config)], read_recorded(state_file))
 }

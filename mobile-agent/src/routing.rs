@@ -1,10 +1,11 @@
-//! Maintains the MOBILE route: the device's addresses, the routing table, its rules and the ingress
-//! filter.
+//! Maintains the MOBILE route, by which mobile processes reach the tunnel: the addresses of the
+//! host virtual device, the routing table, its rules and the ingress filter.
 //!
-//! `plan` computes what must be in the kernel, and `reconciler` makes it so and restores what other
-//! programs remove. `claim` and `claim_tracker` judge what the relay pushes, by the facts of
-//! `networks`; `assignment` keeps it on disk. `conflicting_rules` finds other programs' rules in
-//! the way.
+//! `plan` computes which objects must be in the kernel, and `reconciler` creates them, and restores
+//! them when other programs remove them. `claim` and `claim_tracker` judge the addresses and
+//! resolvers that the relay pushes, by this host's own networks, which `networks` reads.
+//! `assignment` keeps the pushed configuration on disk. `conflicting_rules` finds rules of other
+//! programs that capture packets of mobile processes.
 //!
 //! The route fails closed: rules and `unreachable` routes are in place before the relay is first
 //! reached, and stay when the agent ends. `mobile cleanup` removes them.
@@ -22,7 +23,8 @@ mod remove;
 pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};
 pub(crate) use remove::remove;
 
-/// Returns the paths and values of the device's settings below /proc/sys.
+/// Returns the kernel settings of the host virtual device: the path below /proc/sys and the
+/// required value of each.
 fn device_sysctls(device: &str) -> [(String, &'static str); 5] {
     [
         // Loose mode: packets from the tunnel may have any source.

@@ -36,21 +36,21 @@ use manager::Manager;
 pub(crate) struct Tunnel {
     /// The handle of the running session driver.
     pub(crate) driver: Handle,
-    /// The manager's latest published state.
+    /// The latest state of the tunnel (paths, uplinks and handovers) that its manager published.
     pub(crate) state: watch::Receiver<TunnelState>,
-    /// The latest configuration that the relay pushed, at a limited rate.
+    /// The latest configuration that the relay pushed, updated at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
-/// A snapshot of the manager's state, for status and metrics.
+/// A snapshot of the tunnel's paths, uplinks and handovers, for status and metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct TunnelState {
-    /// The path in use and the relay's address on it.
+    /// The path in use and the relay's address on it; `None` while no path works.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
     /// When the outage began, if there is one.
     pub(crate) outage_since: Option<Instant>,
-    /// The paths that the relay has welcomed, each with its uplink.
+    /// The paths that the relay has accepted by WELCOME, each with its uplink.
     pub(crate) ready: Vec<(PathId, String)>,
     /// The uplinks with a connection attempt in progress.
     pub(crate) connecting: Vec<String>,
@@ -58,16 +58,16 @@ pub(crate) struct TunnelState {
     pub(crate) uplinks: Vec<Uplink>,
     /// The policy's ranking of the uplinks.
     pub(crate) decision: Decision,
-    /// The uplink that `mobile use` named.
+    /// The uplink that `mobile use` named; `None` for automatic choice.
     pub(crate) forced: Option<String>,
     /// The handovers and connection failures so far.
     pub(crate) history: HandoverHistory,
-    /// The number of pushed configurations that were deferred.
+    /// The number of configurations of the relay that were deferred because they changed too often.
     pub(crate) assignments_deferred: u64,
 }
 
 impl Tunnel {
-    /// Starts the session and its manager.
+    /// Starts the session with the relay, and the manager that opens and closes its paths.
     ///
     /// The returned future ends only when the session ends, with the reason.
     pub(crate) fn start(

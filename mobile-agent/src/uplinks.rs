@@ -26,14 +26,14 @@ use detour::Detours;
 use links::{ObservedLink, RouteTargets};
 use policy::Uplink;
 
-/// The shortest time between two reads. It bounds the cost of many events; a single event is
-/// handled at once.
+/// The shortest time between two reads of the links, which bounds the cost of many events. A single
+/// event is handled at once.
 const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
-/// The pause after a read, as a multiple of the time that the read took. Reads take long on hosts
-/// with many links.
+/// The pause after a read, as a multiple of the time that the read took. Reads of the links take
+/// long on hosts with many of them.
 const PAUSE_FACTOR: u32 = 4;
-/// The shortest time between two requested reads. A path that is being probed requests one, and a
-/// relay could cause probes without end.
+/// The shortest time between two reads of the links that the tunnel requests. Each probe of a path
+/// requests one, and a relay could cause probes without end.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The uplinks, kept up to date by [`watch()`].
@@ -50,9 +50,10 @@ pub(crate) struct Uplinks {
 pub(crate) struct UplinkSettings {
     /// The name of the host virtual device.
     pub(crate) own_device: String,
-    /// The table of `[routing] relay_table`.
+    /// The routing table `[routing] relay_table`, for the agent's own routes to the relay around
+    /// VPNs.
     pub(crate) relay_table: u32,
-    /// The globs of `[uplink] prefer`.
+    /// The globs of `[uplink] prefer`; a VPN that matches one may carry the tunnel.
     pub(crate) prefer: Vec<GlobMatcher>,
 }
 
@@ -63,8 +64,9 @@ impl Uplinks {
         self.refresh.notify_one();
     }
 
-    /// Sets the process helper, which finds the process that reads from a TUN. Until then, no loop
-    /// is detected.
+    /// Sets the process helper, which finds the mobile process that reads the packets of a TUN
+    /// device. Until it is set, a link whose packets would come back through the tunnel is not
+    /// detected.
     pub(crate) fn set_helper(&self, helper: ProcessHelper) {
         // Set only once, after the helper has started.
         let _ = self.helper.set(helper);
@@ -72,10 +74,11 @@ impl Uplinks {
     }
 }
 
-/// Reads the uplinks and keeps them up to date. The returned future ends only on an error, with the
-/// reason.
+/// Reads the uplinks, and returns them with a future that keeps them up to date. The future ends
+/// only on an error, with the reason.
 ///
-/// Both futures belong on the network thread's runtime, so that a read does not delay packets.
+/// The caller runs this future and the returned one on the network thread's runtime, so that a read
+/// does not delay packets.
 pub(crate) async fn watch(
     settings: UplinkSettings,
     relay: watch::Receiver<Vec<SocketAddr>>,
@@ -105,8 +108,8 @@ pub(crate) async fn watch(
     Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
 }
 
-/// Returns the routes to watch: in any table those that cover the relay, and all routes of the
-/// relay table.
+/// Returns which routes to watch for changes: in any table those that cover an address of the
+/// relay, and all routes in the table `[routing] relay_table`.
 fn interest(settings: &UplinkSettings, targets: &RouteTargets) -> RouteInterest {
     RouteInterest::Only { tables: vec![settings.relay_table], covering: targets.all() }
 }
@@ -118,7 +121,8 @@ struct Watcher {
     detours: Detours,
     reads: Arc<AtomicU64>,
     helper: Arc<OnceLock<ProcessHelper>>,
-    /// The loops that were logged: uplink and process.
+    /// The uplinks that were logged because a mobile process reads their packets, each with that
+    /// process.
     logged_loops: Option<Vec<(String, String)>>,
 }
 
@@ -180,8 +184,8 @@ impl Watcher {
         Ok(links.into_iter().map(|link| link.uplink).collect())
     }
 
-    /// Logs each new link that is refused as an uplink because its packets would come back through
-    /// the host virtual device.
+    /// Logs each link that is newly refused as an uplink because its packets would come back
+    /// through the host virtual device.
     fn log_loops(&mut self, links: &[ObservedLink]) {
         let loops: Vec<(String, String)> = links
             .iter()
@@ -199,7 +203,8 @@ impl Watcher {
     }
 }
 
-/// Returns the mobile process that has the device open, or `None` before the helper runs.
+/// Returns the mobile process that has the TUN device open, if there is one; always `None` before
+/// the process helper runs.
 async fn mobile_reader(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
     let (helper, job) = (helper?.clone(), Job::FindTunHolder { device: device.to_owned() });
     let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;

@@ -28,7 +28,7 @@ use crate::status::{self, Status};
 use crate::uplinks::links::{self as uplink_links, RouteTargets};
 use crate::uplinks::policy::{self, Decision, Families, Uplink, UplinkPreferences};
 
-/// All facts about this host.
+/// The facts about this host that `mobile check` judges.
 #[derive(Debug)]
 pub(super) struct Facts {
     /// Whether root runs the check.
@@ -43,56 +43,64 @@ pub(super) struct Facts {
     pub(super) relay: Result<RelayIdentity, String>,
     /// The public key of this host; `None` if the key file exists and this user may not read it.
     pub(super) key: Result<Option<PublicKey>, String>,
-    /// The mount point of cgroup2.
+    /// The mount point of the cgroup2 file system, or the reason why the agent cannot use it.
     pub(super) cgroup2: Result<PathBuf, String>,
-    /// The state of the BPF file system.
+    /// The file system of the directory `[bpf] pin_dir`, where the agent pins its eBPF objects.
     pub(super) bpffs: Bpffs,
-    /// Whether the eBPF programs load and attach.
+    /// The result of loading and attaching the eBPF programs; `None` if root does not run the
+    /// check.
     pub(super) programs: Option<Result<(), String>>,
-    /// Whether a TUN device can be opened.
+    /// The result of opening a TUN device; `None` if root does not run the check.
     pub(super) tun: Option<Result<(), String>>,
-    /// Whether nftables accepts the ingress filter.
+    /// Whether nftables accepts the ingress filter, or its error; `None` if root does not run the
+    /// check.
     pub(super) nftables: Option<Result<(), String>>,
     /// The status of the running agent; `None` if none runs.
     pub(super) agent: Result<Option<Box<Status>>, String>,
-    /// The addresses of the relay's name.
+    /// The addresses that the relay's name resolves to, or the error; `None` if the relay is
+    /// unknown.
     pub(super) resolved: Option<Result<Vec<SocketAddr>, String>>,
-    /// The links and rules of this host.
+    /// The network devices and routing rules of this host, or the error of netlink.
     pub(super) links: Result<Links, String>,
-    /// The parts of the relay's assignment that this host refuses.
+    /// The parts of the relay's assignment, such as an address or a resolver, that this host
+    /// refuses.
     pub(super) refused: Vec<status::Refusal>,
-    /// The attempts to reach the relay, one over each usable uplink.
+    /// The name of each usable uplink, with the result of an attempt to reach the relay over it;
+    /// `None` if no attempt was possible.
     pub(super) reached: Option<Vec<(String, Outcome)>>,
     /// Whether IPv6 is enabled on this host.
     pub(super) ipv6: bool,
-    /// Whether new connections of mobile processes go direct because there is no session, if this
-    /// user may see it.
+    /// Whether new connections of mobile processes use the ordinary route because there is no
+    /// session; `None` without loaded eBPF programs, or if this user may not see them.
     pub(super) open: Option<bool>,
     /// The resolvers that `/etc/resolv.conf` names.
     pub(super) resolvers: Vec<IpAddr>,
 }
 
-/// The file system that the directory for pins is on.
+/// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bpffs {
-    /// The directory is on a BPF file system.
+    /// The directory `[bpf] pin_dir` is on a BPF file system.
     Mounted,
-    /// The kernel supports the file system, and the agent mounts it at its start.
+    /// The directory `[bpf] pin_dir` is on another file system, but the agent mounts a BPF file
+    /// system for it at its start.
     Mountable,
-    /// The directory `[bpf] pin_dir` is on another file system.
+    /// The directory `[bpf] pin_dir` is on another file system, and the agent does not mount a BPF
+    /// file system for it.
     Elsewhere,
-    /// The kernel has no BPF file system.
+    /// The kernel does not support the BPF file system.
     Missing,
 }
 
-/// The network configuration, read over netlink.
+/// The network configuration of this host, read over netlink.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    /// Every link but the host virtual device.
+    /// Every link except loopback and the host virtual device.
     pub(super) uplinks: Vec<Uplink>,
-    /// The policy's decision which links can carry the tunnel.
+    /// The ranking of the links that can carry the tunnel, and the obstacle of each other link.
     pub(super) decision: Decision,
-    /// The reverse path filter in force on each usable uplink with IPv4.
+    /// The name of each usable uplink with an IPv4 route, with the value of `rp_filter` in force on
+    /// it (0 is off, 1 strict, 2 loose).
     pub(super) rp_filter: Vec<(String, u32)>,
     /// The routing rules of all programs.
     pub(super) rules: Vec<ListedRule>,
@@ -100,11 +108,13 @@ pub(super) struct Links {
     pub(super) foreign_routes: Vec<(IpNet, String)>,
     /// The persistent addresses, as far as they are known.
     pub(super) persistent: Vec<IpAddr>,
-    /// The devices other than the tunnel's, and their networks.
+    /// The name of each other device than the host virtual device, with an address and its prefix
+    /// length; loopback addresses are left out.
     pub(super) local: Vec<(String, IpNet)>,
 }
 
-/// Gathers all facts about this host.
+/// Gathers the facts about this host; `path` is the configuration file, or the default one if
+/// `None`.
 pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let loaded = Config::load(path);
@@ -174,8 +184,8 @@ impl Links {
     }
 }
 
-/// Returns the addresses of the cached assignment, and the parts of it that an agent would refuse
-/// if it started at this moment.
+/// Returns the persistent addresses of the relay's cached assignment, and the parts of it that an
+/// agent would refuse if it started at this moment.
 async fn cached_assignment(
     config: &Config,
     relay: &RelayIdentity,
@@ -318,8 +328,8 @@ fn name_of(snapshot: &InterfaceSnapshot, index: u32) -> String {
     link.map_or_else(|| format!("device {index}"), |link| link.name.clone())
 }
 
-/// Returns the reverse path filter of a device. The kernel applies the larger value of the device's
-/// setting and that of `all` (2 is loose, 1 strict).
+/// Returns the value of `rp_filter` in force on a device (0 is off, 1 strict, 2 loose): the larger
+/// one of the device's own setting and that of `all`.
 fn rp_filter(device: &str) -> u32 {
     let read = |scope: &str| {
         let value = sysctl::read(&format!("net/ipv4/conf/{scope}/rp_filter")).ok();

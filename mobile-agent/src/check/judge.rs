@@ -1,4 +1,5 @@
-//! Judges the facts: whether each is a problem, and what to do about it. All functions are pure.
+//! Turns the facts about this host into the findings of `mobile check`: whether each fact is a
+//! problem, and what to do about it. All functions are pure.
 
 use std::net::IpAddr;
 
@@ -18,13 +19,14 @@ use crate::tunnel::cause::Fault;
 /// end of an outage.
 const BOUNDED_RTO_KERNEL: (u32, u32) = (6, 15);
 
-/// The maximum number of links that are listed if none is usable: a host may have a thousand.
+/// The maximum number of links that are listed if none is usable, because a host may have a
+/// thousand.
 const MAX_LISTED_LINKS: usize = 8;
 
-/// The next step if only root can check something.
+/// The next step that a finding names if only root can check its subject.
 const AS_ROOT: &str = "run `mobile check` as root";
 
-/// Returns all findings, in the order of the report.
+/// Returns all findings about this host, in the order of the report.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![kernel(&facts.kernel)];
     if !facts.root {
@@ -152,7 +154,8 @@ fn bpffs(bpffs: Bpffs) -> Finding {
     }
 }
 
-/// Judges the ingress filter: the running agent's, or the one that an agent would install.
+/// Judges the ingress filter of the running agent, or whether nftables accepts the filter that an
+/// agent would install. Returns `None` if neither is known.
 fn ingress(facts: &Facts) -> Option<Finding> {
     const NEXT: &str = "install nftables, on a kernel with CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET and \
                         CONFIG_NF_TABLES_ARP; the agent retries every 30 s";
@@ -183,7 +186,8 @@ fn ingress(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Judges the rules of other programs that come before the agent's, or use its mark.
+/// Judges the routing rules of other programs that come before the agent's rules, or match the
+/// agent's firewall mark.
 fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     let Routing { mark, mark_mask, .. } = *routing;
     let others = || links.rules.iter().filter(|rule| !is_listed_as_ours(rule, routing));
@@ -261,8 +265,8 @@ fn table(links: &Links, routing: &Routing) -> Finding {
     }
 }
 
-/// Judges the parts of the assignment that this host refuses. Without an address the connections of
-/// mobile processes wait.
+/// Judges the parts of the relay's assignment that this host refuses. A refused resolver is only a
+/// warning, but without an address the connections of mobile processes wait.
 fn refused(facts: &Facts) -> Vec<Finding> {
     let finding = |refusal: &Refusal| match refusal.kind.as_str() {
         "resolver" => Finding::warn("resolver", &refusal.cause, &refusal.next_step),
@@ -405,8 +409,9 @@ fn resolvers(facts: &Facts) -> Finding {
     )
 }
 
-/// Reports what new connections do without a session. Both settings are a valid choice that the
-/// user should know.
+/// Reports whether new connections of mobile processes wait or use the ordinary route while there
+/// is no session. Both values of `[routing] on_failure` are valid, but the user should know which
+/// one is set.
 fn on_failure(facts: &Facts) -> Finding {
     let grace = GRACE_PERIOD.as_secs();
     match (facts.routing.on_failure, facts.open) {

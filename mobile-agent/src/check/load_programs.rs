@@ -1,4 +1,5 @@
-//! Tests whether the eBPF programs load and attach, by doing so where it affects nothing.
+//! Checks whether the eBPF programs load and attach, by loading them in a namespace where they
+//! affect no process.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,8 @@ use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{self, Marking, Selector};
 use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 
-/// Loads and attaches the real programs as the agent does, and removes them again. They apply to a
-/// cgroup without processes and a network namespace without sockets.
+/// Loads and attaches the eBPF programs as the agent does, and removes them again. The programs
+/// apply to a new cgroup without processes and a new network namespace without sockets.
 pub(super) fn try_load(config: &Config) -> Result<(), String> {
     let (pin_dir, cgroup) = unique_names(config).map_err(|error| error.to_string())?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
@@ -45,8 +46,8 @@ pub(super) fn try_load(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Returns a pin directory and a cgroup with names unique to this process, beside the configured
-/// ones.
+/// Returns a pin directory and a cgroup with names that contain the process ID and are thus unique,
+/// beside the configured ones.
 fn unique_names(config: &Config) -> Result<(PathBuf, PathBuf), CgroupError> {
     let cgroup = match &config.cgroup.path {
         Some(path) => path.clone(),

@@ -1,5 +1,5 @@
-//! Tries the relay over each uplink: TCP, TLS and both keys, as the agent does. No session is
-//! begun.
+//! Checks whether the relay can be reached over each uplink: connects by TCP and TLS and verifies
+//! the keys of both sides, as the agent does, but does not begin a session.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use crate::tunnel::cause::Failure;
 use crate::tunnel::connect::Dialer;
 use crate::uplinks::policy::{Families, Uplink, reachable_families};
 
-/// Timeout for each step of a connection: enough to repeat a satellite's round trip three times,
-/// short enough for a person who waits.
+/// The timeout of each step of a connection attempt: long enough for several round trips over a
+/// satellite, short enough for a person who waits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The result of an attempt to reach the relay.
@@ -25,7 +25,7 @@ pub(super) type Outcome = Result<Reached, Failure>;
 /// A successful attempt: both sides proved their keys and accepted the other's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reached {
-    /// The address that answered.
+    /// The address of the relay that answered.
     pub(super) address: SocketAddr,
     /// The duration of the attempt.
     pub(super) took: Duration,
@@ -45,7 +45,8 @@ pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-/// Tries all uplinks at the same time.
+/// Attempts to reach the relay over all uplinks concurrently. Returns the name of each uplink with
+/// the result.
 pub(super) async fn over_each(
     uplinks: &[&Uplink],
     families: Families,
@@ -69,11 +70,11 @@ async fn over(dialer: Arc<Dialer>, uplink: &Uplink, families: Families) -> Outco
     Ok(Reached { address: connected.remote, took: begun.elapsed() })
 }
 
-/// Returns whether the relay accepts this host's key.
+/// Checks that the relay accepts this host's key.
 ///
 /// In TLS 1.3 the client's handshake ends before the server has verified the client's certificate
-/// (RFC 8446, section 4.4). So this sends `close_notify` and reads: a relay that accepts the key
-/// closes the connection, one that does not sends an alert first.
+/// (RFC 8446, section 4.4). So this function sends `close_notify` and reads: a relay that accepts
+/// the key closes the connection, and a relay that refuses it sends an alert first.
 async fn is_accepted(mut stream: TlsStream, dialer: &Dialer) -> Result<(), Failure> {
     // If the relay has closed the connection already, its alert can still be read.
     let _ = stream.shutdown().await;

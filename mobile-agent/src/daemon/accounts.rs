@@ -1,4 +1,5 @@
-//! Closes the accounts of ended processes, and warns when an account is incomplete.
+//! Closes the traffic accounts of ended mobile processes (their counters for `mobile ps`), and
+//! warns when connections are missing from an account.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use super::Agent;
 use crate::processes::Job;
 use crate::selection::account::SWEEP_INTERVAL;
 
-/// Sweeps the accounts periodically. Returns only on a fatal error.
+/// Closes the traffic accounts of ended processes periodically. Returns only on a fatal error.
 pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     let mut sweeps = interval(SWEEP_INTERVAL);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -44,7 +45,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-/// Returns how many connections are missing from their account, if the kernel can tell.
+/// Returns how many connections are missing from the traffic accounts; `None` if the counters of
+/// the eBPF programs cannot be read.
 fn unaccounted(agent: &Agent) -> Option<u64> {
     let events = agent.selector().events().ok()?;
     events.into_iter().find_map(|(event, count)| (event == CountedEvent::Unaccounted).then_some(count))

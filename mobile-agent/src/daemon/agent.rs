@@ -1,4 +1,4 @@
-//! The running agent as the control socket and the metrics use it.
+//! The state and the operations of the running agent, for the control socket and the metrics.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -33,7 +33,7 @@ use crate::tunnel::{Tunnel, TunnelState, machine};
 pub(crate) struct Agent {
     /// The configuration in force.
     pub(crate) config: Config,
-    /// The identity of the relay.
+    /// The relay's endpoint and public key.
     pub(crate) relay: RelayIdentity,
     /// The public key of this host.
     pub(crate) own_key: PublicKey,
@@ -45,23 +45,26 @@ pub(crate) struct Agent {
     pub(crate) route: RouteStatus,
     /// The number of times that the uplinks were read from the kernel.
     pub(crate) uplink_reads: Arc<AtomicU64>,
-    /// The counters of packets that were not delivered to the device.
+    /// The filter for packets from the relay, with counters of those that were not delivered to the
+    /// host virtual device.
     pub(crate) delivery: Arc<DeliveryFilter>,
     /// The loaded eBPF programs and their maps.
     pub(crate) selector: Mutex<Selector>,
-    /// The lock that processes hold while they become mobile.
+    /// The lock that the agent holds while processes that may have open sockets become mobile.
     pub(crate) attach_lock: AttachLock,
-    /// The process that inspects and changes other processes.
+    /// The process helper, which inspects and changes other processes for the agent.
     pub(crate) processes: ProcessHelper,
     /// When the agent started.
     pub(crate) started: Instant,
-    /// Whether new connections go directly because there is no session.
+    /// Whether new connections of mobile processes use the ordinary route because there is no
+    /// session.
     pub(crate) direct_fallback: DirectFallback,
-    /// Asks the daemon to remove every kernel object and end.
+    /// Sends requests to the daemon to remove every kernel object and end; each request holds the
+    /// channel for the result.
     pub(crate) clean_up: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
     /// The networks that mobile processes reach directly. The lock is held during a change.
     pub(crate) bypass: tokio::sync::Mutex<Vec<IpNet>>,
-    /// Asks the route reconciler to apply a change of the bypassed networks.
+    /// Sends changes of the bypassed networks to the route reconciler, which applies them.
     pub(crate) route_bypass: mpsc::Sender<BypassChange>,
 }
 
@@ -101,7 +104,7 @@ impl Agent {
         let mut wanted = nets.clone();
         if add {
             wanted.push(net);
-            // Update the programs before a route leads there, so that they drop nothing on it.
+            // Update the eBPF programs before a route leads there, so that they drop nothing on it.
             self.selector().add_bypass(net).map_err(|error| {
                 tracing::warn!(
                     %error, %net,
@@ -113,8 +116,8 @@ impl Agent {
             wanted.retain(|other| *other != net);
         }
         let routed = self.reroute(wanted.clone()).await;
-        // The programs may block the network again once no route leads there, or because adding the
-        // route failed.
+        // The eBPF programs may block the network again once no route leads there, or because
+        // adding the route failed.
         if routed.is_ok() != add
             && let Err(error) = self.selector().remove_bypass(net)
         {
@@ -158,8 +161,8 @@ impl Agent {
         self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the slice known to the eBPF programs, so that its processes are mobile (`mobile
-    /// prepare-slice`).
+    /// Ensures that the systemd slice of mobile processes exists and is known to the eBPF programs,
+    /// so that processes in it are mobile (`mobile prepare-slice`).
     pub(crate) fn prepare_slice(&self) -> Result<(), String> {
         let slice = self.cgroup.slice();
         let dir = slice.dir().display();
@@ -261,7 +264,7 @@ impl Agent {
         }
     }
 
-    /// Returns the packets that this host lost, by reason.
+    /// Returns the numbers of packets that were dropped or lost, by reason.
     fn drops(&self, stats: &mobile_proto::Stats) -> BTreeMap<String, u64> {
         [
             ("queue_full", stats.dropped_queue_full),
@@ -304,8 +307,8 @@ fn count(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-/// Returns the state of compression on the active path. Before the relay has answered, this is the
-/// configured mode.
+/// Returns whether the active path is compressed: `off`, `zstd`, or `refused` by the relay. Before
+/// the relay has answered, the configured mode counts.
 fn compression(configured: Compression, active: Option<&PathStats>) -> &'static str {
     match (configured, active) {
         (Compression::Off, _) => "off",
@@ -314,8 +317,8 @@ fn compression(configured: Compression, active: Option<&PathStats>) -> &'static 
     }
 }
 
-/// Returns the state of the session and the problem that prevents it. `is_assignment_known` says
-/// that the relay's assignment is in force or refused.
+/// Returns the state of the session and, if there is none, the problem that prevents it.
+/// `is_assignment_known` says that the relay's assignment is in force or refused.
 fn session_state(state: &TunnelState, is_assignment_known: bool) -> (SessionState, Option<Problem>) {
     if state.active.is_some() {
         let session = if is_assignment_known { SessionState::Connected } else { SessionState::Connecting };
@@ -384,7 +387,8 @@ fn list_uplinks(state: &TunnelState, paths: &[(PathId, PathStats)]) -> Vec<Uplin
     list.into_iter().map(|(_, status)| status).collect()
 }
 
-/// Returns a note for an uplink that is unusable at present, and an error for an unknown name.
+/// Returns a note for the user of `mobile use` if the named uplink is unusable at present, and an
+/// error if no uplink has this name.
 fn note_on_forced(state: &TunnelState, name: &str) -> Result<Option<String>, String> {
     let Some(verdict) = state.decision.verdicts.iter().find(|verdict| verdict.name == name) else {
         let known: Vec<&str> = state.decision.verdicts.iter().map(|verdict| verdict.name.as_str()).collect();

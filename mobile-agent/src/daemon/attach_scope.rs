@@ -1,18 +1,19 @@
-//! Chooses the cgroup that the per-socket programs are attached to: the root while mobile processes
-//! may have older sockets, or only the mobile cgroup. See `selection` for the two scopes.
+//! Chooses the cgroup that the per-socket eBPF programs are attached to: the root cgroup while
+//! mobile processes may have sockets from before they became mobile, or else only the mobile
+//! cgroup. See `selection` for the two scopes.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::Agent;
 
-/// Held for reading while processes that may have sockets become mobile, so that the scope is not
-/// reduced meanwhile.
+/// The lock that is held for reading while processes that may have open sockets become mobile, so
+/// that the eBPF programs are not detached from the root cgroup meanwhile.
 #[derive(Default)]
 pub(crate) struct AttachLock(RwLock<()>);
 
 impl Agent {
-    /// Attaches the programs to the root cgroup before processes that may have sockets become
-    /// mobile. The caller holds the guard until they are mobile.
+    /// Attaches the eBPF programs to the root cgroup before processes that may have open sockets
+    /// become mobile. The caller holds the returned guard until these processes are mobile.
     pub(crate) fn attach_to_root(&self) -> Result<RwLockReadGuard<'_, ()>, String> {
         let held = self.attach_lock.0.read().unwrap_or_else(PoisonError::into_inner);
         self.selector().attach_to_root().map_err(|error| {
@@ -26,8 +27,8 @@ impl Agent {
         Ok(held)
     }
 
-    /// Attaches the programs to the mobile cgroup alone once no process is mobile, so that ordinary
-    /// processes bear no cost.
+    /// Attaches the eBPF programs to the mobile cgroup alone once no process is mobile, so that
+    /// ordinary processes bear no cost.
     pub(super) fn attach_to_mobile_only(&self) {
         // A process is becoming mobile; the next sweep tries again.
         let Ok(_guard) = self.attach_lock.0.try_write() else { return };

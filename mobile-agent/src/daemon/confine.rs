@@ -1,5 +1,5 @@
-//! The rights that the running agent keeps. See docs/understand/security.md, "Privileges", for the
-//! reasons.
+//! The rights that the running agent keeps: capabilities, system calls and files. See
+//! docs/understand/security.md, "Privileges", for the reasons.
 //!
 //! The process helper (`processes`) does all work that inspects other processes.
 
@@ -13,7 +13,7 @@ use nix::libc;
 use crate::config::Config;
 use crate::footprint;
 
-/// The paths to read: other processes, cgroups, name resolution, and what nft needs.
+/// The paths that the agent may read: for `/proc`, cgroups, name resolution and the program nft.
 const READ: &[&str] = &[
     "/bin",
     "/dev",
@@ -30,10 +30,11 @@ const READ: &[&str] = &[
     "/var/lib/sss",
 ];
 
-/// The paths to write: to remove the device for `mobile cleanup`, and to restore its settings.
+/// The paths that the agent may write: to remove the host virtual device for `mobile cleanup`, and
+/// to restore the settings of this device.
 const WRITE: &[&str] = &["/dev/net/tun", "/dev/null", "/proc/sys/net"];
 
-/// Returns the agent's confinement, which depends on the configuration alone.
+/// Returns the rights to which the agent confines itself, as the configuration requires.
 pub(super) fn confinement(config: &Config) -> Confinement {
     // Landlock accepts existing directories only.
     if let Err(error) = fs::create_dir_all(&config.state.dir) {
@@ -58,8 +59,8 @@ pub(super) fn confinement(config: &Config) -> Confinement {
 
 /// Returns the capabilities that the agent keeps.
 ///
-/// Since Linux 5.19, changing maps and attaching loaded programs takes only their descriptors
-/// (`__sys_bpf`). Before, it also takes CAP_BPF where unprivileged bpf() is switched off.
+/// Since Linux 5.19, changing maps and attaching loaded programs requires only their descriptors
+/// (`__sys_bpf`). Earlier kernels also require CAP_BPF where unprivileged bpf() is switched off.
 fn capabilities() -> Capabilities {
     let by_descriptor = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 19, 0));
     if by_descriptor { Capabilities::NET_ADMIN } else { Capabilities::NET_ADMIN | Capabilities::BPF }

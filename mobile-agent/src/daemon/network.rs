@@ -1,12 +1,12 @@
-//! The thread that reads and changes the kernel's network configuration, so that many routes or
-//! frequent changes delay no packet.
+//! The thread that reads and changes the kernel's network configuration. On a thread of its own,
+//! this work delays no packet, however many routes or changes there are.
 
 use anyhow::Context;
 use mobile_io::confine::Confinement;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// A runtime on a dedicated thread.
+/// The Tokio runtime of a thread that reads and changes the kernel's network configuration.
 pub(super) struct NetworkThread {
     handle: Handle,
     /// Ends the thread when dropped.
@@ -39,7 +39,8 @@ impl NetworkThread {
         &self.handle
     }
 
-    /// Runs a closure in the context of the runtime, without waiting for anything.
+    /// Runs a closure on the calling thread, in the context of the runtime, so that sockets opened
+    /// in the closure belong to the runtime.
     pub(super) fn enter<T>(&self, work: impl FnOnce() -> T) -> T {
         let _inside = self.handle.enter();
         work()

@@ -1,8 +1,8 @@
-//! Lets new connections go directly while there is no session, if `[routing] on_failure` is
-//! `"open"`.
+//! Lets new connections of mobile processes use the ordinary route while there is no session, if
+//! `[routing] on_failure` is `"open"`.
 //!
-//! The eBPF programs act by a deadline, so that they do so without an agent too. This task
-//! postpones the deadline while there is a session.
+//! The eBPF programs do so once a deadline has passed, and thus even when no agent runs. The task
+//! of this module postpones the deadline while there is a session.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,8 @@ use super::Agent;
 use crate::config::OnFailure;
 use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
-/// Whether new connections go directly, for status and metrics.
+/// Whether new connections of mobile processes use the ordinary route for lack of a session, and
+/// how often this began; for status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct DirectFallback {
     now: AtomicBool,
@@ -22,24 +23,25 @@ pub(crate) struct DirectFallback {
 }
 
 impl DirectFallback {
-    /// Returns whether new connections of mobile processes go directly at present.
+    /// Returns whether new connections of mobile processes use the ordinary route at present.
     pub(crate) fn now(&self) -> bool {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Returns how often new connections began to go directly.
+    /// Returns how often new connections of mobile processes began to use the ordinary route.
     pub(crate) fn times(&self) -> u64 {
         self.times.load(Ordering::Relaxed)
     }
 }
 
-/// Postpones the deadline of the programs while there is a session, and logs when it expires.
+/// Postpones the deadline after which the eBPF programs let new connections use the ordinary route,
+/// while there is a session. Logs when the deadline passes.
 pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     if agent.config.routing.on_failure == OnFailure::Closed {
         return std::future::pending().await;
     }
     let mut state = agent.tunnel.state.clone();
-    // The programs were just loaded, so their deadline counts from this moment too.
+    // The eBPF programs were just loaded, so their deadline counts from this moment too.
     let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {

@@ -1,8 +1,9 @@
 //! Starts the agent step by step, and undoes the steps when one fails.
 //!
 //! Steps that can fail without a trace come first (rights, keys, sockets). The kernel objects
-//! follow, in an order that never lets marked packets leave directly: the closed table before the
-//! programs that mark. The tunnel is last.
+//! follow, in an order that never lets marked packets leave directly: the routing table, with
+//! `unreachable` routes only, before the eBPF programs that mark packets for this table. The tunnel
+//! is last.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -43,17 +44,19 @@ use crate::tunnel::io::{DeliveryFilter, TunIo};
 use crate::tunnel::machine::Preferences;
 use crate::{control, uplinks};
 
-/// Every user may connect to the socket. The credentials of the peer decide what it may do.
+/// The file mode of the control socket: every user may connect, and the credentials of the peer
+/// decide what it may request.
 const SOCKET_MODE: u32 = 0o666;
 
-/// The time until a failed update of the programs is retried.
+/// The time until a failed update of the eBPF programs' maps is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
 
 /// A running agent with its tasks.
 pub(super) struct RunningAgent {
     /// The state shared with the control socket and the metrics.
     pub(super) agent: Arc<Agent>,
-    /// The tasks. Each ends only with a reason why the agent cannot continue.
+    /// The background tasks of the agent. Each ends only with the reason why the agent cannot
+    /// continue.
     pub(super) tasks: JoinSet<anyhow::Error>,
     /// Receives requests of `mobile cleanup`.
     pub(super) clean_ups: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
@@ -64,7 +67,8 @@ pub(super) struct RunningAgent {
     _metrics: Option<MetricsServer>,
 }
 
-/// The objects that this start made, as opposed to those that were there before.
+/// The objects that this start made, which a failed start removes again; false stands for an object
+/// that existed before.
 #[derive(Default)]
 struct UndoLog {
     state_file: bool,
@@ -132,7 +136,7 @@ pub(super) async fn start(
     let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
         kernel;
     links.set_helper(processes.clone());
-    // Messages of the programs help with diagnosis, but nothing depends on them.
+    // Messages of the eBPF programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
         tracing::warn!(%error, "cannot read the log of the eBPF programs: their messages are not shown");
@@ -189,12 +193,13 @@ pub(super) async fn start(
     Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
 }
 
-/// Returns the resolvers and the persistent addresses for the eBPF programs.
+/// Returns the resolvers and the persistent addresses of an assignment, in the form for the eBPF
+/// programs.
 fn program_addresses(assignment: Option<&Assignment>) -> (Addresses, Addresses) {
     assignment.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
 }
 
-/// Updates the programs when the relay assigns other resolvers or addresses.
+/// Updates the maps of the eBPF programs when the relay assigns other resolvers or addresses.
 async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
     let mut assignment = agent.route.assignment.clone();
     let mut in_force = None;
@@ -233,7 +238,8 @@ async fn follow_assignment(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-/// Updates the programs when systemd creates or removes the slice.
+/// Updates the maps of the eBPF programs when systemd creates or removes the slice of mobile
+/// processes.
 async fn follow_slice(agent: Arc<Agent>) -> anyhow::Error {
     let slice = agent.cgroup.slice();
     let mut watch = match SliceWatch::new(slice) {
@@ -341,7 +347,8 @@ async fn make_kernel_objects(
     Ok(KernelObjects { cgroup, lock, tun, reconciler, route, selector, delivery, processes, helper })
 }
 
-/// Waits for the process helper to end. Without it, no process can become mobile.
+/// Returns an error when the process helper ends. The agent then stops, because no process can
+/// become mobile without the helper.
 async fn follow_helper(mut helper: Child) -> anyhow::Error {
     match helper.wait().await {
         Ok(status) => anyhow::anyhow!("the process helper of the agent ended ({status})"),
@@ -349,8 +356,8 @@ async fn follow_helper(mut helper: Child) -> anyhow::Error {
     }
 }
 
-/// Moves the agent out of the mobile cgroup if it was started from a mobile shell. It would
-/// otherwise send its tunnel into the tunnel.
+/// Moves the agent out of the mobile cgroup if it was started from a mobile shell. Otherwise the
+/// packets of the tunnel would be sent into the tunnel.
 fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     let own = i32::try_from(std::process::id())
         .context("the process ID of the agent exceeds the range of pid_t")?;
@@ -360,8 +367,8 @@ fn leave_cgroup(cgroup: &MobileCgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Records the kernel objects about to be made, for `mobile cleanup`. Returns whether this start
-/// created the file.
+/// Records in the state file, for `mobile cleanup`, the names of the kernel objects about to be
+/// made. Returns whether this start created the file.
 fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
     let first = state_file.read::<Footprint>().is_ok_and(|recorded| recorded.is_empty());
     let added = state_file.add(Footprint::of(config)).unwrap_or_else(|error| {

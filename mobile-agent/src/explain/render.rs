@@ -22,8 +22,8 @@ pub(super) struct HostState<'a> {
     pub(super) rules: Vec<ListedRule>,
     /// Whether the eBPF programs are in force; `None` if this user may not see them.
     pub(super) programs: Option<bool>,
-    /// Whether new connections of mobile processes go direct because there is no session, as far as
-    /// this user may see.
+    /// Whether new connections of mobile processes use the ordinary route because there is no
+    /// session; false if this user may not see it.
     pub(super) open: bool,
 }
 
@@ -45,7 +45,8 @@ pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String
     format!("process {pid} ({comm}) {state}: it is {place}, at {cgroup}\n")
 }
 
-/// Describes another process that may connect in place of this one.
+/// Describes a running instance of the same program that is not mobile and may connect in place of
+/// this process.
 pub(super) fn instance(process: &Process, instance: &Instance) -> String {
     let Instance { pid, command, pids } = instance;
     let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
@@ -58,13 +59,14 @@ pub(super) fn instance(process: &Process, instance: &Instance) -> String {
 }
 
 impl HostState<'_> {
-    /// Returns whether a new connection of the process gets the mark.
+    /// Returns whether a new connection gets the firewall mark that leads into the tunnel; `mobile`
+    /// says whether its process is mobile.
     pub(super) fn is_marked(&self, mobile: bool) -> bool {
         mobile && !self.open
     }
 
-    /// Describes the hook and mark, the rule, the route and the outcome of a new connection, one a
-    /// line.
+    /// Describes a new connection in one line each for the hook and mark, the rule, the route and
+    /// the outcome.
     pub(super) fn new_connection(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
@@ -178,7 +180,8 @@ impl HostState<'_> {
     }
 }
 
-/// Returns whether even mobile processes send packets to this address on the link itself.
+/// Returns whether packets to this address are sent on the link itself and not through the tunnel,
+/// even by mobile processes.
 fn is_link_local(to: IpAddr) -> bool {
     match to {
         IpAddr::V4(to) => to.is_link_local() || to.is_multicast() || to.is_broadcast(),
@@ -186,8 +189,9 @@ fn is_link_local(to: IpAddr) -> bool {
     }
 }
 
-/// Returns the table of a route. Until the first rule is added, the kernel keeps the local table
-/// (255) in the main one and reports that.
+/// Returns the number of the routing table that holds a route. A local route counts as one of the
+/// local table (255), although the kernel keeps local routes in the main table, and reports that
+/// one, until the first rule is added.
 fn table_of(route: &RouteLookup) -> u32 {
     if route.local { 255 } else { route.table }
 }

@@ -1,4 +1,4 @@
-//! The relay's assignment, and its cache on disk.
+//! The addresses, MTU and resolvers that the relay assigns to this host, and their cache on disk.
 //!
 //! An agent that starts while the relay is unreachable uses the cached addresses.
 
@@ -17,10 +17,10 @@ use super::claim::Objection;
 const MIN_MTU_IPV4: u16 = 576;
 /// The smallest MTU of a link with IPv6 (RFC 8200, section 5).
 const MIN_MTU_IPV6: u16 = 1280;
-/// The largest MTU that a relay can be set to.
+/// The largest MTU that a relay can be configured to assign.
 const MAX_MTU: u16 = 9000;
 
-/// The largest number of resolvers to keep. Only one of each family is used.
+/// The largest number of assigned DNS resolvers to keep. Only one of each address family is used.
 const MAX_RESOLVERS: usize = 8;
 
 /// The addresses and settings that the relay assigned.
@@ -32,18 +32,19 @@ pub(crate) struct Assignment {
     pub(crate) ipv6: Option<Ipv6Addr>,
     /// The MTU of the virtual devices.
     pub(crate) mtu: u16,
-    /// The resolvers to use through the tunnel.
+    /// The DNS resolvers that mobile processes use through the tunnel.
     pub(crate) dns: Vec<IpAddr>,
 }
 
-/// The content of the cache file. The addresses are valid only with the same relay.
+/// The content of the cache file: the assignment and the public key of the relay that made it,
+/// because an assignment is valid only with the same relay.
 #[derive(Serialize, Deserialize)]
 struct StoredAssignment {
     relay: String,
     assigned: Assignment,
 }
 
-/// The cache of the last assignment on disk.
+/// The file on disk that caches the last assignment of the relay.
 #[derive(Debug, Clone)]
 pub(crate) struct AssignmentCache {
     path: PathBuf,
@@ -61,8 +62,8 @@ impl Assignment {
         self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6)).collect()
     }
 
-    /// Returns the objection to the assignment as a whole. [`claim`](super::claim) judges its
-    /// parts.
+    /// Returns the reason to refuse the assignment as a whole, such as an invalid MTU, or `None`.
+    /// [`claim`](super::claim) judges its addresses and resolvers.
     pub(crate) fn objection(&self) -> Option<Objection> {
         let least = if self.ipv6.is_some() { MIN_MTU_IPV6 } else { MIN_MTU_IPV4 };
         if self.addresses().is_empty() {
@@ -88,8 +89,9 @@ impl AssignmentCache {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
     }
 
-    /// Returns what this relay assigned last, as claims to be judged anew. A damaged file counts as
-    /// missing, because the relay pushes the assignment again.
+    /// Returns the last assignment of this relay, which the caller has to judge anew by the host's
+    /// present networks. A damaged file counts as missing, because the relay pushes the assignment
+    /// again.
     pub(crate) fn load(&self) -> Option<Assignment> {
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
@@ -113,7 +115,8 @@ impl AssignmentCache {
         }
     }
 
-    /// Replaces the file atomically: after a crash, the old or the new content is there.
+    /// Writes the assignment to the cache file. The file is replaced atomically, so a crash leaves
+    /// either the old or the new content.
     pub(crate) fn store(&self, assigned: &Assignment) -> anyhow::Result<()> {
         let stored = StoredAssignment { relay: self.relay.clone(), assigned: assigned.clone() };
         let text = serde_json::to_vec_pretty(&stored).context("cannot encode the addresses")?;

@@ -1,5 +1,5 @@
-//! Judges what the relay pushes. A pushed address is a claim, which takes effect only while nothing
-//! that this host knows of its own networks contradicts it.
+//! Judges the addresses and resolvers that the relay pushes. Each of them is a claim: the host uses
+//! it only while it does not conflict with the host's own networks.
 //!
 //! A persistent address becomes a local address of this host, and everything sent from it enters
 //! the tunnel. A relay that could choose any address could therefore capture the traffic of
@@ -15,8 +15,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::assignment::Assignment;
 use crate::status;
 
-/// The networks that a relay may assign from without a setting: RFC 1918, RFC 6598 (shared address
-/// space) and RFC 4193 (unique local addresses). None of them is reachable across the Internet.
+/// The networks that a relay may assign addresses from without the setting `[tunnel] addresses`:
+/// RFC 1918, RFC 6598 (shared address space) and RFC 4193 (unique local addresses). None of them is
+/// reachable across the Internet.
 const PRIVATE: [IpNet; 5] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8)),
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12)),
@@ -25,12 +26,14 @@ const PRIVATE: [IpNet; 5] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
 ];
 
-/// The facts about this host's own networks, without those of the host virtual device.
+/// The networks of this host, except those of the host virtual device, by which the relay's
+/// addresses are judged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetworks {
-    /// The addresses of each device, with their prefix lengths.
+    /// The addresses of this host with their prefix lengths, each with the name of its device.
     pub(crate) addresses: Vec<(String, IpNet)>,
-    /// The networks that routes of the kernel, router advertisements and DHCP place on a device.
+    /// The networks that are directly on a device according to routes of the kernel, router
+    /// advertisements and DHCP, each with the name of its device.
     pub(crate) on_link: Vec<(String, IpNet)>,
     /// The next hops of routes in the main table.
     pub(crate) next_hops: Vec<IpAddr>,
@@ -40,44 +43,45 @@ pub(crate) struct HostNetworks {
     pub(crate) relay: Vec<IpAddr>,
 }
 
-/// The reason why a claim is refused.
+/// The reason why this host refuses an address or resolver of the relay, or a whole assignment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Objection {
     /// No host can have the address: it is loopback, multicast, link-local, unspecified, broadcast
     /// or reserved.
     Unusable,
-    /// The address is in no network that a relay may assign from.
+    /// The address is in no network that a relay may assign from: neither a private network nor one
+    /// of `[tunnel] addresses`.
     NotAllowed,
-    /// A device of this host has the address.
+    /// The device of this name on this host has the address already.
     Local(String),
-    /// The address is in the network of a device of this host.
+    /// The address is in this network, which is on the device of this name.
     Connected(String, IpNet),
     /// The address is a next hop of this host's routes.
     NextHop,
     /// Ordinary processes of this host use the address as a resolver.
     Resolver,
-    /// The address is one of the relay's endpoint.
+    /// The address is one of the relay's endpoint, to which the tunnel itself connects.
     Relay,
     /// The resolver is a persistent address of this host.
     Persistent,
-    /// The MTU is out of bounds.
+    /// The MTU that the relay assigned (the value held here) is out of bounds.
     Mtu(u16),
     /// The assignment has no address.
     Empty,
 }
 
-/// The part of an assignment that an objection concerns.
+/// The part of the relay's assignment that an [`Objection`] concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Claim {
-    /// A persistent address of this host.
+    /// An address that the relay assigns to this host as a persistent address.
     Address(IpAddr),
-    /// A resolver for mobile processes.
+    /// A DNS resolver that the relay assigns for mobile processes.
     Resolver(IpAddr),
     /// The assignment as a whole.
     Assignment,
 }
 
-/// A claim that is refused.
+/// A part of the relay's assignment that this host refuses, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Refusal {
     /// The refused part of the assignment.
@@ -86,16 +90,17 @@ pub(crate) struct Refusal {
     pub(crate) objection: Objection,
 }
 
-/// The verdict on an assignment.
+/// The parts of an assignment that this host uses, and the parts that it refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClaimVerdict {
-    /// The claims without an objection.
+    /// The assignment without the refused addresses and resolvers.
     pub(crate) in_force: Assignment,
-    /// The refused claims with their objections.
+    /// The refused addresses and resolvers, with the reasons.
     pub(crate) refusals: Vec<Refusal>,
 }
 
-/// Judges a pushed assignment; `allowed` are the networks of `[tunnel] addresses`.
+/// Judges each address and resolver of a pushed assignment by the networks of this host; `allowed`
+/// are the networks of `[tunnel] addresses`.
 pub(crate) fn judge(pushed: &Assignment, allowed: &[IpNet], host: &HostNetworks) -> ClaimVerdict {
     let mut refusals = Vec::new();
     let mut keep = |claim: Claim, objection: Option<Objection>| match objection {
@@ -137,13 +142,14 @@ fn against_address(address: IpAddr, allowed: &[IpNet], host: &HostNetworks) -> O
     }
 }
 
-/// Returns the objection to a resolver. A public resolver is allowed even if ordinary processes use
-/// it, because most relays push one.
+/// Returns the reason to refuse a pushed resolver, or `None`. A public resolver is allowed even if
+/// ordinary processes use it, because most relays push one.
 fn against_resolver(server: IpAddr, host: &HostNetworks) -> Option<Objection> {
     if is_unusable(server) { Some(Objection::Unusable) } else { held(server, host) }
 }
 
-/// Returns the objection to an address that this host or its networks already have.
+/// Returns the reason to refuse an address that this host, its networks or the relay already use;
+/// `None` if none of them does.
 fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
     let of = |(device, _): &(String, IpNet)| device.clone();
     if let Some(local) = host.addresses.iter().find(|(_, net)| net.addr() == address) {
@@ -160,7 +166,8 @@ fn held(address: IpAddr, host: &HostNetworks) -> Option<Objection> {
     Some(Objection::Connected(of(connected), connected.1.trunc()))
 }
 
-/// Returns whether no host can have this address on a device that leads to other hosts.
+/// Returns whether the address is loopback, multicast, link-local, unspecified or reserved, so that
+/// it cannot be a persistent address or a resolver.
 fn is_unusable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -183,7 +190,7 @@ fn is_unusable(address: IpAddr) -> bool {
 }
 
 impl Objection {
-    /// Every value of [`word`](Self::word).
+    /// Every value that [`word`](Self::word) returns.
     pub(crate) const WORDS: [&str; 10] = [
         "unusable",
         "not_allowed",
@@ -197,7 +204,7 @@ impl Objection {
         "empty",
     ];
 
-    /// Returns the label of the metric, which `mobile status --json` prints too.
+    /// Returns the short name of the objection, as the metric and `mobile status --json` show it.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Unusable => "unusable",

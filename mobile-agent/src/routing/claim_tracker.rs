@@ -1,4 +1,5 @@
-//! Tracks the relay's latest claims and the refusals among them, and logs changes.
+//! Tracks the relay's latest assignment and which of its addresses and resolvers this host refuses,
+//! and logs changes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,7 +11,8 @@ use super::assignment::Assignment;
 use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
 use crate::status::Problem;
 
-/// The current refusals and their counters, shared with status and metrics.
+/// The parts of the relay's assignment that are refused at present, and counters of all refusals,
+/// shared with status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals(Mutex<RefusalState>);
 
@@ -24,30 +26,33 @@ struct RefusalState {
 #[derive(Debug)]
 pub(super) struct ClaimTracker {
     pushed: Option<Assignment>,
-    /// The objection to the latest assignment as a whole; the previous one stays in force.
+    /// The reason why the latest assignment was refused as a whole, if it was; the previous
+    /// assignment then stays in force.
     rejection: Option<Objection>,
     allowed: Vec<IpNet>,
     refused: Arc<Refusals>,
 }
 
 impl ClaimTracker {
-    /// Creates a tracker with the claims remembered from an earlier run.
+    /// Creates a tracker with the assignment cached by an earlier run; `allowed` are the networks
+    /// of `[tunnel] addresses`.
     pub(super) fn new(remembered: Option<Assignment>, allowed: &[IpNet], refused: Arc<Refusals>) -> Self {
         Self { pushed: remembered, rejection: None, allowed: allowed.to_vec(), refused }
     }
 
-    /// Returns the latest assignment that was accepted for judgement.
+    /// Returns the latest assignment that was not refused as a whole; single addresses of it may be
+    /// refused.
     pub(super) fn pushed(&self) -> Option<&Assignment> {
         self.pushed.as_ref()
     }
 
-    /// Returns whether the latest pushed assignment was accepted.
+    /// Returns true unless the latest pushed assignment was refused as a whole.
     pub(super) fn is_accepted(&self) -> bool {
         self.rejection.is_none()
     }
 
-    /// Accepts another assignment for the next [`Self::judge`], unless there is an objection to it
-    /// as a whole. Returns whether it was accepted.
+    /// Replaces the assignment that [`Self::judge`] judges, unless the new one has to be refused as
+    /// a whole. Returns whether it was accepted.
     pub(super) fn accept(&mut self, new: Assignment) -> bool {
         self.rejection = new.objection();
         let accepted = self.rejection.is_none();
@@ -57,8 +62,8 @@ impl ClaimTracker {
         accepted
     }
 
-    /// Judges the claims by the current networks of the host. Returns the part in force, or `None`
-    /// before the relay's first assignment.
+    /// Judges the latest assignment by the current networks of the host. Returns the part that is
+    /// not refused, or `None` before the relay's first assignment.
     pub(super) fn judge(&self, host: &HostNetworks) -> Option<Assignment> {
         let verdict = self.pushed.as_ref().map(|pushed| judge(pushed, &self.allowed, host));
         let (in_force, mut refusals) =
@@ -71,22 +76,24 @@ impl ClaimTracker {
 }
 
 impl Refusals {
-    /// Returns the claims that are refused at present.
+    /// Returns the parts of the relay's assignment that are refused at present.
     pub(crate) fn now(&self) -> Vec<Refusal> {
         self.state().now.clone()
     }
 
-    /// Returns how many claims were refused since the start, by reason.
+    /// Returns how many parts of assignments were refused since the agent's start, by reason.
     pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.state().counts.clone()
     }
 
-    /// Returns the problem to show if anything is refused; `addresses` are those in force.
+    /// Returns the problem for `mobile status` if anything is refused; `addresses` are the
+    /// persistent addresses in force.
     pub(crate) fn problem(&self, addresses: &[IpAddr]) -> Option<Problem> {
         problem(&self.now(), addresses)
     }
 
-    /// Logs and counts new refusals, and logs addresses that are no longer refused.
+    /// Replaces the current refusals. Logs and counts the new ones, and logs addresses that are no
+    /// longer refused.
     fn replace(&self, refusals: Vec<Refusal>, in_force: Option<&Assignment>) {
         let mut state = self.state();
         if state.now == refusals {
@@ -119,8 +126,8 @@ impl Refusals {
     }
 }
 
-/// Returns the problem for the most important refusal: an address, then an assignment, then a
-/// resolver.
+/// Returns the problem for the most important refusal: that of an address, or else of a whole
+/// assignment, or else of a resolver.
 fn problem(refusals: &[Refusal], addresses: &[IpAddr]) -> Option<Problem> {
     let worst = refusals.iter().min_by_key(|refusal| match refusal.claim {
         Claim::Address(_) => 0,

@@ -1,8 +1,8 @@
-//! Finds other programs' rules that capture packets of mobile processes, and chooses priorities for
-//! the agent's rules before them. Pure functions.
+//! Finds routing rules of other programs that capture packets of mobile processes, and chooses a
+//! priority that puts the agent's rules before them. All functions are pure.
 //!
-//! The kernel gives a rule without a priority precedence over all others. Full tunnels (wg-quick)
-//! make such rules.
+//! The kernel puts a rule that is added without a priority before all others. VPNs for all traffic
+//! of the host (wg-quick) add such rules.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,12 @@ use mobile_io::netlink::{ListedRule, Rule};
 
 use crate::config::Routing;
 
-/// The number of moves before the rules have to stay for [`QUIET_PERIOD`]. A tunnel that a person
-/// starts causes one move. If two programs both want to be first, the limit ends the contest.
+/// The number of times that the agent may change the priority of its rules without a pause of
+/// [`QUIET_PERIOD`]. A VPN that a person starts causes one change. If another program also wants
+/// its rules to be first, the limit ends the contest.
 const MAX_MOVES: u32 = 8;
 
-/// The time without a move after which the limit is reset.
+/// The time without a change of priority after which [`MAX_MOVES`] changes are allowed again.
 const QUIET_PERIOD: Duration = Duration::from_secs(600);
 
 /// Returns whether a rule has the form of the agent's rules, at any priority up to the configured
@@ -51,7 +52,7 @@ pub(crate) fn conflicting_rules<'a>(
 }
 
 /// Returns the priority for the agent's first rule: the configured one if no rule conflicts, or one
-/// before all conflicting rules. Returns `None` if there is no room.
+/// before all conflicting rules. Returns `None` if no priority before them is left.
 pub(crate) fn rule_priority(rules: &[ListedRule], routing: &Routing) -> Option<u32> {
     match conflicting_rules(rules, routing, routing.rule_priority).map(|rule| rule.priority).min() {
         None => Some(routing.rule_priority),
@@ -60,7 +61,7 @@ pub(crate) fn rule_priority(rules: &[ListedRule], routing: &Routing) -> Option<u
     }
 }
 
-/// Limits how often the agent's rules move.
+/// Limits how often the agent's routing rules move to another priority.
 #[derive(Debug)]
 pub(crate) struct MoveLimiter {
     left: u32,
@@ -72,7 +73,7 @@ impl MoveLimiter {
         Self { left: MAX_MOVES, moved: None }
     }
 
-    /// Returns whether the rules may move at this time, and counts the move.
+    /// Returns whether the rules may move to another priority now, and if so, counts the move.
     pub(crate) fn try_move(&mut self, now: Instant) -> bool {
         if self.moved.is_some_and(|moved| now.saturating_duration_since(moved) >= QUIET_PERIOD) {
             self.left = MAX_MOVES;

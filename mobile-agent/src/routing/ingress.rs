@@ -26,40 +26,40 @@ use crate::config::Config;
 use crate::selection::ingress::{self as classifier, Classifier, Counter};
 use crate::status::{FilterKind, Ingress};
 
-/// The time between attempts to install while nftables does not work.
+/// The time between attempts to install the filter while nftables does not work.
 const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The time for which a reading of the counter is reused, so that frequent status requests do not
-/// run nft each time.
+/// The time for which a reading of the counter of dropped packets is reused, so that frequent
+/// status requests do not run nft each time.
 const COUNTER_MAX_AGE: Duration = Duration::from_millis(500);
 
-/// The longest time to wait for a reading of the counter.
+/// The longest time to wait until nft has read the counter of dropped packets.
 const COUNTER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The installed filter, which [`IngressFilter::ensure`] keeps up to date.
+/// The ingress filter in the kernel, which [`IngressFilter::ensure`] installs and keeps up to date.
 pub(super) struct IngressFilter {
     device: String,
     netlink: Netlink,
-    /// The directory of `[bpf] pin_dir`.
+    /// The directory `[bpf] pin_dir`, where the eBPF classifier is pinned.
     pin_dir: PathBuf,
     installed: Option<InstalledRuleset>,
     /// The eBPF classifier, used where nftables does not work.
     classifier: Option<Classifier>,
-    /// Whether the tables may have changed.
+    /// Whether the nftables tables may have changed since they were last verified.
     stale: bool,
     /// The earliest time to retry a failed installation.
     retry: Option<Instant>,
     monitor: IngressMonitor,
 }
 
-/// The ruleset in the kernel.
+/// The nftables ruleset that this agent has installed in the kernel.
 struct InstalledRuleset {
     ruleset: Ruleset,
     /// The tables as nft lists them; `None` until they are listed for the first time.
     listing: Option<String>,
 }
 
-/// The state of the filter, for status and metrics.
+/// A handle to the shared state of the ingress filter, for status and metrics.
 #[derive(Clone)]
 pub(crate) struct IngressMonitor(Arc<MonitorInner>);
 
@@ -71,9 +71,9 @@ struct MonitorInner {
 
 struct FilterState {
     filter: FilterKind,
-    /// Why nftables does not filter.
+    /// The reason why nftables does not filter, if it does not.
     problem: Option<String>,
-    /// Why the classifier does not filter either.
+    /// The reason why the eBPF classifier, which stands in for nftables, does not filter either.
     failure: Option<String>,
     /// The eBPF classifier's packet counter, while the classifier filters.
     counter: Option<Counter>,
@@ -106,17 +106,19 @@ impl IngressFilter {
         }
     }
 
-    /// Returns a handle to the state, for status and metrics.
+    /// Returns a handle to the state of the filter, for status and metrics.
     pub(super) fn monitor(&self) -> IngressMonitor {
         self.monitor.clone()
     }
 
-    /// Subscribes to changes of the tables. Returns `None` on a kernel without nftables.
+    /// Subscribes to changes of the filter's nftables tables. Returns `None` on a kernel without
+    /// nftables.
     pub(super) fn watch(&self) -> Option<TableWatch> {
         TableWatch::new(&self.monitor.0.table).ok()
     }
 
-    /// Marks the tables as possibly changed, so that the next [`Self::ensure`] verifies them.
+    /// Marks the filter's nftables tables as possibly changed, so that the next [`Self::ensure`]
+    /// verifies them.
     pub(super) fn mark_stale(&mut self) {
         self.stale = true;
     }
@@ -146,7 +148,8 @@ impl IngressFilter {
         0
     }
 
-    /// Verifies that the tables are as installed, if they may have changed.
+    /// Verifies that the nftables tables are as installed, if they may have changed, and installs
+    /// them again if they are not. Returns how many times they were installed again (0 or 1).
     async fn verify(&mut self, known: InstalledRuleset) -> u64 {
         if !std::mem::take(&mut self.stale) {
             self.installed = Some(known);
@@ -170,8 +173,8 @@ impl IngressFilter {
         }
     }
 
-    /// Replaces the present tables by `ruleset`. The counter keeps its value, which is read first
-    /// if the present filter `counts`.
+    /// Replaces the present nftables tables by `ruleset`. The counter of dropped packets keeps its
+    /// value; `counts` says whether it may have changed and has to be read first.
     async fn install(&mut self, ruleset: Ruleset, counts: bool) {
         let (script, monitor) = (ruleset.clone(), self.monitor.clone());
         let apply = move || {
@@ -197,7 +200,8 @@ impl IngressFilter {
         }
     }
 
-    /// Uses the classifier because nftables does not work. Returns 0, because nothing was restored.
+    /// Filters with the eBPF classifier, because nftables fails with the error `problem`. Returns
+    /// 0, the number of objects that were restored.
     async fn fall_back(&mut self, problem: &str, addresses: &BTreeSet<IpAddr>) -> u64 {
         self.installed = None;
         self.retry = Some(Instant::now() + RETRY_INTERVAL);
@@ -213,7 +217,8 @@ impl IngressFilter {
         0
     }
 
-    /// Attaches the classifier for `addresses` on every present device.
+    /// Attaches the eBPF classifier, which drops packets to `addresses`, on every present device
+    /// except loopback and the host virtual device.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
         let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
         let mut state = self.monitor.state();
@@ -243,7 +248,7 @@ impl IngressFilter {
         classifier.ensure(addresses, &devices)
     }
 
-    /// Removes the classifier, this agent's or an earlier one's, because nftables filters.
+    /// Removes the eBPF classifier of this agent or an earlier one, once nftables filters instead.
     fn drop_classifier(&mut self) {
         self.classifier = None;
         let counter = self.monitor.state().counter.take();
@@ -257,7 +262,8 @@ impl IngressFilter {
 }
 
 impl IngressMonitor {
-    /// Returns the state. Reads the counter unless the last reading is recent.
+    /// Returns the state of the filter. Reads the counter of dropped packets unless the last
+    /// reading is recent.
     pub(crate) async fn read(&self) -> Ingress {
         let (filter, counted) = {
             let state = self.state();
@@ -281,8 +287,8 @@ impl IngressMonitor {
         Ingress { filter, problem, dropped_packets }
     }
 
-    /// Reads the kernel's counter. The value may be less than the last reading, because restoring a
-    /// saved ruleset resets its counters to saved values.
+    /// Reads the nftables counter of dropped packets. Returns the last reading if it is larger,
+    /// because a ruleset that was saved and restored has its old counter values.
     fn count(&self) -> Result<u64, NftError> {
         let listing = nft::query(&["list", "counter", "inet", &self.0.table, COUNTER])?;
         let counted = packets(&listing).unwrap_or(0);
@@ -305,7 +311,7 @@ impl std::fmt::Debug for IngressMonitor {
     }
 }
 
-/// Waits for a change of the tables, or for ever on a kernel without nftables.
+/// Waits for a change of the filter's nftables tables, or for ever on a kernel without nftables.
 pub(super) async fn changed(watch: &mut Option<TableWatch>) -> Result<(), NetlinkError> {
     match watch {
         Some(watch) => watch.changed().await,
@@ -331,7 +337,7 @@ pub(crate) fn check_nftables() -> Result<(), NftError> {
     nft::check(&Ruleset { device: "mobile-check".to_owned(), addresses }.script(0))
 }
 
-/// Returns the number of packets of a listed counter.
+/// Returns the number of packets in the listing of a counter by nft.
 fn packets(listing: &str) -> Option<u64> {
     let mut words = listing.split_whitespace().skip_while(|word| *word != "packets");
     words.nth(1)?.parse().ok()

@@ -1,5 +1,5 @@
-//! Reads the facts about this host's own networks, by which claims are judged, and keeps them up to
-//! date.
+//! Reads this host's own networks, and follows their changes. The agent refuses addresses and
+//! resolvers of the relay that conflict with them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -12,14 +12,15 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::claim::HostNetworks;
 
-/// The shortest time between two reads, so that many events cost a bounded share of a processor.
+/// The shortest time between two reads of this host's networks, so that many changes cost a bounded
+/// share of a processor.
 const MIN_READ_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The pause after a read, as a multiple of the time that the read took. A host may have a million
-/// routes, and each change of one is announced.
+/// The pause after a read, as a multiple of the time that the read took. A read takes long on a
+/// host with a million routes, and the change of any route causes one.
 const PAUSE_FACTOR: u32 = 20;
 
-/// The time between two reads of the resolver files, whose changes are not announced.
+/// The time between two reads of the resolver files, whose changes the kernel does not announce.
 const RESOLVER_FILE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The files that name the resolvers of this host: the C library's, and those of the resolvers
@@ -27,13 +28,13 @@ const RESOLVER_FILE_INTERVAL: Duration = Duration::from_secs(30);
 const RESOLVER_FILES: [&str; 3] =
     ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
 
-/// The origins of routes that place a network on a device (`RTPROT_KERNEL`, `RTPROT_RA`,
-/// `RTPROT_DHCP`). Other routes over a device without a next hop, such as a VPN's, do not say which
-/// addresses are on the link.
+/// The values of `rtm_protocol` of routes that place a network on a device (`RTPROT_KERNEL`,
+/// `RTPROT_RA`, `RTPROT_DHCP`). Other routes over a device without a next hop, such as a VPN's, do
+/// not say which addresses are on the link.
 const ON_LINK_PROTOCOLS: [u8; 3] = [2, 9, 16];
 
-/// Reads the facts and keeps them up to date. The returned future ends only on an error, with the
-/// reason.
+/// Reads this host's networks, and returns a receiver of them with a future that keeps them up to
+/// date. The future ends only on an error, with the reason.
 pub(crate) async fn watch(
     own_device: String,
     relay: watch::Receiver<Vec<SocketAddr>>,
@@ -89,7 +90,8 @@ async fn follow(
     }
 }
 
-/// Reads the facts on a separate thread, because the caller's thread carries packets.
+/// Reads this host's networks on a separate thread, so that a long read does not block the caller's
+/// thread.
 async fn read_on_thread(
     own_device: &str,
     relay: &watch::Receiver<Vec<SocketAddr>>,
@@ -111,8 +113,8 @@ async fn read_on_thread(
         .context("the thread that reads the networks of this host failed")?
 }
 
-/// Reads the facts once, of all devices except `own_device`; `relay` are the addresses of the
-/// relay's endpoint.
+/// Reads the networks of all devices except `own_device` once; `relay` are the addresses of the
+/// relay's endpoint, which become part of the result.
 pub(crate) async fn read(
     netlink: &Netlink,
     own_device: &str,
@@ -157,7 +159,7 @@ pub(crate) async fn read(
     })
 }
 
-/// Returns the name servers of a resolv.conf.
+/// Returns the name servers in the text of a resolv.conf file.
 pub(crate) fn resolvers(text: &str) -> Vec<IpAddr> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next())

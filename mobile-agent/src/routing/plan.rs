@@ -9,13 +9,13 @@ use mobile_io::netlink::{Family, Route, Rule};
 use super::assignment::Assignment;
 use crate::config;
 
-/// The metric that the kernel gives an IPv6 route without one. The plan names it, so that a route
-/// that is read back equals the planned one.
+/// The metric that the kernel gives an IPv6 route without one. The plan sets this metric
+/// explicitly, so that a route read back from the kernel equals the planned one.
 const IPV6_METRIC: u32 = 1024;
 
-/// Multicast and link-local destinations, which never leave the link and bypass the tunnel. IPv6
-/// needs no such routes: the kernel's own multicast routes take precedence, and an application
-/// names the link of a link-local address.
+/// The IPv4 multicast and link-local networks, to which mobile processes send on the link and not
+/// through the tunnel. IPv6 needs no such routes, because the kernel's own multicast routes take
+/// precedence, and an application names the link of a link-local address.
 const STAYS_LOCAL: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
@@ -31,30 +31,31 @@ pub(crate) const REMOTE_ADDRESSES: [IpAddr; 2] =
 pub(crate) struct HostIpSupport {
     /// Whether an ordinary process has an IPv6 route to the Internet.
     ///
-    /// Without one, the kernel picks the only global address as source, which is the persistent
-    /// one, and looks up the route again. The rule for replies would then lead an ordinary process
-    /// into the tunnel, so the plan omits that rule.
+    /// Without such a route, the kernel picks the only global address as source, which is the
+    /// persistent one, and looks up the route again. The rule for replies would then lead an
+    /// ordinary process into the tunnel, so the plan omits that rule.
     pub(crate) ipv6: bool,
 }
 
-/// The complete set of kernel objects: nothing else belongs in the agent's table or at its
-/// priorities.
+/// The complete set of kernel objects of the MOBILE route. Any other route in the agent's table,
+/// and any other rule of the agent's form, is surplus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// The addresses of the device; `None` before the first assignment, which leaves them as they
-    /// are.
+    /// The addresses that the host virtual device must have; `None` before the first assignment,
+    /// and the present addresses are then kept.
     pub(crate) addresses: Option<Vec<IpNet>>,
-    /// The MTU of the device; `None` leaves it as it is.
+    /// The MTU of the host virtual device; with `None`, the present MTU is kept.
     pub(crate) mtu: Option<u16>,
-    /// The routes of the agent's table. The unreachable ones come first, so that no packet falls
-    /// through while the others are added.
+    /// The routes of the agent's table. The `unreachable` routes come first, so that no packet is
+    /// routed by a later table while the others are added.
     pub(crate) routes: Vec<Route>,
-    /// The rules for the mark, and those for replies, which match packets from a persistent address
-    /// with or without the mark.
+    /// The rules that lead to the agent's table: for packets with the mark, and for replies, which
+    /// are packets from a persistent address with or without the mark.
     pub(crate) rules: Vec<Rule>,
 }
 
-/// Computes the plan for the device with index `device`, with the rules for the mark at `priority`.
+/// Computes the plan for the host virtual device with index `device`. The rules for the mark get
+/// the priority `priority`, and those for replies the next one.
 pub(crate) fn plan(
     routing: &config::Routing,
     priority: u32,
@@ -104,7 +105,8 @@ fn with_metric(route: Route, family: Family) -> Route {
     Route { metric: if family == Family::V6 { IPV6_METRIC } else { 0 }, ..route }
 }
 
-/// Returns those of `present` that are ours and not in `planned`.
+/// Returns the routes, rules or addresses in `present` that `ours` accepts as the agent's and that
+/// are not in `planned`.
 pub(crate) fn surplus<T: PartialEq + Copy>(
     present: &[T],
     planned: &[T],

@@ -1,5 +1,5 @@
-//! Reconciles the kernel with the plan: adds what is missing and deletes what is surplus, whenever
-//! the kernel announces a change.
+//! Keeps the MOBILE route in the kernel as planned: adds missing addresses, routes and rules and
+//! deletes surplus ones, whenever the kernel announces a change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,29 +24,32 @@ use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
 use crate::config::Config;
 use crate::tunnel::io::DeliveryFilter;
 
-/// The shortest time between two passes. It bounds the cost if another program removes rules in a
-/// loop; a single removal is repaired at once.
+/// The shortest time between two comparisons of the kernel with the plan, which bounds the cost if
+/// another program removes rules in a loop. A single removal is repaired at once.
 const MIN_PASS_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The time between two checks of the device's settings, whose changes the kernel does not
-/// announce.
+/// The time between two checks of the host virtual device's settings in /proc/sys, whose changes
+/// the kernel does not announce.
 const SETTINGS_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The networks that mobile processes are to reach directly, and the channel for the outcome.
+/// A request with the networks that mobile processes are to reach directly from now on, and the
+/// channel for its outcome.
 pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
 
 /// The state of the MOBILE route, for status and metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteStatus {
-    /// The part of the relay's assignment that is in force.
+    /// The part of the relay's assignment that is in force; `None` before the first assignment.
     pub(crate) assignment: watch::Receiver<Option<Assignment>>,
-    /// The number of kernel objects that were restored.
+    /// The number of kernel objects that were restored because another program had removed or
+    /// changed them.
     pub(crate) restored: Arc<AtomicU64>,
-    /// The number of rules that conflict with the agent's.
+    /// The counters of other programs' rules that conflict with the agent's.
     pub(crate) conflicts: Arc<ConflictingRules>,
     /// The part of the relay's assignment that is refused.
     pub(crate) refused: Arc<Refusals>,
-    /// The number of times that the kernel was compared with the plan.
+    /// The number of times that the kernel's addresses, routes and rules were compared with the
+    /// planned ones.
     pub(crate) passes: Arc<AtomicU64>,
     /// The state of the ingress filter.
     pub(crate) ingress: IngressMonitor,
@@ -55,13 +58,15 @@ pub(crate) struct RouteStatus {
 /// Counters of other programs' rules that capture packets of mobile processes.
 #[derive(Debug, Default)]
 pub(crate) struct ConflictingRules {
-    /// The number of such rules before the agent's rules at present.
+    /// The number of other programs' rules that come before the agent's rules at present.
     pub(crate) before: AtomicU64,
-    /// The number of times that the agent's rules moved before others, or back.
+    /// The number of times that the agent's rules moved to another priority, before conflicting
+    /// rules or back.
     pub(crate) moves: AtomicU64,
 }
 
-/// The only owner of the device's addresses, the routes and the rules.
+/// Maintains the addresses of the host virtual device and the routes and rules of the MOBILE route.
+/// No other part of the agent changes them.
 pub(crate) struct RouteReconciler {
     config: Config,
     netlink: Netlink,
@@ -69,13 +74,13 @@ pub(crate) struct RouteReconciler {
     device: Arc<DeliveryFilter>,
     claims: ClaimTracker,
     host: watch::Receiver<HostNetworks>,
-    /// The claims of the relay's assignment that nothing contradicts.
+    /// The relay's assignment without the addresses and resolvers that this host refuses.
     accepted: Option<Assignment>,
-    /// Publishes `accepted` once its route is set up.
+    /// Publishes `accepted` once the MOBILE route for it is set up.
     assignment: watch::Sender<Option<Assignment>>,
     restored: Arc<AtomicU64>,
     ipv6_missing_logged: bool,
-    /// The priority of the rules for the mark.
+    /// The priority of the agent's rules that match the firewall mark.
     priority: u32,
     host_ip: HostIpSupport,
     move_limiter: MoveLimiter,
@@ -85,8 +90,8 @@ pub(crate) struct RouteReconciler {
 }
 
 impl RouteReconciler {
-    /// Sets up the route as far as it is known: with the addresses of the last run, if nothing
-    /// contradicts them at present.
+    /// Sets up the MOBILE route as far as it is known: with the addresses of the last run, unless
+    /// they conflict with the host's present networks.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,
@@ -131,8 +136,8 @@ impl RouteReconciler {
         Ok((reconciler, status))
     }
 
-    /// Applies assignments of the relay, and restores the route after changes. Ends only on an
-    /// error, with the reason.
+    /// Applies assignments of the relay and changes of the bypassed networks, and restores the
+    /// MOBILE route after changes by other programs. Returns only on an error, with the reason.
     pub(crate) async fn run(
         mut self,
         mut pushed: watch::Receiver<Option<PushConfig>>,
@@ -238,8 +243,8 @@ impl RouteReconciler {
         self.tolerant_pass().await.map(drop)
     }
 
-    /// Accepts the claims that nothing contradicts at present. Returns whether the accepted claims
-    /// changed.
+    /// Judges the relay's assignment by the present networks of the host, and adopts the part that
+    /// is not refused. Returns whether the adopted part changed.
     fn judge_claims(&mut self) -> bool {
         let now = self.claims.judge(&self.host.borrow_and_update());
         if self.accepted == now {
@@ -250,7 +255,8 @@ impl RouteReconciler {
         true
     }
 
-    /// Changes the bypassed networks, or leaves them as they were on an error.
+    /// Changes the networks that mobile processes reach directly; on an error, restores the
+    /// previous ones.
     async fn bypass(&mut self, nets: Vec<IpNet>) -> Result<(), String> {
         let before = std::mem::replace(&mut self.config.routing.bypass, nets);
         match self.ensure().await {
@@ -268,8 +274,8 @@ impl RouteReconciler {
         }
     }
 
-    /// Runs a pass after an event. Another program had removed or changed every object that the
-    /// pass adds.
+    /// Applies the plan after a change in the kernel. Counts and logs the objects that had to be
+    /// created, because another program had removed or changed them.
     async fn restore(&mut self) -> anyhow::Result<()> {
         let created = self.tolerant_pass().await?;
         if created > 0 {
@@ -282,8 +288,9 @@ impl RouteReconciler {
         Ok(())
     }
 
-    /// Runs a pass that tolerates a race with another program: the event of its change triggers the
-    /// next pass. Fails if the host virtual device is gone.
+    /// Applies the plan, and returns the number of created objects. An error by a race with another
+    /// program is only logged, because the change by that program triggers another attempt. Fails
+    /// if the host virtual device is gone.
     async fn tolerant_pass(&mut self) -> anyhow::Result<u64> {
         match self.ensure().await {
             Ok(created) => Ok(created),
@@ -301,7 +308,8 @@ impl RouteReconciler {
         }
     }
 
-    /// Restores the settings of the device. Returns how many had other values.
+    /// Restores the settings of the host virtual device in /proc/sys. Returns how many had other
+    /// values.
     fn ensure_settings(&self) -> anyhow::Result<u64> {
         let mut changed = 0;
         for (name, value) in super::device_sysctls(&self.config.tunnel.device) {
@@ -317,8 +325,9 @@ impl RouteReconciler {
         Ok(changed)
     }
 
-    /// Chooses the priority of the agent's rules, before those that conflict. A full tunnel that is
-    /// started later comes first. Returns whether the rules move.
+    /// Chooses a priority for the agent's rules before those of other programs that conflict, such
+    /// as the rules of a VPN that was started after the agent. Returns whether the priority
+    /// changed.
     async fn choose_priority(&mut self) -> anyhow::Result<bool> {
         let rules = self.netlink.all_rules().await?;
         let routing = &self.config.routing;
@@ -363,7 +372,8 @@ impl RouteReconciler {
         Ok(moved)
     }
 
-    /// Looks up the route of an ordinary socket that has no source address yet.
+    /// Determines whether ordinary processes can use IPv6, by looking up the route to a remote
+    /// address for an unmarked packet without a source address.
     async fn read_host_ip(&self) -> Result<HostIpSupport, NetlinkError> {
         let [_, anywhere] = REMOTE_ADDRESSES;
         match self.netlink.lookup(anywhere, 0).await {
@@ -449,8 +459,9 @@ impl RouteReconciler {
         Ok(created)
     }
 
-    /// Installs the ingress filter for the addresses that the device has and will have. A former
-    /// address is in use until it is removed.
+    /// Installs the ingress filter for the present and the planned addresses of the host virtual
+    /// device, because a former address is in use until it is removed. Returns how many objects
+    /// were restored.
     async fn ensure_ingress_filter(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.addresses(index).await?;
         let planned = plan.addresses.iter().flatten();
@@ -495,7 +506,8 @@ impl RouteReconciler {
         Ok(routes)
     }
 
-    /// Accepts that a host has IPv6 disabled, and logs this once.
+    /// Returns how many objects were created (0 or 1) by an operation that returned `created`. If
+    /// the host lacks the address family, as with IPv6 disabled, returns 0 and logs this once.
     fn tolerate_missing_family(&mut self, created: Result<bool, NetlinkError>) -> anyhow::Result<u64> {
         match created {
             Ok(created) => Ok(created.into()),

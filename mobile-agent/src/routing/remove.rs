@@ -1,5 +1,5 @@
-//! Removes the MOBILE route. Attempts every step, returns every error, and accepts what is already
-//! gone.
+//! Removes the MOBILE route. Attempts every step, returns every error, and ignores objects that are
+//! already gone.
 
 use mobile_io::netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
@@ -9,9 +9,10 @@ use super::ingress;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// Removes the device, the ingress filter, the rules and the routes, in this order. Until the rules
-/// are gone, packets with the mark or a persistent address meet the table's `unreachable` route and
-/// not the ordinary route.
+/// Removes the host virtual device (if `with_device`), the ingress filter, the rules and the
+/// routes, in this order. As long as the rules exist, packets with the mark or a persistent source
+/// address thus match the `unreachable` route of the agent's table and do not use the ordinary
+/// route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     if with_device && let Err(error) = tun::remove(&config.tunnel.device) {

@@ -11,7 +11,7 @@ use crate::status::Problem;
 pub(crate) enum HandoverCause {
     /// The link lost its carrier.
     CarrierLost,
-    /// The link was set down.
+    /// The link was set down administratively.
     LinkDown,
     /// The link disappeared or was excluded.
     LinkGone,
@@ -19,9 +19,9 @@ pub(crate) enum HandoverCause {
     AddressLost,
     /// The link lost its route to the relay.
     RouteLost,
-    /// The relay did not answer in time.
+    /// The relay did not answer on the path in time.
     Silent,
-    /// TCP or TLS failed.
+    /// The TCP or TLS connection of the path failed.
     TransportFailed,
     /// The relay closed the path.
     RelayClosed,
@@ -63,12 +63,12 @@ impl HandoverCause {
     }
 }
 
-/// The party at fault for a failed attempt, which decides what is tried next and when.
+/// The party at fault for a failed connection attempt, which decides what is tried next and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The uplink, which ranks behind the others for a while.
+    /// The uplink, which then ranks behind the others for a while.
     Uplink,
-    /// The relay; any uplink may work once it is back.
+    /// The relay; any uplink may work once the relay is back.
     Relay,
     /// A refused key; a person has to act, so retries are slow.
     Identity,
@@ -102,7 +102,7 @@ impl Failure {
         Self { fault, kind, problem: Problem { cause, next_step: next_step.into() } }
     }
 
-    /// Returns the failure for a relay name without an address.
+    /// Returns the failure for a relay name that could not be resolved to an address.
     pub(crate) fn resolve(endpoint: &str, error: &str) -> Self {
         Self::new(
             Fault::Uplink,

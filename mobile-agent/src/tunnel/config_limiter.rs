@@ -1,26 +1,28 @@
-//! Limits the rate at which configurations of the relay take effect.
+//! Limits the rate at which configurations that the relay pushes take effect.
 //!
-//! Each change moves addresses, routes, rules and files of this host, and netlink announces it to
-//! other programs. An honest relay changes its configuration when its operator does. If a relay
-//! changes it without end, the agent uses only the latest configuration once per [`INTERVAL`].
+//! Each new configuration changes addresses, routes, rules and files of this host, which netlink
+//! announces to other programs. An honest relay changes its configuration when its operator does.
+//! If a relay changes it without end, the agent uses only the latest configuration once per
+//! [`INTERVAL`].
 
 use std::time::{Duration, Instant};
 
 use mobile_proto::PushConfig;
 use tokio::sync::watch;
 
-/// The number of changes that may follow each other without delay.
+/// The number of changed configurations that may take effect one after the other without delay.
 const BURST: u32 = 8;
-/// The time between two changes beyond the burst.
+/// The time between two changed configurations once [`BURST`] is exceeded.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// A token-bucket limiter that publishes the relay's configurations.
+/// A token-bucket limiter that publishes the relay's configurations to the rest of the agent.
 #[derive(Debug)]
 pub(super) struct ConfigLimiter {
     publish: watch::Sender<Option<PushConfig>>,
-    /// The latest configuration, while it is deferred.
+    /// The relay's latest configuration, while it is deferred.
     waiting: Option<PushConfig>,
-    /// The time until which the changes so far are charged, at one [`INTERVAL`] each.
+    /// The time at which the token bucket is full again. Each published configuration delays this
+    /// time by one [`INTERVAL`].
     charged_until: Option<Instant>,
     deferred: u64,
 }
@@ -48,7 +50,7 @@ impl ConfigLimiter {
         }
     }
 
-    /// Returns when the deferred configuration may be published.
+    /// Returns when the deferred configuration may be published, or `None` if none is deferred.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.waiting.as_ref()?;
         self.charged_until.and_then(|charged_until| charged_until.checked_sub(INTERVAL * (BURST - 1)))

@@ -19,18 +19,19 @@ use super::cause::{Failure, Fault};
 use crate::config::RelayIdentity;
 use crate::uplinks::policy::Families;
 
-/// The head start of each address of the relay before the next. RFC 8305, section 5, recommends 250
-/// ms; this is less because open connections wait.
+/// The delay between the starts of connection attempts to successive addresses of the relay. RFC
+/// 8305, section 5, recommends 250 ms; this delay is shorter, because the connections of mobile
+/// processes wait meanwhile.
 const ADDRESS_STAGGER: Duration = Duration::from_millis(150);
 
-/// The largest number of addresses to try. A name may have any number.
+/// The largest number of addresses of the relay to try, because a name may have any number.
 const MAX_ADDRESSES: usize = 6;
 
 /// The relay's endpoint and the keys to connect with.
 pub(crate) struct Dialer {
     endpoint: String,
-    /// The last resolved addresses. Each attempt resolves the name again but does not wait for the
-    /// answer.
+    /// The last resolved addresses of the relay. Each connection attempt resolves the name again
+    /// but does not wait for the answer.
     addresses: watch::Sender<Vec<SocketAddr>>,
     literal: bool,
     tls: Arc<rustls::ClientConfig>,
@@ -48,7 +49,7 @@ pub(crate) struct RelayConnection {
 }
 
 impl Dialer {
-    /// Creates a dialer without resolving the name.
+    /// Creates a dialer without resolving the relay's name.
     pub(crate) fn new(relay: &RelayIdentity, key: &PrivateKey) -> Self {
         let literal = relay.endpoint.parse::<SocketAddr>().ok();
         Self {
@@ -60,7 +61,8 @@ impl Dialer {
         }
     }
 
-    /// Returns the known addresses of the endpoint, updated as they are resolved.
+    /// Returns a receiver of the relay's known addresses, which is updated when the name is
+    /// resolved.
     pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
         self.addresses.subscribe()
     }
@@ -81,7 +83,8 @@ impl Dialer {
         }
     }
 
-    /// Connects over `uplink`, in the `families` that it can reach the relay in.
+    /// Connects to the relay over `uplink`, by addresses of the `families` in which the uplink can
+    /// reach the relay.
     ///
     /// Tries the last resolved addresses, and those that a new look-up returns meanwhile. Returns
     /// the first connection on which the relay has authenticated itself.
@@ -138,7 +141,7 @@ impl Dialer {
         }
     }
 
-    /// Establishes TCP and TLS with one address.
+    /// Establishes TCP and TLS with one address of the relay over an uplink.
     async fn connect_to(
         &self,
         address: SocketAddr,
@@ -180,7 +183,7 @@ impl Dialer {
     }
 }
 
-/// The staggered attempts to the addresses of the relay.
+/// The staggered attempts to connect to the addresses of the relay over one uplink.
 struct AddressRace<'a> {
     dialer: &'a Dialer,
     uplink: &'a str,
@@ -190,8 +193,9 @@ struct AddressRace<'a> {
 }
 
 impl<'a> AddressRace<'a> {
-    /// Returns an attempt that starts after those before it. Returns `None` for an address that was
-    /// tried, cannot be reached, or exceeds the limit.
+    /// Returns an attempt to connect to `address`, which starts [`ADDRESS_STAGGER`] after the
+    /// previous one. Returns `None` if the address was tried before, is of a family that the uplink
+    /// cannot use, or exceeds [`MAX_ADDRESSES`].
     fn start(
         &mut self,
         address: SocketAddr,

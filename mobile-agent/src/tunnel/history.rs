@@ -1,4 +1,4 @@
-//! Counts handovers and connection failures, and logs each once.
+//! Counts handovers and connection failures, and logs each handover and each new failure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -11,27 +11,27 @@ use crate::metrics::declared;
 use crate::status::Problem;
 use crate::uplinks::policy::Uplink;
 
-/// The upper bounds of the blackout histogram, in seconds. They range from make-before-break (0)
-/// and one round trip to interruptions of minutes.
+/// The upper bounds, in seconds, of the histogram of blackouts (interruptions by a handover). The
+/// bounds range from make-before-break (0) and one round trip to interruptions of minutes.
 const BLACKOUT_BUCKETS: [f64; 10] = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0, 600.0];
 
-/// The number of handovers to remember: a day with many of them, in a few kilobytes.
+/// The number of past handovers to remember: those of a busy day, in a few kilobytes.
 const MAX_RECENT_HANDOVERS: usize = 32;
 
 /// Counters of handovers and failures, and the last handovers.
 #[derive(Debug, Clone)]
 pub(crate) struct HandoverHistory {
-    /// The last handovers with their times; the newest is last.
+    /// The last handovers, each with the time at which it was completed; the newest is last.
     pub(crate) recent: VecDeque<(Handover, Instant)>,
     /// The number of handovers by cause.
     pub(crate) handovers: BTreeMap<&'static str, u64>,
-    /// The durations of the interruptions.
+    /// The histogram of the times for which handovers interrupted the traffic.
     pub(crate) blackouts: Histogram,
     /// The number of connection attempts.
     pub(crate) attempts: u64,
     /// The number of failed attempts by kind.
     pub(crate) failures: BTreeMap<&'static str, u64>,
-    /// The last failure on each uplink, until the uplink succeeds.
+    /// The last connection failure on each uplink, kept until the relay is reached over it.
     problems: BTreeMap<String, Failure>,
 }
 
@@ -74,7 +74,8 @@ impl HandoverHistory {
         self.handovers.values().sum()
     }
 
-    /// Counts a failed attempt. Logs a warning unless the same failure is known.
+    /// Counts a failed connection attempt. Logs a warning unless attempts failed for the same
+    /// reason before.
     pub(crate) fn record_failure(&mut self, uplink: &str, failure: Failure) {
         *self.failures.entry(failure.kind).or_default() += 1;
         if let Some(known) = self.known_failure(uplink, &failure).cloned() {
@@ -95,8 +96,8 @@ impl HandoverHistory {
         self.problems.insert(uplink.to_owned(), failure);
     }
 
-    /// Returns the same failure if it is known: on this uplink, or on any uplink if it concerns a
-    /// key.
+    /// Returns the recorded failure with the same reason, if there is one: on this uplink, or on
+    /// any uplink if a key is refused.
     fn known_failure(&self, uplink: &str, failure: &Failure) -> Option<&Failure> {
         // The relay refuses a revoked key as an unknown one from then on. The first answer was the
         // exact one.
@@ -108,18 +109,20 @@ impl HandoverHistory {
         here.or_else(anywhere)
     }
 
-    /// Clears the failures of an uplink that reached the relay, and those on other uplinks that
-    /// were not the uplink's fault.
+    /// Clears the recorded failure of an uplink over which the relay was reached, and the failures
+    /// on other uplinks for which the relay or a key was at fault.
     pub(crate) fn record_success(&mut self, uplink: &str) {
         self.problems.retain(|name, failure| name != uplink && failure.fault == Fault::Uplink);
     }
 
-    /// Forgets failures on uplinks that are gone. The names of tethered devices vary without end.
+    /// Forgets the failures on uplinks that are gone, because tethered devices appear under ever
+    /// new names.
     pub(crate) fn forget_absent(&mut self, uplinks: &[Uplink]) {
         self.problems.retain(|name, _| uplinks.iter().any(|uplink| uplink.name == *name));
     }
 
-    /// Returns the last failure on an uplink, and whether only a person can resolve it.
+    /// Returns the problem of the last failure on an uplink, and whether only a person can resolve
+    /// it.
     pub(crate) fn problem(&self, uplink: &str) -> Option<(&Problem, bool)> {
         let Failure { fault, problem, .. } = self.problems.get(uplink)?;
         Some((problem, *fault == Fault::Identity))

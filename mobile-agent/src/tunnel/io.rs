@@ -1,4 +1,4 @@
-//! The host virtual device, as packet I/O for the session driver.
+//! Lets the session driver send and receive packets on the host virtual device.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,24 +12,27 @@ use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
 
-/// Decides which of the relay's packets may be delivered to the device, and counts the others.
+/// Decides which packets from the relay may be delivered to the host virtual device, and counts the
+/// others.
 #[derive(Debug, Default)]
 pub(crate) struct DeliveryFilter {
     addresses: RwLock<Vec<IpAddr>>,
-    /// Packets that the device refused because its queue was full or it was down.
+    /// The number of packets that the device refused because its queue was full or it was down.
     pub(crate) refused: AtomicU64,
-    /// Packets from the relay that are malformed or not addressed to a persistent address.
+    /// The number of packets from the relay that were malformed or not addressed to a persistent
+    /// address.
     pub(crate) misaddressed: AtomicU64,
 }
 
 impl DeliveryFilter {
-    /// Sets the addresses whose packets are delivered.
+    /// Sets the persistent addresses; only packets to these addresses are delivered.
     pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
         *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// Returns whether a packet may be delivered. The kernel would accept a packet for any address
-    /// of this host, including an uplink's, but a relay may reach only persistent addresses.
+    /// Returns whether a packet from the relay may be delivered. The kernel would accept a packet
+    /// for any address of this host, including an uplink's, but a relay may reach only persistent
+    /// addresses.
     fn admits(&self, packet: &[u8]) -> bool {
         IpHeader::parse(packet).is_ok_and(|header| {
             self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
@@ -45,7 +48,7 @@ pub(crate) struct TunIo {
 }
 
 impl TunIo {
-    /// Creates packet I/O on an open device.
+    /// Creates the packet I/O on an open TUN device.
     pub(crate) fn new(tun: Tun, filter: Arc<DeliveryFilter>) -> Self {
         let coalescing = CoalescingWriter::new(tun.coalesces_datagrams());
         Self { tun, filter, coalescing }

@@ -1,4 +1,4 @@
-//! Decides which paths to open, use, keep and close, without performing I/O.
+//! Decides which paths of the tunnel to open, use, keep and close, without performing I/O.
 //!
 //! Events and the current time come in through methods of [`Machine`]; [`Action`]s come out through
 //! [`Machine::poll_action`]. This file records the events. `reconcile` derives every consequence in
@@ -20,7 +20,7 @@ use crate::uplinks::policy::{Decision, Families, Uplink};
 use candidate::{CandidatePath, Stage};
 use damping::Damping;
 
-/// An instruction to the manager.
+/// An instruction of the [`Machine`] to the manager, which performs the I/O.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
     /// Connect to the relay over this uplink, and report the outcome with
@@ -34,9 +34,10 @@ pub(crate) enum Action {
     Probe,
     /// Move the session to this path, and tell the relay to keep the `keep` paths open.
     Activate { path: PathId, keep: Vec<PathId> },
-    /// Record an attempt that timed out. The path is aborted or closed already.
+    /// Record a connection attempt that timed out; `opened` says whether TCP and TLS were
+    /// established. The path is aborted or closed already.
     TimedOut { uplink: String, opened: bool },
-    /// Record a completed handover.
+    /// Count and log a completed handover.
     RecordHandover(Handover),
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Handover {
     /// The time from the end of the old path, as far as it is known, until the relay answered on
     /// the new path.
     pub(crate) blackout: Duration,
-    /// The number of records that were sent again.
+    /// The number of records that were sent again on the new path.
     pub(crate) replayed: u64,
     /// The number of packets that this host dropped since the previous handover.
     pub(crate) dropped: u64,
@@ -78,12 +79,12 @@ pub(crate) struct LostPath {
     pub(crate) role: PathRole,
 }
 
-/// The role of a path before it was lost.
+/// The role that a path had before it was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PathRole {
-    /// The relay had not welcomed the path yet.
+    /// The relay had not accepted the path by WELCOME yet.
     Attempt,
-    /// The relay had welcomed the path, and another path was in use.
+    /// The relay had accepted the path by WELCOME, and another path was in use.
     Standby,
     /// The path was in use.
     Active,
@@ -119,7 +120,7 @@ struct Outage {
     since: Instant,
 }
 
-/// The decision state of the tunnel.
+/// The state machine that decides which paths the tunnel opens, uses and closes.
 ///
 /// After every event, call [`Machine::poll_action`] until it returns `None`.
 #[derive(Debug)]
@@ -138,11 +139,11 @@ pub(crate) struct Machine {
     outage: Option<Outage>,
     /// The cause and the old uplink of a handover away from a path that still works.
     planned_handover: Option<(HandoverCause, String)>,
-    /// The failures of each uplink on the network it is attached to.
+    /// The connection failures of each uplink on the network it is attached to.
     damping: BTreeMap<String, Damping>,
-    /// The link losses of each uplink. They are kept when the uplink attaches to another network.
+    /// The link losses of each uplink, which are kept when the uplink attaches to another network.
     flapping: BTreeMap<String, Damping>,
-    /// The number of packets dropped since the last handover.
+    /// The number of packets that this host dropped since the last handover.
     dropped: u64,
     next_path: u32,
     wake: Option<Instant>,
@@ -150,7 +151,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Creates a machine that knows no uplinks.
+    /// Creates a machine that knows no uplinks; `families` are those in which the relay has an
+    /// address.
     pub(crate) fn new(preferences: Preferences, families: Families, jitter: fn() -> f64) -> Self {
         Self {
             preferences,
@@ -172,7 +174,7 @@ impl Machine {
         }
     }
 
-    /// Replaces the known uplinks.
+    /// Replaces the known uplinks and their properties.
     pub(crate) fn set_uplinks(&mut self, now: Instant, uplinks: Vec<Uplink>) {
         let before = |name: &str| self.uplinks.iter().find(|uplink| uplink.name == name);
         let mut changed: BTreeSet<String> = uplinks
@@ -227,7 +229,7 @@ impl Machine {
         true
     }
 
-    /// Records that the relay has welcomed a path.
+    /// Records that the relay has accepted a path by WELCOME.
     pub(crate) fn path_ready(&mut self, now: Instant, path: PathId) {
         let Some(candidate) = self.paths.iter_mut().find(|candidate| candidate.path == path) else { return };
         let Some(local) = candidate.local() else { return };
@@ -271,8 +273,8 @@ impl Machine {
 
     /// Marks a path as unresponsive: expected answers are missing since `began`.
     ///
-    /// The path stays open and is used again if the relay answers on it. Returns `None` if the path
-    /// is unknown or marked already.
+    /// The path stays open and is used again if the relay answers on it. Returns the uplink and
+    /// role of the path, or `None` if it is unknown or marked already.
     pub(crate) fn mark_unresponsive(
         &mut self,
         now: Instant,
@@ -307,8 +309,8 @@ impl Machine {
         self.reconcile(now);
     }
 
-    /// Records that a path is dead or that an attempt failed at `began`. Returns `None` if the path
-    /// was closed before.
+    /// Records that a path died, or that a connection attempt failed, at `began`. Returns the lost
+    /// path, or `None` if it was closed before.
     pub(crate) fn path_lost(
         &mut self,
         now: Instant,
@@ -341,7 +343,7 @@ impl Machine {
         self.reconcile(now);
     }
 
-    /// Returns when to call [`Machine::tick`] next.
+    /// Returns when to call [`Machine::tick`] next; `None` if only an event can change a decision.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.wake
     }
@@ -360,7 +362,7 @@ impl Machine {
         Some(ActivePath { path, uplink, since })
     }
 
-    /// Returns when the current outage began.
+    /// Returns when the current outage began; `None` if there is none.
     pub(crate) fn outage_since(&self) -> Option<Instant> {
         self.outage.as_ref().map(|outage| outage.since)
     }
@@ -375,7 +377,7 @@ impl Machine {
         self.current.as_ref().is_some_and(|current| current.path == path)
     }
 
-    /// Returns the paths that the relay has welcomed, each with its uplink.
+    /// Returns the paths that the relay has accepted by WELCOME, each with its uplink.
     pub(crate) fn ready(&self) -> impl Iterator<Item = (PathId, &str)> {
         self.paths
             .iter()
@@ -413,17 +415,17 @@ impl Machine {
         LostPath { uplink: candidate.uplink.clone(), role }
     }
 
-    /// Starts an outage. One that is in progress keeps its cause and its beginning.
+    /// Starts an outage. An outage that is in progress already keeps its cause and its beginning.
     fn begin_outage(&mut self, cause: HandoverCause, from: &str, since: Instant) {
         self.planned_handover = None;
         self.outage.get_or_insert_with(|| Outage { cause, from: from.to_owned(), since });
     }
 }
 
-/// Clears the uplink's failures if the path has been healthy for long enough, and returns whether
-/// it has.
+/// Clears the recorded failures of a path's uplink if the path has been healthy for long enough.
+/// Returns whether it has.
 ///
-/// Takes `healthy_since` from the path, so that each healthy period counts once.
+/// Sets `healthy_since` of the path to `None`, so that each healthy period counts once.
 fn reset_damping_if_healthy(
     record: &mut BTreeMap<String, Damping>,
     now: Instant,

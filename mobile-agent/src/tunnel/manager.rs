@@ -1,4 +1,5 @@
-//! Carries out the machine's actions and feeds events to the machine.
+//! Performs the I/O for the machine: carries out its actions, and reports the events of paths and
+//! uplinks to it.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -24,8 +25,8 @@ use crate::uplinks::Uplinks;
 /// How long an outage lasts before it is logged. An ordinary handover takes less.
 const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
-/// The number of session events to take at once. While as many are queued, the driver reads no
-/// path.
+/// The largest number of session events to dequeue at once. While that many are queued, the driver
+/// does not read from any path.
 const MAX_BATCH: usize = 64;
 
 /// The task that owns the machine and performs its I/O.
@@ -46,7 +47,7 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// Creates a manager that has started nothing.
+    /// Creates a manager that has not started any connection attempt yet.
     pub(super) fn new(
         preferences: Preferences,
         dialer: Dialer,
@@ -123,7 +124,8 @@ impl Manager {
         }
     }
 
-    /// Logs an outage once it has lasted long enough. Returns when to call again.
+    /// Logs the current outage once it has lasted for [`OUTAGE_LOG_DELAY`]. Returns when to call
+    /// again, or `None` if nothing is left to log.
     fn log_outage(&mut self) -> Option<Instant> {
         let since = self.machine.outage_since().filter(|since| self.logged_outage != Some(*since))?;
         let due = since + OUTAGE_LOG_DELAY;
@@ -210,7 +212,8 @@ impl Manager {
         }
     }
 
-    /// Handles the loss of a path in any stage, or of one that the machine has closed already.
+    /// Handles the loss of a path in any stage; a path that the machine has closed already is
+    /// ignored.
     fn path_lost(&mut self, path: PathId, cause: HandoverCause, failure: Failure) {
         let now = Instant::now();
         self.transports.remove(&path);
@@ -279,7 +282,7 @@ impl Manager {
         ready.find(|(ready, _)| *ready == path).map(|(_, uplink)| uplink.to_owned())
     }
 
-    /// Returns a snapshot of the state, for the rest of the agent.
+    /// Returns a snapshot of the tunnel's state, for the rest of the agent.
     pub(super) fn state(&self) -> TunnelState {
         let active = self.machine.active().and_then(|active| {
             let remote = self.transports.get(&active.path)?;

@@ -1,4 +1,4 @@
-//! Detects the end of a suspend.
+//! Detects when the host resumes from a suspend.
 //!
 //! All timers of the agent use the monotonic clock, which stands still while the machine sleeps.
 
@@ -14,20 +14,21 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The shortest suspend to report. No NAT and no relay forgets a path in less time.
+/// The shortest suspend to report, because neither a NAT nor the relay drops a path in less time.
 const MIN_SUSPEND: Duration = Duration::from_secs(1);
 
-/// A watch for the end of suspends.
+/// Detects the end of each suspend of the host.
 pub(super) struct SuspendWatch {
-    /// A timer that the kernel cancels whenever the wall clock is set. The kernel sets it at the
-    /// end of a suspend (`timerfd_resume`).
+    /// A timer that the kernel cancels whenever the wall clock is set. At the end of a suspend, the
+    /// kernel acts as if the clock had been set (`timerfd_resume`).
     timer: Option<AsyncFd<OwnedFd>>,
     /// The total suspended time so far: `CLOCK_BOOTTIME` minus `CLOCK_MONOTONIC`.
     suspended: Duration,
 }
 
 impl SuspendWatch {
-    /// Creates a watch. Without the timer, suspends are not detected, but links that come back are.
+    /// Creates a watch. If the kernel's timer is unavailable, the end of a suspend is noticed only
+    /// by links that come back.
     pub(super) fn new() -> Self {
         let timer = clock_change_timer()
             .inspect_err(|error| {
@@ -65,7 +66,8 @@ impl SuspendWatch {
     }
 }
 
-/// Returns the time suspended since the last call, if it is long enough to report.
+/// Returns by how much the total suspended time `now` exceeds `known`, if that is long enough to
+/// report. Sets `known` to `now`.
 fn new_suspend(known: &mut Duration, now: Duration) -> Option<Duration> {
     let slept = now.saturating_sub(std::mem::replace(known, now));
     (slept >= MIN_SUSPEND).then_some(slept)
@@ -77,7 +79,7 @@ fn total_suspended() -> Duration {
 }
 
 fn clock_change_timer() -> io::Result<AsyncFd<OwnedFd>> {
-    /// Some centuries from 1970, in seconds.
+    /// A time that is never reached, some centuries after 1970, in seconds since then.
     const NEVER: i64 = 9_000_000_000;
     let timer = TimerFd::new(TimerClock::CLOCK_REALTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
     timer.set(

@@ -1,7 +1,7 @@
 //! Adds routes to the relay over links whose default route a VPN has replaced.
 //!
-//! The routes are in a separate table that is looked up after the main table. So only a socket that
-//! is bound to such a link, and finds no other route, uses them. See
+//! The routes are in a separate table that is looked up after the main table. So they apply only to
+//! a socket that is bound to such a link and has no other route. See
 //! docs/adr/0002-vpn-as-uplink.md.
 
 use std::collections::BTreeMap;
@@ -14,30 +14,35 @@ use mobile_io::netlink::{
 
 use super::links::{ObservedLink, RelayRoute, RouteTargets, has_address, route_to};
 
-/// The priority of the rule, after the main table (32766) and the default table (32767).
+/// The priority of the rule that leads to the detours' table, after the rules for the main table
+/// (32766) and the default table (32767).
 pub(crate) const PRIORITY: u32 = 33_000;
 
-/// The metric shown to the policy, so that links with a route of their own rank first.
+/// The metric of a detour as the uplink policy sees it, so that links with an ordinary route to the
+/// relay rank first.
 const METRIC: u32 = u32::MAX;
 
-/// The routes around VPNs, and the routers they use.
+/// The agent's routes to the relay that avoid VPNs, and the known routers of the links that these
+/// routes use.
 #[derive(Debug)]
 pub(crate) struct Detours {
     table: u32,
-    /// The last router on each link, with the host's addresses on the link at that time.
+    /// The last known router on each link, by interface index and family (`None` is a link without
+    /// a router), with the host's addresses on the link at that time.
     routers: BTreeMap<(u32, Family), (Option<IpAddr>, Vec<IpAddr>)>,
-    /// The routes in the kernel, or `None` while they are unknown.
+    /// The detours in the kernel, or `None` while they are unknown.
     in_force: Option<Vec<Route>>,
 }
 
 impl Detours {
-    /// Creates an empty set for routes in `table`. An earlier agent may have left routes there.
+    /// Creates an empty set of detours in the routing table `table`. The detours in the kernel are
+    /// unknown at first, because an earlier agent may have left some.
     pub(crate) fn new(table: u32) -> Self {
         Self { table, routers: BTreeMap::new(), in_force: None }
     }
 
-    /// Adds a route for each link whose route to the relay was replaced by a VPN, deletes the
-    /// routes that are not needed, and enters the new ones into `links`.
+    /// Adds a route to the relay over each link whose own route was replaced by a VPN, deletes
+    /// detours that are no longer needed, and enters the present ones into `links`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
@@ -110,7 +115,7 @@ impl Detours {
     /// Returns the router on a link, or `None` if it is unknown.
     ///
     /// The router is that of the last route over the link, or else that of a host route, which a
-    /// VPN client adds for its server. The inner `None` is a link without a router.
+    /// VPN client adds for its server. An inner `None` means that the link has no router.
     async fn router(
         &mut self,
         netlink: &Netlink,
@@ -138,7 +143,7 @@ impl Detours {
     }
 
     /// Returns the route to `to` over a device. The device index serves as metric, because a table
-    /// takes one route for each destination and metric.
+    /// holds only one route for each destination and metric.
     fn route(&self, to: IpAddr, oif: u32, gateway: Option<IpAddr>) -> Route {
         let kind = RouteKind::Unicast { oif, gateway, prefsrc: None };
         Route { dst: to.into(), table: self.table, kind, metric: oif, protocol: PROTOCOL_STATIC }
@@ -174,7 +179,8 @@ impl Detours {
     }
 }
 
-/// Returns the rule that selects the table.
+/// Returns the rule that leads packets without a route in the ordinary tables to the detours'
+/// table.
 pub(crate) fn rule(family: Family, table: u32) -> Rule {
     Rule { priority: PRIORITY, family, fwmark: None, from: None, table }
 }

@@ -1,4 +1,4 @@
-//! Reads the links and looks up their routes to the relay.
+//! Reads the network links of this host and looks up their routes to the relay.
 //!
 //! The cost of a route look-up does not depend on the number of routes.
 
@@ -9,7 +9,8 @@ use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, Netl
 use super::policy::Uplink;
 use crate::routing::plan::REMOTE_ADDRESSES;
 
-/// The destinations whose routes decide whether a link can carry the tunnel.
+/// The destinations (the relay, or remote addresses in its place) whose routes decide whether a
+/// link can carry the tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RouteTargets {
     /// The known addresses of the relay.
@@ -29,8 +30,8 @@ pub(crate) struct ObservedLink {
     pub(crate) relay_routes: [Option<RelayRoute>; 2],
 }
 
-/// The route of a link to the relay, or to a remote address in a family where the relay has no
-/// address.
+/// The route of a link to the relay. In a family where the relay has no address, a remote address
+/// stands for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RelayRoute {
     /// The table that holds the route.
@@ -42,7 +43,7 @@ pub(crate) struct RelayRoute {
 }
 
 impl RouteTargets {
-    /// Creates the targets for a relay with these addresses.
+    /// Creates the route targets for a relay with these addresses.
     pub(crate) fn new(relay: &[SocketAddr]) -> Self {
         let mut relay: Vec<IpAddr> = relay.iter().map(|address| address.ip().to_canonical()).collect();
         relay.sort_unstable();
@@ -50,15 +51,15 @@ impl RouteTargets {
         Self { relay }
     }
 
-    /// Returns the relay's addresses of one family, or a remote address of that family if the relay
-    /// has none.
+    /// Returns the relay's addresses of one family, or else a remote address of that family, whose
+    /// route is the link's default route.
     pub(crate) fn of(&self, family: Family) -> Vec<IpAddr> {
         let of_family = |address: &IpAddr| Family::from(*address) == family;
         let relay: Vec<IpAddr> = self.relay.iter().copied().filter(of_family).collect();
         if relay.is_empty() { REMOTE_ADDRESSES.into_iter().filter(of_family).collect() } else { relay }
     }
 
-    /// Returns the targets of both families.
+    /// Returns the route targets of both address families.
     pub(crate) fn all(&self) -> Vec<IpAddr> {
         Family::ALL.into_iter().flat_map(|family| self.of(family)).collect()
     }
@@ -87,7 +88,8 @@ pub(crate) async fn read_links(
     Ok((links, snapshot))
 }
 
-/// Returns the route of a socket bound to the device to the first target that has one.
+/// Returns the route by which a socket bound to the device with this index reaches the first of
+/// `targets` that it has a route to.
 pub(crate) async fn route_to(
     netlink: &Netlink,
     index: u32,
@@ -111,7 +113,8 @@ pub(crate) fn has_address(uplink: &Uplink, family: Family) -> bool {
 }
 
 impl ObservedLink {
-    /// Copies the routes into the properties that the policy uses.
+    /// Copies the metrics and next hops of the routes to the relay into the properties that the
+    /// policy uses.
     pub(crate) fn apply_routes(&mut self) {
         let [four, six] = self.relay_routes;
         self.uplink.ipv4_route = four.map(|route| route.metric);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use globset::GlobMatcher;
 
-/// The properties of one link.
+/// The properties of one link that decide whether it can carry the tunnel, and how well it ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
     /// The name of the interface.
@@ -23,13 +23,13 @@ pub(crate) struct Uplink {
     pub(crate) ipv4_route: Option<u32>,
     /// The metric of the IPv6 route by which a socket bound to the link reaches the relay.
     pub(crate) ipv6_route: Option<u32>,
-    /// The next hops of these routes. Another next hop means another network.
+    /// The next hops of the routes to the relay. Another next hop means another network.
     pub(crate) gateways: Vec<IpAddr>,
     /// Whether the link encapsulates, as a VPN does: its packets leave this host inside packets of
     /// another link.
     pub(crate) tunnel: bool,
-    /// The mobile process that reads the packets sent into this link. What it sends on would come
-    /// back through the host virtual device.
+    /// The mobile process, if any, that reads the packets sent into this link, as a VPN client
+    /// does. The packets that it sends on would come back through the host virtual device.
     pub(crate) mobile_reader: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Uplink {
     }
 }
 
-/// The inputs of the decision beside the properties of the links.
+/// The inputs of the ranking of uplinks beside the properties of the links.
 #[derive(Debug)]
 pub(crate) struct UplinkPreferences<'a> {
     /// The uplink that `mobile use` names. It ranks before all others that did not fail a moment
@@ -61,7 +61,7 @@ pub(crate) struct UplinkPreferences<'a> {
     pub(crate) exclude: &'a [GlobMatcher],
     /// The address families in which the relay can be reached.
     pub(crate) families: Families,
-    /// The uplink in use, which wins a tie.
+    /// The uplink in use, which wins a tie in the ranking.
     pub(crate) current: Option<&'a str>,
     /// The uplinks that failed a moment ago, which rank last.
     pub(crate) failing: &'a BTreeSet<String>,
@@ -76,7 +76,7 @@ pub(crate) struct Families {
     pub(crate) ipv6: bool,
 }
 
-/// The ranking of the uplinks, with the reasons.
+/// The ranking of the usable uplinks, and the reasons why the others are unusable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Decision {
     /// The names of the usable uplinks, the best first.
@@ -101,7 +101,8 @@ pub(crate) enum Obstacle {
     Excluded,
     /// The link is a tunnel that does not match `[uplink] prefer`.
     Tunnel,
-    /// Packets sent into the link come back through the host virtual device.
+    /// Packets sent into the link would come back through the host virtual device, because a mobile
+    /// process reads them.
     Loop,
     /// The link is administratively down.
     Down,
@@ -139,8 +140,8 @@ impl Obstacle {
 
 /// Ranks the usable uplinks.
 ///
-/// In order of precedence: those that did not fail a moment ago, the forced uplink, preference,
-/// metric, the uplink in use, name.
+/// The criteria, in order of precedence: no failure a moment ago, the uplink that `mobile use`
+/// names, the order of `[uplink] prefer`, the metric of the route, the uplink in use, the name.
 pub(crate) fn decide(uplinks: &[Uplink], preferences: &UplinkPreferences<'_>) -> Decision {
     let verdicts: Vec<UplinkVerdict> = uplinks
         .iter()
@@ -189,7 +190,7 @@ pub(crate) fn is_named(uplink: &Uplink, globs: &[GlobMatcher]) -> bool {
     globs.iter().any(|glob| glob.is_match(&uplink.name))
 }
 
-/// Returns the sort key of an uplink; smaller is better.
+/// Returns the sort key of an uplink by the criteria of [`decide`]; smaller is better.
 fn rank(uplink: &Uplink, preferences: &UplinkPreferences<'_>) -> (bool, bool, usize, u32, bool, String) {
     let preference = preferences
         .prefer

@@ -65,7 +65,8 @@ fn ours() -> ListedRule {
     ListedRule { fwmark: Some((mark, mark_mask)), ..rule(rule_priority, Some(table)) }
 }
 
-/// Returns a rule such as wg-quick adds.
+/// Returns a routing rule such as wg-quick adds, which sends every packet without WireGuard's mark
+/// into the VPN.
 fn full_tunnel(priority: u32) -> ListedRule {
     ListedRule { fwmark: Some((0xca6c, u32::MAX)), inverted: true, ..rule(priority, Some(51820)) }
 }
@@ -111,7 +112,7 @@ fn refused_parts_of_the_assignment_are_reported() {
     assert_fault(&facts("resolver"), Level::Warn, "resolver", "10.22.0.1 is a router");
 }
 
-/// Returns the findings that are not `ok`.
+/// Returns the level, topic and text of each finding that is not `ok`.
 fn faults(facts: &Facts) -> Vec<(Level, String, String)> {
     judge(facts)
         .into_iter()

@@ -18,8 +18,8 @@ fn pushed(address: &str) -> Assignment {
     }
 }
 
-/// Returns the facts of a laptop on a network with DHCPv6: the address is a /128, and a route
-/// covers the network.
+/// Returns the networks of a laptop that got its address by DHCPv6: the address is a /128, and a
+/// separate route covers the network.
 fn laptop() -> HostNetworks {
     let on = |device: &str, text: &str| (device.to_owned(), net(text));
     HostNetworks {
@@ -136,7 +136,8 @@ fn a_refusal_names_the_claim_the_cause_and_the_next_step() {
     assert!(refusal.next_step.contains("pool"), "{}", refusal.next_step);
 }
 
-/// Generates addresses that are near each other, so that random claims and facts collide.
+/// Generates addresses that are near each other, so that random assignments and random networks of
+/// the host collide.
 fn near() -> impl Strategy<Value = IpAddr> {
     let four = (0..4_usize, any::<u8>(), 0..4_u8).prop_map(|(first, third, last)| {
         IpAddr::from([[10, 100, 192, 8][first], [1, 64, 168, 8][first], third & 1, last])

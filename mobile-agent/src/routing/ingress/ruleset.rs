@@ -9,19 +9,21 @@ use crate::config::DEFAULT_DEVICE;
 /// The name of the counter of dropped packets.
 pub(super) const COUNTER: &str = "dropped";
 
-/// The name of the default device's tables, and the prefix of another device's.
+/// The name of the nftables tables for the default name of the host virtual device; for another
+/// device, the prefix of their name.
 const TABLE: &str = "mobile_agent";
 
-/// ICMP error types, whose messages quote a packet. The kernel looks up the socket by the addresses
-/// and ports of the quoted packet, whatever address the message itself was sent to.
+/// The ICMP error types. Their messages quote a packet, and the filter checks the source address of
+/// that packet, because the kernel looks up the socket by the addresses and ports of the quoted
+/// packet, whatever address the message itself was sent to.
 const ERRORS_V4: &str =
     "{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }";
 
-/// ICMPv6 error types. A redirect is not among them, because it does not affect a socket whose
-/// device has no neighbours.
+/// The ICMPv6 error types whose quoted packet the filter checks. A redirect is not among them,
+/// because it does not affect a socket whose device has no neighbours.
 const ERRORS_V6: &str = "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
-/// The rules for one device and its persistent addresses.
+/// The nftables rules for one host virtual device and its persistent addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ruleset {
     /// The host virtual device, on which packets to the addresses may arrive.
@@ -30,8 +32,8 @@ pub(super) struct Ruleset {
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
-/// Returns the name of the tables of the agent with this device. One table is of family `inet` and
-/// one of family `arp`.
+/// Returns the name of the nftables tables of the agent with this host virtual device. Two tables
+/// have this name, one of family `inet` and one of family `arp`.
 pub(super) fn table(device: &str) -> String {
     if device == DEFAULT_DEVICE {
         return TABLE.to_owned();
@@ -49,12 +51,12 @@ pub(super) fn table(device: &str) -> String {
 }
 
 impl Ruleset {
-    /// Returns the script for `nft -f -` that replaces both tables in one transaction. The counter
-    /// starts at `dropped` packets.
+    /// Returns the script for `nft -f -` that replaces the `inet` and the `arp` table in one
+    /// transaction. The counter of dropped packets starts at `dropped`.
     ///
-    /// The chain has two hooks. At `prerouting`, before connection tracking, it sees each packet as
-    /// it arrived. At `input`, it sees reassembled IPv4 fragments, and destinations that a source
-    /// route or a segment routing header has changed.
+    /// The rules are run at two hooks. At `prerouting`, before connection tracking, they see each
+    /// packet as it arrived. At `input`, they see reassembled IPv4 fragments, and destinations that
+    /// a source route or a segment routing header has changed.
     pub(super) fn script(&self, dropped: u64) -> String {
         let table = table(&self.device);
         let foreign = format!("iifname != {{ \"lo\", \"{}\" }}", self.device);
@@ -83,8 +85,8 @@ impl Ruleset {
         script
     }
 
-    /// Returns the rules for packets that arrive on another device than the host virtual device and
-    /// `lo`.
+    /// Returns the nftables rules for packets that arrive on another device than the host virtual
+    /// device and `lo`.
     fn foreign(&self) -> Vec<String> {
         let drop = format!("counter name {COUNTER} drop");
         let mut rules = Vec::new();

@@ -11,11 +11,12 @@ use crate::uplinks::policy::{Decision, Obstacle, Uplink};
 /// The stage of a path on its way to being usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// TCP and TLS are being established.
+    /// The TCP and TLS connection is being established.
     Dialing,
-    /// The relay has authenticated itself in TLS; HELLO is in progress. Holds the local address.
+    /// The relay has authenticated itself in TLS, and the answer to HELLO is awaited. Holds the
+    /// local address.
     Greeting(IpAddr),
-    /// The relay has welcomed the path. Holds the local address.
+    /// The relay has accepted the path by WELCOME. Holds the local address.
     Ready(IpAddr),
 }
 
@@ -26,11 +27,11 @@ pub(super) struct CandidatePath {
     pub(super) uplink: String,
     pub(super) stage: Stage,
     pub(super) started: Instant,
-    /// When the path is closed if it is not ready.
+    /// The time at which the path is closed unless the relay has accepted it by then.
     pub(super) deadline: Instant,
-    /// When the path was marked as unresponsive.
+    /// When the path was marked as unresponsive; `None` while the relay answers on it.
     pub(super) unresponsive_since: Option<Instant>,
-    /// The beginning of the current healthy period of a ready path.
+    /// The beginning of the current healthy period of a ready path; `None` if there is none.
     pub(super) healthy_since: Option<Instant>,
 }
 
@@ -39,7 +40,7 @@ impl CandidatePath {
         matches!(self.stage, Stage::Ready(_))
     }
 
-    /// Returns whether the path may carry the session, or may come to carry it.
+    /// Returns whether the path is not marked as unresponsive, so that the session may use it.
     pub(super) fn is_responsive(&self) -> bool {
         self.unresponsive_since.is_none()
     }
@@ -52,7 +53,7 @@ impl CandidatePath {
         }
     }
 
-    /// Returns the reason why the path's uplink cannot carry it, if there is one.
+    /// Returns the reason why the path's uplink can no longer carry the path, if there is one.
     pub(super) fn obstacle(&self, uplinks: &[Uplink], decision: &Decision) -> Option<HandoverCause> {
         let local = self.local()?;
         let Some(uplink) = uplinks.iter().find(|uplink| uplink.name == self.uplink) else {

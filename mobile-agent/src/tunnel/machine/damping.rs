@@ -4,30 +4,34 @@ use std::time::{Duration, Instant};
 
 use super::super::cause::Fault;
 
-/// The pause after the first failure, doubled with each further one. A relay that restarts is back
-/// within tens of milliseconds.
+/// The pause before an uplink is tried again after its first failure, doubled with each further
+/// one. The first pause is short, because a relay that restarts is back within tens of
+/// milliseconds.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(50);
-/// The longest pause. Mobile processes wait meanwhile.
+/// The longest pause before an uplink is tried again, short because mobile processes wait
+/// meanwhile.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// The longest pause when a key is refused. A person has to act first, and then expects a quick
-/// connection.
+/// The longest pause before an uplink is tried again when a key is refused, because a person has to
+/// act first, and then expects a quick connection.
 pub(super) const MAX_RETRY_DELAY_IDENTITY: Duration = Duration::from_secs(5);
 /// How long an uplink ranks behind the others after its first failure, doubled with each further
 /// one, so that a flapping uplink is damped.
 const AVOID_TIME: Duration = Duration::from_secs(1);
-/// How long an uplink ranks behind the others after its link came back, doubled with each loss. The
-/// contacts of a bouncing plug settle within this time. Doing without one uplink is no outage, but
-/// each return to it is a handover.
+/// How long an uplink ranks behind the others after its link came back, doubled with each loss of
+/// the link. The contacts of a bouncing plug settle within this time. Doing without one uplink is
+/// no outage, but each return to it is a handover.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
-/// The limit of [`AVOID_TIME`] and [`SETTLE_TIME`]. An uplink may recover without any sign.
+/// The limit to which [`AVOID_TIME`] and [`SETTLE_TIME`] are doubled, because an uplink may recover
+/// without any sign.
 const MAX_AVOID_TIME: Duration = Duration::from_secs(60);
 /// How long a path has to be healthy to clear the failures of its uplink, doubled with each
 /// failure.
 const MIN_HEALTHY_LIFETIME: Duration = Duration::from_secs(10);
-/// The limit of [`MIN_HEALTHY_LIFETIME`]: ten healthy minutes clear any number of failures.
+/// The limit to which [`MIN_HEALTHY_LIFETIME`] is doubled: ten healthy minutes clear any number of
+/// failures.
 const MAX_HEALTHY_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The failures of one uplink on the network it is attached to.
+/// The failures or link losses of one uplink, and when the uplink may be tried again.
 #[derive(Debug, Default)]
 pub(super) struct Damping {
     failures: u32,
@@ -37,7 +41,8 @@ pub(super) struct Damping {
 }
 
 impl Damping {
-    /// Records a failed attempt or a lost path; `jitter` is a random number in 0..1.
+    /// Records a failed connection attempt or a lost path of the uplink; `jitter` is a random
+    /// number in 0..1.
     pub(super) fn record_failure(&mut self, now: Instant, fault: Fault, jitter: f64) {
         let longest = if fault == Fault::Identity { MAX_RETRY_DELAY_IDENTITY } else { MAX_RETRY_DELAY };
         // Vary the pause by a quarter in either direction.
@@ -47,15 +52,15 @@ impl Damping {
         self.avoided = fault == Fault::Uplink;
     }
 
-    /// Records that a path went silent. The uplink ranks behind the others for a while, but may be
-    /// tried at once, because it may be the only one.
+    /// Records that the relay stopped answering on a path of the uplink. The uplink ranks behind
+    /// the others for a while, but may be tried at once, because it may be the only one.
     pub(super) fn record_silence(&mut self, now: Instant) {
         self.record_failure(now, Fault::Uplink, 0.0);
         self.retry_at = None;
     }
 
-    /// Records that the link was lost. Once it is back, the uplink ranks behind the others for a
-    /// while.
+    /// Records that the uplink lost its link. Once the link is back, the uplink ranks behind the
+    /// others for a while.
     pub(super) fn record_flap(&mut self, now: Instant) {
         self.count(now, SETTLE_TIME);
         self.avoided = true;
@@ -66,22 +71,23 @@ impl Damping {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Returns whether a path that was healthy for `life` clears the failures before it.
+    /// Returns whether a path that was healthy for `life` clears the earlier failures of its
+    /// uplink.
     pub(super) fn is_reset_by(&self, life: Duration) -> bool {
         life >= doubled(MIN_HEALTHY_LIFETIME, self.failures, MAX_HEALTHY_LIFETIME)
     }
 
-    /// Returns when the uplink may be tried again while no path works.
+    /// Returns when the uplink may be tried again while no path works; `None` means at once.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Returns when the uplink may be tried again while another path works.
+    /// Returns when the uplink may be tried again while another path works; `None` means at once.
     pub(super) fn background_retry_at(&self) -> Option<Instant> {
         self.background_retry_at
     }
 
-    /// Returns until when the uplink ranks behind the others.
+    /// Returns until when the uplink ranks behind the others; `None` if it does not.
     pub(super) fn avoided_until(&self) -> Option<Instant> {
         self.background_retry_at.filter(|_| self.avoided)
     }
@@ -91,7 +97,8 @@ impl Damping {
         self.background_retry_at.is_none_or(|until| now >= until + MAX_HEALTHY_LIFETIME)
     }
 
-    /// Returns `base` doubled for each failure so far, up to `most`.
+    /// Returns a time limit for the next attempt: `base` doubled for each failure so far, up to
+    /// `most`.
     pub(super) fn timeout(&self, base: Duration, most: Duration) -> Duration {
         doubled(base, self.failures, most)
     }

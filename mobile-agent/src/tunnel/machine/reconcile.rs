@@ -1,4 +1,4 @@
-//! Derives the next actions from the state of the uplinks and paths.
+//! Derives the machine's next actions from the state of the uplinks and paths.
 //!
 //! - A path is closed when its link, address or route is gone.
 //! - The session is on the best path that works. While that path works, the session moves only to a
@@ -19,16 +19,16 @@ use super::candidate::{CandidatePath, Stage};
 use super::{Action, CurrentPath, Damping, Machine, reset_damping_if_healthy};
 use crate::uplinks::policy;
 
-/// The head start of the better uplink while no path works: several usual round-trip times, but
-/// less than a person notices.
+/// The delay between the starts of attempts over the best uplink and the next one while no path
+/// works: several usual round-trip times, but less than a person notices.
 pub(super) const UPLINK_STAGGER: Duration = Duration::from_millis(250);
-/// The time limit of an attempt, which covers two retransmissions of the SYN. It is doubled with
-/// each failure, for slow links.
+/// The time limit of a connection attempt, long enough for two retransmissions of the SYN. Each
+/// failure doubles the limit, for slow links.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest time limit of an attempt. A slower link cannot carry a session.
+/// The longest time limit of a connection attempt. A link that needs more cannot carry a session.
 const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
-/// How long an unresponsive path stays open without an answer. The kernel has retransmitted four
-/// times by then.
+/// How long an unresponsive path stays open without an answer: long enough for four retransmissions
+/// by the kernel.
 pub(super) const UNRESPONSIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Machine {
@@ -54,7 +54,7 @@ impl Machine {
         self.wake = self.wake.into_iter().chain(due).min();
     }
 
-    /// Closes the paths that match, and returns them.
+    /// Closes the paths for which `which` returns true, and returns them.
     pub(super) fn close_where(&mut self, which: impl Fn(&CandidatePath) -> bool) -> Vec<CandidatePath> {
         let (gone, kept): (Vec<_>, _) = std::mem::take(&mut self.paths).into_iter().partition(which);
         self.paths = kept;
@@ -67,7 +67,8 @@ impl Machine {
         gone
     }
 
-    /// Returns whether the path in use works, as far as is known.
+    /// Returns whether the path in use works: the relay has accepted it, and it is not marked as
+    /// unresponsive.
     fn has_working_path(&self) -> bool {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         current.is_some_and(|candidate| candidate.is_ready() && candidate.is_responsive())
@@ -100,7 +101,7 @@ impl Machine {
         );
     }
 
-    /// Closes attempts that have exceeded their time limit.
+    /// Closes connection attempts that have exceeded their time limit.
     fn close_timed_out(&mut self, now: Instant) {
         for candidate in self.close_where(|candidate| !candidate.is_ready() && candidate.deadline <= now) {
             let jitter = (self.jitter)();
@@ -114,7 +115,8 @@ impl Machine {
         }
     }
 
-    /// Closes paths that their uplink can no longer carry.
+    /// Closes paths that their uplink can no longer carry, for example because it has lost the
+    /// address.
     fn close_blocked(&mut self, now: Instant) {
         let blocked: Vec<(PathId, HandoverCause)> = self
             .paths
@@ -191,7 +193,8 @@ impl Machine {
         self.current = Some(CurrentPath { path, since: now, confirmed: false, replayed: 0 });
     }
 
-    /// Returns the uplinks that should have a path beside the one in use, the best first.
+    /// Returns the uplinks that should have a path beside the one in use, the best first; while no
+    /// path works, these are all usable uplinks.
     fn wanted_uplinks(&self) -> Vec<String> {
         let usable = &self.decision.usable;
         let Some(current) = self.current.as_ref().filter(|_| self.has_working_path()) else {
@@ -207,11 +210,10 @@ impl Machine {
             .collect()
     }
 
-    /// Closes paths that are not wanted, that were silent for too long, or that duplicate another
-    /// on the same uplink.
+    /// Closes paths on uplinks that are not in `wanted`, paths that were unresponsive for too long,
+    /// and paths that duplicate another one on the same uplink.
     ///
-    /// Until the relay has answered on the path in use, no other ready path that responds is
-    /// closed.
+    /// Other ready paths that respond stay open until the relay has answered on the path in use.
     fn close_unwanted(&mut self, now: Instant, wanted: &[String]) {
         let used = self.current.as_ref().map(|current| current.path);
         let confirmed = self.current.as_ref().is_none_or(|current| current.confirmed);

@@ -33,14 +33,14 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// A machine with a clock under the test's control.
+/// The machine under test, with a clock that the test controls.
 struct Rig {
     machine: Machine,
     now: Instant,
 }
 
 impl Rig {
-    /// Creates a rig without standby paths.
+    /// Creates a rig whose machine opens no standby paths.
     fn new(uplinks: Vec<Uplink>) -> Self {
         Self::with_standby(uplinks, &[])
     }
@@ -67,7 +67,8 @@ impl Rig {
         std::iter::from_fn(|| self.machine.poll_action()).collect()
     }
 
-    /// Takes the one pending action, which must be an attempt over this uplink.
+    /// Removes the only pending action, which must be a connection attempt over this uplink, and
+    /// returns its path.
     fn expect_connect(&mut self, uplink: &str) -> PathId {
         match &self.actions()[..] {
             [Action::Connect { path, uplink: over, .. }] if over == uplink => *path,
@@ -75,7 +76,9 @@ impl Rig {
         }
     }
 
-    /// Establishes TCP and TLS; the session moves at once; then the relay welcomes the path.
+    /// Simulates a successful attempt while no path works: TCP and TLS are established, the session
+    /// moves at once, and then the relay accepts the path. `last` is the last byte of the local
+    /// address.
     fn succeed(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
         assert!(
@@ -86,8 +89,9 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// Establishes TCP and TLS and receives the welcome; only then the session moves, because
-    /// another path works meanwhile.
+    /// Simulates a successful attempt while another path works: TCP and TLS are established, the
+    /// relay accepts the path, and only then the session moves. `last` is the last byte of the
+    /// local address.
     fn succeed_beside(&mut self, path: PathId, last: u8) {
         assert!(self.machine.transport_ready(self.now, path, address(last)));
         assert_eq!(self.machine.poll_action(), None, "the session does not move before the welcome");
@@ -99,7 +103,7 @@ impl Rig {
         self.machine.confirmed(self.now, path);
     }
 
-    /// Reports that a path is lost.
+    /// Reports to the machine that a path is lost, and returns the role that the path had.
     fn lose(&mut self, path: PathId, fault: Fault) -> Option<PathRole> {
         let lost = self.machine.path_lost(self.now, path, HandoverCause::TransportFailed, fault, self.now);
         lost.map(|lost| lost.role)

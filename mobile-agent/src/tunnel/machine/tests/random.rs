@@ -1,4 +1,5 @@
-//! Random sequences of events: the machine and its caller stay consistent, and the tunnel recovers.
+//! Tests with random sequences of events that the machine and its caller stay consistent, and that
+//! the tunnel recovers.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +19,15 @@ enum RandomEvent {
     Uplinks(Vec<(bool, bool, u8)>),
     Force(Option<usize>),
     Wait(u64),
-    /// Advances the path of this number: first TLS is established, then the relay welcomes it.
+    /// Completes the next stage of a path, chosen by this number: first TLS, then the relay's
+    /// WELCOME.
     Advance(usize),
     Fail(usize, u8),
     Lose(u8),
-    /// Marks the path of this number as unresponsive.
+    /// Marks a path, chosen by this number, as unresponsive.
     Silence(usize),
     Recover(usize),
-    /// Answers from the relay on the active path.
+    /// The relay answers on the active path.
     Confirm,
 }
 

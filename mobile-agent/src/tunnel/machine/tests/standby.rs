@@ -1,4 +1,4 @@
-//! Standby paths and unresponsive paths.
+//! Tests of standby paths and unresponsive paths.
 
 use super::super::reconcile::UNRESPONSIVE_TIMEOUT;
 use super::*;
@@ -13,7 +13,8 @@ fn connected_with_standby() -> (Rig, PathId, PathId) {
     (rig, eth, wlan)
 }
 
-/// Establishes TCP and TLS and receives the welcome; the session does not move.
+/// Simulates a successful attempt that opens a standby path: TCP and TLS are established and the
+/// relay accepts the path, but the session does not move.
 fn stand_by(rig: &mut Rig, path: PathId, last: u8) {
     assert!(rig.machine.transport_ready(rig.now, path, address(last)));
     rig.machine.path_ready(rig.now, path);
@@ -259,7 +260,8 @@ fn a_path_that_stalls_repeatedly_is_avoided_for_longer_each_time() {
     assert_eq!(stays, [700, 1700, 3700, 7700, 15_700]);
 }
 
-/// Regression: a path that went silent and then broke cleared its failures by its long life before.
+/// Regression: when a path went silent and then broke, the failure of its uplink was cleared,
+/// because the path had been healthy for long before.
 #[test]
 fn a_silent_path_that_breaks_keeps_its_failure() {
     let (mut rig, eth, wlan) = connected_with_standby();
@@ -289,7 +291,8 @@ fn after_a_moment_without_any_answer_no_second_path_is_left_on_an_uplink() {
     assert_eq!(rig.machine.connecting().count(), 0);
 }
 
-/// Regression: only `tick` ended attempts, and a deadline in the past never caused a tick.
+/// Regression: only `tick` ended attempts that had timed out, and a deadline in the past never
+/// caused a tick.
 #[test]
 fn an_expired_attempt_ends_with_the_next_event() {
     let mut rig = Rig::new(two_uplinks());
@@ -299,7 +302,8 @@ fn an_expired_attempt_ends_with_the_next_event() {
     assert!(rig.actions().contains(&Action::Abort { path }));
 }
 
-/// Regression: a move to a network with the same addresses went unnoticed until somebody typed.
+/// Regression: a move to a network with the same addresses went unnoticed until an application sent
+/// data.
 #[test]
 fn a_changed_gateway_probes_every_path() {
     let (mut rig, _, _) = connected_with_standby();
