@@ -94,10 +94,10 @@ pub(crate) fn error_chain(error: &anyhow::Error) -> String {
     chain
 }
 
-/// Writes text to stdout and escapes its control characters. A reader that closes early (`| head`)
-/// is no error.
+/// Writes text to stdout and escapes its control characters except line breaks. A reader that
+/// closes early (`| head`) is no error.
 ///
-/// The caller must keep each field of the output on its line.
+/// The caller must replace line breaks inside a field of the output.
 fn print(text: &str) -> anyhow::Result<()> {
     print_on(&printable_lines(text)).map(drop)
 }
@@ -124,7 +124,8 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&json(value)?)
 }
 
-/// Starts a runtime for verbs that use the network or the kernel themselves.
+/// Starts a Tokio runtime for verbs that use the network or the kernel themselves instead of asking
+/// the agent.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

@@ -83,7 +83,7 @@ pub(crate) struct Tunnel {
     pub(crate) compression: Compression,
     /// Whether the kernel hands over packets larger than the MTU (segmentation offload).
     pub(crate) offload: Offloading,
-    /// The discipline of the send queue.
+    /// The discipline of the agent's send queue: a fair queue (FQ-CoDel) or a FIFO.
     pub(crate) queue: Queueing,
 }
 
@@ -116,9 +116,10 @@ pub(crate) struct Routing {
     pub(crate) table: u32,
     /// The firewall mark of mobile sockets.
     pub(crate) mark: u32,
-    /// The bits of the mark that the agent uses.
+    /// The bits of a firewall mark that the agent uses.
     pub(crate) mark_mask: u32,
-    /// The priority of the rule for the mark; the rule for the persistent addresses comes next.
+    /// The priority of the routing rule for packets with the mark; the rule for packets from the
+    /// persistent addresses has the next priority.
     pub(crate) rule_priority: u32,
     /// The number of the routing table for routes to the relay, used for uplinks whose default
     /// route a VPN has replaced.
@@ -157,8 +158,8 @@ pub(crate) struct Cgroup {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
-    /// The directory of pinned programs, links and maps; its default name is that of the default
-    /// mobile cgroup.
+    /// The directory in which the eBPF programs, links and maps are pinned; its default name is
+    /// that of the default mobile cgroup.
     pub(crate) pin_dir: PathBuf,
 }
 
@@ -168,7 +169,7 @@ pub(crate) struct Bpf {
 pub(crate) struct Control {
     /// The path of the control socket, which the other verbs use to talk to the agent.
     pub(crate) socket: PathBuf,
-    /// A group whose members may ask the agent for all that root may.
+    /// A group whose members may send the agent every request that root may send.
     pub(crate) group: Option<String>,
 }
 
@@ -176,9 +177,10 @@ pub(crate) struct Control {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
-    /// The address that serves `/metrics` and `/healthz`; none by default.
+    /// The address and port on which the agent serves `/metrics` and `/healthz`; `None`, the
+    /// default, means no server.
     pub(crate) listen: Option<SocketAddr>,
-    /// Host names under which the metrics may be requested, besides IP addresses and `localhost`.
+    /// Host names that a request for metrics may name, besides IP addresses and `localhost`.
     pub(crate) hosts: Vec<String>,
 }
 
@@ -186,7 +188,7 @@ pub(crate) struct Metrics {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
-    /// The directory with the cached assignment of the relay.
+    /// The directory that caches the relay's assignment: persistent addresses, resolvers and MTU.
     pub(crate) dir: PathBuf,
 }
 
@@ -244,7 +246,7 @@ impl Default for State {
     }
 }
 
-/// The settings that only the agent needs, checked.
+/// The checked settings of `[relay]`, which the agent needs and other verbs do not.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayIdentity {
     /// The relay's address as `host:port`.
@@ -260,10 +262,10 @@ impl Config {
         mobile_io::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
     }
 
-    /// Loads the configuration for a verb that only talks to the agent.
+    /// Loads the configuration for a verb that only sends requests to the running agent.
     ///
-    /// An ordinary user may not read the file that `mobile enroll` wrote. Then the defaults and the
-    /// environment give the control socket.
+    /// An ordinary user may not read the file that `mobile enroll` wrote. In this case the path of
+    /// the control socket comes from the defaults and the environment.
     pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
         Self::load(path).or_else(|error| {
             let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -274,8 +276,8 @@ impl Config {
         })
     }
 
-    /// Returns the defaults with the environment's settings, or the plain defaults if those cannot
-    /// be used.
+    /// Returns the defaults with the environment's settings, or the plain defaults if a setting of
+    /// the environment is invalid.
     pub(crate) fn without_file() -> Self {
         let read = mobile_io::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
         read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
@@ -303,7 +305,7 @@ impl Config {
         Ok(RelayIdentity { endpoint, public_key })
     }
 
-    /// Checks the conditions that the types do not express.
+    /// Checks those conditions on the settings that their types do not express.
     fn check(&self) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.relay.endpoint {
             ensure!(

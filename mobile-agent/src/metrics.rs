@@ -24,19 +24,22 @@ use crate::status::{FilterKind, SessionState, Status, Uplinks};
 /// Timeout of a scrape; the answer is empty afterwards. Prometheus waits 10 s by default.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The HTTP server. It has a thread of its own, so that a scrape does not delay packets.
+/// The HTTP server for metrics, which has a thread of its own, so that a scrape does not delay
+/// packets.
 pub(crate) struct Server {
     target: ScrapeTarget,
     /// Dropping the sender ends the thread.
     _stop: tokio::sync::oneshot::Sender<()>,
 }
 
-/// The agent that a scrape asks, and the agent's runtime, once the agent has started.
+/// The agent whose state a scrape reports, with the agent's runtime; empty until the agent has
+/// started.
 #[derive(Clone, Default)]
 struct ScrapeTarget(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
 
 impl Server {
-    /// Starts to listen. Scrapes are empty until [`Server::set_agent`] is called.
+    /// Starts the HTTP server on the address `listen`. Scrapes are empty until
+    /// [`Server::set_agent`] is called.
     pub(crate) fn start(listen: SocketAddr, hosts: &[String]) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -73,7 +76,7 @@ impl Server {
         Ok(Self { target, _stop: stop })
     }
 
-    /// Makes scrapes report this agent, which runs on the current runtime.
+    /// Makes scrapes report the metrics of this agent, which runs on the current runtime.
     pub(crate) fn set_agent(&self, agent: &Arc<Agent>) {
         // Each process starts one agent, so the target is set once.
         let _ = self.target.0.set((Arc::clone(agent), tokio::runtime::Handle::current()));
@@ -87,7 +90,8 @@ impl ScrapeTarget {
         if state.active.is_some() { Ok(()) } else { Err("no path to the relay is active".to_owned()) }
     }
 
-    /// Collects the agent's state on the agent's runtime, and blocks this thread until it is there.
+    /// Returns the metrics as text, or `None` before the agent has started or if it does not answer
+    /// in time. The state is collected on the agent's runtime while this thread waits.
     fn scrape(&self) -> Option<String> {
         let (agent, main) = self.0.get()?;
         let (sender, receiver) = mpsc::channel();
@@ -107,7 +111,7 @@ impl ScrapeTarget {
     }
 }
 
-/// A registry for one scrape. The values are kept where they are counted, not here.
+/// A Prometheus registry for one scrape, filled from counters that are kept elsewhere.
 struct Metrics(Registry);
 
 impl Metrics {
@@ -243,7 +247,7 @@ fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
     metrics.counters(declared::SELECTION_EVENTS, events)
 }
 
-/// Returns the name of the ingress filter, which is also its name in JSON.
+/// Returns the metrics' label for a kind of ingress filter, which is also its name in JSON.
 fn filter_name(filter: FilterKind) -> &'static str {
     match filter {
         FilterKind::Nftables => "nftables",

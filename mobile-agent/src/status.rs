@@ -33,17 +33,17 @@ pub(crate) struct Status {
     /// The persistent addresses in force. Empty until the relay has been reached once, and while
     /// this host refuses all that the relay assigned.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The MTU of the host virtual device.
+    /// The MTU of the host virtual device, in bytes, if it is known.
     pub(crate) mtu: Option<u16>,
     /// The resolvers that the relay offers.
     pub(crate) dns: Vec<IpAddr>,
     /// The parts of the relay's assignment that this host refuses.
     pub(crate) refused: Vec<Refusal>,
-    /// The uplink that carries the tunnel.
+    /// The uplink that carries the tunnel; `None` while no path is active.
     pub(crate) active_uplink: Option<String>,
-    /// The uplink that `mobile use` prefers.
+    /// The uplink that `mobile use` prefers; `None` under the configured policy.
     pub(crate) forced_uplink: Option<String>,
-    /// The smoothed round-trip time to the relay over the active uplink, in seconds.
+    /// The smoothed round-trip time to the relay over the active uplink, in seconds, once measured.
     pub(crate) rtt_seconds: Option<f64>,
     /// The time since the active path was activated, or since the last one was lost, in seconds.
     pub(crate) since_seconds: Option<f64>,
@@ -69,15 +69,17 @@ pub(crate) struct Status {
     /// Whether new connections of mobile processes go direct at the moment because there is no
     /// session.
     pub(crate) open: bool,
-    /// The number of times that new connections began to go direct.
+    /// The number of times that new connections of mobile processes began to go direct for lack of
+    /// a session.
     pub(crate) opened: u64,
     /// The number of rules (including nftables rules), routes and addresses that another program
     /// removed and the agent restored.
     pub(crate) routing_restored: u64,
-    /// The number of rules of other programs that come before the agent's and take the packets of
-    /// mobile processes.
+    /// The number of routing rules of other programs that have precedence over the agent's and
+    /// route the packets of mobile processes elsewhere.
     pub(crate) rival_rules: u64,
-    /// The number of times the agent's rules moved before those of other programs, or back.
+    /// The number of times the agent's routing rules moved to a priority before those of other
+    /// programs, or back.
     pub(crate) rules_moved: u64,
     /// The filter that keeps packets of visited networks from reaching the persistent addresses.
     pub(crate) ingress: Ingress,
@@ -88,7 +90,7 @@ pub(crate) struct Status {
 pub(crate) struct Ingress {
     /// The kind of filter in force.
     pub(crate) filter: FilterKind,
-    /// The reason why nftables does not filter.
+    /// The reason why nftables does not filter; `None` if it does.
     pub(crate) problem: Option<String>,
     /// The number of packets dropped because they arrived by another device than the tunnel's.
     pub(crate) dropped_packets: u64,
@@ -132,16 +134,17 @@ pub(crate) struct Problem {
 /// A part of the relay's assignment that is not in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal {
-    /// `address`, `resolver` or `assignment`.
+    /// The kind of the refused part: `address`, `resolver`, or `assignment` for the assignment as a
+    /// whole.
     pub(crate) kind: String,
     /// The refused address or resolver.
     pub(crate) claim: String,
-    /// `unusable`, `not_allowed`, `local`, `connected`, `next_hop`, `resolver`, `relay`,
-    /// `persistent`, `mtu` or `empty`.
+    /// The reason as one word, which docs/use/metrics.md explains: `unusable`, `not_allowed`,
+    /// `local`, `connected`, `next_hop`, `resolver`, `relay`, `persistent`, `mtu` or `empty`.
     pub(crate) reason: String,
-    /// The reason in a sentence.
+    /// The reason for the refusal in a sentence.
     pub(crate) cause: String,
-    /// The step that makes this host accept the claim.
+    /// The step that makes this host accept the refused part.
     pub(crate) next_step: String,
 }
 
@@ -150,7 +153,8 @@ pub(crate) struct Refusal {
 pub(crate) struct RelayStatus {
     /// The setting `[relay] endpoint`.
     pub(crate) endpoint: String,
-    /// The address the active path leads to.
+    /// The address of the relay that the active path is connected to; `None` while no path is
+    /// active.
     pub(crate) address: Option<SocketAddr>,
     /// The public key that the relay must prove to have.
     pub(crate) public_key: String,
@@ -159,8 +163,9 @@ pub(crate) struct RelayStatus {
 /// A move of the tunnel from one path to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Handover {
-    /// The cause: `carrier_lost`, `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`,
-    /// `transport_failed`, `relay_closed`, `better_uplink` or `forced`.
+    /// The cause of the move as one word, which docs/use/metrics.md explains: `carrier_lost`,
+    /// `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`, `transport_failed`,
+    /// `relay_closed`, `better_uplink` or `forced`.
     pub(crate) cause: String,
     /// The uplink of the old path.
     pub(crate) from: String,
@@ -182,27 +187,28 @@ pub(crate) struct Handover {
 pub(crate) struct Traffic {
     /// The number of packets sent for mobile processes.
     pub(crate) sent_packets: u64,
-    /// The bytes of the sent packets.
+    /// The bytes of the packets sent for mobile processes.
     pub(crate) sent_bytes: u64,
     /// The number of packets delivered to mobile processes.
     pub(crate) received_packets: u64,
-    /// The bytes of the delivered packets.
+    /// The bytes of the packets delivered to mobile processes.
     pub(crate) received_bytes: u64,
-    /// The size before compression of the packets that were sent compressed, including
+    /// The bytes, before compression, of the packets that were sent compressed, including
     /// retransmissions.
     pub(crate) sent_compressible_bytes: u64,
-    /// The size after compression of the same packets.
+    /// The bytes, after compression, of the packets that were sent compressed, including
+    /// retransmissions.
     pub(crate) sent_compressed_bytes: u64,
-    /// The size after decompression of the packets that arrived compressed.
+    /// The bytes, after decompression, of the packets that arrived compressed.
     pub(crate) received_compressible_bytes: u64,
-    /// The size before decompression of the same packets.
+    /// The bytes, before decompression, of the packets that arrived compressed.
     pub(crate) received_compressed_bytes: u64,
 }
 
-/// The bytes queued in the agent.
+/// The bytes of inner packets that the agent holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Queue {
-    /// The bytes that are not sent yet.
+    /// The bytes that the agent has not sent yet.
     pub(crate) queued_bytes: u64,
     /// The bytes sent and kept until the relay acknowledges them.
     pub(crate) unacknowledged_bytes: u64,
@@ -211,7 +217,7 @@ pub(crate) struct Queue {
 /// The output of `mobile uplinks --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Uplinks {
-    /// The uplink that `mobile use` prefers.
+    /// The uplink that `mobile use` prefers; `None` under the configured policy.
     pub(crate) forced: Option<String>,
     /// Every link: the usable ones first, in the policy's order of preference.
     pub(crate) uplinks: Vec<UplinkStatus>,
@@ -222,20 +228,23 @@ pub(crate) struct Uplinks {
 pub(crate) struct UplinkStatus {
     /// The name of the interface.
     pub(crate) name: String,
-    /// `active`: carries the tunnel. `standby`: has a path and could carry the tunnel at once.
-    /// `silent`: its path does not answer. `connecting`. `usable`. `failing`: usable, but the relay
-    /// was not reached over this link. `unusable`.
+    /// The state of the link: `active` (carries the tunnel), `standby` (has a path and could carry
+    /// the tunnel at once), `silent` (has a path that does not answer), `connecting` (opens a
+    /// path), `usable` (could open a path, but has none), `failing` (usable, but the relay was not
+    /// reached over this link) or `unusable` (cannot carry the tunnel).
     pub(crate) state: String,
-    /// The reason why the link is unusable or failing.
+    /// The reason why the link is unusable, silent or failing; `None` in the other states.
     pub(crate) reason: Option<String>,
-    /// The step that solves the failure.
+    /// The step that makes the link usable, if one is known.
     pub(crate) next_step: Option<String>,
     /// The addresses of the link.
     pub(crate) addresses: Vec<IpAddr>,
-    /// The lower metric of the link's IPv4 and IPv6 routes to the relay.
+    /// The lower metric of the link's IPv4 and IPv6 routes to the relay; `None` without a route.
     pub(crate) metric: Option<u32>,
-    /// The smoothed round-trip time to the relay on the link's path, in seconds.
+    /// The smoothed round-trip time to the relay on the link's path, in seconds; `None` without a
+    /// path.
     pub(crate) rtt_seconds: Option<f64>,
-    /// The share of TCP segments retransmitted since the link's path was opened, 0 to 1.
+    /// The share of TCP segments retransmitted since the link's path was opened, 0 to 1; `None`
+    /// without a path.
     pub(crate) loss_ratio: Option<f64>,
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: benchmarks in the lab, of the programs as they are shipped.
+//! `cargo xtask bench`: benchmarks of the shipped programs in the lab, a network of namespaces on
+//! one machine.
 
 use std::env;
 use std::os::unix::process::CommandExt as _;
@@ -35,7 +36,8 @@ mod throughput;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Measures development builds, which build quickly: to try a benchmark, not for figures
+    /// Measures development builds, which are built quickly but slow: for trying out a benchmark,
+    /// not for figures
     #[arg(long, global = true)]
     unoptimised: bool,
     /// Writes the medians as plots to docs/measure/plots
@@ -50,35 +52,36 @@ enum Bench {
     /// Times connect(), a datagram, a segment and the start of a command, with and without the
     /// agent, for mobile and ordinary processes
     Connect(connect::Args),
-    /// Measures processor time per byte, at an equal rate and at full speed, and memory, beside the
-    /// competitors
+    /// Measures processor time per byte, at an equal rate and at full speed, and memory; also of
+    /// the competitors
     Cpu(cpu::Args),
-    /// Measures the longest gap in an application's connection for each kind of handover, beside
+    /// Measures the longest gap in an application's connection for each kind of handover; also of
     /// the competitors
     Handover(handover::Args),
     /// Measures the traffic and the processor time of an idle tunnel
     Idle(idle::Args),
-    /// Measures the round trip of a keystroke, alone and beside a bulk transfer, beside the
-    /// competitors
+    /// Measures the round trip of a keystroke, on an idle uplink and during a bulk transfer; also
+    /// of the competitors
     Latency(latency::Args),
-    /// Measures a bulk transfer over a link of 100 Mbit/s that loses packets, beside the
+    /// Measures a bulk transfer over a link of 100 Mbit/s that loses packets; also of the
     /// competitors
     Lossy(lossy::Args),
-    /// Measures how many small datagrams per second pass without loss, beside the competitors
+    /// Measures how many small datagrams per second pass without loss; also of the competitors
     Pps(pps::Args),
     /// Measures a relay with many clients: memory and processor time per client, handshake rate,
     /// and the effect of floods
     Relay(relay::Args),
-    /// Measures a bulk transfer over an uplink that another transfer fills, beside the competitors
+    /// Measures a bulk transfer over an uplink that another transfer fills; also of the competitors
     Shared(shared::Args),
     /// Measures the paper's table 2: the bytes that 1 MiB needs on the virtual and on the real
-    /// device, beside the competitors
+    /// device; also of the competitors
     Table2(table2::Args),
-    /// Measures iperf3 directly and through the tunnels: speed, and processor time per byte
+    /// Measures iperf3 over a direct connection and through the tunnels: speed, and processor time
+    /// per byte
     Throughput(throughput::Args),
 }
 
-/// Builds what is needed and runs the benchmark.
+/// Builds the lab and the measured programs, and runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
     shell::require_root()?;
     if args.unoptimised {
@@ -104,7 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Makes this process optimised, since the lab's links are threads of it.
+/// Replaces this process by an optimised xtask, because the lab's links are threads of xtask.
 ///
 /// A development build of xtask builds the static programs of the packages and an optimised xtask,
 /// and executes the latter, which measures those programs.

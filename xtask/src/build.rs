@@ -1,4 +1,4 @@
-//! `cargo xtask build`: builds the two programs and the C library.
+//! `cargo xtask build`: builds `mobile`, `home-relay` and the C library.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     only: Option<String>,
 }
 
-/// Builds, and prints the paths and sizes of static programs.
+/// Builds the programs, and prints the paths and sizes of static ones.
 pub(crate) fn verb(args: &Args) -> Result<()> {
     if !args.musl {
         return run(args.release).map(drop);
@@ -38,7 +38,7 @@ pub(crate) fn verb(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds `mobile`, `home-relay` and `libmobile.so`, and returns their folder.
+/// Builds `mobile`, `home-relay` and `libmobile.so`, and returns the folder that contains them.
 pub(crate) fn run(release: bool) -> Result<PathBuf> {
     let profile = if release { "release" } else { "debug" };
     step(&format!("building mobile, its eBPF programs, home-relay and libmobile ({profile})"));

@@ -31,9 +31,11 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Keeps packages from starting services during installation, by a policy-rc.d that forbids it.
+/// Keeps Debian packages from starting services during installation, by a `policy-rc.d` that
+/// forbids it; dropping the value removes the file.
 struct ServiceStartBlock {
-    /// Whether this created the file. A policy that the machine already has stays.
+    /// Whether this value created the file `policy-rc.d`. A policy that the machine already had
+    /// stays.
     ours: bool,
 }
 

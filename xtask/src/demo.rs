@@ -19,8 +19,8 @@ mod timeline;
 use footprint::Footprint;
 use scene::DemoResult;
 
-/// Sets up, builds, runs the demonstration, prints its result, and checks that nothing is left
-/// behind.
+/// Sets up, builds, runs the demonstration, prints its result, and checks that no kernel object or
+/// file of the lab is left.
 pub(crate) fn run() -> Result<()> {
     shell::require_root()?;
     setup::run()?;
@@ -50,7 +50,8 @@ fn show(result: &DemoResult) {
     }
 }
 
-/// Checks the result: both sessions answered before the cut, and only the mobile session after it.
+/// Checks the demonstration's result: both telnet sessions answered before the cut of the uplink,
+/// and only the mobile session after it.
 fn verdict(result: &DemoResult) -> Result<()> {
     let expected = [(true, true), (true, false)];
     for ((screen, answers), expected) in result.screens.iter().zip(&result.answers).zip(expected) {

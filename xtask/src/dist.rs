@@ -35,7 +35,7 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
-/// Builds everything and writes the checksums.
+/// Builds the packages and archives and writes their checksums.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out = match &args.out {
         Some(folder) => folder.clone(),
@@ -52,8 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds packages of both programs for x86_64, and archives of the relay, which also runs on
-/// routers, for every architecture.
+/// Builds Debian packages of both programs for x86_64, and archives of the relay for every
+/// architecture, because the relay also runs on routers. Returns the files' paths.
 fn build_all(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     for arch in [Arch::X86_64, Arch::Aarch64, Arch::Armv7] {
@@ -68,25 +68,25 @@ fn build_all(version: &str, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(made)
 }
 
-/// The contents of a package, besides its binary.
+/// The contents of an installable package of one program, besides the binary.
 pub(crate) struct Package {
     /// The package's name in Debian.
     pub(crate) name: &'static str,
-    /// The name of the program.
+    /// The name of the package's program.
     pub(crate) program: &'static str,
     /// The crate's folder, whose `dist/` contains the other installed files.
     pub(crate) folder: &'static str,
-    /// Files of `dist/`, and the paths at which they are installed.
+    /// The files of the crate's `dist/`, each with the path at which it is installed.
     files: &'static [(&'static str, &'static str)],
 }
 
 const UNITS: &str = "usr/lib/systemd/system";
 
-/// The directories of alert rules and dashboards.
+/// The directories in which examples of alert rules and dashboards are installed.
 const AGENT_EXAMPLES: &str = "usr/share/doc/mobile-agent/examples";
 const RELAY_EXAMPLES: &str = "usr/share/doc/home-relay/examples";
 
-/// The packages of the two programs.
+/// The packages of `mobile` and `home-relay`.
 pub(crate) const PACKAGES: [Package; 2] = [
     Package {
         name: "mobile-agent",
@@ -141,9 +141,10 @@ fn is_for_this_machine(program: &Path) -> Result<bool> {
     Ok(machine(program)? == machine(&std::env::current_exe().context("xtask itself has no path")?)?)
 }
 
-/// Returns the commit's time in seconds since 1970, which archives use for all their files.
+/// Returns the time of the git commit in seconds since 1970, which archives use for all their
+/// files.
 ///
-/// SOURCE_DATE_EPOCH overrides it (see reproducible-builds.org).
+/// The environment variable SOURCE_DATE_EPOCH overrides it (see reproducible-builds.org).
 fn source_date() -> Result<String> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(given) => Ok(given),
@@ -174,8 +175,8 @@ mod tests {
         }
     }
 
-    /// The functions of OpenWrt's rc.common that the script uses: settings come from the shipped
-    /// file, and procd's calls are printed.
+    /// Replacements for the functions of OpenWrt's rc.common that the init script uses: settings
+    /// come from the shipped file, and calls to procd are printed.
     const OPENWRT: &str = r#"
         config_load() { :; }
         config_foreach() { "$1" main; }

@@ -19,11 +19,11 @@ use crate::setup::{self, Tool};
 use crate::shell::{self, step};
 use target::Target;
 
-/// libFuzzer is written in C++.
+/// The programs that fuzzing needs: a C++ compiler, because libFuzzer is written in C++.
 const TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++" }];
 
-/// The time for each target in `cargo xtask test`: enough to run the whole corpus and somewhat
-/// beyond.
+/// The seconds for which `cargo xtask test` fuzzes each target: enough to run the whole corpus and
+/// somewhat beyond.
 const TEST_SECONDS: u64 = 10;
 
 /// Arguments of `cargo xtask fuzz`.
@@ -38,13 +38,13 @@ pub(crate) struct Args {
     /// Runs only this input, such as a file that a crash left, and prints the outcome
     #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "seconds")]
     input: Option<PathBuf>,
-    /// Rewrites the committed corpus with the inputs that add coverage: the encoders' messages, the
-    /// corpus, and all that was found on this machine
+    /// Rewrites the committed corpus with the inputs that add coverage, chosen from the encoders'
+    /// messages, the corpus and all inputs found on this machine
     #[arg(long, conflicts_with_all = ["seconds", "input"])]
     minimise: bool,
 }
 
-/// Builds the targets and fuzzes them, reproduces an input, or minimises the corpus.
+/// Builds the fuzz targets and fuzzes them, runs one input, or minimises the corpus.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(TOOLS)?;
     let targets = build(args.target.as_deref())?;
@@ -96,7 +96,7 @@ fn next(queue: &Mutex<VecDeque<Target>>) -> Option<Target> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-/// Builds the target of this name, or all targets.
+/// Builds the fuzz target with the name `only`, or all targets if it is `None`.
 fn build(only: Option<&str>) -> Result<Vec<Target>> {
     let all = target::names()?;
     let names: Vec<String> = match only {

@@ -20,11 +20,12 @@ mod mobile;
 #[allow(dead_code, reason = "only the command line definition is used here, not its parsed values")]
 mod home_relay;
 
-/// The shells with completions, and the prefix and suffix of the file name that each expects.
+/// The shells for which completions are generated, each with the prefix and the suffix of the file
+/// name that it expects.
 const SHELLS: [(Shell, &str, &str); 3] =
     [(Shell::Bash, "", ""), (Shell::Zsh, "_", ""), (Shell::Fish, "", ".fish")];
 
-/// Generates the files of both programs.
+/// Generates man pages and completions of both programs, docs/use/metrics.md and docs/messages.txt.
 pub(crate) fn run() -> Result<()> {
     let out = shell::target_dir()?.join("gen");
     for command in commands() {
@@ -36,7 +37,7 @@ pub(crate) fn run() -> Result<()> {
     metrics::write()
 }
 
-/// Generates one program's man pages and completions below `out`.
+/// Generates one program's man pages and completions below `out`, and returns the files' paths.
 pub(crate) fn program(name: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let command = commands().into_iter().find(|command| command.get_name() == name);
     generate(&command.with_context(|| format!("no program is named {name}"))?, out)

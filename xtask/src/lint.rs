@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: checks of the sources that need no run. Every warning is an error.
+//! `cargo xtask lint`: checks of the sources that do not run the programs. Every warning is an
+//! error.
 
 mod bounds;
 pub(crate) mod messages;
@@ -14,7 +15,8 @@ use crate::shell::{self, step};
 /// Options of `cargo xtask lint`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Print what is counted about the words of comments and documents, and check nothing else
+    /// Print the counts of words, wide lines and poor beginnings in comments and documents, and
+    /// check nothing else
     #[arg(long)]
     pub(crate) words: bool,
 }
@@ -48,7 +50,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     dependencies()
 }
 
-/// They are a workspace of their own, and see parts of ours that nothing else does.
+/// Checks the formatting of the fuzz targets and runs clippy on them: they are a workspace of their
+/// own, which the other checks leave out.
 fn fuzz_targets() -> Result<()> {
     step("fuzz targets: formatting, clippy");
     let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
@@ -64,7 +67,9 @@ fn fuzz_targets() -> Result<()> {
     )
 }
 
-/// cargo-deny is not installed by `setup`: it takes longer to build than everything here together.
+/// Checks the licences, sources and advisories of all dependencies with cargo-deny, if it is
+/// installed. `setup` does not install cargo-deny, because building it takes longer than the whole
+/// workspace.
 fn dependencies() -> Result<()> {
     if shell::find("cargo-deny").is_none() {
         step("dependencies: skipped, cargo-deny is not installed (`cargo install cargo-deny --locked`)");
@@ -87,7 +92,7 @@ fn dependencies() -> Result<()> {
     Ok(())
 }
 
-/// Ours, and the fuzz targets'.
+/// The manifests whose dependencies are checked: the workspace's and the fuzz targets'.
 const MANIFESTS: [&str; 2] = ["./Cargo.toml", "./fuzz/Cargo.toml"];
 
 fn deny(manifest: &str) -> Command {

@@ -27,7 +27,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Installs what building and testing need: bpf-linker and, on Debian as root, the packages
+    /// Installs the tools that building and testing need: bpf-linker and, on Debian as root,
+    /// packages
     Setup,
     /// Builds `mobile` (with its eBPF programs), `home-relay` and the C library
     Build(build::Args),
@@ -45,7 +46,7 @@ enum Verb {
     Test(test::Args),
     /// Runs fuzz targets: `fuzz frame --seconds 600`
     Fuzz(fuzz::Args),
-    /// Runs a benchmark in the lab
+    /// Runs a benchmark in the lab, a network of namespaces on this machine
     Bench(bench::Args),
 }
 

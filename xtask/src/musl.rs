@@ -1,8 +1,9 @@
-//! Static programs, linked with musl, which run on any distribution however old its C library.
+//! Builds static programs, linked with musl, which run on any distribution however old its C
+//! library.
 //!
 //! zig is the C compiler and linker; it contains musl for every architecture. The standard library
-//! is built from its source, a component that the toolchain file requests anyway. So nothing made
-//! for one architecture is needed.
+//! is built from its source, a component that the toolchain file requests anyway. So nothing has to
+//! be installed for each architecture.
 
 use std::env;
 use std::fs;
@@ -74,8 +75,8 @@ pub(crate) fn build(arch: Arch, only: Option<&str>) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Returns a command that builds static programs, to be given packages and a profile, and the
-/// folder that contains each profile's folder.
+/// Returns a cargo command that builds static programs, to which the caller adds packages and a
+/// profile, and the folder that contains each profile's folder.
 pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
     let venv = ensure_zig()?;
     // A target directory of its own, so that ordinary builds do not wait for its lock.
@@ -99,17 +100,20 @@ pub(crate) fn command(arch: Arch) -> Result<(Command, PathBuf)> {
     Ok((build, target_dir.join(arch.target())))
 }
 
-/// Returns the environment variable from which cargo reads a target's flags.
+/// Returns the name of the environment variable from which cargo reads rustc's flags for an
+/// architecture.
 fn flags_of(arch: Arch) -> String {
     format!("CARGO_TARGET_{}_RUSTFLAGS", arch.target().to_uppercase().replace('-', "_"))
 }
 
-/// Returns the environment variable from which the `cc` crate reads C flags.
+/// Returns the name of the environment variable from which the `cc` crate reads C flags for an
+/// architecture.
 fn c_flags_of(arch: Arch) -> String {
     format!("CFLAGS_{}", arch.target().replace('-', "_"))
 }
 
-/// zstd's compression strategies to leave out: all but the one that the level for packets uses.
+/// The macros that leave out zstd's compression strategies: all but the one of the level that
+/// packets use.
 const EXCLUDED_ZSTD_STRATEGIES: [&str; 7] = [
     "ZSTD_EXCLUDE_DFAST_BLOCK_COMPRESSOR",
     "ZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR",
@@ -120,8 +124,8 @@ const EXCLUDED_ZSTD_STRATEGIES: [&str; 7] = [
     "ZSTD_EXCLUDE_BTULTRA_BLOCK_COMPRESSOR",
 ];
 
-/// Installs zig and cargo-zigbuild of the pinned versions in a Python environment, unless they are
-/// installed.
+/// Installs the pinned versions of zig and cargo-zigbuild in a Python environment, unless they are
+/// installed, and returns the environment's folder.
 fn ensure_zig() -> Result<PathBuf> {
     let venv = shell::tools_dir()?.join("zig");
     let stamp = venv.join("installed.txt");
@@ -140,7 +144,7 @@ fn ensure_zig() -> Result<PathBuf> {
     Ok(venv)
 }
 
-/// Installs a Python that can create environments: Debian has `venv` in a separate package.
+/// Installs Python with the module `venv`, which Debian has in a separate package.
 fn ensure_python() -> Result<()> {
     setup::install(&[Tool { program: "python3", package: "python3-venv" }])?;
     if shell::output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_ok() {

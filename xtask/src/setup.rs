@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: installs what building and testing need beyond the toolchain that rustup
-//! installs.
+//! `cargo xtask setup`: installs the tools that building and testing need beyond the Rust
+//! toolchain, which rustup installs.
 
 use std::process::Command;
 
@@ -8,8 +8,8 @@ use anyhow::{Result, bail};
 use crate::debian;
 use crate::shell::{self, step};
 
-/// Version 0.10.3 uses rustc's own LLVM and therefore installs with cargo alone; later versions
-/// need a system LLVM.
+/// The pinned version of bpf-linker. Version 0.10.3 uses rustc's own LLVM and therefore installs
+/// with cargo alone; later versions need a system LLVM.
 const BPF_LINKER: &str = "0.10.3";
 
 /// A program that tests, the demonstration or benchmarks start, and the Debian package that
@@ -61,7 +61,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tmux", package: "tmux" },
 ];
 
-/// Installs what is missing; returns quickly if nothing is.
+/// Installs the missing tools and bpf-linker; returns quickly if nothing is missing.
 pub(crate) fn run() -> Result<()> {
     install(TOOLS)?;
     linker()
@@ -96,7 +96,7 @@ pub(crate) fn linker() -> Result<()> {
     Ok(())
 }
 
-/// Installs the missing ones of `tools` from Debian's packages; returns quickly if none is missing.
+/// Installs, from Debian's packages, those of `tools` that are missing; returns quickly if none is.
 pub(crate) fn install(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| shell::find(tool.program).is_none()).collect();
     if missing.is_empty() {

@@ -1,4 +1,4 @@
-//! Runs other programs, finds them, and prints the current step.
+//! Runs other programs, looks them up in PATH, and prints the current step of xtask.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Prints the current step on stderr, so that minutes of building are explained.
+/// Prints the current step of xtask on stderr, so that minutes of building are explained.
 pub(crate) fn step(what: &str) {
     if std::io::stderr().is_terminal() {
         eprintln!("\x1b[1;36m==>\x1b[0m \x1b[1m{what}\x1b[0m");
@@ -37,12 +37,14 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
-/// Returns the cargo that started xtask, to run in the workspace with bpf-linker in its PATH.
+/// Returns a command of the cargo that started xtask, which runs in the workspace with bpf-linker
+/// in its PATH.
 pub(crate) fn cargo() -> Command {
     cargo_named(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Returns a program that is used like cargo, set up in the same way.
+/// Returns a command of `program`, which is used like cargo, in the workspace with bpf-linker in
+/// its PATH.
 pub(crate) fn cargo_named(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root()).env("PATH", path_with_tools());
@@ -74,8 +76,8 @@ pub(crate) fn tools_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("tools"))
 }
 
-/// Returns the first executable `program` in PATH, or in the sbin directories that an ordinary
-/// user's PATH lacks.
+/// Returns the path of the first executable `program` in PATH, or in the sbin directories that an
+/// ordinary user's PATH lacks.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     env::split_paths(&path_with_tools())
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
@@ -83,14 +85,14 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| is_executable(candidate))
 }
 
-/// Returns whether xtask runs as root, which creating namespaces, devices and BPF programs
-/// requires.
+/// Returns whether xtask runs as root, which is required for creating namespaces, devices and eBPF
+/// programs.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Fails with the command to run instead, unless xtask runs as root.
+/// Fails unless xtask runs as root; the error names the command to run instead.
 pub(crate) fn require_root() -> Result<()> {
     if is_root() {
         return Ok(());

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     filters: Vec<String>,
 }
 
-/// Settings for a second chaos run, in which all settings of `[tunnel]` have their other value.
+/// Flags of a second chaos run, in which all settings of `[tunnel]` have their other value.
 const OTHER_MODES: [&str; 6] =
     ["--tunnel", "queue=fifo", "--tunnel", "offload=off", "--tunnel", "compression=zstd"];
 
@@ -112,8 +112,8 @@ fn end_to_end(filters: &[String]) -> Result<()> {
     )
 }
 
-/// Builds Debian packages of the binaries under test, in this version and in one that upgrades it.
-/// Returns their folder.
+/// Builds Debian packages of the programs under test, in this version and in one that upgrades it.
+/// Returns the packages' folder.
 fn packages(binaries: &Path) -> Result<PathBuf> {
     let out = shell::target_dir()?.join("packages");
     for version in [env!("CARGO_PKG_VERSION"), concat!(env!("CARGO_PKG_VERSION"), "+next")] {
@@ -122,9 +122,9 @@ fn packages(binaries: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Runs the chaos test: random network events under flows whose bytes are checked.
+/// Runs the chaos test: random network events during transfers whose bytes are checked.
 ///
-/// It runs by itself, because its load would disturb other tests.
+/// The chaos test runs alone, because its load would disturb other tests.
 fn chaos(flags: &[String]) -> Result<()> {
     let binaries = build::run(false)?;
     step("chaos");
@@ -136,11 +136,11 @@ fn chaos(flags: &[String]) -> Result<()> {
     )
 }
 
-/// Returns the number of cases to run in parallel: two for each core, unless the user has set
-/// RUST_TEST_THREADS.
+/// Returns the number of end-to-end cases to run in parallel: two for each core, unless the user
+/// has set RUST_TEST_THREADS.
 ///
-/// The cases mostly wait for links and timers. On 2 cores, with more than two for each core their
-/// own load began to show in what they measure.
+/// The cases mostly wait for links and timers. On 2 cores, more than two cases for each core
+/// disturbed each other's measurements.
 fn test_threads() -> String {
     std::env::var("RUST_TEST_THREADS").unwrap_or_else(|_| {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
@@ -148,8 +148,8 @@ fn test_threads() -> String {
     })
 }
 
-/// Checks that `cargo install --path home-relay --locked` works without a bpf-linker, by one that
-/// fails when called.
+/// Checks that `cargo install --path home-relay --locked` works without a bpf-linker: the one in
+/// PATH fails when called.
 ///
 /// The dev profile is enough, because the check concerns only the graph of packages.
 fn relay_alone() -> Result<()> {

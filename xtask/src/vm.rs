@@ -20,7 +20,7 @@ mod machine;
 
 use kernel::Kernel;
 
-/// The programs that this needs beyond those of the other tests.
+/// The programs that virtual machines need beyond those of the other tests.
 const TOOLS: &[Tool] = &[
     Tool { program: "busybox", package: "busybox-static" },
     Tool { program: "cpio", package: "cpio" },
@@ -29,11 +29,12 @@ const TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86" },
 ];
 
-/// The tested kernel series, with the Debian release of each.
+/// The tested kernel series, each with the Debian release that has it.
 const KERNELS: [Kernel; 2] =
     [Kernel { series: "6.1", release: "bookworm" }, Kernel { series: "6.12", release: "trixie" }];
 
-/// The cases to run, one of each kind: an emulated processor is too slow for all of them.
+/// The end-to-end cases to run, one of each kind: an emulated processor is too slow for all of
+/// them.
 const CASES: &[&str] = &[
     "leaks::nothing_leaks_over_a_handover",
     "matrix::",
@@ -42,8 +43,8 @@ const CASES: &[&str] = &[
     "sessions::telnet_answers_after_the_loss_of_its_uplink_and_a_plain_one_does_not",
 ];
 
-/// Boots each kernel, or only the one whose series is named, and runs the cases; filters replace
-/// the default cases.
+/// Boots each kernel, or only the one whose series is named in `words`, and runs the end-to-end
+/// cases. Other words are filters that replace the default cases.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("the kernels and the tests that run on them are for x86_64: run this on an x86_64 machine");
@@ -74,8 +75,8 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs that run in the virtual machine, all of them static, so that they do not
-/// depend on this machine's C library.
+/// Builds the programs that run in the virtual machine, and returns their names and paths. All are
+/// static, so that they do not depend on this machine's C library.
 fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     let (mut build, target_dir) = musl::command(Arch::X86_64)?;
     step("building static mobile, home-relay and the cases, for the kernels under qemu");
@@ -91,7 +92,8 @@ fn programs() -> Result<Vec<(&'static str, PathBuf)>> {
     Ok(programs)
 }
 
-/// Fails if no test matches `case`; otherwise a renamed case would silently never run.
+/// Fails if no end-to-end case matches `case`, because a renamed case would otherwise silently
+/// never run.
 fn assert_there(e2e: &Path, case: &str) -> Result<()> {
     let listed = shell::output(Command::new(e2e).args(["--list", "--format=terse", case]))?;
     if listed.is_empty() {
@@ -100,7 +102,7 @@ fn assert_there(e2e: &Path, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the path of the test program from cargo's messages.
+/// Returns the path of the built test program, from cargo's JSON messages.
 fn executable(messages: &str) -> Option<PathBuf> {
     messages
         .lines()
@@ -109,7 +111,7 @@ fn executable(messages: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-/// Runs `command`, whose output does not matter.
+/// Runs `command` without showing its output.
 fn quiet(command: &mut Command) -> Result<()> {
     shell::output(command).map(drop)
 }

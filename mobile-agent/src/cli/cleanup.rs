@@ -54,11 +54,11 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
     super::runtime()?.block_on(remove_everything(&names, &record, None))
 }
 
-/// Removes each set of kernel objects, then the record of them. Continues after an error and
-/// reports every error.
+/// Removes the kernel objects that each configuration in `names` names, then `record`, the file
+/// that lists these names. Continues after an error and reports every error.
 ///
-/// A running agent has given up the right to move other users' processes, so its `helper` moves
-/// them.
+/// A running agent has dropped the capabilities to move other users' processes, so its `helper`
+/// moves them.
 pub(crate) async fn remove_everything(
     names: &[Config],
     record: &StateFile,

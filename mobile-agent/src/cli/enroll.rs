@@ -28,8 +28,8 @@ use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
 
-/// Timeout for each step of a connection: enough to repeat a satellite's round trip three times,
-/// short enough for a person who waits.
+/// Timeout for each step of a connection to the relay, such as the TCP or the TLS handshake: enough
+/// to repeat a satellite's round trip three times, short enough for a person who waits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Attempts to redeem an invitation. If the relay accepted the key and its answer was lost, the
 /// next attempt gets the same answer.
@@ -104,8 +104,8 @@ fn read_stdin() -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The key and the configuration in synced temporary files beside their final paths. A crash or a
-/// refusal leaves the final paths untouched.
+/// The private key and the configuration in synced temporary files beside their final paths. If the
+/// relay refuses or the host crashes, the final paths are untouched.
 struct StagedFiles {
     key: PrivateKey,
     /// The key's temporary file and its final path; `None` if an existing key is used.
@@ -115,8 +115,8 @@ struct StagedFiles {
 }
 
 impl StagedFiles {
-    /// Prepares both files. Everything that can fail without the relay fails here, before the
-    /// invitation is used.
+    /// Writes the key and the configuration to temporary files. Everything that can fail without
+    /// the relay fails here, before the invitation is used.
     fn prepare(config: &Path, invitation: &Invitation) -> anyhow::Result<Self> {
         ensure!(
             config.file_name().is_some(),
@@ -155,8 +155,8 @@ impl StagedFiles {
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
 
-    /// Moves both files to their final paths, the configuration last: a key without a configuration
-    /// is no more than what `keygen` could have made.
+    /// Moves the key and then the configuration to their final paths. A crash in between leaves
+    /// only a key without a configuration, as `mobile keygen` does.
     fn publish(self) -> anyhow::Result<()> {
         let Self { key_file, config_file, config_path, .. } = self;
         let dir = config_file.path().parent().unwrap_or(Path::new(".")).to_owned();
@@ -176,8 +176,8 @@ impl StagedFiles {
     }
 }
 
-/// Writes and syncs a temporary file, which only its owner may read (`tempfile` creates it so) and
-/// which is removed unless it is moved to its final path.
+/// Writes `text` to a temporary file in `dir` and syncs it. Only the file's owner may read it
+/// (`tempfile` creates it so), and dropping the value removes the file unless it was moved.
 fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
     let write = || {
         let mut file = tempfile::Builder::new().prefix(".enroll-").suffix(".toml").tempfile_in(dir)?;

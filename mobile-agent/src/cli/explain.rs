@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::config::Config;
 use crate::control::protocol::{Reply, Request};
 
-/// Prints the explanation. Needs neither a running agent nor root; the output names what an
-/// ordinary user may not see.
+/// Prints how a connection is routed, and why. Needs neither a running agent nor root; the output
+/// names what an ordinary user may not see.
 pub(super) fn explain(config: Option<&Path>, target: &str) -> anyhow::Result<()> {
     let mut config = Config::of_client(config)?;
     // `mobile bypass` changes the running agent's list only; without an agent, the file's list

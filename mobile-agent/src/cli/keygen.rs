@@ -8,7 +8,8 @@ use mobile_io::keys::PrivateKey;
 
 use crate::config::Config;
 
-/// Generates the key. Fails if the key file exists: a key is never overwritten.
+/// Generates this host's private key in the file `out` and prints the public key. Fails if the file
+/// exists, because a key is never overwritten.
 pub(super) fn keygen(config: Option<&Path>, out: Option<PathBuf>) -> anyhow::Result<()> {
     let path = match out {
         Some(path) => path,

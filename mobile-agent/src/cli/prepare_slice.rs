@@ -7,8 +7,8 @@ use anyhow::Context;
 
 use crate::control::protocol::{Reply, Request};
 
-/// Succeeds once every process in the slice is mobile; if it fails, systemd starts nothing in the
-/// slice.
+/// Has the agent make the processes of systemd's `mobile.slice` mobile. If this fails, systemd
+/// starts nothing in the slice.
 pub(super) fn prepare_slice(config: Option<&Path>) -> anyhow::Result<()> {
     let prepared = super::agent(config).and_then(|mut agent| super::ask(&mut agent, &Request::PrepareSlice));
     match prepared.context(

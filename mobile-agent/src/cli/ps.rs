@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::control::protocol::{Process, Reply, Request, Traffic};
 
-/// Prints the list. Root and members of the control group see all mobile processes, other users
+/// Prints the mobile processes. Root and members of the control group see all of them, other users
 /// their own.
 pub(super) fn ps(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;

@@ -49,10 +49,10 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Makes this process mobile. Returns a running instance of the program that may connect in its
-/// place.
+/// Makes this process mobile. Returns a running instance of `program` outside the tunnel that may
+/// do the command's work in this process's place, as a running browser does.
 ///
-/// The search for an instance takes place while the kernel moves this process into the mobile
+/// The search for such an instance takes place while the kernel moves this process into the mobile
 /// cgroup, which takes several milliseconds.
 fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
     let config = Config::of_client(config)?;
@@ -72,7 +72,8 @@ fn instance_of(config: &Config, program: &OsStr) -> Option<Instance> {
     instance::of_command(program, is_mobile)
 }
 
-/// Warns about a running instance of the program. The command runs all the same.
+/// Warns that a running instance of the program may do the command's work outside the tunnel. The
+/// command runs all the same.
 fn warn_of(instance: &Instance, program: &OsStr) {
     let pids: Vec<String> = instance.pids.iter().map(ToString::to_string).collect();
     super::complain(&anyhow::anyhow!(

@@ -17,7 +17,7 @@ use super::status::{SHOWN_HANDOVERS, addresses, handover_line, or_dash, relay, s
 use crate::control::protocol::{Reply, Request};
 use crate::status::{SessionState, Status, Traffic, Uplinks};
 
-/// The time between two refreshes.
+/// The time between two refreshes of the display.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Switches to the terminal's alternate screen, hides the cursor and turns line wrapping off.
@@ -31,7 +31,8 @@ const HOME: &str = "\x1b[H";
 const END_OF_LINE: &str = "\x1b[K";
 const END_OF_SCREEN: &str = "\x1b[J";
 
-/// Refreshes until a signal interrupts it or the reader of stdout is gone.
+/// Prints the state of the session once a second, until a signal interrupts it or the reader of
+/// stdout is gone.
 pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     // Without an agent at the start, report that and end.
     let mut agent = Some(super::agent(config)?);
@@ -145,7 +146,8 @@ impl Paint {
         self.with("1", text)
     }
 
-    /// Colours text by the state that it describes.
+    /// Colours `text` for the `state` of a session or uplink: green if it carries the tunnel, cyan
+    /// if it could, yellow in between, red after a failure, dim otherwise.
     fn state(self, state: &str, text: &str) -> String {
         match state {
             "active" | "connected" => self.with("32", text),
@@ -157,7 +159,8 @@ impl Paint {
     }
 }
 
-/// Renders a sample. Every line keeps its position whatever it says, so that the eye finds it.
+/// Renders the agent's state, with rates since the sample `before`. Every line keeps its position
+/// whatever its contents, so that the eye finds it.
 fn render(now: &Sample, before: Option<&Sample>, paint: Paint) -> String {
     let status = &now.status;
     let state = match status.session {
@@ -237,8 +240,8 @@ fn uplinks(uplinks: &Uplinks, paint: Paint) -> String {
     text
 }
 
-/// Renders the rates since the previous sample in bytes and packets per second, and the total in
-/// bytes.
+/// Renders the traffic that `counters` returns as (bytes, packets): the rates per second since the
+/// previous sample, and the total in bytes.
 fn traffic(now: &Sample, before: Option<&Sample>, counters: impl Fn(&Traffic) -> (u64, u64)) -> String {
     let (bytes, packets) = counters(&now.status.traffic);
     let rates = before.map(|before| {

@@ -1,4 +1,5 @@
-//! Handles the calls of the C library, which the verbs offer too, and answers with error numbers.
+//! Handles the calls of the C library `libmobile`, such as `inet_setmobile`, and answers with error
+//! numbers.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use mobile_control::Call;
 use crate::daemon::Agent;
 use crate::processes::{Job, JobError, Requester};
 
-/// Carries out a call and returns 0 or the error number.
+/// Carries out a call of the C library and returns 0, or the error number (errno) of its failure.
 pub(super) async fn handle(
     agent: &Arc<Agent>,
     requester: Requester,

@@ -12,7 +12,7 @@ use crate::status::{Status, Uplinks};
 pub(crate) enum Request {
     /// Make the requesting process mobile; it executes a command afterwards.
     Run,
-    /// A call of the C library.
+    /// A function call of the C library `libmobile`.
     Call(Call),
     /// Make these processes mobile.
     Attach {
@@ -44,9 +44,9 @@ pub(crate) enum Request {
         /// Whether to add the network; otherwise it is removed.
         add: bool,
     },
-    /// Remove every kernel object, then end.
+    /// Remove every kernel object of the agent, then end the agent.
     Cleanup,
-    /// Make processes of the slice mobile, before systemd runs anything there.
+    /// Make the processes of systemd's `mobile.slice` mobile, before systemd starts any of them.
     PrepareSlice,
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Request {
 pub(crate) enum Reply {
     /// The request succeeded, without a result.
     Done,
-    /// The result of a `Call`: 0, or the error number.
+    /// The result of a `Call`: 0, or the error number (errno).
     Called(i32),
     /// The request succeeded; the text is a note for the user.
     Noted(String),
@@ -81,9 +81,10 @@ pub(crate) struct Change {
     pub(crate) pid: i32,
     /// The name of the command, if it is known.
     pub(crate) command: Option<String>,
-    /// The reason why the process was not changed, which names the process.
+    /// The reason why the process was not changed, in a text that names the process; `None` if the
+    /// process was changed.
     pub(crate) error: Option<String>,
-    /// The sockets that keep their route because they have a peer.
+    /// The connected sockets of the process, which keep their present route.
     pub(crate) kept: Vec<Connection>,
 }
 
@@ -101,7 +102,7 @@ pub(crate) struct Process {
     /// The open connections through the tunnel.
     pub(crate) connections: Vec<Connection>,
     /// The traffic of the process's TCP connections through the tunnel, open and closed ones;
-    /// `None` if the kernel does not tell.
+    /// `None` if the kernel's counters cannot be read.
     pub(crate) tcp: Option<Traffic>,
 }
 

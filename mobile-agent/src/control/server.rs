@@ -21,11 +21,11 @@ use crate::processes::{Job, Requester};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The maximum number of simultaneous connections of one user. Every user may connect, and no one
-/// may use up the file descriptors that the next path needs; a person's scripts run a few commands
-/// at once.
+/// may use up the file descriptors that the agent needs for its paths to the relay; a person's
+/// scripts run a few commands at once.
 const MAX_PER_USER: usize = 32;
 
-/// Accepts connections until the task is aborted.
+/// Accepts connections on the control socket until the task is aborted.
 pub(crate) async fn serve(listener: Listener, agent: Arc<Agent>) {
     let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
@@ -121,15 +121,15 @@ async fn handle(
     }
 }
 
-/// Returns whether the user is a member of the `[control] group`. The user database may be a
-/// service that only the process helper may query.
+/// Returns whether the user is a member of the `[control] group`. Asks the process helper, because
+/// the user database may be a service that only the helper may query.
 async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
     let Some(group) = agent.config.control.group.clone() else { return false };
     let agent = Arc::clone(agent);
     blocking(move || ask_helper(&agent, &Job::IsPrivileged { uid, gid, group })).await.unwrap_or(false)
 }
 
-/// Makes the calling process mobile, with the sockets that it holds.
+/// Makes the process that sent the request mobile, with the sockets that it holds.
 fn run(
     agent: &Agent,
     requester: Requester,

@@ -22,15 +22,17 @@ pub(crate) struct Requester {
     pub(crate) privileged: bool,
 }
 
-/// Returns whether the requester may change a process with these owners.
+/// Returns whether the requester may change a process with these owners (its real, effective and
+/// saved user ID).
 ///
-/// All of them must be the requester: a program with another user's rights (setuid) must not be
-/// redirected by the user who started it.
+/// An ordinary user must be all three, because a program with another user's rights (setuid) must
+/// not be redirected by the user who started it.
 pub(super) fn may_change(requester: Requester, owners: Owners) -> bool {
     requester.privileged || owners.iter().all(|owner| *owner == requester.uid)
 }
 
-/// Returns whether a user may ask for all that root may.
+/// Returns whether a user may send every request that root may send: as root, or as a member of
+/// `group`.
 pub(super) fn is_privileged(uid: u32, gid: u32, group: Option<&str>) -> bool {
     uid == 0 || group.is_some_and(|group| is_member(uid, gid, group))
 }
@@ -47,12 +49,13 @@ fn is_member(uid: u32, gid: u32, group: &str) -> bool {
         .is_some_and(|groups| groups.contains(&group.gid))
 }
 
-/// A process held by its pidfd, so that its ID cannot come to mean another process unnoticed.
+/// A process with its pidfd, which reveals whether the process ID has been reused for another
+/// process.
 #[derive(Debug)]
 pub(super) struct ProcessHandle {
     /// The ID of the process.
     pub(super) pid: i32,
-    /// The owners, read while the process was alive.
+    /// The real, effective and saved user ID, read while the process was alive.
     pub(super) owners: Owners,
     /// Whether the process is in another network namespace than the agent.
     pub(super) in_other_namespace: bool,
@@ -73,7 +76,8 @@ impl ProcessHandle {
         Self::identify(pid, pidfd)
     }
 
-    /// Returns the calling process, by the pidfd of its connection where the kernel provides one.
+    /// Opens the process that sent a request, by the pidfd of its connection, or by its ID where
+    /// the kernel provides no such pidfd.
     pub(super) fn caller(pid: i32, pidfd: Option<OwnedFd>) -> Result<Self, ChangeError> {
         match pidfd {
             Some(pidfd) => Self::identify(pid, pidfd),
@@ -81,7 +85,8 @@ impl ProcessHandle {
         }
     }
 
-    /// Reads the process behind `pidfd`, then verifies that `pid` named that process until the end.
+    /// Reads the owners and the network namespace of the process `pid`, then checks by `pidfd` that
+    /// the process was alive all the time, so that `pid` meant no other.
     fn identify(pid: i32, pidfd: OwnedFd) -> Result<Self, ChangeError> {
         let gone = || ChangeError::NoProcess(pid);
         let unseen = |source: std::io::Error| match Errno::from_io_error(&source) {
@@ -112,7 +117,7 @@ impl ProcessHandle {
     }
 }
 
-/// Returns the identity of a process's network namespace.
+/// Returns the device and inode number of a process's network namespace, which identify it.
 fn namespace(process: &str) -> std::io::Result<(u64, u64)> {
     let namespace = std::fs::metadata(format!("/proc/{process}/ns/net"))?;
     Ok((namespace.dev(), namespace.ino()))

@@ -56,8 +56,8 @@ impl ProcessHelper {
         Ok((Self { channel: Arc::new(ours) }, child))
     }
 
-    /// Sends a job to the helper and returns the result; `caller` is the pidfd of the calling
-    /// process. Blocks the thread.
+    /// Sends a job to the helper and returns its result; `caller` is the pidfd of the process that
+    /// sent the agent a request. Blocks the thread.
     pub(crate) fn run<T: DeserializeOwned>(
         &self,
         job: &Job,
@@ -88,7 +88,7 @@ impl ProcessHelper {
     }
 }
 
-/// Sends one message with at most two file descriptors.
+/// Sends one message with at most two file descriptors to the process helper.
 fn send(channel: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -1,4 +1,4 @@
-//! The process helper's side: handles jobs until the agent has ended.
+//! The main loop of the process helper: handles the agent's jobs until the agent has ended.
 
 use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -23,14 +23,14 @@ use crate::selection::account::Accounts;
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::sockets::Mark;
 
-/// The hidden verb with which the agent starts the helper from its own program.
+/// The hidden verb of `mobile` with which the agent starts its process helper.
 pub(crate) const VERB: &str = "agent-process-helper";
 
-/// The maximum length of a message on the channel, in bytes. The longest is the settings, with two
-/// paths.
+/// The maximum length of a message from the agent, in bytes. The longest message has the settings,
+/// with two paths.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Runs `mobile agent-process-helper`, with the channel to the agent as standard input.
+/// Runs `mobile agent-process-helper`, whose standard input is the socket to the agent.
 pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     mobile_io::log::init(log, "MOBILE_LOG")?;
     let stdin = std::io::stdin();
@@ -66,8 +66,8 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the capabilities and system calls that the jobs need. Files are not restricted: Landlock
-/// would hide the file descriptors of other processes.
+/// Returns the capabilities and system calls that the process helper needs for its jobs. Files are
+/// not restricted, because Landlock would hide the file descriptors of other processes.
 fn confinement() -> Confinement {
     Confinement {
         capabilities: Capabilities::BPF
@@ -95,7 +95,8 @@ fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
     })
 }
 
-/// Receives one message with its file descriptors; returns `None` once the agent has ended.
+/// Receives one message of the agent with its file descriptors; returns `None` once the agent has
+/// ended.
 fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
@@ -119,7 +120,8 @@ fn receive(channel: BorrowedFd<'_>) -> anyhow::Result<Option<(Vec<u8>, Vec<Owned
     Ok(Some((bytes, rights.flatten().collect())))
 }
 
-/// Reads a job from `stream`, does it and writes the result to the same stream.
+/// Reads a job from `stream`, does it and writes the result to the same stream; `caller` is the
+/// pidfd of the process that sent the agent a request.
 fn handle(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> anyhow::Result<()> {
     let mut job = Vec::new();
     stream.read_to_end(&mut job)?;

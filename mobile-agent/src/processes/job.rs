@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::access::Requester;
 use super::change_error::ChangeError;
 
-/// The settings of the helper, sent once at its start. The maps of the traffic accounts come with
-/// the message as file descriptors.
+/// The settings of the process helper, sent once at its start. The eBPF maps of the traffic
+/// accounts are sent as file descriptors of the same message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
     /// The setting `[cgroup] path`.
@@ -26,12 +26,13 @@ pub(crate) struct Setup {
     pub(crate) mark_key: u64,
 }
 
-/// A job for the helper. The result of each is a `Result` of the type that the variant's
-/// documentation names.
+/// A job for the process helper. Its reply is a `Result` with the type that the variant's
+/// documentation names after "Result".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Job {
-    /// Tells whether a user may ask for all that root may, as a member of the group: `bool`.
+    /// Tells whether a user may send every request that root may send, as a member of `group`.
+    /// Result: `bool`.
     IsPrivileged {
         /// The ID of the user.
         uid: u32,
@@ -40,16 +41,17 @@ pub(crate) enum Job {
         /// The setting `[control] group`.
         group: String,
     },
-    /// Tells whether the caller holds sockets that could become mobile: `bool`.
+    /// Tells whether the process that sent the request holds sockets that could become mobile.
+    /// Result: `bool`.
     HoldsSockets {
-        /// The process ID of the caller.
+        /// The ID of the process that sent the request.
         caller: i32,
     },
-    /// Makes one process mobile or ordinary: `()`.
+    /// Makes one process mobile or ordinary. Result: `()`.
     SetMobile {
-        /// The process ID; `None` means the caller.
+        /// The ID of the process to change; `None` means the process that sent the request.
         pid: Option<i32>,
-        /// The process ID of the caller.
+        /// The ID of the process that sent the request.
         caller: i32,
         /// The user who sent the request.
         requester: Requester,
@@ -58,7 +60,7 @@ pub(crate) enum Job {
         /// Whether the sockets that the process holds change too.
         with_sockets: bool,
     },
-    /// Makes several processes mobile or ordinary: `Vec<Change>`, one for each.
+    /// Makes several processes mobile or ordinary. Result: `Vec<Change>`, one for each process.
     Change {
         /// The IDs of the processes.
         pids: Vec<i32>,
@@ -69,26 +71,28 @@ pub(crate) enum Job {
         /// Whether the processes are to be mobile.
         mobile: bool,
     },
-    /// Lists the mobile processes that the requester may see: `Vec<Process>`.
+    /// Lists the mobile processes that the requester may see. Result: `Vec<Process>`.
     List {
         /// The user who sent the request.
         requester: Requester,
         /// The persistent addresses, which identify connections through the tunnel.
         persistent: Vec<IpAddr>,
     },
-    /// Finds the mobile process that has a TUN or TAP open: `Option<String>`, `command (pid)`.
+    /// Searches the mobile process that has a TUN or TAP device open. Result: `Option<String>`, as
+    /// `command (pid)`.
     FindTunHolder {
         /// The name of the device.
         device: String,
     },
-    /// Removes the traffic accounts of processes that have ended: `()`.
+    /// Removes the traffic accounts of processes that have ended. Result: `()`.
     SweepAccounts,
-    /// Creates the cgroup of the slice unless it exists, for systemd to use: `u64`, its kernel ID.
+    /// Creates the cgroup of systemd's `mobile.slice` unless it exists. Result: `u64`, the cgroup's
+    /// kernel ID.
     EnsureSlice,
     /// Moves every process of a mobile cgroup back to its former cgroup, and removes the mobile
-    /// cgroup: `()`.
+    /// cgroup. Result: `()`.
     RemoveCgroup {
-        /// The directory of the cgroup; `None` means the default one.
+        /// The directory of the mobile cgroup; `None` means the default one.
         path: Option<PathBuf>,
     },
 }
@@ -97,19 +101,19 @@ pub(crate) enum Job {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct JobError {
-    /// The text, which names the process.
+    /// The cause as text, which names the process.
     pub(crate) reason: String,
     /// The error number for C.
     pub(crate) errno: i32,
 }
 
 impl JobError {
-    /// Wraps a failure that has no error number of its own.
+    /// Creates the error for a failure that has no error number of its own: EIO.
     pub(super) fn failed(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), errno: Errno::EIO as i32 }
     }
 
-    /// Wraps an error that has no error number of its own.
+    /// Wraps an error that has no error number of its own: the number becomes EIO.
     pub(super) fn of(error: &impl std::fmt::Display) -> Self {
         Self::failed(error.to_string())
     }

@@ -13,9 +13,9 @@ use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
 
-/// The state that the jobs share.
+/// The state that all jobs of the process helper share.
 pub(super) struct Worker {
-    /// The directory of the mobile cgroup.
+    /// The mobile cgroup.
     pub(super) cgroup: MobileCgroup,
     /// The mark of mobile sockets.
     pub(super) mark: Mark,
@@ -23,18 +23,18 @@ pub(super) struct Worker {
     pub(super) accounts: Accounts,
 }
 
-/// The calling process: its ID, and its pidfd where the kernel provides one.
+/// The process that sent a request: its ID, and its pidfd where the kernel provides one.
 pub(super) type Caller = (i32, Option<OwnedFd>);
 
 impl Worker {
-    /// Returns whether the caller holds sockets that could become mobile, such as its standard
-    /// input or sockets inherited from its parent.
+    /// Returns whether the process that sent the request holds sockets that could become mobile,
+    /// such as its standard input or sockets inherited from its parent.
     pub(super) fn holds_sockets(&self, pid: i32, pidfd: Option<OwnedFd>) -> Result<bool, JobError> {
         let held = ProcessHandle::caller(pid, pidfd)?;
         Ok(sockets::has_any(pid, held.pidfd()))
     }
 
-    /// Makes one process mobile or ordinary: the caller if `pid` is `None`.
+    /// Makes one process mobile or ordinary; if `pid` is `None`, the process that sent the request.
     pub(super) fn set_mobile(
         &self,
         requester: Requester,
@@ -92,7 +92,8 @@ impl Worker {
             .collect()
     }
 
-    /// Makes a process mobile or ordinary, and its sockets that have no peer.
+    /// Makes a process mobile or ordinary, and sets or clears the mark of those sockets it holds
+    /// that are not connected.
     fn change_with_sockets(
         &self,
         requester: Requester,
@@ -106,7 +107,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes a process mobile or ordinary.
+    /// Makes a process mobile or ordinary if the requester may change it. The sockets that it holds
+    /// keep their marks.
     fn change_one(
         &self,
         requester: Requester,
@@ -182,8 +184,8 @@ impl Worker {
     }
 }
 
-/// Returns the traffic of each process. After an error it is `None` for all of them, because the
-/// list is useful without it.
+/// Returns the TCP traffic of each process, in the same order. If it cannot be read, logs the error
+/// and returns `None` for all, because the list of processes is useful without it.
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
     let identities: Vec<_> = processes.iter().map(process::Process::identity).collect();
     match accounts.of(&identities) {

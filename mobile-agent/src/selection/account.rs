@@ -22,11 +22,11 @@ use super::{
 };
 use crate::control::protocol::Traffic;
 
-/// The interval at which accounts of ended processes are removed: the map has room for those of a
-/// thousand processes a second.
+/// The interval at which traffic accounts of ended processes are removed. The map of accounts has
+/// room for a thousand ended processes a second.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The maximum number of times the sockets are listed until no account changes meanwhile.
+/// The maximum number of attempts to list the open sockets while no traffic account changes.
 const MAX_LISTINGS: usize = 3;
 
 /// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.
@@ -34,17 +34,20 @@ const MAX_LISTINGS: usize = 3;
 pub(crate) struct ProcessIdentity {
     /// The ID of the process.
     pub(crate) pid: i32,
-    /// The start time. An account that is older belongs to a former process with the same ID.
+    /// The start time in nanoseconds of CLOCK_BOOTTIME. A traffic account that is older belongs to
+    /// a former process with the same ID.
     pub(crate) started: u64,
 }
 
-/// The traffic accounts of mobile processes.
+/// The traffic accounts of mobile processes, in eBPF maps: the bytes of closed connections for each
+/// process, and the owner of each open connection.
 pub(crate) struct Accounts {
     counted: Mutex<maps::HashMap<MapData, u32, Account>>,
     owners: MapData,
 }
 
-/// The maps of the accounts, as file descriptors for the process that reads them.
+/// The eBPF maps of the traffic accounts, whose file descriptors the agent sends to the process
+/// helper.
 pub(crate) struct AccountMaps {
     counted: MapData,
     owners: MapData,
@@ -59,14 +62,16 @@ impl AccountMaps {
         }
     }
 
-    /// Returns the file descriptors, in the order that [`Accounts::from_descriptors`] takes.
+    /// Returns the file descriptors of both maps, in the order that [`Accounts::from_descriptors`]
+    /// takes.
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.counted.fd().as_fd(), self.owners.fd().as_fd()]
     }
 }
 
 impl Accounts {
-    /// Opens the accounts from maps that another process has sent.
+    /// Opens the traffic accounts from the eBPF maps whose file descriptors another process has
+    /// sent.
     pub(crate) fn from_descriptors([counted, owners]: [OwnedFd; 2]) -> Result<Self> {
         let counted = MapData::from_fd(counted).and_then(Map::from_map_data).map_err(failed)?;
         let counted = Mutex::new(maps::HashMap::try_from(counted).map_err(failed)?);
@@ -75,7 +80,7 @@ impl Accounts {
         Ok(Self { counted, owners })
     }
 
-    /// Returns the traffic of each process, in the same order.
+    /// Returns the TCP traffic of each process, in the order of `processes`.
     pub(crate) fn of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Traffic>> {
         let mut counted = self.counted_of(processes)?;
         let mut open = Vec::new();
@@ -100,7 +105,7 @@ impl Accounts {
         Ok(totals.collect())
     }
 
-    /// Returns the open connections of all processes.
+    /// Returns the open TCP connections of all processes that have a traffic account.
     fn open(&self) -> Result<Vec<OpenConnection>> {
         diag::list_open(self.owners.fd().as_fd()).map_err(|source| BpfError::Io {
             action: "list the sockets of mobile processes with",
@@ -109,7 +114,8 @@ impl Accounts {
         })
     }
 
-    /// Returns the accounts of these processes, in the same order.
+    /// Returns the traffic account of each process, in the order of `processes`; `None` for a
+    /// process without one.
     fn counted_of(&self, processes: &[ProcessIdentity]) -> Result<Vec<Option<Account>>> {
         let counted = self.counted();
         let account = |identity: &ProcessIdentity| match counted.get(&identity.pid.cast_unsigned(), 0) {
@@ -120,10 +126,9 @@ impl Accounts {
         processes.iter().map(account).collect()
     }
 
-    /// Removes accounts that are not needed any longer: of processes that are not mobile, because
-    /// they have ended or lost the attribute, and have no open connection through the tunnel; and
-    /// of processes that have ended and whose ID a mobile process has, which needs an account of
-    /// its own.
+    /// Removes traffic accounts that are not needed any longer: those of processes that are not
+    /// mobile (ended, or made ordinary) and have no open connection through the tunnel, and those
+    /// of ended processes whose ID a mobile process now has, which needs an account of its own.
     pub(crate) fn sweep(&self, cgroup: &MobileCgroup) -> anyhow::Result<()> {
         let accounts: Vec<(u32, Account)> =
             self.counted().iter().collect::<std::result::Result<_, _>>().map_err(failed)?;
@@ -159,7 +164,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Fills the map and returns the process IDs of the added accounts.
+    /// Fills the map of traffic accounts and returns the process IDs of the added accounts.
     #[cfg(test)]
     pub(super) fn fill(&self) -> Vec<u32> {
         let mut counted = self.counted();
@@ -173,7 +178,8 @@ impl Accounts {
         self.open().unwrap().iter().any(|socket| socket.owner.process == pid.cast_unsigned())
     }
 
-    /// Makes an account look as if it belonged to a former process with the same ID.
+    /// Makes the traffic account of `pid` look as if it belonged to a former process with the same
+    /// ID.
     #[cfg(test)]
     pub(super) fn backdate(&self, pid: i32) {
         let mut counted = self.counted();
@@ -181,7 +187,7 @@ impl Accounts {
         counted.insert(&pid.cast_unsigned(), &Account { since: 1, ..account }, 0).unwrap();
     }
 
-    /// Returns the number of accounts.
+    /// Returns the number of traffic accounts.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.counted().keys().count()

@@ -1,5 +1,5 @@
-//! The programs' maps of what the relay assigns: the resolvers for DNS queries of mobile processes,
-//! and the persistent addresses.
+//! The eBPF maps of addresses that the relay assigns: the resolvers for DNS queries of mobile
+//! processes, and the persistent addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use mobile_ebpf_common::{Address, map};
 use super::bpf_error::{BpfError, Result};
 use crate::routing::assignment::Assignment;
 
-/// At most one address of each family, because the programs can use only one.
+/// At most one IP address of each family, because the eBPF programs can use only one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
     /// The address for IPv4 traffic.
@@ -50,7 +50,7 @@ impl Addresses {
     }
 }
 
-/// A map of the programs from address family to address.
+/// An eBPF map from address family to IP address.
 pub(super) struct AddressMap {
     map: HashMap<MapData, u32, Address>,
     name: &'static str,
@@ -87,7 +87,7 @@ impl AddressMap {
     }
 }
 
-/// Returns an address in the form that the programs compare.
+/// Returns an address in the form that the eBPF programs compare.
 pub(super) fn packed(address: IpAddr) -> Address {
     let ipv6 = match address {
         IpAddr::V4(ipv4) => ipv4.to_ipv6_mapped(),

@@ -1,11 +1,11 @@
-//! The programs that run for packets, and the cgroup that they are attached to.
+//! The eBPF programs that run for packets, and the cgroup that they are attached to.
 //!
-//! The programs of [`program::SOCKET_CALLS`] run for socket calls of every process. Those here run
-//! for packets, and ordinary processes should not pay for them, so they are attached to the mobile
-//! cgroup as long as that is enough ([`AttachScope::MobileOnly`]). It is not enough for a process
-//! that becomes mobile later, because its sockets belong to the cgroup it came from, nor for
-//! systemd's slice, which is a cgroup of its own. For these the programs are attached to the root
-//! of the hierarchy as well ([`AttachScope::Root`]), until no process is mobile.
+//! The programs of [`program::SOCKET_CALLS`] run for socket calls of every process. The programs
+//! here run for packets, and ordinary processes should not pay for them, so they are attached to
+//! the mobile cgroup as long as that is enough ([`AttachScope::MobileOnly`]). It is not enough for
+//! a process that becomes mobile later, because its sockets belong to the cgroup it came from, nor
+//! for systemd's slice, which is a cgroup of its own. For these the programs are attached to the
+//! root of the cgroup hierarchy as well ([`AttachScope::Root`]), until no process is mobile.
 
 use std::{
     fs::{self, File},
@@ -23,28 +23,30 @@ use super::{
     pins::Generation,
 };
 
-/// The kind, in the pins' names, of the links at the root.
+/// The prefix of the names of pins for links at the root of the cgroup hierarchy.
 const ROOT_LINK: &str = "root-link";
 
-/// The cgroups that the packet programs are attached to.
+/// The cgroups that the eBPF programs for packets are attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AttachScope {
-    /// The mobile cgroup: the programs see sockets that mobile processes created.
+    /// The mobile cgroup alone: the eBPF programs see only sockets that mobile processes created.
     MobileOnly,
-    /// The root of the hierarchy as well: the programs see the sockets of all processes.
+    /// The root of the cgroup hierarchy as well: the eBPF programs see the sockets of all
+    /// processes.
     Root,
 }
 
-/// The programs that run for packets.
+/// The eBPF programs that run for packets.
 pub(super) struct PacketPrograms {
     root: File,
-    /// The programs for the root, each with the pin of its link there.
+    /// The names of the programs that may be attached to the root cgroup, each with the path at
+    /// which its link to the root is pinned.
     programs: Vec<(&'static str, PathBuf)>,
     scope: AttachScope,
 }
 
 impl PacketPrograms {
-    /// Loads the programs and attaches them to the mobile cgroup.
+    /// Loads the eBPF programs for packets and attaches them to the mobile cgroup.
     pub(super) fn attach_to_mobile(
         ebpf: &mut Ebpf,
         root: File,
@@ -70,7 +72,8 @@ impl PacketPrograms {
         Ok(Self { root, programs, scope: AttachScope::MobileOnly })
     }
 
-    /// Attaches the programs to the root as well, so that they see the sockets of all processes.
+    /// Attaches the programs to the root cgroup as well, so that they see the sockets of all
+    /// processes.
     pub(super) fn attach_to_root(&mut self, ebpf: &mut Ebpf) -> Result<()> {
         if self.scope == AttachScope::Root {
             return Ok(());
@@ -85,8 +88,8 @@ impl PacketPrograms {
         Ok(())
     }
 
-    /// Detaches the programs from the root, so that they see only sockets that mobile processes
-    /// created.
+    /// Detaches the programs from the root cgroup, so that they see only sockets that mobile
+    /// processes created.
     pub(super) fn detach_from_root(&mut self) -> Result<()> {
         if self.scope == AttachScope::MobileOnly {
             return Ok(());
@@ -109,8 +112,8 @@ mod tests {
     use super::*;
     use crate::selection::{bpf::OBJECT, pins, sandbox::Sandbox};
 
-    /// The opcode `BPF_JMP | BPF_CALL`, the helper for a network namespace's cookie, and a helper
-    /// that no kernel has.
+    /// The opcode `BPF_JMP | BPF_CALL`, the number of the helper that returns a network namespace's
+    /// cookie, and the number of a helper that no kernel has.
     const CALL: [u8; 4] = [0x85, 0, 0, 0];
     const NETNS_COOKIE: u32 = 122;
     const NO_HELPER: u32 = 0x7fff_ffff;

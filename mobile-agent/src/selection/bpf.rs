@@ -45,7 +45,7 @@ use crate::config::OnFailure;
 /// The object file built from the crate `mobile-ebpf`.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
 
-/// The hook of [`program::SETSOCKOPT`] (`enum bpf_attach_type`).
+/// The kernel's number of the hook at which [`program::SETSOCKOPT`] runs (`enum bpf_attach_type`).
 const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
 /// The name of a constant in the object file: whether the kernel can recognise MPTCP subflows.
@@ -54,7 +54,7 @@ const RECOGNISES_SUBFLOWS: &str = "RECOGNISES_SUBFLOWS";
 /// The map in which aya-log keeps its messages.
 const LOGS: &str = "AYA_LOGS";
 
-/// The maps that a new generation takes over from the last.
+/// The eBPF maps that a new agent's programs take over from those of the last agent.
 const INHERITED_MAPS: [&str; 7] = [
     map::VERDICTS,
     map::EVENTS,
@@ -65,15 +65,15 @@ const INHERITED_MAPS: [&str; 7] = [
     map::ACCOUNTS,
 ];
 
-/// The settings of the programs: how they mark sockets of mobile processes, and what follows from
-/// the mark.
+/// The settings of the eBPF programs: how they mark sockets of mobile processes, and how they treat
+/// marked sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Marking<'a> {
-    /// The mark to set.
+    /// The firewall mark to set.
     pub(crate) mark: u32,
     /// The bits of the mark that the agent uses.
     pub(crate) mask: u32,
-    /// Whether the programs log every change, at level `debug`.
+    /// Whether the programs log every change of a mark, at level `debug`.
     pub(crate) log: bool,
     /// The interface index of the host virtual device, the only one that marked packets may leave
     /// by.
@@ -88,7 +88,8 @@ pub(crate) struct Marking<'a> {
     pub(crate) on_failure: OnFailure,
 }
 
-/// The programs in force. They stay in force after this value is dropped or the agent is killed.
+/// The eBPF programs in force, which stay in force after this value is dropped or the agent is
+/// killed.
 pub(crate) struct Selector {
     ebpf: Ebpf,
     verdicts: PerCpuArray<MapData, u64>,
@@ -106,7 +107,7 @@ pub(crate) struct Selector {
 }
 
 impl Selector {
-    /// Loads and attaches the programs for the calling thread's network namespace, in place of
+    /// Loads and attaches the eBPF programs for the calling thread's network namespace, in place of
     /// those that an earlier agent left in `pin_dir`. An error leaves the earlier ones in force.
     pub(crate) fn load_or_adopt(pin_dir: &Path, cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<Self> {
         raise_memlock();
@@ -122,24 +123,26 @@ impl Selector {
         result
     }
 
-    /// Returns whether an earlier agent's programs were replaced.
+    /// Returns whether the eBPF programs of an earlier agent were replaced.
     pub(crate) fn adopted(&self) -> bool {
         self.adopted
     }
 
-    /// Returns how often the programs made each decision since they were first loaded.
+    /// Returns how often the eBPF programs made each decision about a socket's mark since they were
+    /// first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
         let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
         MarkVerdict::COUNTED.into_iter().map(sum).collect()
     }
 
-    /// Returns how often each event occurred since the programs were first loaded.
+    /// Returns how often each event that the eBPF programs count occurred since they were first
+    /// loaded.
     pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
         let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
         CountedEvent::ALL.into_iter().map(sum).collect()
     }
 
-    /// Returns the maps of the traffic accounts.
+    /// Returns the eBPF maps of the traffic accounts.
     pub(crate) fn account_maps(&self) -> &AccountMaps {
         &self.account_maps
     }
@@ -151,7 +154,7 @@ impl Selector {
         super::account::Accounts::from_descriptors(descriptors).unwrap()
     }
 
-    /// Returns the key by which the programs recognise the agent when it sets a mark.
+    /// Returns the key by which the eBPF programs recognise the agent when it sets a mark.
     pub(crate) fn key(&self) -> u64 {
         self.config.key
     }
@@ -161,17 +164,18 @@ impl Selector {
         self.resolvers.set(resolvers)
     }
 
-    /// Sets the persistent addresses.
+    /// Sets the persistent addresses in the eBPF programs' map.
     pub(crate) fn set_persistent(&mut self, persistent: Addresses) -> Result<()> {
         self.persistent.set(persistent)
     }
 
-    /// Extends the deadline after which new connections of mobile processes go direct.
+    /// Extends the deadline after which new connections of mobile processes use the ordinary route.
     pub(crate) fn extend_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
         self.deadline.extend(on_failure)
     }
 
-    /// Makes the processes of this cgroup mobile too; 0 means no cgroup.
+    /// Makes the processes of the cgroup of systemd's slice mobile too; `id` is the cgroup's kernel
+    /// ID, and 0 means no cgroup.
     pub(crate) fn set_slice(&mut self, id: u64) -> Result<()> {
         if id != 0 {
             self.attach_to_root()?;
@@ -180,13 +184,14 @@ impl Selector {
         self.config_map.set(0, &self.config, 0).map_err(map_error(map::CONFIG))
     }
 
-    /// Attaches the packet programs to the root of the hierarchy, so that they see the sockets of
-    /// all processes. Call this before a process that may hold sockets becomes mobile.
+    /// Attaches the eBPF programs for packets to the root of the cgroup hierarchy, so that they see
+    /// the sockets of all processes. Call this before a process that may hold sockets becomes
+    /// mobile.
     pub(crate) fn attach_to_root(&mut self) -> Result<()> {
         self.packet_programs.attach_to_root(&mut self.ebpf)
     }
 
-    /// Detaches the packet programs from the root, once no process is mobile.
+    /// Detaches the eBPF programs for packets from the root cgroup, once no process is mobile.
     pub(crate) fn detach_from_root(&mut self) -> Result<()> {
         // A process may run in a slice that has just appeared.
         if self.config.slice_id != 0 {
@@ -204,17 +209,18 @@ impl Selector {
         added
     }
 
-    /// Returns how many networks were refused because the map was full, since this agent started.
+    /// Returns how many bypassed networks were refused since this agent started, because their eBPF
+    /// map was full.
     pub(crate) fn bypass_full(&self) -> u64 {
         self.bypass_full
     }
 
-    /// Stops bypassing a network.
+    /// Stops bypassing a network: mobile processes reach it through the tunnel again.
     pub(crate) fn remove_bypass(&mut self, net: IpNet) -> Result<()> {
         self.bypass.remove(net)
     }
 
-    /// Forwards the messages of the programs to `tracing`, until the task is aborted.
+    /// Forwards the log messages of the eBPF programs to `tracing`, until the task is aborted.
     pub(crate) fn spawn_logs(&mut self) -> Result<JoinHandle<()>> {
         bpf_log::spawn(&mut self.ebpf)
     }
@@ -302,7 +308,8 @@ impl Selector {
     }
 }
 
-/// Returns the programs' configuration, with 0 as the key.
+/// Returns the configuration of the eBPF programs, with 0 for the key by which they recognise the
+/// agent.
 fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfig> {
     Ok(ProgramConfig {
         cgroup_id: cgroup.id(),
@@ -318,19 +325,20 @@ fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfi
     })
 }
 
-/// Returns an error if another user could put programs into `pin_dir`. A directory that does not
-/// exist is fine: the agent creates it.
+/// Returns an error if another user could put eBPF programs into `pin_dir`. A directory that does
+/// not exist is fine: the agent creates it.
 pub(crate) fn assert_pins_are_ours(pin_dir: &Path) -> Result<()> {
     if pin_dir.exists() { pins::assert_ours(pin_dir) } else { Ok(()) }
 }
 
-/// Removes `pin_dir` and with it the programs, which the kernel detaches within milliseconds.
+/// Removes `pin_dir` and with it the eBPF programs, which the kernel detaches within milliseconds.
 /// Returns whether the directory existed.
 pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
     pins::remove(pin_dir)
 }
 
-/// Pins a map of the last generation in the new one, where the loader finds and uses it.
+/// Pins the eBPF map `name` of the last agent's programs among the pins of the new programs, so
+/// that the loader reuses it.
 fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
     let to = generation.path("map", name);
     // A generation of an earlier version may lack the map.
@@ -347,8 +355,8 @@ fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
     }
 }
 
-/// Returns the key of the last generation, whose programs are still in force when the next ones are
-/// attached; `None` after a version without a key.
+/// Returns the key by which the last agent's eBPF programs recognise the agent: they are still in
+/// force when the new ones are attached. `None` after a version without a key.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
     let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;
@@ -384,7 +392,7 @@ fn load_object(generation: &Generation, recognises_subflows: bool) -> Result<Ebp
     Ok(load()?)
 }
 
-/// Loads a program and pins it.
+/// Loads an eBPF program into the kernel and pins it.
 pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Generation) -> Result<()> {
     let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
     match program {
@@ -412,7 +420,7 @@ fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> 
     Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
 }
 
-/// Attaches a loaded program to a cgroup and pins its link.
+/// Attaches a loaded eBPF program to a cgroup and pins its link.
 pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: PathBuf) -> Result<()> {
     let failed = |source| BpfError::Program { name, source };
     // Links require this mode; the links of one cgroup run one after another whatever the mode.

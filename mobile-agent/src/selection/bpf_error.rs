@@ -17,7 +17,7 @@ pub(crate) enum BpfError {
     /// The directory for pins is not on a BPF file system.
     #[error("{0} is not on a BPF file system; set `[bpf] pin_dir` to a directory below /sys/fs/bpf")]
     NotBpffs(PathBuf),
-    /// Another user could replace the agent's maps and programs.
+    /// Another user could replace the agent's eBPF maps and programs.
     #[error(
         "{path} {fault}, so another user could replace the eBPF programs; give it to root alone (chown root, chmod 755), \
          or set `[bpf] pin_dir` to another directory"
@@ -25,7 +25,7 @@ pub(crate) enum BpfError {
     UnsafePin {
         /// The pin, or a directory above it.
         path: PathBuf,
-        /// The user who owns it or may write to it.
+        /// The fault as text: which other user owns the path, or that others may write to it.
         fault: String,
     },
     /// An operation on a file or directory failed.
@@ -41,10 +41,10 @@ pub(crate) enum BpfError {
     /// The kernel cannot identify network namespaces.
     #[error("cannot identify the network namespace (SO_NETNS_COOKIE): {0}; Linux 5.14 or later is needed")]
     Namespace(io::Error),
-    /// The object file could not be loaded.
+    /// The object file of the eBPF programs could not be loaded.
     #[error("cannot load the eBPF programs: {0}; run `mobile check` to find the cause")]
     Load(#[from] EbpfError),
-    /// The kernel's support for a helper could not be determined.
+    /// The kernel's support for an eBPF helper could not be determined.
     #[error(
         "cannot determine whether the kernel has the eBPF helper {helper}: {source}; run `mobile check` to find the cause"
     )]
@@ -57,15 +57,15 @@ pub(crate) enum BpfError {
     /// One program could not be loaded or attached.
     #[error("cannot load or attach the eBPF program {name}: {source}; run `mobile check` to find the cause")]
     Program {
-        /// The name of the object.
+        /// The name of the program.
         name: &'static str,
         /// The cause of the failure.
         source: ProgramError,
     },
-    /// The program has no link that could be pinned (Linux before 5.7).
+    /// The kernel attached the program without a link that could be pinned (Linux before 5.7).
     #[error("the eBPF program {name} cannot outlive the agent: {source}; Linux 5.7 or later is needed")]
     Link {
-        /// The name of the object.
+        /// The name of the program.
         name: &'static str,
         /// The cause of the failure.
         source: LinkError,
@@ -90,18 +90,18 @@ pub(crate) enum BpfError {
         /// The cause of the failure.
         source: PinError,
     },
-    /// A map could not be used.
+    /// An eBPF map could not be used.
     #[error("cannot use the eBPF map {name}: {source}")]
     Map {
-        /// The name of the object.
+        /// The name of the map.
         name: &'static str,
         /// The cause of the failure.
         source: MapError,
     },
-    /// A map is full.
+    /// An eBPF map is full.
     #[error("the eBPF map {name} is full: it holds {entries} entries; {next_step}")]
     Full {
-        /// The name of the object.
+        /// The name of the map.
         name: &'static str,
         /// The number of entries that the map holds.
         entries: u32,
@@ -111,7 +111,7 @@ pub(crate) enum BpfError {
     /// The object file lacks a program or map.
     #[error("the eBPF object of this build has no {0}; build again with `cargo xtask build`")]
     Missing(&'static str),
-    /// The messages of the programs cannot be read.
+    /// The log messages of the eBPF programs cannot be read.
     #[error("cannot read the messages of the eBPF programs: {0}")]
     Logs(String),
 }

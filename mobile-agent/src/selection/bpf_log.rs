@@ -6,7 +6,8 @@ use tokio::{io::unix::AsyncFd, task::JoinHandle};
 
 use super::bpf_error::{BpfError, Result};
 
-/// Forwards the messages of these programs to `tracing` until the task is aborted.
+/// Starts a task that forwards the log messages of these eBPF programs to `tracing` until it is
+/// aborted.
 pub(super) fn spawn(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {
     let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
     let logger = logger.map_err(|error| BpfError::Logs(error.to_string()))?;

@@ -1,5 +1,5 @@
-//! The programs' map of the networks that mobile processes reach without the tunnel: see
-//! `is_bypassed` in `mobile-ebpf/src/dns.rs`.
+//! The eBPF map of the networks that mobile processes reach without the tunnel: see `is_bypassed`
+//! in `mobile-ebpf/src/dns.rs`.
 
 use aya::{
     Ebpf,
@@ -13,7 +13,7 @@ use super::{
     bpf_error::{BpfError, Result},
 };
 
-/// The map of the bypassed networks.
+/// The eBPF map of the networks that mobile processes reach without the tunnel.
 pub(super) struct BypassMap(LpmTrie<MapData, Address, u8>);
 
 impl BypassMap {

@@ -22,9 +22,9 @@ use super::{
 /// The directory below the mobile cgroup that mirrors the processes' former cgroups.
 const FROM: &str = "from";
 
-/// The number of passes that `remove` makes over the tree. A process that forks while it is moved
-/// leaves a child behind, which the next pass moves; a process that forks faster than ten passes is
-/// reported instead.
+/// The number of passes that `remove` makes over the tree of the mobile cgroup. A process that
+/// forks while it is moved leaves a child behind, which the next pass moves; a process that forks
+/// faster than ten passes is reported instead.
 const REMOVE_PASSES: u32 = 10;
 
 /// The pause between two passes of `remove`: an exiting process stays in its cgroup a moment longer
@@ -62,7 +62,8 @@ pub(crate) enum CgroupError {
     /// The process does not exist.
     #[error("there is no process {0}")]
     NoProcess(i32),
-    /// The process is mobile by the slice, and only systemd may move processes of the slice.
+    /// The process is mobile because systemd runs it in `mobile.slice`, and only systemd may move
+    /// processes out of its slices.
     #[error(
         "process {pid} is mobile because systemd runs it in {slice}: set another `Slice=` in its unit and restart the unit"
     )]
@@ -87,7 +88,7 @@ pub(crate) enum CgroupError {
         /// The cause of the failure.
         source: io::Error,
     },
-    /// Some processes did not leave the mobile cgroup.
+    /// Some processes could not be moved out of the mobile cgroup.
     #[error(
         "{dir} still has processes after several attempts to move them: {pids:?}; end them and try again"
     )]
@@ -109,7 +110,8 @@ pub(crate) enum CgroupError {
         /// The network namespace of the other agent, if it is known.
         owner: Option<u64>,
     },
-    /// Mobile processes of another network namespace's agent wait in this cgroup.
+    /// The cgroup holds mobile processes of an agent in another network namespace, which does not
+    /// run.
     #[error(
         "the mobile cgroup {dir} belongs to the agent{}, whose mobile processes wait in it: run `mobile cleanup` \
          there, or set `[cgroup] path` to another directory",
@@ -139,20 +141,20 @@ fn of_namespace(owner: Option<u64>) -> String {
 
 pub(super) type Result<T> = std::result::Result<T, CgroupError>;
 
-/// The mobile cgroup and the slice, whose processes are mobile.
+/// The mobile cgroup and the cgroup of systemd's slice: processes in either are mobile.
 #[derive(Clone, Debug)]
 pub(crate) struct MobileCgroup {
     cgroup2: Cgroup2,
     dir: PathBuf,
-    /// The cgroup as /proc/PID/cgroup names it.
+    /// The path of the mobile cgroup as /proc/PID/cgroup names it.
     path: PathBuf,
     id: u64,
     slice: Slice,
 }
 
 impl MobileCgroup {
-    /// Finds or creates the mobile cgroup: `path`, or the default one at the root of the first
-    /// cgroup2 mount.
+    /// Returns the mobile cgroup, created if necessary: `path`, or the default one at the root of
+    /// the first cgroup2 mount.
     pub(crate) fn ensure(path: Option<&Path>) -> Result<Self> {
         let (cgroup2, dir) = Self::locate(path)?;
         fs::create_dir_all(&dir).map_err(io_error("create the cgroup", &dir))?;
@@ -185,23 +187,24 @@ impl MobileCgroup {
         Ok(Self { cgroup2, dir, path, id, slice })
     }
 
-    /// Uses another slice than `mobile.slice`, if one is configured.
+    /// Sets the systemd slice whose processes are mobile too: the cgroup `dir`, or `mobile.slice`
+    /// if `dir` is `None`.
     pub(crate) fn with_slice(mut self, dir: Option<&Path>) -> Self {
         self.slice = Slice::new(&self.cgroup2, dir);
         self
     }
 
-    /// Returns the slice whose processes are mobile too.
+    /// Returns the systemd slice whose processes are mobile too.
     pub(crate) fn slice(&self) -> &Slice {
         &self.slice
     }
 
-    /// Returns the directory of the cgroup.
+    /// Returns the directory of the mobile cgroup.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Returns the cgroup2 hierarchy.
+    /// Returns the cgroup2 mount that the mobile cgroup is on.
     pub(crate) fn cgroup2(&self) -> &Cgroup2 {
         &self.cgroup2
     }
@@ -234,8 +237,8 @@ impl MobileCgroup {
         move_process(pid, &dir)
     }
 
-    /// Returns an error if the mobile cgroup was removed or replaced. The programs know it by its
-    /// kernel ID, so processes of a new cgroup with the same name would go direct.
+    /// Returns an error if the mobile cgroup was removed or replaced. The eBPF programs know it by
+    /// its kernel ID, so processes of a new cgroup with the same name would go direct.
     fn assert_unchanged(&self) -> Result<()> {
         match fs::metadata(&self.dir) {
             Ok(now) if now.ino() == self.id => Ok(()),
@@ -246,9 +249,9 @@ impl MobileCgroup {
         }
     }
 
-    /// Makes a process ordinary: moves it back to the cgroup that it, or the ancestor that it
-    /// inherits the attribute from, came from. If that cgroup was removed or accepts no processes,
-    /// takes the nearest one above it that does.
+    /// Makes a process ordinary: moves it back to the cgroup from which it, or the ancestor that it
+    /// inherited the attribute from, became mobile. If that cgroup was removed or accepts no
+    /// processes, moves it to the nearest ancestor of the cgroup that does.
     pub(crate) fn detach(&self, pid: i32) -> Result<()> {
         let path = cgroup_of(pid)?;
         if path.starts_with(self.slice.path()) {
@@ -283,12 +286,13 @@ impl MobileCgroup {
         Ok(pids)
     }
 
-    /// Returns whether the cgroup has processes, not counting those of the slice.
+    /// Returns whether the mobile cgroup has processes, not counting those of systemd's slice.
     pub(super) fn has_processes(&self) -> Result<bool> {
         pids_below(&self.dir).map(|pids| !pids.is_empty())
     }
 
-    /// Moves every process back and removes the cgroup. Succeeds if the cgroup does not exist.
+    /// Moves every process back to its former cgroup and removes the mobile cgroup. Succeeds if the
+    /// mobile cgroup does not exist.
     pub(crate) fn remove(&self) -> Result<()> {
         for pass in 0..REMOVE_PASSES {
             if pass > 0 {
@@ -313,8 +317,8 @@ impl MobileCgroup {
     }
 }
 
-/// Returns the processes of a cgroup and of those below it, in ascending order; none if the cgroup
-/// does not exist.
+/// Returns the IDs of the processes in a cgroup and in the cgroups below it, in ascending order;
+/// none if the cgroup does not exist.
 fn pids_below(cgroup: &Path) -> Result<Vec<i32>> {
     let mut pids = Vec::new();
     for dir in tree(cgroup)? {
@@ -332,7 +336,8 @@ fn pids_below(cgroup: &Path) -> Result<Vec<i32>> {
     Ok(pids)
 }
 
-/// Returns the directories of a cgroup, each before those inside it.
+/// Returns the directories of a cgroup and of all cgroups below it, each parent before its
+/// children.
 fn tree(cgroup: &Path) -> Result<Vec<PathBuf>> {
     let mut dirs = Vec::new();
     let mut pending = vec![cgroup.to_path_buf()];
@@ -374,8 +379,8 @@ fn strip_root(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
 }
 
-/// Returns whether an error means that the cgroup or process is gone. A cgroup's file that was open
-/// when the cgroup was removed reports ENODEV.
+/// Returns whether an error means that the cgroup or process does not exist any more. A cgroup's
+/// file that was open when the cgroup was removed reports ENODEV.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV))
@@ -476,7 +481,8 @@ mod tests {
         });
     }
 
-    /// A cgroup beside the mobile one, removed at the end together with its parent.
+    /// A cgroup beside the mobile one, which a process can come from. Dropping it removes the
+    /// cgroup and its parent.
     struct Origin(PathBuf);
 
     impl Origin {

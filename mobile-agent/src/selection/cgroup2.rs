@@ -18,7 +18,7 @@ pub(crate) struct Cgroup2 {
 }
 
 impl Cgroup2 {
-    /// Finds the mount that `path` is on, or any mount without a path.
+    /// Looks up the cgroup2 mount that `path` is on, or any cgroup2 mount if `path` is `None`.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
         let file = Path::new("/proc/self/mountinfo");
         Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
@@ -34,7 +34,7 @@ impl Cgroup2 {
             .ok_or_else(|| CgroupError::Outside { path: path.into(), mount: any.mount })
     }
 
-    /// Returns the mount point, where programs that must see every process are attached.
+    /// Returns the mount point, to which eBPF programs that must see every process are attached.
     pub(crate) fn mount(&self) -> &Path {
         &self.mount
     }
@@ -42,8 +42,8 @@ impl Cgroup2 {
     /// Returns whether a cgroup namespace hides the root of the hierarchy.
     ///
     /// The root is the only cgroup without the file `cgroup.events`. If it is hidden, the depth of
-    /// the mobile cgroup below the real root is unknown, and the programs would take every process
-    /// for an ordinary one.
+    /// the mobile cgroup below the real root is unknown, and the eBPF programs would take every
+    /// process for an ordinary one.
     pub(super) fn is_partial(&self) -> bool {
         self.root == Path::new("/") && self.mount.join("cgroup.events").exists()
     }
@@ -53,7 +53,8 @@ impl Cgroup2 {
         join(&self.root, dir.strip_prefix(&self.mount).unwrap_or(dir))
     }
 
-    /// Returns the directory of the cgroup that `/proc/PID/cgroup` names `path`.
+    /// Returns the directory of the cgroup that `/proc/PID/cgroup` names `path`; `None` if it is
+    /// outside this mount.
     pub(super) fn dir(&self, path: &Path) -> Option<PathBuf> {
         Some(join(&self.mount, path.strip_prefix(&self.root).ok()?))
     }

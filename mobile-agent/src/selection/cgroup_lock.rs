@@ -1,5 +1,5 @@
 //! Locks the mobile cgroup for one agent, so that agents in several network namespaces, which all
-//! see the same cgroups, do not use each other's.
+//! see the same cgroups, do not use each other's mobile cgroup.
 //!
 //! A running agent locks the cgroup's directory. An extended attribute of the directory names the
 //! network namespace of the agent that created it, even while that agent does not run.
@@ -14,8 +14,8 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
 
-/// The extended attribute with the inode number of the owner's network namespace. cgroup2 stores
-/// `user.` attributes since Linux 5.7.
+/// The extended attribute of a mobile cgroup that holds the inode number of its agent's network
+/// namespace. cgroup2 stores `user.` attributes since Linux 5.7.
 const OWNER_ATTRIBUTE: &str = "user.mobile.netns";
 
 /// The lock of the mobile cgroup. The kernel releases it when the process ends.
@@ -24,10 +24,10 @@ pub(crate) struct CgroupLock {
     _lock: Flock<File>,
 }
 
-/// Locks the cgroup for the agent of this process.
+/// Locks the mobile cgroup for the agent of this process.
 ///
-/// Fails if another agent runs with it, or if mobile processes of another network namespace's agent
-/// wait in it.
+/// Fails if another running agent has locked it, or if mobile processes of another network
+/// namespace's agent wait in it.
 pub(crate) fn acquire(cgroup: &MobileCgroup) -> Result<CgroupLock> {
     let dir = cgroup.dir();
     let lock = lock(dir)?;
@@ -45,9 +45,9 @@ pub(crate) fn acquire(cgroup: &MobileCgroup) -> Result<CgroupLock> {
     Ok(CgroupLock { _lock: lock })
 }
 
-/// Returns whether a clean-up in this network namespace may remove the cgroup.
+/// Returns whether a clean-up in this network namespace may remove the mobile cgroup.
 ///
-/// Fails if an agent of this namespace still runs with it.
+/// Fails if an agent of this network namespace still runs and has locked it.
 pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {
     let own = own_namespace()?;
     if owner(cgroup.dir()).is_some_and(|owner| owner != own) {
@@ -60,7 +60,7 @@ fn own_namespace() -> Result<u64> {
     mobile_io::netns::id().map_err(io_error("inspect", Path::new("/proc/thread-self/ns/net")))
 }
 
-/// Locks the directory until the returned value is dropped.
+/// Locks the directory of a mobile cgroup until the returned value is dropped.
 fn lock(dir: &Path) -> Result<Flock<File>> {
     let open = File::open(dir).map_err(io_error("open the cgroup", dir))?;
     Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {

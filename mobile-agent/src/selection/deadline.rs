@@ -1,9 +1,9 @@
 //! The deadline after which new connections of mobile processes go direct: `[routing] on_failure =
 //! "open"`.
 //!
-//! The programs compare a time in a map with the clock. The agent extends the deadline while there
-//! is a session. Without a session, or without a living agent, the deadline passes, and new
-//! connections go direct until the agent extends it again.
+//! The eBPF programs compare the deadline, a time in a map, with the clock. The agent extends the
+//! deadline while there is a session. Without a session, or without a living agent, the deadline
+//! passes, and new connections go direct until the agent extends it again.
 
 use std::{path::Path, time::Duration};
 
@@ -20,15 +20,17 @@ use super::{
 };
 use crate::config::OnFailure;
 
-/// The time without a session after which new connections go direct: longer than a handover that
-/// has to wait for DHCP, shorter than a person at a browser waits.
+/// The time without a session after which new connections of mobile processes go direct: longer
+/// than a handover that has to wait for DHCP, shorter than a person at a browser waits.
 pub(crate) const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// The interval at which the agent extends the deadline: the deadline of a killed agent is still at
-/// least half of [`GRACE_PERIOD`] away, and an idle host may sleep.
+/// The interval at which the agent extends the deadline after which new connections go direct:
+/// short enough that a killed agent leaves at least half of [`GRACE_PERIOD`], long enough that an
+/// idle host may sleep.
 pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The programs' map with the deadline.
+/// The eBPF map that holds the time after which new connections of mobile processes use the
+/// ordinary route.
 pub(super) struct DeadlineMap(Array<MapData, u64>);
 
 impl DeadlineMap {
@@ -38,8 +40,8 @@ impl DeadlineMap {
         Ok(Self(array))
     }
 
-    /// Sets the deadline to [`GRACE_PERIOD`] from now, or to never if connections must not go
-    /// direct.
+    /// Sets the time after which new connections go direct to [`GRACE_PERIOD`] from now, or to
+    /// never if `on_failure` is `closed`.
     pub(super) fn extend(&mut self, on_failure: OnFailure) -> Result<()> {
         let deadline = match on_failure {
             OnFailure::Closed => map::NO_DEADLINE,
@@ -49,8 +51,8 @@ impl DeadlineMap {
     }
 }
 
-/// Returns whether the deadline of the programs in force has passed; `None` without programs, or if
-/// this user may not see them.
+/// Returns whether new connections of mobile processes go direct because the deadline has passed;
+/// `None` without eBPF programs in force, or if this user may not see them.
 pub(crate) fn has_passed(pin_dir: &Path) -> Option<bool> {
     let latest = pins::generations(pin_dir).ok()?.pop()?;
     let data = MapData::from_pin(pins::pin(&latest, "map", map::DEADLINE)).ok()?;
@@ -58,7 +60,7 @@ pub(crate) fn has_passed(pin_dir: &Path) -> Option<bool> {
     Some(now().ok()? > array.get(&0, 0).ok()?)
 }
 
-/// Returns the time as `bpf_ktime_get_ns` does.
+/// Returns the time in nanoseconds of CLOCK_MONOTONIC, as the eBPF helper `bpf_ktime_get_ns` does.
 fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| BpfError::Io {
         action: "read",

@@ -1,5 +1,5 @@
-//! Lists the TCP sockets of this network namespace that the programs follow, with the kernel's
-//! `sock_diag`: the owner of each and the bytes it has carried so far.
+//! Lists the TCP sockets of this network namespace that the eBPF programs follow, with the kernel's
+//! `sock_diag`: the process that owns each, and the bytes it has carried so far.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -21,7 +21,8 @@ const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 
-/// The mask of an attribute's type; the bits above tell how the attribute is encoded.
+/// The mask of the type in a netlink attribute's header; the bits above tell how the attribute is
+/// encoded.
 const ATTRIBUTE_TYPE: u16 = 0x3fff;
 
 /// The lengths of `nlmsghdr`, of an attribute's header and of `inet_diag_msg`, in bytes.
@@ -33,21 +34,22 @@ const MESSAGE: usize = 72;
 const BYTES_ACKED: usize = 120;
 const BYTES_RECEIVED: usize = 128;
 
-/// The states of a connection, as bits: all but TIME_WAIT (whose socket is gone), CLOSE and LISTEN.
+/// The TCP states to list, as a bit mask: all but TIME_WAIT (whose socket is gone), CLOSE and
+/// LISTEN.
 const STATES: u32 = !(1 << 6 | 1 << 7 | 1 << 10);
 
 /// The size of the receive buffer, in bytes. The kernel answers a dump in messages of up to 32 KiB.
 const BUFFER_SIZE: usize = 64 * 1024;
 
-/// The read timeout; the kernel answers at once.
+/// The timeout for reading the kernel's answer, which comes at once.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An open TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OpenConnection {
-    /// The owner of the connection.
+    /// The process that owns the connection, and the bytes that are on its traffic account already.
     pub(super) owner: TrackedConnection,
-    /// The state of the connection.
+    /// The TCP state of the connection, as the kernel numbers them (`TCP_ESTABLISHED` is 1).
     pub(super) state: u32,
     /// The number of sequence numbers that the other end acknowledged.
     pub(super) acked: u64,
@@ -55,7 +57,8 @@ pub(super) struct OpenConnection {
     pub(super) received: u64,
 }
 
-/// Returns every connection that has an owner in the map `owners`.
+/// Returns every open TCP connection of this network namespace that has an entry in the eBPF map
+/// `owners`.
 pub(super) fn list_open(owners: BorrowedFd<'_>) -> io::Result<Vec<OpenConnection>> {
     let mut socket = Socket::new(
         Domain::from(libc::AF_NETLINK),
@@ -78,7 +81,7 @@ pub(super) fn list_open(owners: BorrowedFd<'_>) -> io::Result<Vec<OpenConnection
 }
 
 /// Encodes the request for a dump of one address family: `nlmsghdr`, `inet_diag_req_v2`, and the
-/// map whose storage to return.
+/// eBPF map whose value for each socket the kernel is to return.
 fn request(family: u8, owners: BorrowedFd<'_>) -> Vec<u8> {
     let mut body = vec![family, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0];
     body.extend(STATES.to_ne_bytes());
@@ -96,7 +99,7 @@ fn request(family: u8, owners: BorrowedFd<'_>) -> Vec<u8> {
     message
 }
 
-/// Encodes an attribute; the value's length must be a multiple of four.
+/// Encodes a netlink attribute; the value's length must be a multiple of four.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::from(((ATTRIBUTE + value.len()) as u16).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -104,7 +107,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Parses a part of the answer, and returns whether it was the last.
+/// Parses a part of the kernel's answer, appends its connections to `open`, and returns whether
+/// this part was the last.
 fn read_message(mut buffer: &[u8], open: &mut Vec<OpenConnection>) -> io::Result<bool> {
     while let (Some(length), Some(kind)) = (u32_at(buffer, 0), u16_at(buffer, 4)) {
         let length = length as usize;
@@ -121,7 +125,7 @@ fn read_message(mut buffer: &[u8], open: &mut Vec<OpenConnection>) -> io::Result
     Ok(false)
 }
 
-/// Parses a socket; returns `None` if it has no owner.
+/// Parses a socket of the kernel's answer; returns `None` if the map of owners has no entry for it.
 fn read_socket(body: &[u8]) -> Option<OpenConnection> {
     let state = u32::from(*body.get(1)?);
     let attributes = body.get(MESSAGE..)?;
@@ -144,7 +148,7 @@ fn read_socket(body: &[u8]) -> Option<OpenConnection> {
     })
 }
 
-/// Returns the value of an attribute.
+/// Returns the value of the first netlink attribute with the type `wanted`.
 fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16_at(attributes, 0)?);

@@ -1,4 +1,4 @@
-//! Detects optional kernel features, without which the programs work with restrictions.
+//! Detects optional kernel features, without which the eBPF programs work with restrictions.
 
 use std::path::Path;
 
@@ -9,24 +9,24 @@ use aya::{
 
 use super::bpf_error::{BpfError, Result};
 
-/// Returns whether the programs can recognise MPTCP subflows: the kernel has MPTCP and the helper
-/// `bpf_skc_to_mptcp_sock` (Linux 5.19).
+/// Returns whether the eBPF programs can recognise MPTCP subflows: the kernel has MPTCP and the
+/// helper `bpf_skc_to_mptcp_sock` (Linux 5.19).
 pub(super) fn recognises_mptcp_subflows() -> Result<bool> {
     let has_mptcp = Path::new("/proc/sys/net/mptcp").exists();
     Ok(has_mptcp && has_helper(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)?)
 }
 
-/// Returns whether an egress program can identify network namespaces (Linux 6.15).
+/// Returns whether an eBPF program for sent packets can identify network namespaces (Linux 6.15).
 pub(super) fn egress_has_netns_cookie() -> Result<bool> {
     has_helper(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie)
 }
 
-/// Returns whether a setsockopt program can identify network namespaces (Linux 5.15).
+/// Returns whether an eBPF program for setsockopt() can identify network namespaces (Linux 5.15).
 pub(super) fn setsockopt_has_netns_cookie() -> Result<bool> {
     has_helper(ProgramType::CgroupSockopt, BpfHelper::BPF_FUNC_get_netns_cookie)
 }
 
-/// Returns whether programs of this kind may call a helper, by loading a probe program. Only the
+/// Loads a probe program to find out whether eBPF programs of this kind may call a helper. Only the
 /// verifier's "unknown helper" means no; any other failure is an error.
 fn has_helper(kind: ProgramType, helper: BpfHelper) -> Result<bool> {
     is_helper_supported(kind, helper)

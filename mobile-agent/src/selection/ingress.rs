@@ -22,23 +22,24 @@ use super::pins;
 /// The object file built from mobile-ebpf's `ingress.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ingress"));
 
-/// The prefix of the directories of pins in `[bpf] pin_dir`, one for each start of an agent.
+/// The prefix of the names of directories in `[bpf] pin_dir` that pin the classifier, one directory
+/// for each start of an agent.
 const PREFIX: &str = "ingress-";
 
-/// The counter of dropped packets, with one value for each CPU.
+/// The eBPF map that counts packets dropped by the ingress filter, with one value for each CPU.
 pub(crate) type Counter = PerCpuArray<MapData, u64>;
 
-/// The classifier in the kernel.
+/// The ingress filter's eBPF classifier, loaded into the kernel.
 pub(crate) struct Classifier {
     ebpf: Ebpf,
     guarded: HashMap<MapData, Address, u8>,
     dir: PathBuf,
-    /// The links, by the index of their device.
+    /// The links that attach the classifier to devices, by interface index.
     links: BTreeMap<u32, PinnedLink>,
 }
 
 impl Classifier {
-    /// Loads the program and its counter, without attaching the program.
+    /// Loads the classifier and its counter of dropped packets, without attaching the classifier.
     pub(crate) fn load(pin_dir: &Path) -> anyhow::Result<(Self, Counter)> {
         pins::ensure_dir(pin_dir)?;
         let last = generations(pin_dir)?.last().map_or(0, |(number, _)| *number);
@@ -52,8 +53,8 @@ impl Classifier {
         Ok((Self { ebpf, guarded, dir, links: BTreeMap::new() }, counter))
     }
 
-    /// Drops packets to `addresses` on `devices`, and no others. Removes the pins of devices that
-    /// no longer exist.
+    /// Makes the classifier drop packets to `addresses` that arrive on `devices` (interface
+    /// indexes), and no others. Removes the pins of devices that no longer exist.
     pub(crate) fn ensure(
         &mut self,
         addresses: &BTreeSet<IpAddr>,
@@ -92,7 +93,7 @@ impl Classifier {
         Ok(link.pin(self.dir.join(format!("link-{device}")))?)
     }
 
-    /// Removes the links of earlier agents once this agent's are attached.
+    /// Removes the classifiers of earlier agents. Called once those of this agent are attached.
     fn remove_older(&self) -> anyhow::Result<()> {
         let Some(pin_dir) = self.dir.parent() else { return Ok(()) };
         for (_, dir) in generations(pin_dir)?.iter().filter(|(_, dir)| *dir != self.dir) {
@@ -126,7 +127,7 @@ fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
     Ok(program.try_into()?)
 }
 
-/// Returns the directories of pins with their numbers, oldest first.
+/// Returns the directories that pin classifiers, each with the number in its name, oldest first.
 fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,

@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 
 use super::process::{self, socket_inodes};
 
-/// A running instance that may take over the work of a new one.
+/// A running instance of a program that may take over the work of a new one, outside the tunnel.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Instance {
-    /// The ID of the process that listens.
+    /// The ID of the instance's process that listens on a Unix socket.
     pub(crate) pid: i32,
     /// The command line of that process, shortened.
     pub(crate) command: String,
@@ -33,15 +33,15 @@ type FileId = (u64, u64);
 #[derive(Debug)]
 struct ProgramQuery {
     file: FileId,
-    /// The path of the program if it is a script: browsers are started by a script beside the
-    /// program or with its name.
+    /// The path of the program if it is a script. Browsers are started by a script that is beside
+    /// the program or has its name.
     script: Option<PathBuf>,
     uid: u32,
     namespace: FileId,
 }
 
-/// Returns a running instance of `program`, which is looked up as a shell does. Calls `is_mobile`
-/// only for processes that may be one.
+/// Returns a running instance of `program` that is not mobile; `program` is looked up in PATH as a
+/// shell does. `is_mobile` is called only for processes of the same program and user.
 pub(crate) fn of_command(program: &OsStr, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
     let path = fs::canonicalize(find(program)?).ok()?;
     let script = is_script(&path).then(|| path.clone());
@@ -55,7 +55,7 @@ pub(crate) fn of_command(program: &OsStr, is_mobile: impl Fn(i32) -> bool) -> Op
     search(&ProgramQuery { file, script, uid, namespace }, is_mobile)
 }
 
-/// Returns another running instance of the program of the process `pid`.
+/// Returns another running instance of the program of the process `pid` that is not mobile.
 pub(crate) fn of_process(pid: i32, is_mobile: impl Fn(i32) -> bool) -> Option<Instance> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let uid = fs::metadata(&proc).ok()?.uid();
@@ -80,7 +80,7 @@ fn search(query: &ProgramQuery, is_mobile: impl Fn(i32) -> bool) -> Option<Insta
 }
 
 impl ProgramQuery {
-    /// Returns whether a process runs the program. This runs for every process of the host, so the
+    /// Returns whether a process runs the program. Called for every process of the host, so the
     /// cheapest comparison comes first.
     fn matches(&self, pid: i32) -> bool {
         let proc = format!("/proc/{pid}");
@@ -151,8 +151,8 @@ fn descends(mut pid: i32, ancestor: i32) -> bool {
     false
 }
 
-/// Returns the inodes of the listening sockets in `/proc/net/unix`: `Num: RefCount Protocol Flags
-/// Type St Inode Path`.
+/// Returns the inodes of the listening sockets in `table`, the text of `/proc/net/unix`, whose
+/// columns are `Num: RefCount Protocol Flags Type St Inode Path`.
 fn listening(table: &str) -> HashSet<u64> {
     /// The flag `__SO_ACCEPTCON` of the kernel's `net.h`, which is part of this file's format
     /// (proc(5)).

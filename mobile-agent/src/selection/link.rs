@@ -34,8 +34,8 @@ struct ObjectPin {
     flags: u32,
 }
 
-/// Attaches a loaded program to a hook of a cgroup. The program stays attached as long as the link
-/// pinned at `pin` exists.
+/// Attaches a loaded eBPF program to a hook of a cgroup (`enum bpf_attach_type`). The program stays
+/// attached as long as the link pinned at `pin` exists.
 pub(super) fn pin(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: u32, pin: &Path) -> io::Result<()> {
     let create = LinkCreate { program: program.as_raw_fd(), cgroup: cgroup.as_raw_fd(), hook, flags: 0 };
     let link = bpf(BPF_LINK_CREATE, &create)?;

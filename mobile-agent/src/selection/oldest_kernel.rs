@@ -1,13 +1,15 @@
 //! The oldest kernel that the agent supports.
 //!
-//! The test looks up when the kernel got each program kind and each helper that the programs use.
-//! docs/use/kernels.md has the same with the kernel's commits.
+//! The test looks up when the kernel got each program kind and each helper that the eBPF programs
+//! use. docs/use/kernels.md lists the same requirements with the kernel's commits.
 
-/// The first version with all that is needed. The newest requirement is not a helper but
-/// SO_NETNS_COOKIE, by which the agent tells the programs its network namespace.
+/// The oldest kernel version that has everything the agent needs, as (major, minor). The newest
+/// requirement is not an eBPF helper but SO_NETNS_COOKIE, by which the agent tells the eBPF
+/// programs its network namespace.
 pub(crate) const OLDEST: (u32, u32) = (5, 14);
 
-/// The first long-term series that is not older. A kernel of version 5.14 comes from a distributor.
+/// The first long-term kernel series that is not older than [`OLDEST`]. Kernels of version 5.14
+/// come from distributors.
 pub(crate) const OLDEST_LONGTERM: &str = "5.15";
 
 #[cfg(test)]
@@ -24,13 +26,14 @@ mod tests {
     const CALL: u8 = 0x85;
     const HELPER: u64 = 0;
 
-    /// The helpers that are called only if the kernel has them: behind RECOGNISES_SUBFLOWS; in
-    /// `mobile_egress`, which `mobile_egress_own` replaces otherwise; and, since 5.15, in
-    /// `mobile_setsockopt`.
+    /// The eBPF helpers that are called only if the kernel has them, each with its number and its
+    /// kernel version: the first behind RECOGNISES_SUBFLOWS; the second in `mobile_egress`, which
+    /// `mobile_egress_own` replaces otherwise, and, since 5.15, in `mobile_setsockopt`.
     const OPTIONAL: [(&str, u32, (u32, u32)); 2] =
         [("bpf_skc_to_mptcp_sock", 196, (5, 19)), ("bpf_get_netns_cookie", 122, (6, 15))];
 
-    /// Returns the kernel version that can load programs of this kind and attach them by a link.
+    /// Returns the first kernel version that can load eBPF programs of this kind and attach them by
+    /// a link.
     fn program_kind_since(kind: &ProgramSection) -> (u32, u32) {
         match kind {
             // Links of cgroups.
@@ -47,7 +50,7 @@ mod tests {
         }
     }
 
-    /// Returns the kernel version in which programs of this kind may call a helper.
+    /// Returns the first kernel version in which eBPF programs of this kind may call a helper.
     fn helper_since(kind: &ProgramSection, helper: u32) -> Option<(u32, u32)> {
         use ProgramSection::{CgroupSkb, CgroupSock, CgroupSockAddr};
         Some(match (helper, kind) {

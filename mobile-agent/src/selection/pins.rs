@@ -1,5 +1,5 @@
 //! The kernel objects that outlive the agent: pins in a BPF file system, one directory for each
-//! generation of the programs.
+//! generation of the eBPF programs.
 //!
 //! `pin_dir/7/` has everything that one load attached. A new agent fills `pin_dir/8/` and only then
 //! removes the others, so one complete set is in force at every moment, even if the agent is killed
@@ -25,8 +25,8 @@ use super::bpf::BpfError;
 /// not mounted.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// The mode of new directories: any user may see whether programs are in force, as `mobile explain`
-/// does.
+/// The mode of new directories for pins: any user may see whether eBPF programs are in force, as
+/// `mobile explain` does.
 const DIR_MODE: u32 = 0o755;
 
 /// Bits of a file mode: write permission of the group or of others, and the sticky bit, with which
@@ -47,8 +47,8 @@ pub(super) fn ensure_dir(pin_dir: &Path) -> Result<(), BpfError> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(pin_dir).map_err(io_error("create", pin_dir))
 }
 
-/// Returns an error if another user could put maps or programs into the directory for pins, or has
-/// done so.
+/// Returns an error if another user could put eBPF maps or programs into the directory for pins, or
+/// has done so.
 ///
 /// A BPF file system that is mounted with mode 1777, or delegated (`delegate_maps` and similar
 /// mount options), is not root's alone.
@@ -68,8 +68,8 @@ pub(super) fn assert_ours(pin_dir: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Returns an error if another user owns the path or may write to it, unless its mode has the bit
-/// `excuse`.
+/// Returns an error if another user owns the path, or if others may write to it and its mode lacks
+/// the bit `excuse` (the sticky bit, or 0 for none).
 fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("inspect", path))?;
     let (owner, mode) = (Uid::from_raw(metadata.uid()), metadata.mode());
@@ -83,7 +83,7 @@ fn assert_own(path: &Path, excuse: u32) -> Result<(), BpfError> {
     Err(BpfError::UnsafePin { path: path.into(), fault })
 }
 
-/// Returns the directories of the generations in `pin_dir`, oldest first.
+/// Returns the directories of the generations of eBPF programs in `pin_dir`, oldest first.
 pub(super) fn generations(pin_dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,
@@ -96,14 +96,15 @@ pub(super) fn generations(pin_dir: &Path) -> Result<Vec<PathBuf>, BpfError> {
     Ok(numbers.into_iter().map(|number| pin_dir.join(number.to_string())).collect())
 }
 
-/// A generation that is being filled. It is removed when dropped, unless it is kept.
+/// The directory in which a new generation of eBPF programs is being pinned. Dropping the value
+/// removes the directory, unless it was kept.
 pub(super) struct Generation {
     dir: PathBuf,
     kept: bool,
 }
 
 impl Generation {
-    /// Creates the directory of the generation that follows `older`.
+    /// Creates the directory for pins of the generation that follows `older`.
     pub(super) fn after(pin_dir: &Path, older: &[PathBuf]) -> Result<Self, BpfError> {
         let last = older.last().and_then(|dir| dir.file_name()?.to_str()?.parse::<u64>().ok());
         let dir = pin_dir.join(last.map_or(1, |number| number + 1).to_string());
@@ -111,12 +112,12 @@ impl Generation {
         Ok(Self { dir, kept: false })
     }
 
-    /// Returns the path of a pin in this generation.
+    /// Returns the path at which an object of this kind and name is pinned in this generation.
     pub(super) fn path(&self, kind: &str, name: &str) -> PathBuf {
         pin(&self.dir, kind, name)
     }
 
-    /// Keeps the generation: it is complete and outlives the agent.
+    /// Declares the generation complete, so that its directory stays and outlives the agent.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }
@@ -132,13 +133,14 @@ impl Drop for Generation {
     }
 }
 
-/// Returns the path of a pin. The BPF file system allows no dot in a name.
+/// Returns the path at which an object of this kind and name is pinned in a generation's directory.
+/// The BPF file system allows no dot in a name.
 pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
     generation.join(format!("{kind}-{name}"))
 }
 
-/// Removes a directory of pins, and with it all objects that nothing else holds. Returns whether
-/// the directory existed.
+/// Removes a directory of pins, and with it all kernel objects that nothing else refers to. Returns
+/// whether the directory existed.
 pub(super) fn remove(dir: &Path) -> Result<bool, BpfError> {
     // A directory on another file system is not the agent's, whatever the configuration or the
     // record says.

@@ -26,8 +26,8 @@ pub(crate) struct Process {
     pub(crate) comm: String,
     /// The command line; empty for a process that has cleared it.
     pub(crate) cmdline: Vec<String>,
-    /// The start time in clock ticks since boot. Together with the process ID it identifies a
-    /// process that is not confused with a later one.
+    /// The start time in clock ticks since boot, which tells the process from a later one with the
+    /// same ID.
     pub(crate) start_time: u64,
     /// The TCP connections and connected UDP sockets of the process.
     pub(crate) connections: Vec<Connection>,
@@ -47,7 +47,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Returns the name that `mobile ps` and `attach` print.
+    /// Returns the name of the protocol that `mobile ps` and `mobile attach` print.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -68,8 +68,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Returns whether the connection goes through the tunnel: the route chosen at connect() gave
-    /// it a persistent address.
+    /// Returns whether the connection goes through the tunnel: its local address is then a
+    /// persistent one, which the route chosen at connect() gave it.
     pub(crate) fn is_mobile(&self, persistent: &[IpAddr]) -> bool {
         persistent.contains(&self.local.ip())
     }
@@ -77,7 +77,7 @@ impl Connection {
 
 impl Process {
     /// Returns the process's identity in the traffic accounts. The start time is rounded down, so
-    /// nothing that the process did is older.
+    /// that no connection of the process is older than it.
     pub(crate) fn identity(&self) -> ProcessIdentity {
         identity_since(self.pid, self.start_time)
     }
@@ -114,8 +114,8 @@ pub(crate) fn shortened(mut command: String) -> String {
 
 type Sockets = HashMap<u64, Connection>;
 
-/// Reads processes, and caches the socket tables of each network namespace: they list the sockets
-/// of all processes there, and there may be a thousand processes to read.
+/// Reads processes from `/proc`. Caches the socket tables of each network namespace, because a
+/// table lists the sockets of all processes there, and there may be a thousand processes to read.
 #[derive(Default)]
 pub(crate) struct Reader {
     tables: HashMap<u64, Rc<Sockets>>,
@@ -179,8 +179,8 @@ fn read_tables(proc: &Path) -> Sockets {
     sockets
 }
 
-/// Parses a line of `/proc/net/tcp` or a similar file: `0: 0100007F:1F90 0200007F:0016 01
-/// 00000000:00000000 00:00000000 00000000 1000 0 4711 …`.
+/// Parses a line of `/proc/net/tcp` or a similar file into the socket's inode and its addresses:
+/// `0: 0100007F:1F90 0200007F:0016 01 00000000:00000000 00:00000000 00000000 1000 0 4711 …`.
 fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let local = parse_address(fields.get(1)?)?;
@@ -224,8 +224,8 @@ pub(crate) fn parse_owners(status: &str) -> Option<Owners> {
     Some([uids.next()?.ok()?, uids.next()?.ok()?, uids.next()?.ok()?])
 }
 
-/// Reads the name and the start time in `/proc/PID/stat`. The name is in parentheses and may itself
-/// contain parentheses and spaces.
+/// Parses the command name and the start time of `/proc/PID/stat`. The name is in parentheses and
+/// may itself contain parentheses and spaces.
 fn parse_stat(stat: &str) -> Option<(String, u64)> {
     let (before, after) = stat.rsplit_once(") ")?;
     let (_, comm) = before.split_once('(')?;

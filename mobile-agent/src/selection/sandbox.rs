@@ -23,13 +23,13 @@ use super::{
 };
 use crate::config::OnFailure;
 
-/// Bits of the mark outside the agent's mask, which the programs must not change.
+/// Bits of the mark outside the agent's mask, which the eBPF programs must not change.
 pub(super) const FOREIGN: u32 = 0x0000_00ff;
 
-/// Timeout for a datagram that is on its way.
+/// Timeout for receiving a datagram that has been sent.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An interface index that no device has.
+/// The interface index that stands for the host virtual device; no device has it.
 const DEVICE: u32 = 4096;
 
 /// A pin directory, a mobile cgroup and a network namespace for one test.
@@ -70,7 +70,7 @@ impl Sandbox {
         Selector::load_or_adopt(&self.pin_dir, &self.cgroup, self.marking).unwrap()
     }
 
-    /// Starts a mobile probe.
+    /// Starts a probe, a process that uses sockets on command, and makes it mobile.
     pub(super) fn mobile(&self) -> Probe {
         let probe = Probe::start();
         self.cgroup.attach(probe.pid()).unwrap();
@@ -111,8 +111,8 @@ pub(super) fn run(program: &str, args: &[&str]) {
     assert!(status.success(), "{program} {args:?}: {status}");
 }
 
-/// A process that creates and uses sockets by commands on its standard input. It ends with its
-/// owner.
+/// A process that creates and uses sockets by commands on its standard input. Dropping the value
+/// kills it.
 pub(super) struct Probe {
     child: Child,
     commands: ChildStdin,
@@ -157,12 +157,12 @@ impl Probe {
         self.child.wait().unwrap();
     }
 
-    /// Creates a socket and returns its mark.
+    /// Creates a socket of a kind, such as `tcp4`, in the probe and returns its mark.
     pub(super) fn open(&mut self, kind: &str) -> u32 {
         self.mark(&format!("open {kind}"))
     }
 
-    /// Creates a socket, if possible. Returns `opened`, or the error's name.
+    /// Creates a socket of a kind in the probe, if possible. Returns `opened`, or the error's name.
     pub(super) fn try_open(&mut self, kind: &str) -> String {
         self.ask(&format!("try {kind}"))
     }
@@ -209,7 +209,7 @@ impl Probe {
         self.mark(&format!("set {kind} {mark}"))
     }
 
-    /// Asserts that the kernel or the programs refuse to set SO_MARK to this value.
+    /// Asserts that the kernel or the eBPF programs refuse to set SO_MARK to this value.
     pub(super) fn cannot_set_mark(&mut self, kind: &str, mark: u32) {
         assert_eq!(self.ask(&format!("refused {kind} {mark}")), "EPERM");
     }
@@ -230,7 +230,7 @@ impl Probe {
         assert_eq!(self.ask(&format!("put {kind} {option:?} {value}")), "done");
     }
 
-    /// Returns the mark of a new socket of a child of the probe.
+    /// Returns the mark of a new socket that a child process of the probe creates.
     pub(super) fn child_opens(&mut self, kind: &str) -> u32 {
         self.mark(&format!("child {kind}"))
     }
@@ -240,7 +240,7 @@ impl Probe {
         assert_eq!(self.ask("unshare"), "done");
     }
 
-    /// Loads the programs as the agent does at its start, and keeps them.
+    /// Makes the probe load the eBPF programs as the agent does at its start, and keep them.
     pub(super) fn become_agent(&mut self, sandbox: &Sandbox) {
         let Sandbox { pin_dir, cgroup, marking } = sandbox;
         let command = format!("agent {} {} {}", pin_dir.display(), cgroup.dir().display(), marking.mark);
@@ -373,7 +373,7 @@ fn run_probe() {
     }
 }
 
-/// A TCP option that the programs change.
+/// A TCP option that the eBPF programs change.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TcpOption {
     RtoMax,

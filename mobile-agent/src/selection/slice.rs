@@ -1,7 +1,7 @@
 //! The cgroup of `mobile.slice`: processes that systemd starts there are mobile.
 //!
 //! The cgroup belongs to systemd, which creates and removes it. The agent moves no process into it
-//! or out of it; the programs only need its kernel ID.
+//! or out of it; the eBPF programs only need its kernel ID.
 
 use std::{
     fs, io,
@@ -14,11 +14,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::cgroup2::{Cgroup2, depth};
 
-/// The name of the slice's cgroup at the root of the hierarchy, which systemd derives from the
-/// unit's name.
+/// The name of the slice's cgroup at the root of the cgroup hierarchy, which systemd derives from
+/// the unit's name.
 const NAME: &str = "mobile.slice";
 
-/// The slice's cgroup, whether or not it exists at the moment.
+/// The cgroup of systemd's slice for mobile processes, whether or not it exists at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slice {
     dir: PathBuf,
@@ -27,7 +27,8 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    /// Returns the slice at `dir`, or at systemd's place for it.
+    /// Returns the slice's cgroup: the directory `dir`, or by default the one that systemd uses for
+    /// `mobile.slice`.
     pub(super) fn new(cgroup2: &Cgroup2, dir: Option<&Path>) -> Self {
         let dir = dir.map_or_else(|| cgroup2.mount().join(NAME), Path::to_path_buf);
         Self { path: cgroup2.path(&dir), dir }
@@ -48,7 +49,7 @@ impl Slice {
         fs::metadata(&self.dir).map_or(0, |dir| dir.ino())
     }
 
-    /// Creates the cgroup unless it exists, for systemd to use, and returns its kernel ID.
+    /// Creates the slice's cgroup unless it exists, for systemd to use, and returns its kernel ID.
     pub(crate) fn ensure(&self) -> io::Result<u64> {
         match fs::create_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -66,7 +67,7 @@ impl Slice {
 pub(crate) struct SliceWatch(AsyncFd<OwnedFd>);
 
 impl SliceWatch {
-    /// Starts to watch the directory above the cgroup.
+    /// Starts to watch the directory that contains the slice's cgroup.
     pub(crate) fn new(slice: &Slice) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let parent = slice.dir.parent().unwrap_or(Path::new("/"));
@@ -76,7 +77,8 @@ impl SliceWatch {
         Ok(Self(unsafe { AsyncFd::register_with_interest(OwnedFd::from(inotify), Interest::READABLE) }?))
     }
 
-    /// Waits until a cgroup is created or removed in that directory.
+    /// Waits until a cgroup is created or removed in the directory that contains the slice's
+    /// cgroup.
     pub(crate) async fn changed(&mut self) -> io::Result<()> {
         loop {
             let mut guard = self.0.readable().await?;

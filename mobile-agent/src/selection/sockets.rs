@@ -14,14 +14,14 @@ use nix::libc;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The agent's bits of a socket mark, and the right to change them.
+/// The agent's bits of a socket's firewall mark, with the key that permits changing them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
-    /// The mark to set.
+    /// The firewall mark to set.
     pub(crate) mark: u32,
     /// The bits of the mark that the agent uses.
     pub(crate) mask: u32,
-    /// The key by which the programs recognise the agent and let it change these bits:
+    /// The key by which the eBPF programs recognise the agent and let it change these bits:
     /// [`mobile_ebpf_common::ProgramConfig::key`].
     pub(crate) key: u64,
 }
@@ -57,8 +57,8 @@ fn set_socket_mobile(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bo
     }
 }
 
-/// Sets SO_MARK, with the key appended to the mark. The programs read the key; the kernel ignores
-/// it.
+/// Sets SO_MARK, with the key appended to the mark. The eBPF programs read the key; the kernel
+/// ignores it.
 fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     let value = [mark, key as u32, (key >> 32) as u32];
     // SAFETY: the kernel and the programs read at most the size of `value`, which lives for the
@@ -75,8 +75,8 @@ fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Returns whether the kernel runs the programs at this socket's connect(): of stream sockets it
-/// does so for TCP and MPTCP, not for SCTP.
+/// Returns whether the kernel runs the eBPF programs when this socket calls connect(), as it does
+/// for TCP and MPTCP streams but not for SCTP.
 fn connect_runs_programs(socket: &Socket) -> io::Result<bool> {
     let protocols = [Some(Protocol::TCP), Some(Protocol::MPTCP)];
     Ok(socket.r#type()? == Type::STREAM && protocols.contains(&socket.protocol()?))

@@ -1,5 +1,5 @@
-//! Tests of route selection on the running kernel: whether a process is mobile decides about the
-//! marks of its sockets.
+//! Tests of route selection on the running kernel: the marks of a process's sockets depend on
+//! whether the process is mobile.
 
 use std::{
     io::{Read as _, Seek as _},
@@ -23,8 +23,8 @@ mod queries;
 
 const MARK: u32 = 0x4d00_0000;
 const KINDS: [&str; 8] = ["tcp4", "tcp6", "udp4", "udp6", "ping4", "ping6", "raw4", "raw6"];
-/// Socket kinds whose connect() runs the programs, with a destination for each; every second IPv6
-/// destination is IPv4-mapped. Nothing listens there.
+/// Socket kinds for which connect() runs the eBPF programs, each with a destination where nothing
+/// listens; every second IPv6 destination is IPv4-mapped.
 const CONNECTS: [(&str, &str); 8] = [
     ("tcp4", "127.0.0.1:9"),
     ("tcp6", "[::1]:9"),
@@ -310,7 +310,7 @@ fn a_new_mark_takes_effect_when_the_programs_are_replaced() {
     });
 }
 
-/// Returns whether the packet programs are attached to the root.
+/// Returns whether the eBPF programs for packets are attached to the root cgroup.
 fn is_attached_to_root(sandbox: &Sandbox) -> bool {
     let generation = pins::generations(&sandbox.pin_dir).unwrap().remove(0);
     pins::pin(&generation, "root-link", program::ACCOUNT).exists()

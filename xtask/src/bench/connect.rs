@@ -2,8 +2,8 @@
 //! connect() and at each packet, and how long `mobile run` takes to start a command.
 //!
 //! All compared figures are measured within one run in the order ABBA, so that a machine that
-//! becomes slower or faster disturbs both alike. A ratio is computed in each round, and the median
-//! of all rounds counts.
+//! becomes slower or faster disturbs both sides of a comparison alike. A ratio is computed in each
+//! round, and the median of all rounds counts.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::shell::step;
 /// Arguments of `cargo xtask bench connect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Measures this many rounds with and without the agent, each of four measurements of every
-    /// call
+    /// Runs this many rounds; each times every call twice with and twice without the agent, and
+    /// twice in a mobile and twice in an ordinary process
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Starts each command this many times
@@ -28,27 +28,27 @@ pub(crate) struct Args {
     starts: u32,
 }
 
-/// Other programs that start a command with changed networking.
+/// Other programs that run a command with changed networking, to compare with `mobile run`.
 const TOOLS: [Tool; 2] = [
     Tool { program: "mptcpize", package: "mptcpize" },
     Tool { program: "proxychains4", package: "proxychains4" },
 ];
 
-/// The time for the kernel's deferred work when an agent starts or stops: programs and maps are
-/// freed after a grace period.
+/// The time for the kernel's deferred work when an agent starts or stops: eBPF programs and maps
+/// are freed after a grace period.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// The figures of each of [`TimedCall::ALL`].
+/// The time of each call of [`TimedCall::ALL`], in the same order.
 type Figures = [Figure; 3];
 
-/// The median and the shortest of many calls, in nanoseconds.
+/// The median and the shortest time of many calls, in nanoseconds.
 #[derive(Clone, Copy, Default)]
 struct Figure {
     median: f64,
     least: f64,
 }
 
-/// Measures calls and starts, and prints two tables.
+/// Measures system calls and starts of commands, and prints a table of each.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::install(&TOOLS)?;
     let mut bed = Testbed::new()?;
@@ -76,9 +76,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     bed.finish()
 }
 
-/// Times the calls, with the agent stopped and started again in each round.
+/// Times the system calls, with the agent stopped and started again in each round.
 ///
-/// Returns the rows, and the greatest number of other eBPF programs at the root's hooks.
+/// Returns the table's rows, and the greatest number of eBPF programs of others at one hook of the
+/// root cgroup.
 fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     let mut ordinary = bed.ordinary_labtool(&["time-calls"])?;
     let (mut with_agent, mut mobile, mut foreign) = (Vec::new(), Vec::new(), 0);
@@ -114,8 +115,8 @@ fn calls(bed: &mut Testbed, rounds: u32) -> Result<(Vec<String>, u32)> {
     Ok((lines, foreign))
 }
 
-/// Returns a row of the first table. `pairs` are the figures of each round, the base before the one
-/// compared with it.
+/// Returns a row of the table of calls. `pairs` has the figures of each round: first the base, then
+/// the figures that are divided by it.
 fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)]) -> Result<String> {
     let spread = |figure: &dyn Fn(Figure, Figure) -> f64| {
         let figures: Vec<f64> = pairs.iter().map(|(base, other)| figure(base[index], other[index])).collect();
@@ -133,7 +134,8 @@ fn line(call: TimedCall, index: usize, what: &str, pairs: &[(Figures, Figures)])
     ))
 }
 
-/// Times commands that do nothing, started by a process of the mobile host.
+/// Times `true`, started by each of several commands such as `mobile run`, and returns the table's
+/// rows.
 fn starts(bed: &Testbed, count: u32) -> Result<Vec<String>> {
     let named = NamedNetns::new(&bed.lab)?;
     let binary = bed.agent.binary().display().to_string();
@@ -199,7 +201,7 @@ fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
-/// Returns the mean of the medians and the lesser of the shortest.
+/// Returns, for each call, the mean of both medians and the lesser of both shortest times.
 fn mean(a: Figures, b: Figures) -> Figures {
     std::array::from_fn(|index| Figure {
         median: (a[index].median + b[index].median) / 2.0,

@@ -1,8 +1,8 @@
 //! `cargo xtask bench cpu`: processor time per byte, at an equal rate and at full speed, and
 //! memory.
 //!
-//! At full speed a fast tunnel has larger packets and fewer wake-ups; at an equal rate all
-//! contestants have the same work.
+//! At full speed a fast tunnel has larger packets and fewer wake-ups; at an equal rate all tunnels
+//! have the same work.
 
 use anyhow::{Context as _, Result};
 
@@ -34,13 +34,15 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// The figures of one run.
+/// The figures of one run of iperf3.
 struct Sample {
     /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Processor time in seconds per GB at the host and at the relay, or `None` without a tunnel.
+    /// Processor time of the tunnel in seconds per GB, at the host and at the relay; `None` without
+    /// a tunnel.
     cpu_seconds: Option<[f64; 2]>,
-    /// Peak memory in MiB so far at the host and at the relay, or `None` without a tunnel.
+    /// Peak memory of the tunnel so far in MiB, at the host and at the relay; `None` without a
+    /// tunnel.
     memory: Option<[f64; 2]>,
 }
 
@@ -48,8 +50,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let titles = vec![format!("{} Mbit/s", args.rate), "full speed".to_owned()];
@@ -82,7 +84,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     labs.finish()
 }
 
-/// Runs iperf3 once as an upload at the given rate.
+/// Runs iperf3 once as an upload at the given rate through one contestant's tunnel.
 fn sample(contestant: &Contestant, rate: &str, megabytes: u32) -> Result<Sample> {
     let before = contestant.subject.cpu_usage()?;
     let output = contestant.iperf3_of(&format!("{megabytes}M"), &["--bitrate", rate])?;
@@ -122,7 +124,7 @@ fn memory(cell: &GridCell<Sample>) -> Option<String> {
     Some(format!("{:.1} + {:.1}", greatest(0)?, greatest(1)?))
 }
 
-/// Returns the goals: an eighth of the best competitor's processor time.
+/// Returns the goals for mobile's processor time: an eighth of the best competitor's.
 fn goals(grid: &Grid<Sample>, titles: &[String]) -> Vec<Goal> {
     let goal = |(column, title): (usize, &String)| {
         let best = grid.competitors(column, total_cpu_seconds).min_by(|a, b| a.1.total_cmp(&b.1));

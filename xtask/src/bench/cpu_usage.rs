@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// The processor usage of a process so far.
+/// The processor time and the context switches of a process since its start.
 pub(crate) struct CpuUsage {
     /// Context switches: how often a thread was scheduled again after waiting or being preempted.
     pub(crate) switches: u64,
@@ -12,7 +12,7 @@ pub(crate) struct CpuUsage {
 }
 
 impl CpuUsage {
-    /// Reads the usage of one process.
+    /// Reads the processor usage of one process.
     pub(crate) fn of(pid: i32) -> Result<Self> {
         let mut cpu_usage = Self { switches: 0, nanoseconds: 0 };
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -31,7 +31,7 @@ impl CpuUsage {
         self.nanoseconds.saturating_sub(then.nanoseconds) as f64
     }
 
-    /// Reads the usage of a process and all its running descendants.
+    /// Reads the sum of the processor usage of a process and all its running descendants.
     pub(crate) fn of_tree(pid: i32) -> Result<Self> {
         let mut cpu_usage = Self::of(pid)?;
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -47,7 +47,7 @@ impl CpuUsage {
     }
 }
 
-/// Returns the sum of the peak resident memory, in bytes, of a process and its descendants.
+/// Returns the sum of the peak resident memory of a process and its descendants, in bytes.
 pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
@@ -63,7 +63,7 @@ pub(crate) fn peak_of_tree(pid: i32) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Returns voluntary and involuntary context switches, from /proc/PID/status.
+/// Returns the sum of voluntary and involuntary context switches in the text of /proc/PID/status.
 fn switches(status: &str) -> u64 {
     let lines = status.lines().filter_map(|line| line.split_once("voluntary_ctxt_switches:"));
     lines.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()

@@ -1,21 +1,21 @@
-//! Goals of a benchmark, and whether they are met.
+//! Goals for the figures of a benchmark, and whether they are met.
 
 /// A goal for one figure of this project's programs.
 pub(crate) struct Goal {
     what: String,
     wanted: f64,
     got: Option<f64>,
-    /// Whether the figure must be at least `wanted`, instead of at most.
+    /// Whether the figure must be at least `wanted`; otherwise it must be at most `wanted`.
     at_least: bool,
 }
 
 impl Goal {
-    /// Creates a goal that is met by `wanted` or more.
+    /// Creates a goal that a figure `got` of `wanted` or more meets; `None` means not measured.
     pub(crate) fn at_least(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: true }
     }
 
-    /// Creates a goal that is met by `wanted` or less.
+    /// Creates a goal that a figure `got` of `wanted` or less meets; `None` means not measured.
     pub(crate) fn at_most(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: false }
     }
@@ -25,8 +25,8 @@ impl Goal {
     }
 }
 
-/// Returns the goals as a Markdown table for docs/measure/benchmarks.md, without those that were
-/// not measured.
+/// Returns the goals as a Markdown table for docs/measure/benchmarks.md. Leaves out goals whose
+/// figure was not measured.
 pub(crate) fn markdown(goals: &[Goal]) -> String {
     let mut out = "| goal | wanted | measured | |\n| --- | --- | --- | --- |\n".to_owned();
     for goal in goals {

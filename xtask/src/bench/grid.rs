@@ -1,5 +1,6 @@
-//! Repeated measurements of every contestant in several columns, and their tables as Markdown for
-//! docs/measure/benchmarks.md.
+//! A benchmark's figures as a grid: a row for each contestant (direct connection, mobile,
+//! competitors), a column for each setup, and several runs in each cell. Formats Markdown tables
+//! for docs/measure/benchmarks.md.
 
 use anyhow::Result;
 use mobile_tests::competitors::CompetitorKind;
@@ -8,14 +9,14 @@ use super::stats::Spread;
 use super::subject::{Contestant, OURS};
 use crate::shell::step;
 
-/// All measurements: a row for each contestant. Row 0 is the direct connection and row 1 is mobile;
-/// competitors and other builds follow.
+/// All measurements of a benchmark, one row for each contestant. Row 0 is the direct connection and
+/// row 1 is mobile; competitors and other builds of mobile follow.
 pub(crate) struct Grid<S> {
     titles: Vec<String>,
     pub(crate) rows: Vec<Row<S>>,
 }
 
-/// The measurements of one contestant.
+/// The measurements of one contestant: a tunnel or the direct connection.
 pub(crate) struct Row<S> {
     pub(crate) name: &'static str,
     /// Whether the contestant is a build of this project.
@@ -24,14 +25,14 @@ pub(crate) struct Row<S> {
     pub(crate) cells: Vec<GridCell<S>>,
 }
 
-/// The runs of one contestant in one column.
+/// The samples of one contestant in one column, and the number of failed runs.
 pub(crate) struct GridCell<S> {
     pub(crate) samples: Vec<S>,
     pub(crate) failures: u32,
 }
 
 impl<S> GridCell<S> {
-    /// Returns the spread of one figure over all runs.
+    /// Returns the spread of one figure over all runs in the cell; `None` if no run has the figure.
     pub(crate) fn spread(&self, figure: impl Fn(&S) -> Option<f64>) -> Option<Spread> {
         Spread::of(&self.samples.iter().filter_map(figure).collect::<Vec<_>>())
     }
@@ -46,8 +47,8 @@ impl<S> Grid<S> {
         Self { titles, rows }
     }
 
-    /// Measures all contestants one after the other in each run, so that what disturbs the machine
-    /// disturbs all.
+    /// Measures all contestants one after the other in each run, so that other load on the machine
+    /// disturbs all of them alike.
     ///
     /// Every other run is in the opposite order, so that no contestant always follows the same one.
     /// `sample` measures one column and `format_sample` formats it for the progress output. A
@@ -88,8 +89,8 @@ impl<S> Grid<S> {
         grid
     }
 
-    /// Returns a table with the rows from `first` on. A cell without text is a dash; failures are
-    /// counted in the cell.
+    /// Returns a Markdown table with the rows from `first` on, whose cells have the text that
+    /// `text` returns, or a dash for `None`, and the number of failed runs.
     pub(crate) fn table(&self, first: usize, text: impl Fn(&GridCell<S>, usize) -> Option<String>) -> String {
         let line = "| --- ".repeat(self.titles.len() + 1);
         let mut out = format!("| | {} |\n{line}|\n", self.titles.join(" | "));
@@ -106,7 +107,8 @@ impl<S> Grid<S> {
         out
     }
 
-    /// Returns a table of one figure, its spread, and its ratio to the direct connection's.
+    /// Returns a Markdown table of one figure: its spread, and the ratio of its median to the
+    /// direct connection's.
     pub(crate) fn against_direct(&self, figure: impl Fn(&S) -> Option<f64> + Copy) -> String {
         let direct = |column: usize| Some(self.rows.first()?.cells[column].spread(figure)?.median);
         self.table(0, |cell, column| {
@@ -119,7 +121,7 @@ impl<S> Grid<S> {
         })
     }
 
-    /// Returns the median of a figure of one row.
+    /// Returns the median of one figure over the runs in the cell of this row and column.
     pub(crate) fn median(
         &self,
         row: usize,
@@ -129,7 +131,7 @@ impl<S> Grid<S> {
         Some(self.rows.get(row)?.cells[column].spread(figure)?.median)
     }
 
-    /// Returns the names and medians of the competitors.
+    /// Returns the name of each competitor and its median of one figure.
     pub(crate) fn competitors(
         &self,
         column: usize,
@@ -139,7 +141,7 @@ impl<S> Grid<S> {
         self.rows.iter().skip(1).filter(|row| !row.ours).filter_map(median)
     }
 
-    /// Returns the greatest median of the competitors that tunnel over TCP.
+    /// Returns the greatest median that a competitor tunnelling over TCP has of one figure.
     pub(crate) fn best_over_tcp(
         &self,
         column: usize,
@@ -151,7 +153,8 @@ impl<S> Grid<S> {
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }
 
-    /// Returns names and spreads for a plot, without other builds of this project.
+    /// Returns the names and spreads of one column for a plot, without other builds of this
+    /// project.
     pub(crate) fn bars(
         &self,
         column: usize,

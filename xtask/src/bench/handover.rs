@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Runs each event this many times; the table shows median and maximum
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Runs each event this many times for each competitor
+    /// Runs each event this many times with each competitor
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     peer_runs: u32,
     /// Runs only these events
@@ -42,19 +42,19 @@ pub(crate) struct Args {
     /// Leaves out mobile, to try out the competitors
     #[arg(long)]
     no_mobile: bool,
-    /// Waits this many seconds for a competitor without numbers
+    /// Gives up a competitor after this many seconds in which the application receives nothing
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     cap: u64,
-    /// Runs this many labs at a time in outages of 10 s and longer; they only wait at the same time
+    /// Runs this many labs in parallel for outages of 10 s and longer, in which the labs only wait
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     parallel: u32,
 }
 
-/// The patience with mobile. It is as long as an application's, because even a bad figure says more
-/// than "> 3 s".
+/// The time without data after which a run with mobile is given up. It is as long as an
+/// application's timeout, because even a bad figure says more than "> 3 s".
 const OUR_PATIENCE: Duration = Duration::from_secs(30);
 
-/// One run of one event for one participant.
+/// One run of one event for one participant (mobile or a competitor), by indexes.
 #[derive(Clone, Copy)]
 struct Job {
     event: usize,
@@ -62,7 +62,7 @@ struct Job {
     run: u32,
 }
 
-/// A participant, in the order of the table's columns.
+/// A participant, which is mobile or a competitor: a column of the table.
 #[derive(Clone, Copy)]
 struct Participant {
     competitor: Option<&'static CompetitorKind>,
@@ -136,7 +136,8 @@ fn everyone(args: &Args) -> Vec<Participant> {
     everyone
 }
 
-/// Returns a column without results; an event that cannot be measured has the reason.
+/// Returns a participant's column of the table, still without results. The cell of an event that
+/// cannot be measured has the reason.
 fn column(participant: Participant, events: &[Event]) -> Column {
     let unavailable_reason = participant.competitor.and_then(unavailable_reason);
     let cell = |event: &Event| match (participant.competitor, &unavailable_reason) {
@@ -151,7 +152,8 @@ fn column(participant: Participant, events: &[Event]) -> Column {
     }
 }
 
-/// Orders the jobs round by round, so that what disturbs the machine disturbs all participants.
+/// Returns all runs, ordered round by round, so that other load on the machine disturbs all
+/// participants alike.
 fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<Job> {
     let mut jobs = Vec::new();
     for event in 0..events.len() {
@@ -166,14 +168,14 @@ fn jobs(events: &[Event], everyone: &[Participant], columns: &[Column]) -> Vec<J
     jobs
 }
 
-/// Formats the gaps of one run for the progress output.
+/// Formats the gaps of one run, in milliseconds, for the progress output.
 fn format_gaps(gaps: &[f64], patience: Duration) -> String {
     let one = |gap: &f64| table::number(*gap, patience.as_secs_f64());
     let unit = if gaps.last().is_some_and(|gap| gap.is_finite()) { " ms" } else { "" };
     gaps.iter().map(one).collect::<Vec<_>>().join(" and ") + unit
 }
 
-/// Runs several jobs at a time, the longest first, so that none is left over at the end.
+/// Runs `parallel` jobs at a time, the longest first, so that no long one is left over at the end.
 fn run_in_parallel<T: Send>(mut jobs: Vec<Job>, parallel: u32, work: &(impl Fn(Job) -> T + Sync)) -> Vec<T> {
     // Jobs are popped from the end.
     jobs.sort_by_key(|job| (job.event, std::cmp::Reverse(job.run)));

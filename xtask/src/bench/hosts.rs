@@ -1,4 +1,4 @@
-//! The congestion control of a lab's hosts.
+//! The TCP congestion control of a lab's hosts.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,18 +10,20 @@ use mobile_tests::LabOptions;
 use super::plot::Plot;
 use crate::shell::step;
 
-/// The choice of congestion controls.
+/// Arguments of benchmarks that choose the TCP congestion controls to measure with.
 #[derive(clap::Args)]
 pub(crate) struct HostArgs {
     /// Measures with each of these congestion controls in turn, on every host, each in labs of its
-    /// own. mobile's paths begin with it, or with cubic if it is bbr, and switch to bbr when they
-    /// are bandwidth-limited. [default: cubic, as distributions have it, then this kernel's own]
+    /// own. mobile's paths begin with the chosen one, or with cubic if it is bbr, and switch to bbr
+    /// when they are bandwidth-limited. [default: cubic, as distributions have it, then this
+    /// kernel's own]
     #[arg(long = "congestion-control", value_name = "NAME", value_delimiter = ',')]
     congestion_controls: Vec<String>,
 }
 
 impl HostArgs {
-    /// Measures with each congestion control in turn; a failure does not prevent the others.
+    /// Calls `measure` with each chosen congestion control in turn; a failure does not prevent the
+    /// others.
     pub(crate) fn each(&self, mut measure: impl FnMut(&HostSetup) -> Result<()>) -> Result<()> {
         let setting = |name: &str| {
             let path = format!("/proc/sys/net/ipv4/tcp_{name}congestion_control");
@@ -50,20 +52,20 @@ impl HostArgs {
     }
 }
 
-/// The setup of every host of a lab.
+/// The settings of every host of a lab: the TCP congestion control.
 pub(crate) struct HostSetup {
     congestion_control: String,
 }
 
 impl HostSetup {
-    /// Returns the options of a lab of such hosts, with the uplinks' one-way delay or plain veth
-    /// pairs.
+    /// Returns the options of a lab of such hosts, whose uplinks have the one-way `delay`, or are
+    /// plain veth pairs if it is `None`.
     pub(crate) fn lab(&self, delay: Option<Duration>) -> LabOptions {
         let congestion_control = Some(self.congestion_control.clone());
         LabOptions { delay, congestion_control, ..LabOptions::default() }
     }
 
-    /// Writes a plot under a name with the congestion control in it.
+    /// Writes a plot to a file with the congestion control in its name.
     pub(crate) fn plot(&self, plot: Plot<'_>) -> Result<()> {
         let name = &self.congestion_control;
         if name == LabOptions::CONGESTION_CONTROL {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench idle`: what an unused tunnel costs.
+//! `cargo xtask bench idle`: the traffic and the processor time of an unused tunnel.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -23,10 +23,10 @@ pub(crate) struct Args {
 /// over.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// A metric worse than that of the other uplinks.
+/// The route metric of the third uplink, worse than that of the others.
 const METRIC: u32 = 700;
 
-/// The uplinks: one carries the tunnel, the others stand by.
+/// The devices of the uplinks: one carries the tunnel, the others have standby paths.
 const UPLINKS: [&str; 3] = ["eth0", "wlan0", Tether::DEVICE];
 
 /// Measures a connected agent with two standby paths and no mobile process.
@@ -81,7 +81,7 @@ fn states(bed: &Testbed) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Returns the number of tcpdump's packets to the relay, and of all others.
+/// Returns how many of tcpdump's packets go to the relay, and how many are others.
 fn count(packets: &[String]) -> (usize, usize) {
     let to_relay = format!(" > {}.{RELAY_PORT}: ", addr::RELAY4);
     let sent = packets.iter().filter(|line| line.contains(&to_relay)).count();

@@ -1,5 +1,5 @@
-//! `cargo xtask bench latency`: the round trip of a keystroke, alone and beside a bulk transfer
-//! that fills the uplink.
+//! `cargo xtask bench latency`: the round trip of a keystroke, on an idle uplink and during a bulk
+//! transfer that fills the uplink.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Runs each measurement this many times; the table shows median, least and greatest
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Lets each measurement of a run take this many seconds
+    /// Lets each measurement take this many seconds; a run has one for each load
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..))]
     seconds: u32,
     /// Limits the uplink to this rate in Mbit/s, in each direction
@@ -36,24 +36,26 @@ pub(crate) struct Args {
     competitors: CompetitorArgs,
 }
 
-/// The interval of keystrokes: a fast typist's burst and a terminal's echo.
+/// The interval of keystrokes in milliseconds, as in a fast typist's burst with a terminal's echo.
 const INTERVAL_MS: &str = "20";
 
-/// The time after which a transfer has reached its rate; iperf3 omits it too.
+/// The time after which a bulk transfer has reached its rate; iperf3 omits this time from its
+/// figures too.
 const WARM_UP: Duration = Duration::from_secs(3);
 
-/// The load beside the keystrokes: a title and iperf3's flags.
+/// The loads during the keystrokes: a title and iperf3's flags, or `None` for no bulk transfer.
 const BESIDE: [(&str, Option<&[&str]>); 3] =
     [("idle", None), ("upload", Some(&[])), ("download", Some(&["--reverse"]))];
 
-/// The file names of the plots.
+/// The file names of the plots, one for each load.
 const PLOTS: [&str; 3] = ["latency-idle", "latency-upload", "latency-download"];
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures all contestants in turn, run by run, so that what disturbs the machine disturbs all.
+/// Measures the direct connection, mobile and the competitors in turn, run by run, so that other
+/// load on the machine disturbs all of them alike.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     // Direct, mobile, then the competitors.
     let mut everyone = vec![Some(CompetitorKind::DIRECT), None];
@@ -93,7 +95,7 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs one contestant once, in a lab of its own.
+/// Measures one run in a lab of its own, under each load; `None` as the competitor means mobile.
 fn measure(args: &Args, host: &HostSetup, competitor: Option<&CompetitorKind>) -> Result<Vec<Sample>> {
     let subject = Subject::start(competitor, &host.lab(Some(LabOptions::DELAY)))?;
     let lab = subject.lab();
@@ -123,7 +125,7 @@ fn measure(args: &Args, host: &HostSetup, competitor: Option<&CompetitorKind>) -
     Ok(samples)
 }
 
-/// Starts a bulk transfer that outlasts the keystrokes.
+/// Starts a bulk transfer that outlasts the measured keystrokes.
 fn bulk(args: &Args, subject: &Subject, title: &str, flags: &[&str]) -> Result<Process> {
     // One second longer than the keystrokes.
     let seconds = (args.seconds + 1).to_string();

@@ -43,8 +43,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
     labs.limit_rate(args.rate)?;
@@ -82,8 +82,8 @@ fn mbits(sample: &f64) -> Option<f64> {
     Some(*sample)
 }
 
-/// Returns the goals: nearly all of a lossless link's rate, and never less than competitors over
-/// TCP.
+/// Returns the goals for mobile's speed: nearly all of a direct connection's at the same loss, and
+/// no less than that of any competitor over TCP.
 fn goals(grid: &Grid<f64>, losses: &[f64]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, loss) in losses.iter().enumerate() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-/// Returns processor, number of cores and kernel.
+/// Returns the machine's processor, number of cores and kernel as text.
 pub(crate) fn describe() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -15,7 +15,7 @@ pub(crate) fn describe() -> String {
     format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }
 
-/// Returns the load average of the last minute.
+/// Returns the machine's load average of the last minute.
 pub(crate) fn load() -> String {
     let loads = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     loads.split(' ').next().unwrap_or_default().to_owned()

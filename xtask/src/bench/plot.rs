@@ -1,5 +1,5 @@
 //! Bar charts as SVG for docs/measure/plots: a bar for each median, a whisker from least to
-//! greatest, and the figure.
+//! greatest, and the figure as text.
 //!
 //! Rectangles and text need no library. The charts have a background of their own, because pages
 //! show them on white and on black.
@@ -15,14 +15,14 @@ use crate::shell::{self, step};
 
 /// A bar chart with one bar for each contestant.
 pub(crate) struct Plot<'a> {
-    /// The file's name without its extension.
+    /// The name of the SVG file without its extension.
     pub(crate) file: &'a str,
     pub(crate) title: String,
     pub(crate) unit: &'a str,
     pub(crate) bars: Vec<(&'a str, Spread)>,
 }
 
-/// Widths and heights in pixels.
+/// Widths and heights of the chart's parts, in pixels.
 const NAMES: f64 = 120.0;
 const BARS: f64 = 420.0;
 const FIGURES: f64 = 110.0;
@@ -81,7 +81,7 @@ impl Plot<'_> {
     }
 }
 
-/// Formats a figure with at least three digits.
+/// Formats a figure with at least three significant digits.
 fn figure(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),

@@ -18,7 +18,8 @@ use super::subject::{Contestant, ContestantArgs, ContestantLabs};
 /// Arguments of `cargo xtask bench pps`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Searches the highest rate this many times; the table shows median, least and greatest
+    /// Searches the highest rate without loss this many times; the table shows median, least and
+    /// greatest
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Sends for this many milliseconds in each trial of a search
@@ -30,14 +31,17 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// The rates in datagrams per second at which the first search begins and gives up.
+/// Rates in datagrams per second: the first one that the first search tries, and the one below
+/// which a search gives up.
 const FIRST: f64 = 10_000.0;
 const LEAST: f64 = 100.0;
 
-/// The precision of a search: the ratio of a rate that loses to the rate that is reported.
+/// The precision of a search for the highest rate without loss: the ratio of a rate that loses
+/// datagrams to the rate that is reported.
 const NEAR: f64 = 1.08;
 
-/// The sender and counter of one contestant, and the result of its last search.
+/// The search for the highest rate without loss of one contestant: the sender and receiver of
+/// datagrams, and the result of the last search.
 struct RateSearch {
     datagrams: Datagrams,
     found: Option<f64>,
@@ -47,8 +51,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(None))?;
     let mut searches: HashMap<&str, RateSearch> = HashMap::new();
@@ -108,7 +112,8 @@ fn lost(trial: &Trial) -> Option<f64> {
     Some(trial.loss() * 100.0)
 }
 
-/// Returns the goals: three times the best competitor's rate, and no more loss than it at its rate.
+/// Returns the goals for mobile: three times the best competitor's rate, and at the competitor's
+/// rate no more loss than the competitor has.
 fn goals(rates: &Grid<f64>, losses: &Grid<Trial>) -> Vec<Goal> {
     let ours = rates.median(1, 0, rate);
     let Some((name, best)) = rates.competitors(0, rate).max_by(|a, b| a.1.total_cmp(&b.1)) else {
@@ -135,8 +140,8 @@ impl RateSearch {
         Ok(Self { datagrams: Datagrams::start(&mut sender, &mut counter)?, found: None })
     }
 
-    /// Returns the highest rate without loss, with the precision [`NEAR`]. Later searches begin at
-    /// the last result.
+    /// Returns the highest rate without loss in datagrams per second, with the precision [`NEAR`].
+    /// Later searches begin at the last result.
     fn highest(&mut self, lasting: Duration) -> Result<f64> {
         let (from, step) = self.found.map_or((FIRST, 2.0), |found| (found, 1.25));
         let found = search(from, step, |rate| {
@@ -149,10 +154,10 @@ impl RateSearch {
     }
 }
 
-/// Returns the highest rate that passes.
+/// Returns the highest rate at which `passes` returns true.
 ///
-/// Steps from `from` up or down until one rate passes and the next does not, then bisects between
-/// the two.
+/// Multiplies or divides `from` by `step` until one rate passes and the next does not, then bisects
+/// between the two.
 fn search(from: f64, step: f64, mut passes: impl FnMut(f64) -> Result<bool>) -> Result<f64> {
     let (mut low, mut high);
     if passes(from)? {

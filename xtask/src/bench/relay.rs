@@ -1,5 +1,5 @@
-//! `cargo xtask bench relay`: how many clients a relay holds, what one costs, how fast they
-//! connect, and how floods at its port affect them.
+//! `cargo xtask bench relay`: how many clients a relay serves, the memory and processor time of
+//! each, how fast they connect, and how floods of connections at the relay's port affect them.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::thread::sleep;
@@ -17,7 +17,7 @@ use crate::shell::step;
 /// Arguments of `cargo xtask bench relay`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Holds this many sessions
+    /// Holds sessions of this many clients
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(100..60_000))]
     sessions: u32,
     /// Times this many handshakes in each round, without and with a flood
@@ -26,16 +26,16 @@ pub(crate) struct Args {
     /// Runs this many rounds of each flood
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Makes this many unauthorised attempts per second
+    /// Makes this many unauthorised connection attempts per second in a flood
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(100..))]
     flood: u32,
 }
 
-/// The number of parts of the ramp, each with its own rate.
+/// The number of parts in which the sessions are opened. The rate is measured for each part.
 const PARTS: u32 = 10;
-/// Handshakes in progress while the sessions are opened.
+/// The number of handshakes in progress at a time while the sessions are opened.
 const AT_ONCE: usize = 32;
-/// The time of measuring held sessions, which includes a keepalive of every client.
+/// The time for which idle sessions are measured, which includes a keepalive of every client.
 const WATCHED: Duration = Duration::from_secs(60);
 /// The pause between two timed handshakes.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -88,7 +88,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Opens the sessions and prints the rate.
+/// Opens `sessions` sessions, prints the rate of handshakes and the relay's processor time for
+/// each, and returns the clients.
 fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<CrowdClient>> {
     let (mut members, mut rates, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for part in 0..PARTS {
@@ -108,8 +109,8 @@ fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<CrowdClient>> {
     Ok(members)
 }
 
-/// Sends small packets from the relay's machine to all clients in turn, then 20 flows to one client
-/// beside one flow to another.
+/// Measures packets from the relay's machine: first small ones to all clients in turn, then 20
+/// flows to one client during one flow to another.
 fn packets(lab: &Lab, pid: i32, members: &[CrowdClient]) -> Result<()> {
     let active = &members[..members.len().min(1000)];
     let all: Vec<SocketAddr> = active.iter().filter_map(|member| address(member, 9)).collect();
@@ -142,7 +143,8 @@ fn packets(lab: &Lab, pid: i32, members: &[CrowdClient]) -> Result<()> {
     Ok(())
 }
 
-/// Sends datagrams to each address in turn, as fast as possible.
+/// Sends datagrams to each address in turn, as fast as possible; returns their number and the time
+/// taken.
 fn blast(to: &[SocketAddr], time: Duration) -> Result<(u64, Duration)> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let (start, mut sent) = (Instant::now(), 0);
@@ -197,7 +199,7 @@ fn floods(crowd: &Crowd, probes: &std::ops::Range<u32>, args: &Args) -> Result<(
     Ok(())
 }
 
-/// Returns the 50th, 95th and 99th percentile in milliseconds.
+/// Returns the 50th, 95th and 99th percentile of durations, in milliseconds.
 fn percentiles(mut took: Vec<Duration>) -> [f64; 3] {
     took.sort();
     [50, 95, 99].map(|part| took[(took.len() * part / 100).min(took.len() - 1)].as_secs_f64() * 1e3)
@@ -211,7 +213,7 @@ fn address(member: &CrowdClient, port: u16) -> Option<SocketAddr> {
     Some(SocketAddr::from((member.config.ipv4?, port)))
 }
 
-/// Returns the resident memory in KiB.
+/// Returns the resident memory of a process in KiB.
 fn resident(pid: i32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench shared`: a bulk transfer over an uplink that another bulk transfer fills.
 //!
-//! The other transfer is an ordinary TCP connection with cubic, as most hosts have it, which keeps
-//! the uplink's FIFO filled.
+//! The other transfer is an ordinary TCP connection with cubic, as most hosts have it. It runs
+//! beside the tunnel and keeps the uplink's FIFO filled.
 
 use std::fs;
 use std::thread::sleep;
@@ -36,21 +36,21 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// The direction of both transfers: a title and iperf3's flags.
+/// The direction of the measured and of the other transfer: a title and iperf3's flags.
 const DIRECTIONS: [(&str, &[&str]); 2] = [("upload", &[]), ("download", &["--reverse"])];
 
-/// The file names of the plots.
+/// The file names of the plots, one for each direction.
 const PLOTS: [&str; 2] = ["shared-upload", "shared-download"];
 
-/// The time after which the other transfer fills the FIFO.
+/// The time after which the other transfer fills the uplink's FIFO.
 const WARM_UP: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     args.hosts.each(|host| compare(args, host, plot))
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     let labs = ContestantLabs::start(&args.contestants, &host.lab(Some(LabOptions::DELAY)))?;
     labs.limit_rate(args.rate)?;
@@ -83,8 +83,8 @@ fn compare(args: &Args, host: &HostSetup, plot: bool) -> Result<()> {
     labs.finish()
 }
 
-/// Starts a transfer between the host and the relay's machine outside the tunnel, which ends when
-/// dropped.
+/// Starts a bulk transfer outside the tunnel, between the mobile host and the relay's machine. It
+/// ends when the returned client and server are dropped.
 fn other_transfer(contestant: &Contestant, seconds: u32, flags: &[&str]) -> Result<(Process, Process)> {
     let lab = contestant.subject.lab();
     let dir = lab.dir().join("other-transfer");
@@ -104,8 +104,8 @@ fn kbits(sample: &f64) -> Option<f64> {
     Some(*sample)
 }
 
-/// Returns the goals: as much as a direct connection gets beside the other transfer, and as much as
-/// competitors over TCP.
+/// Returns the goals for mobile's speed beside the other transfer: 0.9 of a direct connection's,
+/// and no less than that of any competitor over TCP.
 fn goals(grid: &Grid<f64>) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, (direction, _)) in DIRECTIONS.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! Statistics of several runs: the median and the range.
+//! Statistics of one figure over several runs: the median and the range.
 
 use std::fmt;
 
-/// Median, least and greatest of several figures.
+/// Median, least and greatest of one figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     /// The middle figure; for an even number, the mean of the two in the middle.

@@ -1,4 +1,5 @@
-//! The contestants of a benchmark, each in a lab of its own.
+//! The contestants of a benchmark (direct connection, mobile, competitors), each in a lab of its
+//! own.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use crate::setup::{self, Tool};
 /// The name of this project in the tables.
 pub(crate) const OURS: &str = "mobile";
 
-/// The choice of competitors.
+/// Arguments of benchmarks that choose the competitors.
 #[derive(clap::Args)]
 pub(crate) struct CompetitorArgs {
     /// Leaves out the competitors; a direct connection is always measured
@@ -27,20 +28,20 @@ pub(crate) struct CompetitorArgs {
     peers: Vec<String>,
 }
 
-/// The choice of contestants besides the direct connection and mobile, where all are up at the same
-/// time.
+/// Arguments of benchmarks that choose what is measured besides the direct connection and mobile:
+/// competitors and other builds of mobile, all of which are up at the same time.
 #[derive(clap::Args)]
 pub(crate) struct ContestantArgs {
     #[command(flatten)]
     competitors: CompetitorArgs,
-    /// Also measures the `mobile` and `home-relay` in these folders, named after the folders: to
-    /// compare a change with the state before it
+    /// Also measures the programs `mobile` and `home-relay` in these folders, named after the
+    /// folders, to compare a change with the build before it
     #[arg(long, value_delimiter = ',')]
     builds: Vec<PathBuf>,
 }
 
 impl ContestantArgs {
-    /// Returns the folders of other builds and their names. Checks them before anything is started.
+    /// Returns the name and the folder of each other build. Checks them before any lab is started.
     fn named_builds(&self) -> Result<Vec<(&'static str, PathBuf)>> {
         let direct_and_ours = [CompetitorKind::DIRECT.name, OURS];
         let mut names: Vec<&str> =
@@ -68,7 +69,8 @@ fn peer_names() -> impl clap::builder::TypedValueParser<Value = String> {
 }
 
 impl CompetitorArgs {
-    /// Returns the chosen tunnels. MPTCP is not one: on one uplink it is a direct connection.
+    /// Returns the chosen competitors that are tunnels. MPTCP is left out, because on one uplink it
+    /// is a direct connection.
     pub(crate) fn chosen(&self) -> impl Iterator<Item = &'static CompetitorKind> {
         let named = |kind: &&CompetitorKind| self.peers.iter().any(|name| name == kind.name);
         CompetitorKind::TUNNELS
@@ -77,16 +79,17 @@ impl CompetitorArgs {
     }
 }
 
-/// A contestant with everything running.
+/// A running contestant: mobile, a competitor or the direct connection, with its lab.
 pub(crate) enum Subject {
     /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// A competitor or the direct connection, which ends before its lab.
+    /// A competitor or the direct connection, and its lab. The competitor is dropped first.
     Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl Subject {
-    /// Starts mobile, or a competitor whose programs are installed if they are missing.
+    /// Starts a lab with a competitor, whose programs are installed if they are missing, or with
+    /// mobile if `competitor` is `None`.
     pub(crate) fn start(competitor: Option<&CompetitorKind>, options: &LabOptions) -> Result<Self> {
         let Some(kind) = competitor else { return Ok(Self::Ours(Box::new(Testbed::with(options)?))) };
         if let Some(reason) = unavailable_reason(kind) {
@@ -98,7 +101,7 @@ impl Subject {
         Ok(Self::Competitor(competitor, Box::new(lab)))
     }
 
-    /// Starts mobile with these settings of `[tunnel]` at both ends.
+    /// Starts mobile with these settings of `[tunnel]` at the agent and at the relay.
     pub(crate) fn ours_with(options: &LabOptions, tunnel: &[(&str, &str)]) -> Result<Self> {
         let mut bed = Testbed::installed(options)?;
         bed.configure_tunnel(tunnel)?;
@@ -106,12 +109,12 @@ impl Subject {
         Ok(Self::Ours(Box::new(bed)))
     }
 
-    /// Returns whether this is a build of this project.
+    /// Returns whether the contestant is a build of this project.
     pub(crate) fn is_ours(&self) -> bool {
         matches!(self, Self::Ours(_))
     }
 
-    /// Returns the lab in which it runs.
+    /// Returns the lab in which the contestant runs.
     pub(crate) fn lab(&self) -> &Lab {
         match self {
             Self::Ours(bed) => &bed.lab,
@@ -119,7 +122,8 @@ impl Subject {
         }
     }
 
-    /// Returns a command that runs an application on the mobile host.
+    /// Returns a command that runs an application on the mobile host through the contestant's
+    /// tunnel.
     pub(crate) fn application(&self, program: &str) -> Command {
         match self {
             Self::Ours(bed) => bed.agent.run(&[program]),
@@ -127,8 +131,8 @@ impl Subject {
         }
     }
 
-    /// Returns the process ids of the tunnel at the host and at the relay, or `None` without a
-    /// tunnel.
+    /// Returns the IDs of the tunnel's processes at the mobile host and at the relay; `None`
+    /// without a tunnel.
     pub(crate) fn processes(&self) -> Option<[i32; 2]> {
         let [relay, host] = match self {
             Self::Ours(bed) => [bed.relay.pid()?, bed.agent.pid()?],
@@ -137,14 +141,15 @@ impl Subject {
         Some([host, relay])
     }
 
-    /// Returns what these processes and their children have used of the processors so far.
+    /// Returns the processor usage so far of the tunnel's processes and their children, at the
+    /// mobile host and at the relay; `None` without a tunnel.
     pub(crate) fn cpu_usage(&self) -> Result<Option<[CpuUsage; 2]>> {
         let Some([host, relay]) = self.processes() else { return Ok(None) };
         Ok(Some([CpuUsage::of_tree(host)?, CpuUsage::of_tree(relay)?]))
     }
 
-    /// Ends the contestant. A build of this project must have left nothing behind and logged no
-    /// warning.
+    /// Ends the contestant and its lab. Fails if a build of this project left anything behind or
+    /// logged a warning.
     pub(crate) fn finish(self) -> Result<()> {
         match self {
             Self::Ours(bed) => bed.finish(),
@@ -157,7 +162,8 @@ impl Subject {
     }
 }
 
-/// Returns why a competitor cannot run here, or `None`; installs its programs if possible.
+/// Installs a competitor's programs if possible, and returns the reason why it cannot run on this
+/// machine, or `None`.
 pub(crate) fn unavailable_reason(competitor: &CompetitorKind) -> Option<String> {
     let tools: Vec<Tool> =
         competitor.tools.iter().map(|(program, package)| Tool { program, package }).collect();
@@ -167,21 +173,21 @@ pub(crate) fn unavailable_reason(competitor: &CompetitorKind) -> Option<String> 
 
 /// A contestant that is measured with iperf3.
 pub(crate) struct Contestant {
-    /// The name in the tables.
+    /// The contestant's name in the tables.
     pub(crate) name: &'static str,
     _server: Process,
     pub(crate) subject: Subject,
 }
 
-/// All contestants, up at the same time; only one is measured at a time.
+/// All contestants of a benchmark. They are up at the same time; only one is measured at a time.
 pub(crate) struct ContestantLabs {
     pub(crate) contestants: Vec<Contestant>,
-    /// The contestants that could not be started, with the reason.
+    /// The competitors that could not be started, each as a line with the reason.
     refused: Vec<String>,
 }
 
 impl ContestantLabs {
-    /// Starts direct, mobile, the chosen competitors and other builds.
+    /// Starts the labs of the direct connection, mobile, the chosen competitors and other builds.
     pub(crate) fn start(contestants: &ContestantArgs, options: &LabOptions) -> Result<Self> {
         let builds = contestants.named_builds()?;
         let mut labs = Self { contestants: Vec::new(), refused: Vec::new() };
@@ -200,8 +206,8 @@ impl ContestantLabs {
         Ok(labs)
     }
 
-    /// Limits every uplink to `mbits` Mbit/s in each direction, and segments everything larger than
-    /// the MTU.
+    /// Limits the first uplink of each contestant to `mbits` Mbit/s in each direction, and turns
+    /// its segmentation offload off, so that no packet is larger than the MTU.
     pub(crate) fn limit_rate(&self, mbits: u64) -> Result<()> {
         self.contestants.iter().try_for_each(|contestant| {
             let link = contestant.subject.lab().eth().link();
@@ -211,8 +217,8 @@ impl ContestantLabs {
         })
     }
 
-    /// Ends all contestants, after the tables are printed, so that a warning does not discard
-    /// figures that took minutes.
+    /// Ends all contestants. Call this after the tables are printed, so that a warning does not
+    /// discard figures that took minutes.
     pub(crate) fn finish(self) -> Result<()> {
         self.refused.iter().for_each(|line| println!("{line}"));
         self.contestants.into_iter().try_for_each(|contestant| contestant.subject.finish())
@@ -226,12 +232,14 @@ impl Contestant {
         Ok(Self { name: competitor.map_or(OURS, |kind| kind.name), _server: server, subject })
     }
 
-    /// Runs iperf3 for `seconds` with these flags and returns its JSON.
+    /// Runs iperf3 for `seconds` with these flags through the contestant's tunnel and returns its
+    /// JSON output.
     pub(crate) fn iperf3(&self, seconds: u32, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--time", &seconds.to_string(), Duration::from_secs(seconds.into()), flags)
     }
 
-    /// Runs iperf3 for so many bytes, in iperf3's notation, with these flags and returns its JSON.
+    /// Runs iperf3 for a number of bytes in iperf3's notation, such as `100M`, with these flags and
+    /// returns its JSON output.
     pub(crate) fn iperf3_of(&self, bytes: &str, flags: &[&str]) -> Result<String> {
         self.run_iperf3("--bytes", bytes, PATIENCE, flags)
     }

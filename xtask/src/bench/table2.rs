@@ -1,5 +1,5 @@
-//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes it takes to carry
-//! 1 MiB.
+//! `cargo xtask bench table2`: the paper's table 2 (section 5.2), how many bytes on the network it
+//! takes to carry 1 MiB.
 //!
 //! The benchmark counts bytes, so that other load on the machine matters little.
 
@@ -32,15 +32,16 @@ pub(crate) struct Args {
     competitors: CompetitorArgs,
 }
 
-/// The number of bytes that the process writes, as in the paper.
+/// The number of bytes that the measured process writes, as in the paper.
 const LENGTH: usize = 1 << 20;
 
-/// A way in which the process writes its data.
+/// A way in which the measured process writes its data: Nagle's algorithm, the pace and the
+/// contents.
 pub(crate) struct WritePattern {
     title: &'static str,
     /// The file name of the plot.
     plot: &'static str,
-    /// The name that `labtool write` takes.
+    /// The name of the pace that `labtool write` takes.
     pace: &'static str,
     data: Data,
 }
@@ -66,18 +67,18 @@ const WRITE_PATTERNS: [WritePattern; 5] = [
     },
 ];
 
-/// The bytes of one run, sent and received.
+/// The bytes of one run that devices have counted, each as sent and received.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Sample {
-    /// The tunnel device's counters, or `None` without a tunnel. A GSO packet counts with one
-    /// header.
+    /// The bytes on the tunnel's device, sent and received; `None` without a tunnel. A large packet
+    /// of segmentation offload counts with one header.
     virtual_device: Option<[u64; 2]>,
-    /// The counters of both uplinks, Ethernet headers included.
+    /// The bytes on both uplinks, sent and received, with Ethernet headers.
     real: [u64; 2],
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     let mut everyone: Vec<(&str, Result<Subject>)> = Vec::new();
     everyone.push((CompetitorKind::DIRECT.name, start(Some(CompetitorKind::DIRECT))));
@@ -123,7 +124,7 @@ fn start(competitor: Option<&CompetitorKind>) -> Result<Subject> {
     prepare(Subject::start(competitor, &LabOptions::default())?)
 }
 
-/// Sets up the uplinks as the paper's and writes the data files.
+/// Sets up a lab's uplinks as in the paper and writes the files with the data to send.
 fn prepare(subject: Subject) -> Result<Subject> {
     for uplink in UplinkName::ALL {
         subject.lab().uplink(uplink).link().set_offload(false)?;
@@ -134,8 +135,8 @@ fn prepare(subject: Subject) -> Result<Subject> {
     Ok(subject)
 }
 
-/// Measures all contestants one after the other in each run, so that what disturbs the machine
-/// disturbs all.
+/// Measures all contestants one after the other in each run, so that other load on the machine
+/// disturbs all of them alike.
 fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = subjects.iter().map(|(name, _)| Row::new(name)).collect();
     for run in 1..=runs {
@@ -152,7 +153,8 @@ fn measure(subjects: &[(&'static str, Subject)], runs: u32) -> Result<Vec<Row>> 
     Ok(rows)
 }
 
-/// Writes the data once and returns the differences of the counters.
+/// Writes the data once through a contestant's tunnel and returns by how much the devices' byte
+/// counters grew.
 fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     let lab = subject.lab();
     let tool = program("labtool")?.display().to_string();
@@ -170,9 +172,10 @@ fn sample(subject: &Subject, pattern: &WritePattern) -> Result<Sample> {
     })
 }
 
-/// Returns the counters once no packet is in flight.
+/// Returns the devices' byte counters once no packet is in flight.
 fn settled(subject: &Subject) -> Result<Sample> {
-    /// Longer than a round trip and a delayed acknowledgement.
+    /// The time without a packet after which none is in flight: longer than a round trip and a
+    /// delayed acknowledgement.
     const QUIET: Duration = Duration::from_millis(150);
     let end = Instant::now() + PATIENCE;
     let mut last = count(subject)?;
@@ -198,8 +201,8 @@ fn count(subject: &Subject) -> Result<Sample> {
     Ok(Sample { virtual_device: virtual_device(subject)?, real })
 }
 
-/// Returns the counters of the device through which the server is reached, or `None` if that is an
-/// uplink.
+/// Returns the byte counters of the tunnel's device, by which the server is reached: sent and
+/// received; `None` if the server is reached by an uplink.
 fn virtual_device(subject: &Subject) -> Result<Option<[u64; 2]>> {
     let host = &subject.lab().host;
     let device = match subject {
@@ -254,7 +257,7 @@ impl Data {
     }
 }
 
-/// Collects the sources in a folder and its subfolders.
+/// Adds the source files in a folder and its subfolders to `found`.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     contestants: ContestantArgs,
 }
 
-/// A measurement: number and direction of streams, and delay.
+/// A setup of iperf3 and the lab: number and direction of streams, and the uplink's delay.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum StreamSetup {
     One,
@@ -69,7 +69,8 @@ impl StreamSetup {
         matches!(self, Self::Delayed | Self::FourDelayed).then_some(LabOptions::DELAY)
     }
 
-    /// Returns the goals: the ratio to the direct connection's speed, and to the best competitor's.
+    /// Returns the wanted ratios of mobile's speed to the direct connection's and to the best
+    /// competitor's.
     fn wanted(self) -> [f64; 2] {
         match self {
             Self::One | Self::Reverse => [0.4, 8.0],
@@ -95,11 +96,12 @@ impl StreamSetup {
 struct Sample {
     /// The rate in Mbit/s that the receiver counted.
     mbits: f64,
-    /// Processor time in seconds per GB, of the tunnel's processes at the host and at the relay.
+    /// Processor time of the tunnel's processes in seconds per GB, at the host and at the relay;
+    /// `None` without a tunnel.
     cpu_seconds: Option<[f64; 2]>,
 }
 
-/// Measures the setups with delay apart from those without.
+/// Measures the setups with delay in other labs than those without.
 ///
 /// A tunnel's connection is older than the measurement, and its congestion control relies for ten
 /// seconds on the shortest round trip it has seen. So a delay must exist before the tunnel
@@ -118,8 +120,8 @@ pub(crate) fn run(args: &Args, plot: bool) -> Result<()> {
     })
 }
 
-/// Measures every contestant in a lab of its own. All labs are up at the same time, but only one is
-/// measured at a time.
+/// Measures the direct connection and every tunnel in a lab of its own. All labs are up at the same
+/// time, but only one is measured at a time.
 fn measure(
     args: &Args,
     setups: &[StreamSetup],
@@ -149,7 +151,7 @@ fn measure(
     labs.finish()
 }
 
-/// Runs iperf3 once and returns its figures.
+/// Runs iperf3 once through a contestant's tunnel and returns speed and processor time.
 fn sample(contestant: &Contestant, setup: StreamSetup, seconds: u32) -> Result<Sample> {
     let before = contestant.subject.cpu_usage()?;
     let said = contestant.iperf3(seconds, setup.flags())?;
@@ -181,7 +183,8 @@ fn cpu_seconds(cell: &GridCell<Sample>) -> Option<String> {
     Some(format!("{:.2} + {:.2} = {median:.2} ({least:.2}–{greatest:.2})", host.median, relay.median))
 }
 
-/// Returns the goals of each setup.
+/// Returns the goals for mobile's speed in each setup: the wanted ratio to the direct connection's
+/// speed and to the best competitor's, with the ratio measured.
 fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for (column, setup) in setups.iter().enumerate() {
@@ -197,7 +200,8 @@ fn goals(grid: &Grid<Sample>, setups: &[StreamSetup]) -> Vec<Goal> {
     goals
 }
 
-/// Returns Mbit/s and received bytes from iperf3's JSON.
+/// Returns the rate in Mbit/s and the number of bytes that the receiver counted, from iperf3's JSON
+/// output.
 pub(super) fn received(text: &str) -> Result<(f64, f64)> {
     let json: Value = serde_json::from_str(text).context("iperf3 printed no JSON")?;
     let number = |name: &str| {

@@ -1,4 +1,4 @@
-//! Checks that a lab leaves nothing on the machine it ran on.
+//! Checks that a lab leaves no kernel object or file on the machine it ran on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::shell;
 
-/// The kernel objects and files of the machine before the lab.
+/// The kernel objects and files that the machine had before the lab.
 pub(crate) struct Footprint {
     before: BTreeSet<String>,
 }
@@ -22,7 +22,7 @@ pub(crate) struct Footprint {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Footprint {
-    /// Records the machine's state before the lab.
+    /// Records the machine's kernel objects and files before the lab.
     ///
     /// Also makes xtask a subreaper: processes that the lab's programs abandon become its children.
     pub(crate) fn take() -> Result<Self> {
@@ -30,8 +30,8 @@ impl Footprint {
         Ok(Self { before: objects()? })
     }
 
-    /// Checks that the machine has no object that it did not have before; otherwise fails with a
-    /// list.
+    /// Fails with a list of the kernel objects and files that the machine did not have before the
+    /// lab.
     pub(crate) fn check(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -48,7 +48,8 @@ impl Footprint {
     }
 }
 
-/// Returns every object of the kinds that the lab, the agent and the relay make, one a line.
+/// Returns every object of the kinds that the lab, the agent and the relay make, each as one line
+/// of text.
 fn objects() -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for device in names("/sys/class/net") {
@@ -79,9 +80,9 @@ fn objects() -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
-/// Returns whether a name belongs to this process's lab or to one of the programs.
+/// Returns whether an object's name belongs to this process's lab or to one of the programs.
 ///
-/// Names of labs contain the process id of their owner, since labs of other processes may run at
+/// Names of labs contain the process ID of their owner, since labs of other processes may run at
 /// the same time.
 fn is_ours(name: &str) -> bool {
     let of_lab = name.strip_prefix("mobile-lab-").map(|rest| rest.split('-').next().unwrap_or(rest));

@@ -1,4 +1,5 @@
-//! The course of the demonstration: lab, sessions, cut and result.
+//! The course of the demonstration: the lab, two telnet sessions, the cut of the uplink and the
+//! result.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,33 +15,35 @@ use crate::shell::step;
 
 /// The one-way delay of each uplink.
 const DELAY: Duration = Duration::from_millis(10);
-/// The round-trip time to the server.
+/// The round-trip time to the telnet server over an uplink.
 pub(crate) const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// The interval between keys, about a keyboard's auto-repeat: short enough to show a blackout of
-/// two round trips.
+/// The interval between pressed keys, about a keyboard's auto-repeat: short enough to show a
+/// blackout of two round trips.
 pub(crate) const KEY_EVERY: Duration = Duration::from_millis(20);
-/// The duration of typing before and after the cut: what the picture shows, and a little more.
+/// The durations of typing before and after the uplink is cut: what the timeline shows, and a
+/// little more.
 const BEFORE: Duration = Duration::from_millis(1300);
 const AFTER: Duration = Duration::from_millis(3000);
-/// The time the plain session gets to answer the second word, beyond the typing before. A living
-/// session needs one round trip.
+/// The time that the plain session gets to answer the word typed after the cut, in addition to the
+/// typing before. A living session needs one round trip.
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 
 /// The result of the demonstration.
 pub(crate) struct DemoResult {
     /// The mobile session's terminal, then the plain session's.
     pub(crate) screens: [Screen; 2],
-    /// For each session, whether the words before and after the cut were answered.
+    /// For each session, whether the server answered the word typed before the cut, and the one
+    /// after it.
     pub(crate) answers: [(bool, bool); 2],
-    /// Keys pressed in the mobile session, and letters echoed.
+    /// The number of keys pressed in the mobile session, and of letters that the server echoed.
     pub(crate) keys: (usize, usize),
-    /// When each session's echoes arrived.
+    /// The times at which the echoes of each session arrived.
     pub(crate) timeline: Timeline,
-    /// Further lines to print.
+    /// Further lines to print below the result.
     pub(crate) notes: Vec<String>,
 }
 
-/// Runs the demonstration in a lab, which ends with it.
+/// Runs the demonstration in a lab, which is removed at the end.
 pub(crate) fn play() -> Result<DemoResult> {
     step(
         "creating the lab: a mobile host with two uplinks behind different NATs, 10 ms each way; a relay; a server",
@@ -127,7 +130,8 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     })
 }
 
-/// Presses the key in both sessions for some time, and polls for echoes.
+/// Presses the key again and again in both sessions for the time `how_long`, and records when its
+/// echoes arrive.
 fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
     let start = Instant::now();
     let mut next = start;

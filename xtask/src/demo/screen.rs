@@ -1,21 +1,22 @@
-//! Prints two terminals side by side.
+//! Prints the contents of two terminals side by side.
 
 use std::fmt::Write as _;
 
 /// A terminal's title and everything it has shown.
 pub(crate) struct Screen {
-    /// The command line, as the column's title.
+    /// The command line, which is the title of the terminal's column.
     pub(crate) title: String,
     /// The terminal's output as received.
     pub(crate) transcript: String,
 }
 
-/// The width of a column; two of them and the separator have 96 characters.
+/// The width of a terminal's column in characters; two columns and the separator have 96.
 const COLUMN: usize = 46;
-/// A longer run of one letter is a key held down, and is printed as its length.
+/// The longest run of one letter that is printed as it is. A longer run is a key held down, and is
+/// printed as its length.
 const RUN: usize = 8;
 
-/// Returns both screens in columns under their titles.
+/// Returns the lines that show both terminals in columns under their titles.
 pub(crate) fn beside(screens: &[Screen; 2]) -> String {
     let columns = screens.each_ref().map(lines);
     let mut out = String::new();

@@ -8,9 +8,11 @@ use mobile_tests::{Terminal, wait_for};
 
 use super::screen::Screen;
 
-/// The letter that is held down, which occurs in no prompt, echo or message after typing begins.
+/// The letter of the key that is held down, which occurs in no prompt, echo or message after typing
+/// begins.
 const KEY: char = 'x';
-/// The shell's no-operation command, whose arguments are only echoed.
+/// The shell's no-operation command, to which the typed letters are arguments, so that they are
+/// only echoed.
 const NO_OP: &str = ": ";
 /// The prompt of root's shell on the server.
 const PROMPT: &str = "# ";
@@ -19,21 +21,21 @@ const PROMPT: &str = "# ";
 pub(crate) struct Session {
     title: String,
     terminal: Terminal,
-    /// The position in the transcript at which typing began.
+    /// The position in the terminal's transcript at which typing began.
     mark: usize,
     echoes: Vec<Instant>,
     pressed: usize,
 }
 
 impl Session {
-    /// Starts the client and waits for the server's prompt.
+    /// Starts the telnet client and waits for the server's prompt.
     pub(crate) fn open(title: &str, command: &mut Command) -> Result<Self> {
         let terminal = Terminal::start(command).with_context(|| format!("cannot start `{title}`"))?;
         terminal.expect(PROMPT).with_context(|| format!("`{title}` reached no shell on the server"))?;
         Ok(Self { title: title.to_owned(), terminal, mark: 0, echoes: Vec::new(), pressed: 0 })
     }
 
-    /// Types `echo WORD` and a newline.
+    /// Types `echo WORD` and a newline into the session.
     pub(crate) fn type_echo(&self, word: &str) {
         self.press(&format!("echo {word}\n"));
     }
@@ -44,19 +46,19 @@ impl Session {
         wait_for(word, patience, || Ok(output().then_some(()))).is_ok()
     }
 
-    /// Prepares the line for [`Session::press_key`].
+    /// Begins a line of the no-operation command, into which [`Session::press_key`] types.
     pub(crate) fn begin_typing(&mut self) {
         self.mark = self.terminal.transcript().len();
         self.press(NO_OP);
     }
 
-    /// Presses the key once.
+    /// Types the letter [`KEY`] once.
     pub(crate) fn press_key(&mut self) {
         self.pressed += 1;
         self.press(&KEY.to_string());
     }
 
-    /// Records the echoes that have arrived since the last call.
+    /// Records the arrival of the letters that the server has echoed since the last call.
     pub(crate) fn poll_echoes(&mut self) {
         let transcript = self.terminal.transcript();
         let back = transcript.get(self.mark..).unwrap_or_default().matches(KEY).count();
@@ -69,7 +71,7 @@ impl Session {
         self.press("\n");
     }
 
-    /// Returns when each letter was echoed, in milliseconds since `start`.
+    /// Returns the time at which each letter was echoed, in milliseconds since `start`.
     pub(crate) fn echoes(&self, start: Instant) -> Vec<u64> {
         self.echoes
             .iter()

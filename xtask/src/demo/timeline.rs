@@ -1,12 +1,13 @@
-//! The picture at the end of the demonstration: when each session's keys were echoed.
+//! The timeline at the end of the demonstration: when the typed letters of each telnet session were
+//! echoed.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-/// Milliseconds since the first keystroke.
+/// A time in milliseconds since the first keystroke.
 pub(crate) type Millis = u64;
 
-/// The row of one telnet session: the times at which typed characters were echoed.
+/// The timeline's row of one telnet session: the times at which typed characters were echoed.
 pub(crate) struct TimelineRow {
     /// The row's name, of at most [`NAME_WIDTH`] characters.
     pub(crate) name: &'static str,
@@ -14,21 +15,22 @@ pub(crate) struct TimelineRow {
     pub(crate) echoes: Vec<Millis>,
 }
 
-/// The data of the picture.
+/// The data of the timeline.
 pub(crate) struct Timeline {
-    /// The mobile session and the plain one.
+    /// The rows of the mobile session and of the plain one.
     pub(crate) rows: [TimelineRow; 2],
-    /// The uplinks that carried the tunnel, each with the time from which it did.
+    /// The uplinks that carried the tunnel, each with the time at which it began to.
     pub(crate) uplinks: Vec<(Millis, String)>,
     /// The time at which the active uplink was cut.
     pub(crate) cut: Millis,
     /// The time at which typing ended.
     pub(crate) end: Millis,
-    /// The longest ordinary time between two echoes.
+    /// The longest ordinary time between two echoes, in milliseconds; a longer one counts as a
+    /// silence.
     pub(crate) ordinary: Millis,
 }
 
-/// A time without echoes, from one echo to the next, or without an end if no echo followed.
+/// A time without echoes, from one echo to the next; `until` is `None` if no echo followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Silence {
     from: Millis,
@@ -36,22 +38,25 @@ pub(crate) struct Silence {
 }
 
 impl Silence {
-    /// Returns the length, or `None` if the silence never ended.
+    /// Returns the length of the silence, or `None` if it never ended.
     pub(crate) fn length(self) -> Option<Duration> {
         self.until.map(|until| Duration::from_millis(until - self.from))
     }
 }
 
-/// The number of cells in a row. With the name a line has 93 characters and fits most terminals.
+/// The number of cells (characters) in a row. With the row's name a line has 93 characters and fits
+/// most terminals.
 const CELLS: u64 = 80;
 const NAME_WIDTH: usize = 12;
-/// The column of the cut: more of the time after it is shown than before it.
+/// The cell at which the cut of the uplink is drawn: more of the time after the cut is shown than
+/// before it.
 const CUT_CELL: u64 = 24;
-/// The duration of one cell in milliseconds: a blackout of one or two keys still fills a cell.
+/// The duration of one cell in milliseconds: short enough that a blackout of one or two keys still
+/// fills a cell.
 const CELL: Millis = 50;
 
 impl Timeline {
-    /// Returns the longest silence of a row that ends after the cut.
+    /// Returns the longest of a row's silences that end after the cut of the uplink.
     pub(crate) fn longest_silence(&self, row: &TimelineRow) -> Silence {
         self.silences(row)
             .into_iter()
@@ -60,7 +65,7 @@ impl Timeline {
             .unwrap_or(Silence { from: self.cut, until: None })
     }
 
-    /// Returns the lines to print, coloured if `colour` is set.
+    /// Returns the timeline as lines to print, coloured if `colour` is set.
     pub(crate) fn draw(&self, colour: bool) -> String {
         let mut picture = String::new();
         let paint = |picture: &mut String, code: &str, text: &str| {
@@ -89,8 +94,8 @@ impl Timeline {
         picture
     }
 
-    /// Returns the times between two echoes, and the time after the last one if typing went on for
-    /// longer than [`Timeline::ordinary`].
+    /// Returns the silences of a row: the times between two echoes, and the time after the last one
+    /// if typing went on for longer than [`Timeline::ordinary`].
     fn silences(&self, row: &TimelineRow) -> Vec<Silence> {
         let between = row.echoes.windows(2).map(|pair| Silence { from: pair[0], until: Some(pair[1]) });
         let last = row.echoes.last().copied().unwrap_or(0);
@@ -98,8 +103,8 @@ impl Timeline {
         between.chain(end).collect()
     }
 
-    /// Returns the time at the left edge of a cell, or `None` before the beginning. The cut is the
-    /// left edge of [`CUT_CELL`].
+    /// Returns the time at the left edge of a cell, or `None` before the first keystroke. The cut
+    /// of the uplink is at the left edge of [`CUT_CELL`].
     fn left_edge(&self, cell: u64) -> Option<Millis> {
         (self.cut + cell * CELL).checked_sub(CUT_CELL * CELL)
     }
@@ -131,7 +136,8 @@ impl Timeline {
         (0..CELLS).map(cell).collect()
     }
 
-    /// Returns the scale: half seconds before and after the cut.
+    /// Returns the timeline's scale: a line with half seconds before and after the cut of the
+    /// uplink.
     fn scale(&self) -> String {
         let mut line: Vec<char> = Vec::new();
         for cell in 0..CELLS {
@@ -183,7 +189,7 @@ enum TimelineCell {
     Unseen,
 }
 
-/// Writes `text` from a cell on, extending the line if necessary.
+/// Writes `text` into `line` from a cell on, extending the line if necessary.
 fn write_at(line: &mut Vec<char>, cell: u64, text: &str) {
     let at = usize::try_from(cell).unwrap_or(0);
     let end = (at + text.chars().count()).min(usize::try_from(CELLS).unwrap_or(0) + 1);

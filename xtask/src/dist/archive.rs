@@ -10,8 +10,8 @@ use super::{Package, tree};
 use crate::musl::Arch;
 use crate::shell;
 
-/// Packs what a package installs and OpenWrt's files, in a folder named like the archive. Returns
-/// the archive's path.
+/// Packs the installed files of a package and the files for OpenWrt into an archive, in a folder
+/// named like the archive. Returns the archive's path.
 pub(super) fn build(
     package: &Package,
     arch: Arch,

@@ -1,4 +1,4 @@
-//! Builds a Debian package of a staged tree.
+//! Builds a Debian package from a folder that has the installed files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,8 @@ use crate::shell;
 /// The maintainer scripts that a package may have (Debian Policy, chapter 6).
 const SCRIPTS: [&str; 4] = ["preinst", "postinst", "prerm", "postrm"];
 
-/// Builds the package of the tree staged in `root`, and returns its path.
+/// Builds the Debian package whose installed files are below the folder `root`, and returns its
+/// path.
 pub(super) fn build(
     package: &Package,
     root: &Path,

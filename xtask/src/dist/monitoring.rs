@@ -1,7 +1,7 @@
 //! Tests of the alert rules and dashboards that the packages contain.
 //!
-//! They may name only existing metrics, and each alert is tested both firing and not firing. An
-//! end-to-end case tests that the dashboards show data.
+//! The rules and dashboards may name only existing metrics, and each alert is tested both firing
+//! and not firing. An end-to-end case tests that the dashboards show data.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! SHA-256 sums of the built files.
+//! Writes the SHA-256 sums of the built packages and archives.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 use super::Package;
 use crate::shell;
 
-/// Lays out everything that `package` installs in a folder below `out`, and returns that folder.
+/// Copies everything that `package` installs to a folder below `out`, laid out as below `/`, and
+/// returns that folder.
 pub(super) fn stage(package: &Package, binary: &Path, out: &Path) -> Result<PathBuf> {
     let root = out.join(package.name);
     if root.exists() {
@@ -79,8 +80,8 @@ fn append(path: &Path, text: &str) -> Result<()> {
     fs::write(path, before + text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Compresses a file without a name or time stamp in the header, so that the same text gives the
-/// same bytes.
+/// Compresses a file with gzip, without a name or time stamp in the header, so that the same text
+/// gives the same bytes.
 fn compress(path: &Path) -> Result<()> {
     shell::run(Command::new("gzip").args(["--best", "--no-name", "--force"]).arg(path))
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask test dist`: checks what is shipped: size on disk and in memory, that it runs on
-//! each architecture, and that two builds are identical.
+//! `cargo xtask test dist`: checks the shipped files: their size on disk and in memory, that they
+//! run on each architecture, and that two builds are identical.
 
 use std::fs;
 use std::path::Path;
@@ -20,10 +20,10 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables" },
 ];
 
-/// The largest relay in bytes: a router's flash is small.
+/// The largest allowed size of `home-relay` in bytes, because a router's flash is small.
 const MAX_BYTES: u64 = 6 << 20;
 
-/// The largest resident memory of a relay without clients, in KiB.
+/// The largest allowed resident memory of a relay without clients, in KiB.
 const MAX_RESIDENT_KIB: u64 = 12 << 10;
 
 /// The timeout for a relay to start serving.
@@ -71,8 +71,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Runs a program, under qemu for other architectures: it must print its version and create a
-/// configuration with a key.
+/// Checks that a program prints its version and creates a configuration with a key. Runs it under
+/// qemu for another architecture than x86_64.
 fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
     let emulator = match arch {
         Arch::X86_64 => None,
@@ -99,7 +99,7 @@ fn runs(arch: Arch, program: &Path, dir: &Path) -> Result<()> {
 }
 
 /// Returns the resident memory in KiB of a relay without clients, run in a network namespace with
-/// the configuration made by `runs`.
+/// the configuration that [`runs`] made.
 fn resident(program: &Path, dir: &Path) -> Result<u64> {
     let socket = dir.join("admin.sock");
     // `unshare` executes the program, so the process id stays the same.

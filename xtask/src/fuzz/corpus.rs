@@ -1,4 +1,4 @@
-//! The committed corpus of a fuzz target: inputs that each add coverage, from the encoders'
+//! The committed corpus of a fuzz target: inputs that each add coverage, taken from the encoders'
 //! messages and from fuzzing.
 
 use std::fs;
@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 use super::target::Target;
 use crate::shell::{self, step};
 
-/// The environment variable that asks a target for its seeds; see `fuzz/src/lib.rs`.
+/// The environment variable that makes a fuzz target write its seeds; see `fuzz/src/lib.rs`.
 const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
 
-/// Rewrites the corpus of a target.
+/// Rewrites the committed corpus of a fuzz target with the inputs that add coverage.
 ///
 /// Files that are not named by their hash, as libFuzzer names them, were added by hand and stay.
 pub(super) fn minimise(target: &Target) -> Result<()> {

@@ -9,15 +9,18 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell;
 
-/// The longest input in bytes. Longer ones would only be slower: all limits of the formats are
-/// below, except the longest packets, which the targets make themselves.
+/// libFuzzer's limit of an input's length in bytes. Longer inputs would only be slower, because all
+/// limits of the formats are below, except the longest packets, which the fuzz targets make
+/// themselves.
 const MAX_LEN: &str = "-max_len=4096";
 
-/// The largest single allocation in MiB. A larger one would mean that a peer's length field is
-/// trusted: the longest packet has 64 KiB, a session's limits here 60 KiB.
+/// libFuzzer's limit of a single allocation in MiB. A larger allocation would mean that a peer's
+/// length field is trusted: the longest packet has 64 KiB, and a session's limits in the targets
+/// are 60 KiB.
 const MALLOC_LIMIT: &str = "-malloc_limit_mb=16";
 
-/// The number of log lines shown of a failure: the panic, its stack and the input.
+/// The number of lines shown from the end of a failed run's log, which has the panic, its stack and
+/// the input.
 const LAST_LINES: usize = 60;
 
 /// A fuzz target that has been built.
@@ -27,14 +30,14 @@ pub(super) struct Target {
     pub(super) binary: PathBuf,
 }
 
-/// The result of a run.
+/// The result of fuzzing one target without a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     name: String,
     executions: u64,
     /// The number of code edges reached.
     coverage: u64,
-    /// The number of inputs that each add coverage.
+    /// The number of inputs in the corpus, each of which adds coverage.
     corpus: u64,
 }
 
@@ -45,7 +48,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Returns the names of all targets.
+/// Returns the names of all fuzz targets.
 pub(super) fn names() -> Result<Vec<String>> {
     let folder = shell::root().join("fuzz/fuzz_targets");
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -61,33 +64,35 @@ pub(super) fn names() -> Result<Vec<String>> {
 }
 
 impl Target {
-    /// Returns the folder of the committed corpus.
+    /// Returns the folder of this target's committed corpus.
     pub(super) fn committed(&self) -> PathBuf {
         shell::root().join("fuzz/corpus").join(&self.name)
     }
 
-    /// Returns a folder for this target's files below cargo's target directory, creating it.
+    /// Returns the folder `what` for this target's files below cargo's target directory, created if
+    /// necessary.
     pub(super) fn work_dir(&self, what: &str) -> Result<PathBuf> {
         let dir = shell::target_dir()?.join("fuzz").join(what).join(&self.name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(dir)
     }
 
-    /// Returns a folder as [`Target::work_dir`] does, emptied.
+    /// Returns the folder of [`Target::work_dir`], emptied.
     pub(super) fn fresh_dir(&self, what: &str) -> Result<PathBuf> {
         let dir = self.work_dir(what)?;
         fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         self.work_dir(what)
     }
 
-    /// Returns the command that runs the target with the limits of every run.
+    /// Returns the command that runs this target with the limits on input length, memory and time.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.args([MAX_LEN, MALLOC_LIMIT, "-rss_limit_mb=2048", "-timeout=25"]);
         command
     }
 
-    /// Fuzzes for some seconds, from the committed corpus; new inputs go to `found`.
+    /// Fuzzes this target for some seconds, beginning with the committed corpus. Inputs that add
+    /// coverage are written to the folder `found`.
     pub(super) fn fuzz(&self, found: &Path, seconds: u64) -> Result<Outcome> {
         let crashes = self.work_dir("crashes")?;
         let log = self.work_dir("log")?.join("log");
@@ -111,12 +116,13 @@ impl Target {
             .with_context(|| format!("{} ended without statistics: see {}", self.name, log.display()))
     }
 
-    /// Runs one input and shows all its output.
+    /// Runs this target with one input and shows all its output.
     pub(super) fn reproduce(&self, input: &Path) -> Result<()> {
         shell::run(self.command().arg(input))
     }
 
-    /// Returns the end of the log and the command that reproduces the failure.
+    /// Returns the description of a failed run: the end of its log and the command that reproduces
+    /// the failure.
     fn failure(&self, log: &str, status: std::process::ExitStatus) -> String {
         let lines: Vec<_> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
@@ -149,7 +155,7 @@ impl Target {
     }
 }
 
-/// Returns the path of the input file that libFuzzer wrote.
+/// Returns the path of the failing input's file, which libFuzzer names in its log.
 fn input_of(log: &str) -> Option<&str> {
     log.lines().find_map(|line| Some(line.split_once("Test unit written to ")?.1))
 }

@@ -30,11 +30,11 @@ The packages bring alert rules and a Grafana dashboard: see [monitoring.md](moni
 tables below are generated from the programs' declarations: run `cargo xtask gen` after a change.
 ";
 
-/// Each program's name in the file, and its metrics.
+/// Each program's name in the generated page, and its metrics.
 const PROGRAMS: [(&str, &[Metric]); 2] =
     [("mobile agent", mobile::ALL), ("home-relay serve", home_relay::ALL)];
 
-/// Writes the generated page.
+/// Writes docs/use/metrics.md.
 pub(super) fn write() -> Result<()> {
     let path = shell::root().join(FILE);
     fs::write(&path, page()).with_context(|| format!("cannot write {}", path.display()))?;
@@ -73,7 +73,8 @@ fn page() -> String {
     text
 }
 
-/// Splits a help text into its first sentence and the rest, which explains the values of labels.
+/// Splits a metric's help text into its first sentence and the rest, which explains the values of
+/// labels.
 fn split_help(help: &str) -> (&str, &str) {
     let (summary, detail) = help.split_once(". ").unwrap_or((help, ""));
     (summary.trim_end_matches('.'), detail)

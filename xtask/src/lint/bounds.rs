@@ -1,33 +1,38 @@
-//! The bounds of `cargo xtask lint --words`, each with its reason, and the names that are retired.
+//! The bounds of the counts in `cargo xtask lint --words`, each with its reason, and the names that
+//! are retired.
 
 /// Widest line of a comment or of Markdown prose, in characters: two panes fit on one screen, and a
 /// diff of a paragraph shows the sentence that changed.
 pub(super) const LINE_WIDTH: usize = 100;
 
-/// Doc comments that may begin with a pronoun. A summary is read alone, in an index or beside a
-/// completion, where a pronoun refers to nothing; 20 leaves room for sentences that need one.
+/// The largest number of doc comments that may begin with a pronoun. A summary is read alone, in an
+/// index or beside a completion, where a pronoun refers to nothing; 20 leaves room for sentences
+/// that need one.
 pub(super) const PRONOUN_HEADS: usize = 20;
 
-/// Doc comments whose first line may have [`SHORT_HEAD`] words or fewer. Most of these repeat the
-/// item's name.
+/// The largest number of doc comments whose first line may have [`SHORT_HEAD`] words or fewer. Most
+/// of these repeat the item's name.
 pub(super) const SHORT_HEADS: usize = 60;
 
-/// Words of a short head.
+/// The number of words up to which the first line of a doc comment counts as short.
 pub(super) const SHORT_HEAD: usize = 3;
 
-/// Words in one table cell: a table is for values that are looked up, not for prose.
+/// The largest number of words in one table cell: a table is for values that are looked up, not for
+/// prose.
 pub(super) const CELL_WORDS: usize = 25;
 
-/// Words in README.md: about four minutes of reading.
+/// The largest number of words in README.md: about four minutes of reading.
 pub(super) const README_WORDS: usize = 900;
 
-/// Words in README.md and docs/use together: less than an hour of reading.
+/// The largest number of words in README.md and docs/use together: less than an hour of reading.
 pub(super) const USER_WORDS: usize = 12_000;
 
-/// Words in docs without the records of decisions and the reports of benchmark runs.
+/// The largest number of words in docs, without the records of decisions and the reports of
+/// benchmark runs.
 pub(super) const DOCS_WORDS: usize = 20_000;
 
-/// The references, whose cells describe one key or metric each and may be long.
+/// The pages that are references: their table cells describe one key or metric each and may be
+/// long.
 pub(super) const REFERENCES: [&str; 2] = ["docs/use/json.md", "docs/use/metrics.md"];
 
 /// Words with which a sentence refers to something that was said before it.
@@ -37,5 +42,5 @@ pub(super) const PRONOUNS: [&str; 28] = [
     "whoever", "whose", "whom",
 ];
 
-/// Names that had another meaning elsewhere, or none without their comment, and the names in use.
+/// Names in the code that are not to be used again, each with the name that replaces it.
 pub(super) const RETIRED: &[(&str, &str)] = &[];

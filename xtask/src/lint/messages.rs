@@ -12,7 +12,7 @@ use syn::{Attribute, Expr, ExprCall, ExprMethodCall, ItemFn, ItemMod, Lit, LitSt
 use super::sources;
 use crate::shell;
 
-/// Where the list is committed.
+/// The file in which the list of messages is committed.
 pub(crate) const FILE: &str = "docs/messages.txt";
 
 /// The crates whose messages a user reads.
@@ -25,7 +25,7 @@ const CRATES: [&str; 6] = [
     "mobile-proto/src/",
 ];
 
-/// Macros of which a message is an argument, and the word that the list has for each.
+/// The macros that have a message as an argument, each with the message's kind in the list.
 const MACROS: [(&str, &str); 10] = [
     ("anyhow", "error"),
     ("bail", "error"),
@@ -39,13 +39,13 @@ const MACROS: [(&str, &str); 10] = [
     ("event", "log"),
 ];
 
-/// Writes the list to [`FILE`].
+/// Writes the list of messages to [`FILE`].
 pub(crate) fn write() -> Result<()> {
     let path = shell::root().join(FILE);
     fs::write(&path, list()?).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Returns the list: one message a line, below its crate, sorted.
+/// Returns the list of messages: one a line with its crate and kind, sorted.
 pub(super) fn list() -> Result<String> {
     let mut found = BTreeSet::new();
     for file in sources::tracked("rs")? {
@@ -74,7 +74,7 @@ impl Messages {
         }
     }
 
-    /// Adds the first argument that is a string.
+    /// Adds the first argument of a macro that is a string literal.
     fn add_argument(&mut self, kind: &'static str, arguments: TokenStream) {
         let mut is_start = true;
         for token in arguments {
@@ -88,7 +88,8 @@ impl Messages {
         }
     }
 
-    /// Adds the message of a macro, or those of the macros among its arguments, as in `select!`.
+    /// Adds the message of a macro in [`MACROS`], or the messages of the macros among its
+    /// arguments, as in `select!`.
     fn add_macro(&mut self, name: &str, arguments: TokenStream) {
         if let Some((_, kind)) = MACROS.iter().find(|(macro_name, _)| *macro_name == name) {
             return self.add_argument(kind, arguments);
@@ -105,8 +106,8 @@ impl Messages {
         }
     }
 
-    /// Adds what an error is made of: a string, `format!`, a conversion of one, or a closure that
-    /// returns one.
+    /// Adds the text of an error that an expression makes: a string, `format!`, a conversion of
+    /// one, or a closure that returns one.
     fn add_error(&mut self, expression: &Expr) {
         match expression {
             Expr::Lit(literal) => {

@@ -1,4 +1,4 @@
-//! The words of the project, counted: how wide comments and prose are, how doc comments begin, how
+//! Counts the words of the project: how wide comments and prose are, how doc comments begin, how
 //! long the documents are, and whether retired names are back.
 
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use super::bounds;
 use super::sources::{self, File};
 use crate::shell;
 
-/// One count with its bound, and the places that it counts.
+/// A number of places or words with its bound, and the places that it counts.
 struct Count {
     what: &'static str,
     bound: usize,
@@ -39,7 +39,7 @@ impl Count {
     }
 }
 
-/// Returns the number of words: a pipe between cells or a dash is none.
+/// Returns the number of words in a text; a pipe between table cells or a dash is no word.
 fn words(text: &str) -> usize {
     text.split_whitespace().filter(|word| word.contains(char::is_alphanumeric)).count()
 }
@@ -129,7 +129,8 @@ fn count() -> Result<Vec<Count>> {
     ])
 }
 
-/// Places of the lines that exceed the width. A line with a link may: a link cannot be broken.
+/// Returns the places of the lines that are wider than [`bounds::LINE_WIDTH`], except lines with a
+/// link, which cannot be broken.
 fn wide<'a>(file: &File, lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<String> {
     lines
         .filter(|(_, line)| line.chars().count() > bounds::LINE_WIDTH)
@@ -142,7 +143,7 @@ fn wide<'a>(file: &File, lines: impl Iterator<Item = (usize, &'a str)>) -> Vec<S
 struct Head {
     place: String,
     text: String,
-    /// The doc comment goes on in the next line.
+    /// Whether the doc comment has a second line.
     goes_on: bool,
 }
 
@@ -203,8 +204,8 @@ fn retired(file: &File) -> Vec<String> {
         .collect()
 }
 
-/// Fails if a log message or an error of the programs is missing in docs/messages.txt, or is not
-/// there any more, so that each change of one is read in review.
+/// Fails if docs/messages.txt lacks a log message or an error of the programs, or has one that no
+/// longer exists, so that each change of a message is read in review.
 pub(super) fn check_messages() -> Result<()> {
     let path = shell::root().join(super::messages::FILE);
     let committed = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

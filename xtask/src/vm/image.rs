@@ -13,16 +13,16 @@ use super::kernel::Unpacked;
 use super::quiet;
 use crate::shell;
 
-/// Programs of this machine that the cases start; busybox provides all others.
+/// The programs of this machine that the end-to-end cases start; busybox provides all others.
 const PROGRAMS: &[&str] = &[
     "curl", "ethtool", "getent", "ip", "iperf3", "login", "modprobe", "nft", "ping", "setpriv", "ss",
     "sysctl", "tc", "tcpdump", "telnet", "telnetd",
 ];
 
-/// The directories of the kernel modules for networks and their dependencies.
+/// The directories of the kernel modules for networks, and of the modules that these depend on.
 const MODULES: &[&str] = &["arch/x86/crypto", "crypto", "drivers/net", "lib", "net"];
 
-/// Files that programs read: users, and the names of protocols and ports.
+/// Files in the virtual machine's `/etc` that programs read, each with its contents.
 const FILES: &[(&str, &str)] = &[
     ("etc/passwd", "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n"),
     ("etc/group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
@@ -33,8 +33,8 @@ const FILES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Builds the part that is the same for every kernel, in an emptied folder, since old files could
-/// be out of date.
+/// Builds the part of the initramfs that is the same for every kernel, and returns its folder,
+/// which is emptied first, since old files could be out of date.
 pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> Result<PathBuf> {
     let root = folder.join("base");
     remove(&root)?;
@@ -83,7 +83,7 @@ pub(super) fn base(folder: &Path, ours: &[(&str, PathBuf)], commands: &str) -> R
     Ok(root)
 }
 
-/// Builds the initramfs for a kernel: a packed copy of the base with the kernel's modules.
+/// Builds the initramfs for a kernel: a packed copy of the folder `base` with the kernel's modules.
 pub(super) fn with_modules(folder: &Path, base: &Path, kernel: &Unpacked) -> Result<PathBuf> {
     let root = folder.join("root");
     remove(&root)?;
@@ -105,9 +105,11 @@ pub(super) fn with_modules(folder: &Path, base: &Path, kernel: &Unpacked) -> Res
     Ok(image)
 }
 
-/// Packs a folder as the kernel expects: cpio's "new" format, everything owned by root.
+/// Packs a folder into an initramfs as the kernel expects: cpio's "new" format, everything owned by
+/// root.
 ///
-/// Not compressed: for an emulated processor decompressing takes longer than reading.
+/// The image is not compressed, because for an emulated processor decompressing takes longer than
+/// reading.
 fn pack(root: &Path, image: &Path) -> Result<()> {
     let list = shell::output(Command::new("find").arg(".").current_dir(root))?;
     let names = root.with_extension("names");
@@ -128,7 +130,7 @@ fn pack(root: &Path, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns the shared libraries that a program is linked with and its dynamic linker; nothing for a
+/// Returns the paths of a program's shared libraries and of its dynamic linker; nothing for a
 /// static program.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("ldd").arg(program).output().context("cannot start ldd")?;

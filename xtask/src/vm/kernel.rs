@@ -1,4 +1,4 @@
-//! Debian's kernels, fetched with apt from this machine's mirror.
+//! Fetches Debian's kernels with apt from this machine's mirror.
 //!
 //! apt runs with a separate configuration, so that this machine's release does not matter and
 //! nothing is installed.
@@ -22,7 +22,7 @@ pub(super) struct Kernel {
     pub(super) release: &'static str,
 }
 
-/// The files of a kernel package.
+/// The unpacked files of a kernel package.
 pub(super) struct Unpacked {
     /// The kernel's version, such as `6.1.0-50-cloud-amd64`.
     pub(super) version: String,
@@ -33,8 +33,8 @@ pub(super) struct Unpacked {
 }
 
 impl Kernel {
-    /// Fetches the newest kernel of the series and unpacks it in `folder`, unless that was done
-    /// before.
+    /// Fetches the newest kernel of the series and unpacks it in `folder`, unless it is there
+    /// already.
     pub(super) fn fetch(self, folder: &Path) -> Result<Unpacked> {
         let home = folder.join(format!("linux-{}", self.series));
         let root = home.join("root");
@@ -76,7 +76,7 @@ fn unpacked(root: &Path) -> Result<Unpacked> {
     Ok(Unpacked { version, vmlinuz, modules: entry.path() })
 }
 
-/// apt with its own sources, lists and cache.
+/// An apt with its own sources, package lists and cache, apart from the machine's.
 struct Apt {
     folder: PathBuf,
 }
@@ -122,7 +122,7 @@ impl Apt {
         shell::output(self.command("apt-cache").args(["pkgnames", prefix]))
     }
 
-    /// Fetches a package's file into `folder`.
+    /// Downloads a Debian package's file into `folder`.
     fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
         quiet(self.command("apt-get").current_dir(folder).args(["-q", "download", package]))?;
         let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
@@ -134,7 +134,7 @@ impl Apt {
     }
 }
 
-/// Returns the mirror from which this machine gets Debian's packages.
+/// Returns the URL of the mirror from which this machine gets Debian's packages.
 fn mirror() -> Result<String> {
     let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
     let targets = shell::output(Command::new("apt-get").args([
@@ -148,13 +148,13 @@ fn mirror() -> Result<String> {
     )
 }
 
-/// Returns the newest of the signed cloud kernels among package names.
+/// Returns the newest of the signed cloud kernels among package names, one a line.
 fn newest(names: &str) -> Option<String> {
     let kernels = names.lines().filter(|name| name.ends_with("-cloud-amd64"));
     kernels.max_by(|one, other| by_numbers(one, other)).map(str::to_owned)
 }
 
-/// Compares names, with each run of digits as a number.
+/// Compares two package names by the numbers in them, from left to right.
 fn by_numbers(one: &str, other: &str) -> Ordering {
     let numbers = |name: &str| -> Vec<u64> {
         name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()

@@ -13,7 +13,8 @@ use mobile_tests::{VM_ENDED, VM_STARTED};
 
 use crate::shell::{self, step};
 
-/// The timeout of a boot with all cases. An otherwise idle machine needs a quarter of it.
+/// The timeout of a boot with all end-to-end cases. An otherwise idle machine needs a quarter of
+/// it.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// The number of console lines shown after a failure.
@@ -23,7 +24,8 @@ const TAIL: usize = 60;
 /// cause is a failure.
 const KERNEL: &str = "console=ttyS0 loglevel=4 panic=-1 oops=panic panic_on_warn=1 random.trust_cpu=on";
 
-/// Boots `vmlinuz` with `image`, and returns once its init has ended with success.
+/// Boots the kernel `vmlinuz` with the initramfs `image`, and returns once its init has ended with
+/// success.
 pub(super) fn run(series: &str, vmlinuz: &Path, image: &Path, folder: &Path) -> Result<()> {
     let log = folder.join(format!("console-{series}.log"));
     let mut file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;

@@ -17,8 +17,8 @@ use super::super::{
 };
 use crate::control::protocol::Traffic;
 
-/// Addresses of this host that are not on loopback: connections to them could as well leave by the
-/// tunnel.
+/// Addresses of this host outside 127.0.0.0/8 and ::1, so that connections to them look as if they
+/// could leave by the tunnel.
 const ADDRESSES: [&str; 2] = ["10.9.9.9", "fd99::9"];
 
 fn traffic(connections: u64, bytes_sent: u64, bytes_received: u64) -> Traffic {
@@ -30,8 +30,8 @@ fn traffic_of(accounts: &Accounts, probe: &Probe) -> Traffic {
     accounts.of(&[identity]).unwrap()[0]
 }
 
-/// Waits until the traffic has this value: acknowledgements and the end of a connection take a
-/// while.
+/// Waits until the traffic account of the probe has the value `expected`, because acknowledgements
+/// and the end of a connection take a while.
 fn wait_for(accounts: &Accounts, probe: &Probe, expected: Traffic, what: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while traffic_of(accounts, probe) != expected {
@@ -40,7 +40,7 @@ fn wait_for(accounts: &Accounts, probe: &Probe, expected: Traffic, what: &str) {
     }
 }
 
-/// Returns a listener for each family, and the kind of socket that reaches it.
+/// Returns a listener for each address family, with the kind of socket that can connect to it.
 fn listeners() -> [(&'static str, TcpListener); 2] {
     run("ip", &["address", "add", ADDRESSES[0], "dev", "lo"]);
     // Without `nodad`, the address cannot be bound for a moment.

@@ -78,7 +78,7 @@ fn the_mark_is_protected_while_one_agent_replaces_another_and_on_sockets_created
     });
 }
 
-/// Asserts that loading the programs fails with an error that names this path.
+/// Asserts that loading the eBPF programs fails with an error that names this path.
 fn assert_refused(sandbox: &Sandbox, named: &Path) {
     let result = Selector::load_or_adopt(&sandbox.pin_dir, &sandbox.cgroup, sandbox.marking);
     let Err(error) = result else { panic!("{} accepted", named.display()) };

@@ -24,7 +24,7 @@ fn resolvers() -> Addresses {
     Addresses { ipv4: RELAYS[0].parse().ok(), ipv6: RELAYS[1].parse().ok() }
 }
 
-/// Loads the programs with these resolvers, which are on this host.
+/// Loads the eBPF programs with the resolvers [`RELAYS`], whose addresses are on this host.
 fn load(sandbox: &Sandbox) -> Selector {
     for address in ["192.0.2.53/32", "2001:db8::53/128"] {
         run("ip", &["address", "replace", address, "dev", "lo"]);
@@ -34,7 +34,7 @@ fn load(sandbox: &Sandbox) -> Selector {
     selector
 }
 
-/// Sends the next datagrams to a resolver back to their senders.
+/// Starts a resolver that sends the next `times` datagrams back to their senders.
 fn echo(resolver: &str, times: u64) -> JoinHandle<()> {
     let socket = UdpSocket::bind(SocketAddr::new(resolver.parse().unwrap(), 53)).unwrap();
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! The events of the handover benchmark.
+//! The events of the handover benchmark, such as the loss of a link.
 
 use std::time::Duration;
 
@@ -10,21 +10,23 @@ use mobile_tests::{Blackhole, UplinkName};
 use super::machine_lock::MachineLock;
 use super::subject::HandoverSubject;
 
-/// The time in which both uplinks are up, as when walking away from an access point.
+/// The time in which both uplinks are up before the old one goes down, as when walking away from an
+/// access point.
 const OVERLAP: Duration = Duration::from_secs(1);
 
-/// An event, which is a row of the table, or two rows for an outage.
+/// An event of the handover benchmark, which is a row of the table, or two rows for an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Event {
-    /// `mobile use` with the other uplink.
+    /// The user switches to the other uplink with `mobile use`.
     Use,
     /// A better uplink comes up, and the old one goes down a second later.
     Better,
-    /// The link goes down and loses its address; the other uplink has a standby path.
+    /// The active uplink's link goes down and loses its address; the other uplink has a standby
+    /// path.
     LinkDown,
-    /// The link goes down and loses its address, and there is no standby path.
+    /// The active uplink's link goes down and loses its address, and there is no standby path.
     LinkDownCold,
-    /// All packets are dropped, and the link stays up.
+    /// All packets on the active uplink are dropped, and its link stays up.
     Blackhole,
     /// There is no uplink for one second.
     #[value(name = "outage-1")]
@@ -56,7 +58,7 @@ impl Event {
         Self::KillRelay,
     ];
 
-    /// Returns the title in the table.
+    /// Returns the event's title in the table.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Use => "`mobile use` of the other uplink",
@@ -72,8 +74,8 @@ impl Event {
         }
     }
 
-    /// Returns the length of an outage, whose gap counts from the return of an uplink; `None` for
-    /// other events.
+    /// Returns the length of an outage; `None` for other events. The gap of an outage counts from
+    /// the return of an uplink.
     pub(crate) fn outage(self) -> Option<Duration> {
         match self {
             Self::Outage1 => Some(Duration::from_secs(1)),
@@ -83,23 +85,23 @@ impl Event {
         }
     }
 
-    /// Returns the directions in which numbers are sent.
+    /// Returns the directions in which the measuring application sends its numbered messages.
     pub(crate) fn modes(self) -> &'static [PulseMode] {
         if self.outage().is_some() { &[PulseMode::Echo, PulseMode::Down] } else { &[PulseMode::Echo] }
     }
 
-    /// Returns whether the event mostly waits, so that several labs may wait at the same time.
+    /// Returns whether a run of the event mostly waits, so that several labs may run in parallel.
     pub(crate) fn is_long(self) -> bool {
         self.outage().is_some_and(|length| length > Duration::from_secs(5))
     }
 
-    /// Returns whether the event is measured of competitors too, whose standby paths cannot be
+    /// Returns whether the event is measured with competitors too, whose standby paths cannot be
     /// turned off.
     pub(crate) fn is_for_competitors(self) -> bool {
         !matches!(self, Self::Use | Self::LinkDownCold | Self::KillAgent | Self::KillRelay)
     }
 
-    /// Returns whether the agent is configured without standby paths.
+    /// Returns whether the event needs an agent configured without standby paths.
     pub(crate) fn is_without_standby(self) -> bool {
         self == Self::LinkDownCold
     }
@@ -114,7 +116,8 @@ impl Event {
         if self == Self::Better { UplinkName::Wlan } else { UplinkName::Eth }
     }
 
-    /// Causes the event, and returns the time from which gaps count.
+    /// Causes the event, and returns the time from which gaps count, in milliseconds of the
+    /// monotonic clock.
     pub(crate) fn trigger(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
         if let Some(length) = self.outage() {
             return return_after(length, subject, lock);
@@ -143,8 +146,8 @@ impl Event {
     }
 }
 
-/// The gap counts from just before the command that sets the default route, and so includes that
-/// command.
+/// Takes all uplinks down for `length`, brings one up again, and returns the time from which the
+/// gap counts: just before the command that sets the default route, so that the gap includes it.
 fn return_after(length: Duration, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
     for name in UplinkName::ALL {
         subject.lab().uplink(name).take_down()?;

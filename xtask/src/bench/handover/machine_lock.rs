@@ -1,31 +1,33 @@
-//! A lock for labs that wait at the same time, but must be measured one after the other.
+//! A lock for the handover benchmark's labs, which may wait at the same time but must be measured
+//! one after the other.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The right to use the machine: while one lab holds it, other labs only wait.
+/// The right of one lab to use the machine. While a lab holds the lock, other labs only wait.
 pub(crate) struct MachineLock<'a> {
     machine: &'a Mutex<()>,
     held: Option<MutexGuard<'a, ()>>,
 }
 
 impl<'a> MachineLock<'a> {
-    /// Waits for the lock and takes it.
+    /// Waits until no other lab holds the lock and acquires it.
     pub(crate) fn take(machine: &'a Mutex<()>) -> Self {
         let mut lock = Self { machine, held: None };
         lock.acquire();
         lock
     }
 
-    /// Releases the lock for `length`, and for as much longer as other labs need.
+    /// Releases the lock and sleeps for `length`, then waits until other labs release the lock and
+    /// acquires it again.
     pub(crate) fn sleep_released(&mut self, length: Duration) {
         self.release();
         sleep(length);
         self.acquire();
     }
 
-    /// Releases the lock until it is taken again.
+    /// Releases the lock, so that other labs may be measured.
     pub(crate) fn release(&mut self) {
         self.held = None;
     }

@@ -1,4 +1,5 @@
-//! One run of the handover benchmark: a lab, an application, an event, and the gap.
+//! One run of the handover benchmark: starts a lab and an application, causes an event, and
+//! measures the gap in the application's data.
 
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -12,22 +13,25 @@ use super::event::Event;
 use super::machine_lock::MachineLock;
 use super::subject::HandoverSubject;
 
-/// The shortest gap in milliseconds that cannot be an ordinary pause of a connection with 20 ms of
-/// round trip.
+/// The shortest gap in the application's data, in milliseconds, that cannot be an ordinary pause of
+/// a connection with 20 ms of round trip.
 const PAUSE_MS: f64 = 100.0;
 
-/// The time in milliseconds for which numbers must have arrived again before a run ends.
+/// The time in milliseconds for which the application's data must have arrived again before a run
+/// ends.
 ///
 /// A second gap soon after the first counts too. TCP's retransmission timer starts at 0.2 s.
 const SETTLED_MS: f64 = 500.0;
 
-/// The interval of reports: often enough to end a run in time, seldom enough not to disturb it.
+/// The interval at which the application is asked for its gaps: often enough to end a run in time,
+/// seldom enough not to disturb it.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest gap in milliseconds of each direction; infinite if numbers never arrived again.
+/// The longest gap in milliseconds of each direction; infinite if no data arrived again.
 pub(crate) type Gaps = Vec<f64>;
 
-/// Runs the event, and gives up after `patience` without numbers.
+/// Causes the event in a new lab and returns the application's gaps. Gives up after `patience`
+/// without data.
 pub(crate) fn measure(
     event: Event,
     competitor: Option<&CompetitorKind>,

@@ -1,4 +1,5 @@
-//! The subject of a run: this project's programs or a competitor, in a lab of its own.
+//! The subject of a run of the handover benchmark: this project's programs or a competitor, in a
+//! lab of its own.
 
 use std::time::Duration;
 
@@ -9,22 +10,23 @@ use mobile_tests::{Agent, Lab, LabOptions, Testbed, UplinkName, program, wait_fo
 
 use super::event::Event;
 
-/// The timeout for a standby path, which takes a few round trips.
+/// The timeout for opening a standby path, which takes a few round trips.
 const STANDBY: Duration = Duration::from_secs(5);
 
-/// The count of numbers before the event: half a second, in which effects of the start settle.
+/// The number of messages that the application sends before the event: half a second's, in which
+/// effects of the start settle.
 const BEFORE: u64 = 100;
 
-/// One lab and the means that keeps its connections.
+/// A lab with the programs that keep its connections alive across handovers.
 pub(crate) enum HandoverSubject {
     /// `mobile` and `home-relay` in their lab.
     Ours(Box<Testbed>),
-    /// A competitor, which ends before its lab.
+    /// A competitor and its lab. The competitor is dropped first.
     Competitor(Box<dyn Competitor>, Box<Lab>),
 }
 
 impl HandoverSubject {
-    /// Starts the subject as `event` requires it.
+    /// Starts the lab and the programs as `event` requires them; `None` means mobile.
     pub(crate) fn start(competitor: Option<&CompetitorKind>, event: Event) -> Result<Self> {
         match competitor {
             None => {
@@ -59,7 +61,7 @@ impl HandoverSubject {
         }
     }
 
-    /// Starts an application that measures gaps, and waits for its first numbers.
+    /// Starts an application that measures gaps in its data, and waits for its first messages.
     pub(crate) fn pulse(&self, mode: PulseMode) -> Result<Pulse> {
         match self {
             Self::Ours(bed) => {
@@ -71,7 +73,8 @@ impl HandoverSubject {
         }
     }
 
-    /// Runs the hook of a network manager's dispatcher; the agent needs none.
+    /// Runs a competitor's hook for a change of an uplink, as a network manager's dispatcher would;
+    /// the agent needs none.
     pub(crate) fn hook(&mut self, change: Change) -> Result<()> {
         match self {
             Self::Ours(_) => Ok(()),
@@ -98,7 +101,7 @@ impl HandoverSubject {
         bed.relay.start()
     }
 
-    /// Checks that the tunnel is where the event must have moved it.
+    /// Checks that the tunnel is on the uplink to which the event must have moved it.
     pub(crate) fn verify(&mut self, event: Event) -> Result<()> {
         let Self::Ours(bed) = self else { return Ok(()) };
         let expected = match event {
@@ -134,10 +137,10 @@ fn wait_standby(agent: &Agent, uplink: UplinkName) -> Result<()> {
     })
 }
 
-/// Puts the uplinks into the state before the event.
+/// Puts the lab's uplinks into the state before the event.
 ///
 /// An event that starts on the worse uplink starts without the better one. The host knows the
-/// hardware addresses of the gateways it has, as it does shortly after joining a network, and not
+/// hardware addresses of the gateways it has, as it does shortly after joining a network, but not
 /// that of a gateway that comes with the event.
 fn arrange(lab: &Lab, start: UplinkName) -> Result<()> {
     if start == UplinkName::Wlan {

@@ -6,10 +6,10 @@ use super::event::Event;
 use crate::bench::stats::Spread;
 use crate::bench::subject::OURS;
 
-/// The results of one event and one subject.
+/// The results of one event with one participant: mobile or a competitor.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
-    /// For each run, one gap for each direction.
+    /// The longest gaps of each run in milliseconds, one for each direction.
     pub(crate) runs: Vec<Vec<f64>>,
     /// The errors of failed runs.
     pub(crate) failures: Vec<String>,
@@ -21,15 +21,16 @@ impl Figures {
     }
 }
 
-/// A column: its name, its patience in seconds, and for each event the results or the reason why
-/// there are none.
+/// A participant's column of the table: its name, the seconds after which a run is given up, and
+/// for each event the results or the reason why there are none.
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) patience: f64,
     pub(crate) cells: Vec<Result<Figures, String>>,
 }
 
-/// Returns the rows of `events`: the event's index, the index of the gap in each run, and a title.
+/// Returns the rows of the table for `events`, each as the event's index, the index of the
+/// direction in each run's gaps, and a title.
 fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     let mut rows = Vec::new();
     for (index, event) in events.iter().enumerate() {
@@ -45,7 +46,7 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     rows
 }
 
-/// Returns the table of this project's results: median and greatest, and the best competitor.
+/// Returns the table of this project's gaps: median and greatest, and the best competitor's median.
 pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> String {
     let mut out = "| event | median | maximum | runs | best other, median |\n".to_owned();
     out.push_str("| --- | --- | --- | --- | --- |\n");
@@ -66,7 +67,7 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
     out
 }
 
-/// Returns the least median of the competitors, with its name.
+/// Returns the least median gap of the competitors in one row, with the competitor's name.
 fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     let others = columns.iter().filter(|column| column.name != OURS);
     let medians = others.filter_map(|column| {
@@ -83,7 +84,7 @@ fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     }
 }
 
-/// Returns the table of all subjects: median, least and greatest.
+/// Returns the table of the gaps of mobile and all competitors: median, least and greatest.
 pub(crate) fn all(events: &[Event], columns: &[Column]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| event | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));
@@ -135,7 +136,7 @@ fn count(good: usize, figures: &Figures) -> String {
     }
 }
 
-/// Formats a gap, or that it exceeds the patience.
+/// Formats a gap in milliseconds, or, if it is infinite, that it exceeds `patience` in seconds.
 pub(crate) fn number(figure: f64, patience: f64) -> String {
     if figure.is_infinite() { format!("> {patience} s") } else { format!("{figure:.0}") }
 }

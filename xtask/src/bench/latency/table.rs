@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::bench::stats::Spread;
 
-/// One measurement: round trips in milliseconds, and the bulk transfer's rate.
+/// One measurement under one load: round trips in milliseconds, and the bulk transfer's rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Sample {
     pub(super) median: f64,
@@ -19,7 +19,8 @@ impl fmt::Display for Sample {
     }
 }
 
-/// All measurements of one contestant: for each run, a sample for each load.
+/// All measurements of the direct connection, mobile or a competitor: for each run, a sample for
+/// each load.
 pub(super) struct Figures {
     pub(super) name: &'static str,
     pub(super) runs: Vec<Vec<Sample>>,
@@ -36,8 +37,8 @@ impl Figures {
     }
 }
 
-/// Returns a table with a row for each figure under each load; the first load is the reference of
-/// the others.
+/// Returns a Markdown table with a row for each figure under each load. The figures under the first
+/// load (none) are the reference of the others.
 pub(super) fn markdown(columns: &[Figures], titles: &[&str]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut out = format!("| | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1));

@@ -1,13 +1,13 @@
-//! The tables of this benchmark as Markdown for docs/measure/benchmarks.md.
+//! The tables of the benchmark `table2` as Markdown for docs/measure/benchmarks.md.
 
 use super::super::stats::Spread;
 use super::super::subject::OURS;
 use super::{Sample, WRITE_PATTERNS};
 
-/// The runs of one contestant and one write pattern.
+/// The runs of one contestant with one write pattern.
 pub(super) type Column = Vec<Sample>;
 
-/// The results of one contestant.
+/// The results of one contestant: the direct connection, mobile or a competitor.
 pub(super) struct Row {
     pub(super) name: &'static str,
     /// One column for each write pattern.
@@ -20,18 +20,20 @@ impl Row {
     }
 }
 
-/// Returns the bytes on the real device beyond those written, in percent.
+/// Returns how many more bytes passed the real devices than the process wrote (`length`), in
+/// percent.
 pub(super) fn over(sample: &Sample, length: usize) -> f64 {
     let [sent, received] = sample.real;
     ((sent + received) as f64 / length as f64 - 1.0) * 100.0
 }
 
-/// Returns the spread of [`over`] over several runs.
+/// Returns the median and range of [`over`], the overhead in percent, in the runs of a column.
 pub(super) fn spread(column: &Column, length: usize) -> Option<Spread> {
     Spread::of(&column.iter().map(|sample| over(sample, length)).collect::<Vec<_>>())
 }
 
-/// Returns the paper's own table, of mobile, with Nagle's algorithm on.
+/// Returns the paper's table 2 with mobile's figures: the bytes at the process, the virtual and the
+/// real device, with Nagle's algorithm on.
 pub(super) fn paper(rows: &[Row], length: usize) -> String {
     let mut out = "| | sent | received | total |\n| --- | --- | --- | --- |\n".to_owned();
     let mut line = |title: &str, [sent, received]: [u64; 2]| {
@@ -53,7 +55,8 @@ pub(super) fn paper(rows: &[Row], length: usize) -> String {
     out
 }
 
-/// Returns the table of the bytes beyond those written, of all contestants.
+/// Returns the table of the overhead of all contestants: the bytes beyond those written, in
+/// percent.
 pub(super) fn overhead(rows: &[Row], length: usize) -> String {
     let titles = WRITE_PATTERNS.map(|pattern| pattern.title).join(" | ");
     let mut out =
