@@ -18,14 +18,19 @@ pub(crate) struct Cgroup2 {
 }
 
 impl Cgroup2 {
-    /// Looks up the cgroup2 mount that `path` is on, or any cgroup2 mount if `path` is `None`.
+    /// Looks up the cgroup2 mount that `path` is on, or any cgroup2 mount if `path` is `None`. A
+    /// mount that a later mount hides does not count.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
         let file = Path::new("/proc/self/mountinfo");
-        Self::choose(&fs::read_to_string(file).map_err(io_error("read", file))?, path)
+        let mountinfo = fs::read_to_string(file).map_err(io_error("read", file))?;
+        Self::choose(&mountinfo, mount_at, path)
     }
 
-    fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Self> {
-        let mounts: Vec<Self> = mountinfo.lines().filter_map(parse_mount).collect();
+    /// Chooses from the mounts that `mount_at` returns as the mount at their mount point.
+    fn choose(mountinfo: &str, mount_at: impl Fn(&Path) -> Option<u64>, path: Option<&Path>) -> Result<Self> {
+        let mounts = mountinfo.lines().filter_map(parse_mount);
+        let visible = mounts.filter(|(id, found)| mount_at(&found.mount) == Some(*id));
+        let mounts: Vec<Self> = visible.map(|(_, found)| found).collect();
         let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
         let Some(path) = path else { return Ok(any) };
         // Of nested mounts the innermost counts.
@@ -71,16 +76,26 @@ pub(super) fn join(base: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { base.into() } else { base.join(below) }
 }
 
-/// Parses a line of mountinfo if it describes a cgroup2 mount: `41 31 0:38 / /sys/fs/cgroup/unified
-/// rw,relatime - cgroup2 cgroup2 rw`.
-fn parse_mount(line: &str) -> Option<Cgroup2> {
+/// Returns the ID of the mount that a path leads to: mountinfo also lists mounts that a later mount
+/// covers, and through which no path leads.
+fn mount_at(path: &Path) -> Option<u64> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let found = statx(CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID).ok()?;
+    (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id)
+}
+
+/// Parses a line of mountinfo if it describes a cgroup2 mount, and returns the ID of the mount with
+/// it: `41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw`.
+fn parse_mount(line: &str) -> Option<(u64, Cgroup2)> {
     let (fields, of_fs) = line.split_once(" - ")?;
     if of_fs.split(' ').next() != Some("cgroup2") {
         return None;
     }
-    let mut fields = fields.split(' ').skip(3);
+    let mut fields = fields.split(' ');
+    let id = fields.next()?.parse().ok()?;
+    let mut fields = fields.skip(2);
     let root = unescape(fields.next()?);
-    Some(Cgroup2 { root, mount: unescape(fields.next()?) })
+    Some((id, Cgroup2 { root, mount: unescape(fields.next()?) }))
 }
 
 /// Decodes a field of mountinfo, which has space, tab, newline and backslash as a backslash and
@@ -106,11 +121,36 @@ mod tests {
         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n\
         42 31 0:38 /jail /srv/my\\040jail rw,relatime - cgroup2 cgroup2 rw\n";
 
+    /// Chooses as if no mount hid another.
+    fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Cgroup2> {
+        let mounts: Vec<_> = mountinfo.lines().filter_map(parse_mount).collect();
+        let at = |path: &Path| mounts.iter().find(|(_, found)| found.mount == path).map(|(id, _)| *id);
+        Cgroup2::choose(mountinfo, at, path)
+    }
+
+    #[test]
+    fn a_mount_that_a_later_mount_hides_is_not_chosen() {
+        let mountinfo = "41 31 0:38 /.. /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+            90 80 0:38 / /sys/fs/cgroup rw,relatime - cgroup2 none rw\n";
+        let at = |path: &Path| (path == Path::new("/sys/fs/cgroup")).then_some(90);
+        let found = Cgroup2::choose(mountinfo, at, None).unwrap();
+        assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup".into(), root: "/".into() });
+        let error = Cgroup2::choose(mountinfo, |_| None, None).unwrap_err();
+        assert!(matches!(error, CgroupError::NoCgroup2), "{error}");
+    }
+
+    #[test]
+    fn the_mount_at_a_path_is_in_mountinfo() {
+        let id = mount_at(Path::new("/proc")).unwrap().to_string();
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(mountinfo.lines().any(|line| line.split(' ').next() == Some(&id)), "{id} in {mountinfo}");
+    }
+
     #[test]
     fn cgroup2_is_found_wherever_it_is_mounted() {
-        let found = Cgroup2::choose(HYBRID, None).unwrap();
+        let found = choose(HYBRID, None).unwrap();
         assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup/unified".into(), root: "/".into() });
-        let found = Cgroup2::choose(HYBRID, Some("/srv/my jail/mobile".as_ref())).unwrap();
+        let found = choose(HYBRID, Some("/srv/my jail/mobile".as_ref())).unwrap();
         assert_eq!(found, Cgroup2 { mount: "/srv/my jail".into(), root: "/jail".into() });
         assert_eq!(found.dir("/jail/a/b".as_ref()), Some("/srv/my jail/a/b".into()));
         assert_eq!(found.dir("/jail".as_ref()), Some("/srv/my jail".into()));
@@ -120,9 +160,9 @@ mod tests {
 
     #[test]
     fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
-        let error = Cgroup2::choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
+        let error = choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
         assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
-        let error = Cgroup2::choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
+        let error = choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
         assert!(error.to_string().contains("/sys/fs/cgroup/unified"), "{error}");
     }
 
