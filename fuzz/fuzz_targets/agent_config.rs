@@ -1,8 +1,8 @@
 //! Fuzzes agent.toml and the agent's environment through the real loader; see
 //! [`mobile_fuzz::file_and_variables`].
 //!
-//! The agent is a program that loads eBPF, so its source file is included here without the rest of
-//! it.
+//! The agent is a program, not a library, so this target includes the source file of its
+//! configuration as a module.
 #![no_main]
 
 use std::path::Path;
@@ -36,7 +36,8 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// Returns the example of the documentation, as it is and with everything that is commented out.
+/// Returns the example configuration of the documentation: as it is and with its commented-out
+/// settings, each without and with environment variables.
 fn seeds() -> Vec<Vec<u8>> {
     let guide = include_str!("../../docs/use/agent.md");
     let example =

@@ -34,7 +34,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// Returns every request, and the replies that are made without an agent.
+/// Returns every control request, and the replies that can be built without a running agent.
 fn seeds() -> Vec<Vec<u8>> {
     let net = "10.0.0.0/8".parse().expect("a network");
     let requests = [

@@ -1,4 +1,4 @@
-//! Fuzzes compressed streams, of a peer and of the own encoder.
+//! Fuzzes the decompression of a peer's streams, and of streams that the own encoder has made.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

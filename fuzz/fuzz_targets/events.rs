@@ -1,6 +1,6 @@
-//! Fuzzes a session whose peer causes as many events as it can. Whatever the peer repeats, and
-//! however long the caller takes no events, the number of queued events is proportional to the
-//! paths that were opened.
+//! Fuzzes a session whose peer causes as many events as it can. Whatever frames the peer repeats,
+//! and however long the caller leaves events in the queue, the number of queued events is
+//! proportional to the paths that were opened.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     }
 });
 
-/// Repeats one or two frames.
+/// Returns up to 2000 frames of one kind or of two kinds in turn, as the input chooses.
 fn frames(input: &mut Input<'_>, switch: &mut u64) -> Vec<u8> {
     let (first, second) = (input.byte(), input.byte());
     let (count, argument) = (usize::from(input.word()) % 2000, input.byte());

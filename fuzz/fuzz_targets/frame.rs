@@ -1,4 +1,5 @@
-//! Fuzzes frames: whatever can be parsed survives a round trip.
+//! Fuzzes the frames of the tunnel protocol: a frame that can be parsed is encoded and parsed
+//! again, with the same result.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! Fuzzes HELLO in pieces, and the payloads of WELCOME, CONFIG and ACTIVATE.
+//! Fuzzes HELLO, the first frame of a path, received in pieces, and the payloads of WELCOME, CONFIG
+//! and ACTIVATE.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

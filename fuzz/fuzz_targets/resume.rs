@@ -1,8 +1,8 @@
 //! Fuzzes resumption: a client and a relay with packets in both directions, bytes in pieces, and
 //! paths that stall, die and change.
 //!
-//! It uses the world of the model tests and their invariant, with operations that coverage chooses:
-//! accepted packets are delivered, once and in order.
+//! The fuzzer chooses operations of the model tests (`mobile-proto/tests/common/world.rs`), and the
+//! target checks the invariant of these tests: accepted packets are delivered, once and in order.
 #![no_main]
 
 use std::time::Duration;
@@ -21,7 +21,8 @@ use common::world::{Op, World};
 const MAX_OPS: usize = 150;
 /// Bytes of input for each operation.
 const OP: usize = 4;
-/// Tolerance beyond the memory for unacknowledged records: one record always fits.
+/// Bytes by which unacknowledged records may exceed their limit, because a single record is always
+/// accepted.
 const SLACK: usize = 64 << 10;
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
@@ -57,9 +58,9 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     assert_eq!(world.pair.client.active_path(), world.pair.server().active_path());
 });
 
-/// Waits until everything is acknowledged. If the memory holds a single unacknowledged record, each
-/// waits for the acknowledgement of the one before, which the other side may delay: as many delays
-/// as there are packets are enough.
+/// Advances the clock until every record is acknowledged. If the memory holds a single
+/// unacknowledged record, each record waits for the acknowledgement of the one before, and the
+/// other side may delay that by [`Limits::ack_delay`]; so one such delay for each packet is enough.
 fn drain(world: &mut World) {
     let patience = world.pair.limits.ack_delay;
     for _ in 0..world.accepted.iter().map(Vec::len).sum() {
@@ -80,8 +81,8 @@ fn check_bounds(world: &World) {
     }
 }
 
-/// Returns the operation of the model tests for four bytes of input; restarts are left out, because
-/// what they lose is lost.
+/// Returns the operation of the model tests for four bytes of input. Restarts are left out, because
+/// they lose packets.
 fn op([kind, a, b, c]: [u8; OP]) -> Op {
     let (path, direction) = (usize::from(a % 4), if a & 0x80 == 0 { Direction::Up } else { Direction::Down });
     let (flag, word) = (a & 0x40 != 0, u16::from_be_bytes([b, c]));
@@ -102,7 +103,7 @@ fn op([kind, a, b, c]: [u8; OP]) -> Op {
     }
 }
 
-/// Returns typical scripts of a laptop.
+/// Returns typical sequences of operations of a laptop as seeds.
 fn seeds() -> Vec<Vec<u8>> {
     let (send_up, send_down) = ([0, 0, 5, 100], [0, 0x80, 9, 200]);
     let (open, open_early, settle) = ([1, 0, 0, 0], [1, 0x40, 0, 0], [9, 0, 0, 50]);

@@ -1,5 +1,5 @@
-//! Fuzzes a session with an arbitrary peer on any path, while the caller does what callers do: no
-//! panic, no spinning timer, and no more memory than the limits allow.
+//! Fuzzes a session with an arbitrary peer on any path, while the caller uses the session as a
+//! driver does: no panic, no spinning timer, and no more memory than the limits allow.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ struct Caller {
     limits: Limits,
     now: Instant,
     delivered: u64,
-    /// The sample that the transports provide. A caller that is not attentive neither takes samples
-    /// nor sends by itself.
+    /// The TCP statistics that all transports report. A caller that is not attentive neither passes
+    /// them in nor sends by itself.
     sample: Option<TransportSample>,
     attentive: bool,
 }
@@ -184,7 +184,8 @@ impl Caller {
         assert!(out.len() <= limit + 2 * MAX_PACKET, "{} bytes with a limit of {limit}", out.len());
     }
 
-    /// Takes the samples that the session wants, before anything is judged overdue.
+    /// Passes transport samples (TCP statistics) to the session for the paths for which it asks,
+    /// before the session judges which answers are overdue.
     fn take_samples(&mut self) {
         let Some(sample) = self.sample.as_ref().filter(|_| self.attentive) else { return };
         let paths: Vec<_> = self.session.paths().collect();
@@ -195,7 +196,8 @@ impl Caller {
         }
     }
 
-    /// Advances the clock and does what is due, each at most once at a time.
+    /// Advances the clock by `time`, runs the session's timers when they are due, and checks that
+    /// none is due again at the same time.
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         for turn in 0.. {
@@ -228,7 +230,8 @@ impl Caller {
     }
 }
 
-/// Returns the data that the other end of a real session sends, in the places where it sends it.
+/// Returns scripts from real sessions, in which the bytes of the other end arrive where that end
+/// sent them.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for (compression, attentive) in [(false, false), (true, false), (false, true)] {
@@ -264,7 +267,8 @@ fn hear(seed: &mut Vec<u8>, bytes: &[u8]) {
     seed.extend_from_slice(bytes);
 }
 
-/// Returns what both ends of a session write on path 1, turn by turn, without the client's HELLO.
+/// Returns what the client and the relay of a session write on path 1, turn by turn, without the
+/// client's HELLO.
 fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let one = PathId(1);
     let mut pair = common::Pair::new(Limits { compression, ..Limits::default() });
@@ -300,7 +304,8 @@ fn conversation(compression: bool) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     (up.split_off(1), down)
 }
 
-/// Returns a segment of 8 bytes with timestamps, from 10.77.0.2 to 192.0.2.1, as a TUN provides it.
+/// Returns a TCP segment with 8 bytes of data and timestamps, from 10.77.0.2 to 192.0.2.1, as a TUN
+/// provides it.
 fn segment() -> [u8; 60] {
     let mut packet = [0; 60];
     packet[..12].copy_from_slice(&[0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 6, 0, 0]);

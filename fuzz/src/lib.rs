@@ -21,7 +21,7 @@ pub fn seeds(make: impl FnOnce() -> Vec<Vec<u8>>) {
     process::exit(0);
 }
 
-/// Input that is consumed from the front. Missing bytes are 0, so that every input is valid.
+/// Fuzz input that is consumed from the front. Missing bytes are 0, so that every input is valid.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a>(pub &'a [u8]);
 
@@ -56,8 +56,8 @@ pub fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// Splits the input into a configuration file and, after a NUL, the environment, one `NAME=VALUE` a
-/// line.
+/// Splits the input into a configuration file and, after a NUL byte, environment variables, one
+/// `NAME=VALUE` a line.
 pub fn file_and_variables(data: &[u8]) -> (String, impl Iterator<Item = (String, String)>) {
     let text = String::from_utf8_lossy(data);
     let (file, variables) = text.split_once('\0').unwrap_or((&text, ""));

@@ -1,11 +1,11 @@
-//! The traffic of the TCP connections of a mobile process, added up from the packets that leave:
-//! each of them shows how far both directions have come.
+//! The traffic of the TCP connections of a mobile process, added up from the packets that leave the
+//! host: the header and the socket of each show how far both directions have come.
 //!
 //! The kernel counts sequence numbers, which are bytes except for the SYN and the FIN of each
 //! direction. This module determines which of them are not bytes.
 
-/// The owner of a connection, and the part of its traffic that is on the owner's account. This is
-/// the value of [`map::OWNERS`](crate::map::OWNERS).
+/// The process that owns a connection, and the part of the connection's traffic that the process's
+/// [`Account`] already includes; the value of [`map::OWNERS`](crate::map::OWNERS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrackedConnection {
@@ -13,27 +13,29 @@ pub struct TrackedConnection {
     pub since: u64,
     /// The id of the process that connected (its tgid, the pid of user space).
     pub process: u32,
-    /// The state of the accounting, one of [`stage`].
+    /// Whether the owner's account includes the connection yet: one of the constants of [`stage`].
     pub stage: u32,
-    /// Bytes on the account as sent.
+    /// Bytes sent that the owner's account includes.
     pub sent: u64,
-    /// Bytes on the account as received.
+    /// Bytes received that the owner's account includes.
     pub received: u64,
-    /// The sequence number of the next new byte.
+    /// The sequence number of the next new byte to be sent.
     pub next: u32,
     /// Explicit padding, always 0.
     pub unused: u32,
 }
 
-/// States of the accounting of a connection.
+/// Values of `stage` in [`TrackedConnection`](crate::TrackedConnection): whether the owner's account
+/// includes the connection yet.
 pub mod stage {
     /// No packet of the connection was seen yet.
     pub const NEW: u32 = 0;
-    /// The first sequence number is known.
+    /// A packet has shown the first sequence number; the account does not include the connection
+    /// yet.
     pub const BEGUN: u32 = 1;
-    /// The connection was established, but there was no room for the account.
+    /// The connection was established, but the map of accounts had no room for its process.
     pub const MISSING: u32 = 2;
-    /// The connection is on the account.
+    /// The account includes the connection.
     pub const COUNTED: u32 = 3;
 }
 
@@ -42,12 +44,12 @@ pub mod stage {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// When the first connection was made, in nanoseconds of CLOCK_BOOTTIME. A process that reuses
-    /// the id of an ended one is younger.
+    /// When the process made its first connection, in nanoseconds of CLOCK_BOOTTIME. A process that
+    /// started later has reused the id of an ended one.
     pub since: u64,
     /// The number of connections made.
     pub connections: u64,
-    /// Bytes sent for the first time.
+    /// Bytes sent, without retransmissions.
     pub sent: u64,
     /// Bytes received in order.
     pub received: u64,
@@ -57,23 +59,23 @@ pub struct Account {
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Account {}
 
-/// A packet of a connection that leaves.
+/// A TCP segment that leaves the host, as far as the account needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutgoingSegment {
-    /// The sequence number of its first byte.
+    /// The sequence number of the segment's first byte.
     pub seq: u32,
     /// The number of data bytes.
     pub length: u32,
-    /// Whether the packet requests the connection.
+    /// Whether the segment has SYN, which requests the connection.
     pub syn: bool,
-    /// Whether the packet ends the local direction.
+    /// Whether the segment has FIN, which ends the local direction.
     pub fin: bool,
 }
 
-/// An increment of an account.
+/// The amounts to add to the account of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Increment {
-    /// 1 if the connection is new.
+    /// 1 if the account does not include the connection yet, otherwise 0.
     pub connections: u64,
     /// Bytes to add as sent.
     pub sent: u64,
@@ -82,8 +84,9 @@ pub struct Increment {
 }
 
 impl TrackedConnection {
-    /// Handles a packet that leaves while the connection is in `state` and the kernel has counted
-    /// `received` bytes. Returns what it adds to the account, if anything.
+    /// Handles a segment that leaves while the connection is in the TCP state `state` and the
+    /// kernel has counted `received` sequence numbers from the peer. Returns the increment of the
+    /// owner's account, or `None` if there is nothing to add.
     #[inline(always)]
     pub fn on_outgoing(&mut self, segment: OutgoingSegment, state: u32, received: u64) -> Option<Increment> {
         if self.stage == stage::NEW || segment.syn {
@@ -105,11 +108,12 @@ impl TrackedConnection {
         (increment != Increment::default()).then_some(increment)
     }
 
-    /// Returns how many of the received bytes are new.
+    /// Returns how many of the received bytes the account does not include yet.
     ///
-    /// While the local direction ends, a new sequence number may be the peer's FIN. It is assumed
-    /// to be: the packet that acknowledges the FIN is the last that leaves, and for earlier packets
-    /// the next one corrects the count. If the FIN never arrives, the count is one byte too low.
+    /// While the local direction ends, one new sequence number is taken for the peer's FIN: the
+    /// packet that acknowledges the FIN is the last that leaves, so it must be right, whereas an
+    /// earlier count is corrected by the next packet. If the FIN never arrives, the count is one
+    /// byte too low.
     #[inline(always)]
     const fn newly_received(&self, state: u32, fin: bool, received: u64) -> u64 {
         let is_ending = match state {
@@ -120,7 +124,7 @@ impl TrackedConnection {
         received.saturating_sub(self.received + (is_ending || peer_has_ended(state)) as u64)
     }
 
-    /// Records that an increment is on the account.
+    /// Records that an increment was added to the owner's account.
     #[inline(always)]
     pub fn commit(&mut self, increment: Increment) {
         self.stage = stage::COUNTED;
@@ -129,8 +133,8 @@ impl TrackedConnection {
         self.next = self.next.wrapping_add(increment.sent as u32);
     }
 
-    /// Returns what a connection that is open in `state` adds to the account, by the kernel's
-    /// counters.
+    /// Returns what the owner's account lacks of a connection that is open in the TCP state
+    /// `state`, by the kernel's counters of acknowledged and received sequence numbers.
     #[must_use]
     pub const fn uncounted(&self, state: u32, acked: u64, received: u64) -> Increment {
         if !was_established(state) {
@@ -171,7 +175,8 @@ const fn was_established(state: u32) -> bool {
     state != state::SYN_SENT && state != state::SYN_RECV
 }
 
-/// Returns whether the peer's FIN is among what a connection in this state has received.
+/// Returns whether the peer's FIN is certainly among the received sequence numbers of a connection
+/// in this state.
 #[inline(always)]
 const fn peer_has_ended(state: u32) -> bool {
     matches!(state, state::CLOSE_WAIT | state::LAST_ACK | state::CLOSING)
@@ -183,10 +188,11 @@ mod tests {
 
     const ESTABLISHED: u32 = 1;
     const DATA: OutgoingSegment = OutgoingSegment { seq: 0, length: 0, syn: false, fin: false };
-    /// The first sequence number, close enough to the wrap that the connection crosses it.
+    /// The first sequence number, close enough to 2^32 that the connection wraps around.
     const BEGIN: u32 = u32::MAX - 50;
 
-    /// Returns the totals of a sequence of packets: (offset, length, fin, state, received bytes).
+    /// Returns the connections, bytes sent and bytes received that are counted for a sequence of
+    /// packets, each given as (offset, length, fin, state, received bytes).
     fn carried(packets: &[(u32, u32, bool, u32, u64)]) -> (u64, u64, u64) {
         let mut connection = TrackedConnection::default();
         assert_eq!(

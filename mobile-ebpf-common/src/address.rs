@@ -1,5 +1,5 @@
-//! Addresses in the form in which the programs compare them, and the addresses that never use the
-//! MOBILE route.
+//! Addresses in the form in which the eBPF programs compare them, and the addresses that never use
+//! the MOBILE route.
 
 /// The port of DNS resolvers.
 pub const DNS_PORT: u16 = 53;
@@ -8,7 +8,7 @@ pub const DNS_PORT: u16 = 53;
 const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// An IPv6 or IPv4-mapped address: four words in network byte order, as the kernel passes them to
-/// the programs.
+/// the eBPF programs.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address(pub [u32; 4]);
@@ -31,7 +31,7 @@ impl Address {
         Self([0, 0, MAPPED, ipv4])
     }
 
-    /// Creates an address from 16 bytes as in a packet.
+    /// Creates an address from 16 bytes in the order of an IPv6 header.
     #[must_use]
     pub const fn from_octets(octets: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
@@ -64,8 +64,8 @@ impl Address {
         (short && self.0[3].to_be() <= 1) || self.0[0].to_be() >> 24 == 0xff
     }
 
-    /// Returns whether the address is in 169.254.0.0/16 or fe80::/10: these are on the link,
-    /// whatever a route says.
+    /// Returns whether the address is in 169.254.0.0/16 or fe80::/10: such addresses are reached on
+    /// the link itself, whatever the routes say.
     #[inline(always)]
     #[must_use]
     pub const fn is_link_local(&self) -> bool {

@@ -1,20 +1,20 @@
-//! Events that the programs count besides their decisions about marks.
+//! Events that the eBPF programs count, besides their decisions about socket marks.
 
-/// An event at a DNS query, a packet or a call.
+/// An event at a DNS query, a packet or a system call.
 ///
-/// The numbers are indices into [`map::EVENTS`](crate::map::EVENTS), which outlives the programs: a
-/// number never gets a second meaning.
+/// The discriminants are indices into [`map::EVENTS`](crate::map::EVENTS), which outlives the eBPF
+/// programs, so a number never gets a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CountedEvent {
-    /// A query was sent to the relay's resolver.
+    /// A DNS query was sent to the relay's resolver.
     DnsRedirected = 0,
-    /// A query was not redirected: the relay has no resolver of its family, or the socket cannot be
-    /// moved off its link.
+    /// A DNS query was not redirected: the relay has no resolver of its address family, or its
+    /// resolver is bypassed, or the query is bound to a link already.
     DnsLeft = 1,
-    /// A query was not redirected because its original resolver could not be stored.
+    /// A DNS query was not redirected because its original resolver could not be stored.
     DnsFailed = 2,
-    /// An answer kept the address of the relay's resolver as its sender, because the original
+    /// A DNS answer kept the address of the relay's resolver as its sender, because the original
     /// resolver is unknown.
     DnsForgotten = 3,
     /// A packet of a mobile socket that would have left outside the tunnel was refused.
@@ -22,18 +22,17 @@ pub enum CountedEvent {
     /// A datagram that would have left outside the tunnel was dropped, because its route was chosen
     /// before its socket was mobile.
     EgressLate = 5,
-    /// A connection is missing from its process's account: the map was full, or memory was
-    /// exhausted.
+    /// A connection is missing from its process's account: the map of accounts was full, or memory
+    /// was exhausted.
     Unaccounted = 6,
-    /// A program's SO_MARK left the bits of a mobile socket's mark unchanged that belong to the
-    /// agent.
+    /// A process set SO_MARK on a mobile socket, and the agent's bits of the mark were kept.
     MarkKept = 7,
-    /// A program's SO_MARK would have set the mark on a socket without it, and was refused.
+    /// A process was refused a SO_MARK that would have set the agent's mark on a socket without it.
     MarkRefused = 8,
 }
 
 impl CountedEvent {
-    /// All events, in the order of the map.
+    /// All events, in the order of their indices.
     pub const ALL: [Self; 9] = [
         Self::DnsRedirected,
         Self::DnsLeft,
@@ -46,7 +45,7 @@ impl CountedEvent {
         Self::MarkRefused,
     ];
 
-    /// Returns the name in metrics.
+    /// Returns the event's name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -30,7 +30,8 @@ pub use account::{Account, TrackedConnection};
 pub use address::{Address, RedirectedQuery};
 pub use event::CountedEvent;
 
-/// The names of the programs, in the object file and in `pin_dir`.
+/// The names of the eBPF programs, in the object file and in `pin_dir`, the directory where they
+/// are pinned.
 pub mod program {
     /// Marks a socket of a mobile process when it is created.
     pub const SOCK_CREATE: &str = "mobile_sock_create";
@@ -43,34 +44,37 @@ pub mod program {
     /// Chooses the route of an unconnected IPv6 (or IPv4-mapped) datagram.
     pub const SENDMSG6: &str = "mobile_sendmsg6";
 
-    /// Restores the original resolver as the sender of an IPv4 datagram.
+    /// Replaces the relay's resolver, as the sender of an IPv4 datagram, by the one that was
+    /// queried.
     pub const RECVMSG4: &str = "mobile_recvmsg4";
-    /// Restores the original resolver as the sender of an IPv6 (or IPv4-mapped) datagram.
+    /// Replaces the relay's resolver, as the sender of an IPv6 (or IPv4-mapped) datagram, by the
+    /// one that was queried.
     pub const RECVMSG6: &str = "mobile_recvmsg6";
-    /// Restores the original resolver as the peer of an IPv4 socket.
+    /// Replaces the relay's resolver, as the peer of an IPv4 socket, by the one that was queried.
     pub const GETPEERNAME4: &str = "mobile_getpeername4";
-    /// Restores the original resolver as the peer of an IPv6 socket.
+    /// Replaces the relay's resolver, as the peer of an IPv6 socket, by the one that was queried.
     pub const GETPEERNAME6: &str = "mobile_getpeername6";
-    /// Keeps the agent's bits of a mark unchanged when a program sets SO_MARK.
+    /// Keeps the agent's bits of a socket's mark unchanged when a process sets SO_MARK.
     pub const SETSOCKOPT: &str = "mobile_setsockopt";
     /// Adds up the traffic of the TCP connections of mobile processes.
     pub const ACCOUNT: &str = "mobile_account";
     /// Drops packets that marked sockets of any cgroup send outside the tunnel.
     pub const EGRESS: &str = "mobile_egress";
-    /// Does the same for the sockets of the mobile cgroup, also on kernels where [`EGRESS`] cannot
-    /// tell network namespaces apart.
+    /// Drops packets that marked sockets of the mobile cgroup send outside the tunnel, also on
+    /// kernels where [`EGRESS`] cannot tell network namespaces apart.
     pub const EGRESS_OWN: &str = "mobile_egress_own";
     /// Drops packets that arrive for a persistent address on another device than the tunnel's, on
     /// hosts where nftables does not work.
     pub const INGRESS: &str = "mobile_ingress";
 
-    /// The programs that run at socket calls of all processes, in the order of their attachment. A
-    /// program that redirects a query comes after those that translate its answer.
+    /// The eBPF programs that run at socket system calls of all processes, in the order of their
+    /// attachment: those that translate DNS answers come before those that redirect the queries.
     pub const SOCKET_CALLS: [&str; 9] =
         [RECVMSG4, RECVMSG6, GETPEERNAME4, GETPEERNAME6, SOCK_CREATE, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6];
 }
 
-/// The names of the maps, in the object file and in `pin_dir`.
+/// The names of the eBPF maps, in the object file and in `pin_dir`, the directory where they are
+/// pinned.
 pub mod map {
     /// Array with one [`ProgramConfig`](crate::ProgramConfig).
     pub const CONFIG: &str = "CONFIG";
@@ -78,23 +82,25 @@ pub mod map {
     /// of CLOCK_MONOTONIC. The agent extends it while there is a session. It is [`NO_DEADLINE`] if
     /// mobile processes have to wait for a session.
     pub const DEADLINE: &str = "DEADLINE";
-    /// Value of [`DEADLINE`] without a deadline.
+    /// Value of [`DEADLINE`] with which mobile processes always wait for the tunnel.
     pub const NO_DEADLINE: u64 = u64::MAX;
-    /// Per-CPU array of `u64`, indexed by [`MarkVerdict`](crate::MarkVerdict).
+    /// Per-CPU array of counters (`u64`), indexed by [`MarkVerdict`](crate::MarkVerdict).
     pub const VERDICTS: &str = "VERDICTS";
-    /// Entries of [`VERDICTS`]: more than there are verdicts, so that later programs with more of
-    /// them can continue to count in the map of earlier programs.
+    /// Number of entries of [`VERDICTS`]: more than there are verdicts, so that later versions of
+    /// the eBPF programs, with more verdicts, can continue to count in the same map.
     pub const VERDICTS_ENTRIES: u32 = 32;
-    /// Per-CPU array of `u64`, indexed by [`CountedEvent`](crate::CountedEvent).
+    /// Per-CPU array of counters (`u64`), indexed by [`CountedEvent`](crate::CountedEvent).
     pub const EVENTS: &str = "EVENTS";
-    /// Entries of [`EVENTS`], more than there are events, for the same reason.
+    /// Number of entries of [`EVENTS`]: more than there are events, so that later versions of the
+    /// eBPF programs, with more events, can continue to count in the same map.
     pub const EVENTS_ENTRIES: u32 = 32;
     /// Hash of the [addresses](crate::Address) that the ingress filter protects; the values are
     /// unused.
     pub const GUARDED: &str = "GUARDED";
-    /// Entries of [`GUARDED`]: the persistent addresses, and those that are about to be replaced.
+    /// Maximum number of entries of [`GUARDED`]: the persistent addresses, and those that are about
+    /// to be replaced.
     pub const GUARDED_ENTRIES: u32 = 64;
-    /// Per-CPU array with one `u64`: the packets that the ingress filter dropped.
+    /// Per-CPU array with one `u64`: the number of packets that the ingress filter dropped.
     pub const INGRESS_DROPPED: &str = "DROPPED";
     /// Hash from [`IPV4`] or [`IPV6`] to the [`Address`](crate::Address) of the relay's resolver of
     /// that family.
@@ -108,28 +114,29 @@ pub mod map {
     /// Trie of the networks that mobile processes reach directly, as prefixes of
     /// [`Address`](crate::Address).
     pub const BYPASS: &str = "BYPASS";
-    /// Entries of [`BYPASS`], enough for generated lists. Memory is allocated only for entries in
-    /// use.
+    /// Maximum number of entries of [`BYPASS`], enough for generated lists. Memory is allocated
+    /// only for entries in use.
     pub const BYPASS_ENTRIES: u32 = 65_536;
-    /// Socket storage: the last [redirected query](crate::RedirectedQuery) of each socket.
+    /// Socket storage (a value kept with each socket): the last [redirected
+    /// query](crate::RedirectedQuery) of each socket.
     pub const QUERIES: &str = "QUERIES";
     /// Socket storage of MPTCP connections, present if the connection belongs to a mobile process.
     pub const MPTCP_CONNECTIONS: &str = "MPTCP_CONNECTIONS";
     /// Array with one `u64`, not 0 once a connection was in [`MPTCP_CONNECTIONS`]. Until then no
-    /// socket is checked for being a subflow.
+    /// socket is checked for being a subflow of a mobile MPTCP connection.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
     /// Socket storage: the [`TrackedConnection`](crate::TrackedConnection) of each TCP connection
     /// on the MOBILE route. It is freed with its socket.
     pub const OWNERS: &str = "OWNERS";
     /// Hash from process id to [`Account`](crate::Account).
     pub const ACCOUNTS: &str = "ACCOUNTS";
-    /// Entries of [`ACCOUNTS`]: mobile processes, and those that have ended since the agent's last
-    /// sweep. Memory is allocated only for entries in use.
+    /// Maximum number of entries of [`ACCOUNTS`]: mobile processes, and those that have ended since
+    /// the agent's last sweep. Memory is allocated only for entries in use.
     pub const ACCOUNTS_ENTRIES: u32 = 32_768;
 }
 
-/// The configuration of the programs. The agent writes it before they are attached, and updates the
-/// slice later.
+/// The configuration of the eBPF programs. The agent writes it before it attaches the programs, and
+/// later updates the fields of the systemd slice `mobile.slice`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProgramConfig {
@@ -141,14 +148,14 @@ pub struct ProgramConfig {
     /// Kernel id of `mobile.slice`, or 0 while it does not exist. systemd creates and removes it as
     /// needed.
     pub slice_id: u64,
-    /// Secret that the agent puts behind a mark when it sets one, so that the programs let it
-    /// change the bits of `mark_mask`.
+    /// Secret that the agent appends to the mark in its own SO_MARK calls, so that the eBPF
+    /// programs let it change the bits of `mark_mask`.
     pub key: u64,
     /// Depth of the mobile cgroup below the root of the hierarchy.
     pub cgroup_level: u32,
     /// Bits to set in the mark of mobile sockets, all within `mark_mask`.
     pub mark: u32,
-    /// Bits of a socket's mark that belong to the programs.
+    /// Bits of a socket's mark that belong to the agent and its eBPF programs.
     pub mark_mask: u32,
     /// Non-zero to log every decision that changes a mark.
     pub log: u32,
@@ -159,21 +166,21 @@ pub struct ProgramConfig {
 }
 
 impl ProgramConfig {
-    /// Returns `old` with the mark set.
+    /// Returns the socket mark `old` with the agent's mark set in its bits.
     #[inline(always)]
     #[must_use]
     pub const fn marked(&self, old: u32) -> u32 {
         (old & !self.mark_mask) | (self.mark & self.mark_mask)
     }
 
-    /// Returns `old` without the mark.
+    /// Returns the socket mark `old` with the agent's bits cleared.
     #[inline(always)]
     #[must_use]
     pub const fn cleared(&self, old: u32) -> u32 {
         old & !self.mark_mask
     }
 
-    /// Returns whether `mark` has the mark set.
+    /// Returns whether the agent's mark is set in the socket mark `mark`.
     #[inline(always)]
     #[must_use]
     pub const fn is_marked(&self, mark: u32) -> bool {
@@ -185,15 +192,15 @@ impl ProgramConfig {
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for ProgramConfig {}
 
-/// The decision of a program about the mark at one call.
+/// The decision of an eBPF program about a socket's mark at one system call.
 ///
-/// The numbers are indices into [`map::VERDICTS`], which outlives the programs: a number never gets
-/// a second meaning.
+/// The discriminants are indices into [`map::VERDICTS`], which outlives the eBPF programs, so a
+/// number never gets a second meaning.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MarkVerdict {
-    /// Neither the MOBILE attribute nor the mark: the ordinary route, unchanged. Not counted,
-    /// because it applies to most calls of a host and its number says nothing.
+    /// Neither the process has the MOBILE attribute nor the socket the mark: the ordinary route.
+    /// Not counted, because most calls on a host are of this kind.
     Ordinary = 0,
     /// A mobile process: the mark was set.
     Marked = 1,
@@ -201,14 +208,15 @@ pub enum MarkVerdict {
     Kept = 2,
     /// A socket with the mark in a process without the MOBILE attribute: the mark was cleared.
     Cleared = 3,
-    /// A mobile process in a network namespace without a MOBILE route: unchanged.
+    /// A mobile process in a network namespace without a MOBILE route: the mark is left as it is.
     OtherNamespace = 4,
-    /// The mark had to be changed, and the kernel refused.
+    /// The decision could not be carried out, for instance because the kernel refused to change the
+    /// mark.
     Failed = 5,
-    /// A mobile process after the deadline: no mark, the ordinary route.
+    /// A mobile process after the time in [`map::DEADLINE`]: no mark, so the ordinary route.
     Direct = 6,
-    /// A mobile process whose socket is bound to another device than the tunnel's, or has a
-    /// datagram for the old route: the call fails.
+    /// A mobile process whose socket is bound to another device than the tunnel's, or whose
+    /// datagram would still take the ordinary route: the call fails.
     Refused = 7,
 }
 
@@ -224,7 +232,7 @@ impl MarkVerdict {
         Self::Refused,
     ];
 
-    /// Returns the name in metrics.
+    /// Returns the verdict's name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -14,11 +14,13 @@ pub const RTO_MAX_MS: i32 = 30_000;
 
 /// The maximum value of `TCP_SYNCNT`.
 const MAX_SYN_COUNT: i32 = 127;
-/// The number of retransmissions that do not reach the bound, with timeouts of 1, 2, 4, 8 and 16 s.
+/// The number of retransmissions before the timeout reaches [`RTO_MAX_MS`]: the timeouts are 1, 2,
+/// 4, 8 and 16 s.
 const UNBOUNDED: i32 = 4;
 
-/// Returns the number of SYN retransmissions (`TCP_SYNCNT`) that takes as long with bounded
-/// timeouts as `count` of them without. A connect() during an outage must not give up earlier.
+/// Returns the number of SYN retransmissions (`TCP_SYNCNT`) that takes as long with timeouts of at
+/// most [`RTO_MAX_MS`] as `count` retransmissions with the kernel's default. A connect() during an
+/// outage must not give up earlier.
 #[inline(always)]
 #[must_use]
 pub const fn syn_count(count: i32) -> i32 {
@@ -36,8 +38,8 @@ pub const fn syn_count(count: i32) -> i32 {
 mod tests {
     use super::*;
 
-    /// Returns the time that `tcp_model_timeout()` in the kernel computes, with a first timeout of
-    /// one second.
+    /// Returns the seconds that `tcp_model_timeout()` in the kernel computes for `count`
+    /// retransmissions, with a first timeout of one second and none longer than `bound` seconds.
     fn seconds(count: i32, bound: i32) -> i32 {
         (0..=count).map(|n| (1 << n.min(20)).min(bound)).sum()
     }

@@ -2,10 +2,10 @@
 //!
 //! The storage of a socket that takes the MOBILE route records the process that made it. Each
 //! packet that leaves the socket carries the current sequence number; the difference to the
-//! previous one is added to the process's account. Data that the peer sent and did not wait to have
-//! acknowledged before it reset the connection is not counted.
+//! previous one is added to the process's account. Received data is missing if the peer resets the
+//! connection before a packet acknowledges the data.
 //!
-//! A program of type SOCK_OPS would be told when a connection ends. But the kernel calls such
+//! The kernel would notify a program of type SOCK_OPS when a connection ends, but it runs such
 //! programs several times in every connect() on the machine, whatever cgroup they are attached to.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
@@ -125,8 +125,8 @@ fn account_packet(ctx: &SkBuffContext) -> Option<()> {
     None
 }
 
-/// Parses the TCP header of a packet at its usual offset. A packet of a TCP socket may have another
-/// header there, for example of IPsec.
+/// Parses the TCP header of a packet. Returns `None` if another header is in its place, for example
+/// of IPsec.
 #[inline(always)]
 fn segment(ctx: &SkBuffContext) -> Option<OutgoingSegment> {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
@@ -169,7 +169,7 @@ unsafe fn add(to: *mut u64, count: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(to, count) };
 }
 
-/// Returns the account of a process; creates it if necessary.
+/// Returns the account of a process, created if necessary, or `None` if it cannot be created.
 #[inline(always)]
 fn account(process: u32, since: u64) -> Option<*mut Account> {
     if let Some(account) = ACCOUNTS.get_ptr_mut(&process) {

@@ -1,9 +1,9 @@
 //! DNS redirection: sends a mobile process's query for any resolver to the relay's resolver, and
 //! gives the answer the address that the query was sent to.
 //!
-//! The resolver of the visited network answers its own network only, and learns which names the
-//! process looks up. Queries to a stub resolver on loopback and to bypassed networks stay as they
-//! are.
+//! The resolver of the visited network would answer queries from its own network only, and learn
+//! which names the process looks up. Queries to a stub resolver on loopback and to bypassed
+//! networks stay as they are.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 
@@ -23,7 +23,8 @@ use mobile_ebpf_common::{
 use crate::select::{ALLOW, count_event, is_mobile_socket};
 
 /// The relay's resolvers, by address family. The map is not preallocated, so that a program that
-/// reads an address while the agent replaces it does not see half of each.
+/// reads an address while the agent replaces it does not see half of the old and half of the new
+/// one.
 #[map]
 static RESOLVERS: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 
@@ -38,7 +39,8 @@ static QUERIES: SkStorage<RedirectedQuery> = SkStorage::new();
 /// The protocol numbers IPPROTO_TCP and IPPROTO_UDP.
 const PROTOCOLS: [u32; 2] = [6, 17];
 
-/// The hook that a program is attached to, as far as it decides about the context's fields.
+/// The kind of hook that a program is attached to, which determines the field of the program's
+/// context that holds the address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
     /// The hook connect4 and similar ones: the address is `user_ip4`.
@@ -124,7 +126,7 @@ pub(crate) fn redirect(ctx: &SockAddrContext, hook: Hook) {
     }
 }
 
-/// Removes the stored query of a socket that an ordinary process uses.
+/// Deletes the redirected query stored for a socket that takes the ordinary route now.
 #[inline(always)]
 pub(crate) fn forget(ctx: &SockAddrContext) {
     // An error means that the socket had no query.
@@ -157,7 +159,7 @@ fn translate(ctx: &SockAddrContext, hook: Hook) {
     }
 }
 
-/// Returns the relay's resolver of an address family.
+/// Returns the relay's resolver of an address family, if it has one.
 #[inline(always)]
 fn resolver(family: u32) -> Option<Address> {
     // SAFETY: the map is not preallocated, so the kernel frees a replaced entry only when no
@@ -172,7 +174,8 @@ fn is_dns(ctx: &SockAddrContext) -> bool {
     unsafe { (*ctx.sock_addr).user_port == u32::from(DNS_PORT.to_be()) }
 }
 
-/// Returns the address of the call. Reads each word by itself, as the verifier requires.
+/// Returns the address that the system call passes in or out, read word by word as the verifier
+/// requires.
 #[inline(always)]
 pub(crate) fn read(ctx: &SockAddrContext, hook: Hook) -> Address {
     let addr = ctx.sock_addr;

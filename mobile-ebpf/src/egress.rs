@@ -30,8 +30,9 @@ const IPV4_DESTINATION: usize = 16;
 pub(crate) const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const IPV6_DESTINATION: usize = 24;
 
-/// Judges packets of all processes, at the root of the cgroup2 hierarchy, including sockets created
-/// before their process became mobile.
+/// Stops packets of marked sockets that would leave outside the tunnel, for all processes. The
+/// program is attached at the root of the cgroup2 hierarchy, and so covers sockets created before
+/// their process became mobile.
 #[cgroup_skb(egress)]
 fn mobile_egress(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |config| {
@@ -40,8 +41,9 @@ fn mobile_egress(ctx: SkBuffContext) -> i32 {
     })
 }
 
-/// Judges packets of sockets that mobile processes created, at the mobile cgroup. Sockets of other
-/// network namespaces do not have the agent's mark there.
+/// Stops packets that would leave outside the tunnel, for sockets that mobile processes created.
+/// The program is attached at the mobile cgroup, where only sockets of the agent's network
+/// namespace have the agent's mark.
 #[cgroup_skb(egress)]
 fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
     judge(&ctx, |_| true)
@@ -62,8 +64,8 @@ fn judge(ctx: &SkBuffContext, in_our_namespace: impl FnOnce(&ProgramConfig) -> b
     }
 }
 
-/// Returns the event if a packet must not leave. Costs ordinary sockets, which are the most, one
-/// comparison.
+/// Returns the event to count if a packet must not leave, or `None` if it may. An ordinary socket,
+/// which most are, costs one comparison.
 #[inline(always)]
 fn try_egress(
     ctx: &SkBuffContext,

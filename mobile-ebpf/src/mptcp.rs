@@ -18,9 +18,9 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext},
 };
 
-/// The storage at sockets of mobile MPTCP connections. Another process's sockets cannot displace
-/// it, the kernel frees it with its socket, and an accepted connection gets a copy of its
-/// listener's.
+/// Socket storage whose presence marks an MPTCP connection as mobile. Sockets of other processes
+/// cannot displace an entry, the kernel frees the entry with its socket, and an accepted connection
+/// gets a copy of its listener's entry.
 #[btf_map]
 static MPTCP_CONNECTIONS: Connections = Connections {
     r#type: ptr::null(),
@@ -30,8 +30,8 @@ static MPTCP_CONNECTIONS: Connections = Connections {
     map_flags: ptr::null(),
 };
 
-/// The definition of that map, which the loader reads from the types of the fields (BTF). aya's own
-/// definition has no field for flags.
+/// The definition of the map `MPTCP_CONNECTIONS`, which the loader reads from the types of the
+/// fields (BTF). aya's own definition has no field for flags.
 #[repr(C)]
 struct Connections {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
@@ -45,12 +45,13 @@ struct Connections {
 unsafe impl Sync for Connections {}
 
 /// Not 0 once a mobile process has created an MPTCP socket. Until then no socket needs to be
-/// checked.
+/// checked for being a subflow.
 #[map]
 static ANY_MPTCP: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Whether the kernel can recognise MPTCP subflows (non-zero). The agent sets it before it loads
-/// the programs, so that the verifier of a kernel without the helper never sees the call.
+/// Whether the kernel can recognise MPTCP subflows (non-zero). The agent sets the value before it
+/// loads the programs, so that the verifier of a kernel without `bpf_skc_to_mptcp_sock` never sees
+/// a call of that helper.
 #[unsafe(no_mangle)]
 static RECOGNISES_SUBFLOWS: u8 = 0;
 
@@ -76,9 +77,9 @@ pub(crate) fn any_mobile_connection() -> bool {
     ANY_MPTCP.get(0).is_none_or(|any| *any != 0)
 }
 
-/// Returns whether the socket of a call belongs to a mobile MPTCP connection; with `mobile`, makes
-/// the connection mobile. Returns `None` if that could not be stored. Datagram sockets are not
-/// checked, because a subflow is a TCP socket.
+/// Returns whether the socket of a call belongs to a mobile MPTCP connection. For a mobile process
+/// (`mobile`), marks the connection as mobile first, and returns `None` if that fails. Returns
+/// `mobile` for a socket that is no subflow; datagram sockets are not looked up.
 #[inline(always)]
 pub(crate) fn is_mobile_subflow(ctx: &SockAddrContext, mobile: bool) -> Option<bool> {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.
@@ -106,8 +107,8 @@ fn recognises_subflows() -> bool {
     unsafe { (&raw const RECOGNISES_SUBFLOWS).read_volatile() != 0 }
 }
 
-/// Makes the programs check for subflows, before any connection can have one, then creates the
-/// storage.
+/// Makes the programs check sockets for being subflows, before any connection can have one, then
+/// creates the mark of a mobile connection with `create`. Returns whether that succeeded.
 #[inline(always)]
 fn remember(create: impl FnOnce(*mut core::ffi::c_void) -> bool) -> bool {
     if let Some(any) = ANY_MPTCP.get_ptr_mut(0) {
@@ -117,11 +118,12 @@ fn remember(create: impl FnOnce(*mut core::ffi::c_void) -> bool) -> bool {
     create(map())
 }
 
-/// Creates the storage at a connection's socket, and returns whether it exists.
+/// Marks the MPTCP connection of `socket` as mobile, by an entry in the socket storage `map`.
+/// Returns false if the entry could not be created.
 ///
 /// # Safety
 ///
-/// `socket` must be a valid argument of the helper in the calling program.
+/// `socket` must be a valid argument of `bpf_sk_storage_get` in the calling program.
 #[inline(always)]
 unsafe fn create(map: *mut core::ffi::c_void, socket: *mut core::ffi::c_void) -> bool {
     // SAFETY: guaranteed by the caller.

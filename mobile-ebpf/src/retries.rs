@@ -11,8 +11,8 @@ const IPPROTO_TCP: i32 = 6;
 const TCP_SYNCNT: i32 = 7;
 const TCP_RTO_MAX_MS: i32 = 44;
 
-/// Bounds the retransmission timeout of a socket that is about to connect. A kernel without the
-/// option (before 6.15) and a socket with a shorter bound of its own are left unchanged.
+/// Bounds the retransmission timeout of a socket that is about to connect. A kernel without
+/// `TCP_RTO_MAX_MS` (before 6.15) and a socket with a shorter bound of its own are left unchanged.
 #[inline(always)]
 pub(crate) fn bound(ctx: &SockAddrContext) {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr.

@@ -102,7 +102,7 @@ fn sendmsg6(call: *mut bpf_sock_addr) -> i32 {
     count(try_sendmsg(&SockAddrContext::new(call), "sendmsg6", Hook::Sendmsg6))
 }
 
-/// The reason why a decision could not be carried out.
+/// The reason why a decision about a socket's mark could not be made or carried out.
 #[derive(Clone, Copy)]
 pub(crate) enum Error {
     /// The configuration map is empty.
@@ -153,8 +153,9 @@ fn try_sock_create(ctx: &SockContext) -> Result<MarkVerdict, Error> {
 /// Returns whether a call is certainly one of an ordinary process on an unmarked socket, for which
 /// nothing is to be done.
 ///
-/// Most calls on a host are such, and they cost the memory and instructions that are not in the
-/// CPU's cache. So this reads as little as possible, and the rest is in functions of its own.
+/// Most calls on a host are of this kind, and their cost is memory and code that the CPU's cache
+/// does not hold. So this function reads as little as possible, and all else is in functions of its
+/// own.
 #[inline(always)]
 fn is_ordinary(ctx: &SockAddrContext) -> bool {
     let Ok(config) = config() else { return false };
@@ -213,9 +214,9 @@ fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
 /// Handles a connect(), or a datagram of an unconnected socket.
 ///
 /// A socket that was created before its process became mobile or ordinary, or that was passed on by
-/// another process, changes its mark here. IPv4-mapped destinations of a connect() come here as
-/// IPv6 ones; the mark is the same for both. DNS queries of a mobile process are redirected to the
-/// relay's resolver.
+/// another process, gets or loses the mark here. IPv4-mapped destinations of a connect() come here
+/// as IPv6 ones; the mark is the same for both. DNS queries of a mobile process are redirected to
+/// the relay's resolver.
 #[inline(always)]
 fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     let verdict = mark(ctx, name)?;
@@ -230,7 +231,8 @@ fn try_sock_addr(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Resul
     Ok(verdict)
 }
 
-/// Sets or clears the mark of a call's socket.
+/// Sets or clears the mark of a call's socket as the policy in [`decide`] says, and returns the
+/// decision.
 #[inline(always)]
 fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error> {
     let config = config()?;
@@ -261,8 +263,9 @@ fn mark(ctx: &SockAddrContext, hook: &'static str) -> Result<MarkVerdict, Error>
     }
 }
 
-/// Returns whether packets of the call would leave by an uplink because the socket is bound to its
-/// device and is not routed. Packets that are sent without such a call are stopped by `egress`.
+/// Returns whether the call's socket is bound to an uplink's device, so that the packets of the
+/// call would leave by the uplink without being routed. Packets sent without such a call are
+/// stopped by `egress`.
 #[inline(always)]
 fn is_bound_to_uplink(ctx: &SockAddrContext, hook: Hook) -> Result<bool, Error> {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
@@ -280,8 +283,8 @@ pub(crate) fn is_direct(to: Address) -> bool {
     to.is_local() || to.is_link_local() || dns::is_bypassed(to)
 }
 
-/// Decides about a mark: the whole policy. Reads the network namespace last, so that ordinary
-/// processes, which are the most, do not pay for it.
+/// Decides whether to set, keep or clear the mark in `old`, the mark of a socket: the whole policy.
+/// Reads the network namespace last, so that ordinary processes, which most are, do not pay for it.
 #[inline(always)]
 fn decide(config: &ProgramConfig, ctx: &impl EbpfContext, mobile: bool, old: u32) -> Decision {
     let marked = config.is_marked(old);
@@ -312,16 +315,18 @@ fn current_is_mobile(config: &ProgramConfig) -> bool {
         || (config.slice_id != 0 && ancestor(config.slice_level) == config.slice_id)
 }
 
-/// Returns whether the deadline has passed that the agent extends while there is a session, so that
-/// new connections go direct. CLOCK_MONOTONIC stops while the host is suspended, so the tunnel has
-/// its time to come back afterwards.
+/// Returns whether the time in the map `DEADLINE` has passed, after which new connections of mobile
+/// processes use the ordinary route. The agent extends that time while there is a session.
+/// CLOCK_MONOTONIC stops while the host is suspended, so the tunnel gets time to come back
+/// afterwards.
 #[inline(always)]
 fn deadline_has_passed() -> bool {
     // SAFETY: the helper takes no arguments.
     DEADLINE.get(0).is_some_and(|deadline| unsafe { bpf_ktime_get_ns() } > *deadline)
 }
 
-/// Returns whether the socket of a call has the agent's mark and is in its network namespace.
+/// Returns whether the socket of a call has the agent's mark and is in the agent's network
+/// namespace.
 #[inline(always)]
 pub(crate) fn is_mobile_socket(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context of a sock_addr program is a valid bpf_sock_addr whose socket exists for
@@ -345,7 +350,7 @@ fn log(config: &ProgramConfig, ctx: &impl EbpfContext, hook: &'static str, mark:
     }
 }
 
-/// Counts an event in the map of events.
+/// Counts an event in the map `EVENTS`.
 #[inline(always)]
 pub(crate) fn count_event(event: CountedEvent) {
     if let Some(counter) = EVENTS.get_ptr_mut(event.index()) {
@@ -355,9 +360,9 @@ pub(crate) fn count_event(event: CountedEvent) {
     }
 }
 
-/// Counts a decision about a mobile process or socket, and returns whether the call continues: it
-/// fails only if it would leave outside the tunnel. Decisions about ordinary processes, which are
-/// the most, are not counted.
+/// Counts a decision about a mobile process or socket, and returns the hook's verdict: the call
+/// fails only if it would leave outside the tunnel. Decisions about ordinary processes, the great
+/// majority, are not counted.
 #[inline(always)]
 fn count(result: Result<MarkVerdict, Error>) -> i32 {
     let (verdict, outcome) = match result {

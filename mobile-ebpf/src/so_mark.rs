@@ -78,7 +78,8 @@ fn judge(ctx: &SockoptContext) -> i32 {
     use_checked_value(call)
 }
 
-/// Makes the kernel use the value that was checked, whatever length the caller gave.
+/// Allows the call, and makes the kernel use the four bytes that were checked, whatever length the
+/// caller gave.
 #[inline(always)]
 fn use_checked_value(call: *mut bpf_sockopt) -> i32 {
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, and its length may be
@@ -87,8 +88,9 @@ fn use_checked_value(call: *mut bpf_sockopt) -> i32 {
     ALLOW
 }
 
-/// Returns whether the agent makes the call, which changes marks together with a process's
-/// attribute: the key of the programs follows its mark.
+/// Returns whether the agent made the call: only the agent appends the secret
+/// [`ProgramConfig::key`] to the mark. It changes the marks of open sockets together with the
+/// MOBILE attribute of their process.
 #[inline(always)]
 fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {
@@ -102,7 +104,7 @@ fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     u64::from(low) | (u64::from(high) << 32) == config.key
 }
 
-/// Returns whether the value has at least this many bytes.
+/// Returns whether the option's value has at least `length` bytes.
 #[inline(always)]
 fn has(call: *mut bpf_sockopt, length: usize) -> bool {
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt.

@@ -11,13 +11,13 @@ use mobile_ebpf_common::{
 
 use crate::dns::Hook;
 
-/// The persistent addresses, by address family. Not preallocated for the same reason as
-/// `RESOLVERS`.
+/// The persistent addresses, by address family. The map is not preallocated, so that a program that
+/// reads an address while the agent replaces it does not see half of each.
 #[map]
 static PERSISTENT: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 
-/// Gives the datagram the persistent address as its source. Returns false if there is none, or if
-/// the socket is bound to another address.
+/// Sets the source of the datagram to the persistent address. Returns false if the host has none of
+/// this address family, or if the socket is bound to another address.
 #[inline(always)]
 pub(crate) fn make_persistent(ctx: &SockAddrContext, hook: Hook) -> bool {
     let family = if hook == Hook::Ipv4 { IPV4 } else { IPV6 };

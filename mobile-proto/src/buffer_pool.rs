@@ -3,12 +3,12 @@
 use crate::MAX_PACKET;
 
 /// Number of size classes. Capacities double from 256 bytes (acknowledgements, keystrokes) to 64
-/// KiB (GSO packets). A buffer wastes at most half of itself, and the memory charged to a limit is
-/// the memory used.
+/// KiB (GSO packets). So at most half of a buffer is unused, and a packet counts against a memory
+/// limit with the capacity of its buffer.
 const SIZE_CLASSES: usize = 9;
-/// Maximum memory of idle buffers in bytes; buffers beyond it are freed, so that a burst is not
-/// held for ever. A transfer at gigabits a second has megabytes in flight and is acknowledged in
-/// large steps, and the buffers of one step are needed for the next.
+/// Maximum memory of idle buffers in bytes. Buffers beyond it are freed, so that the memory of a
+/// burst is returned. A transfer at gigabits a second has megabytes in flight and is acknowledged
+/// in large steps, and the buffers of one step are needed for the next.
 const MAX_IDLE_BYTES: usize = 4 << 20;
 
 fn class_for(length: usize) -> usize {
@@ -27,7 +27,8 @@ fn capacity(class: usize) -> usize {
 }
 
 impl BufferPool {
-    /// Returns the memory that a copy of so many bytes takes, unless a larger buffer is available.
+    /// Returns the memory that a copy of `length` bytes takes in bytes, unless only a larger buffer
+    /// is idle.
     pub(crate) fn capacity_for(&self, length: usize) -> usize {
         capacity(class_for(length))
     }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The reason why a path was closed, sent as one byte. A code of a later version is kept as
-/// received.
+/// The reason why a path was closed, sent as one byte. A code that only a later version defines is
+/// kept as received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
     /// The path is no longer needed.

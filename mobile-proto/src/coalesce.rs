@@ -2,11 +2,11 @@
 //! again (UDP segmentation offload). The kernel then routes and filters one packet instead of
 //! dozens.
 //!
-//! The kernel's output is the same datagrams in the same order. Only datagrams are coalesced that
-//! the kernel recreates exactly: equal headers, equal lengths except for the last of three or more,
-//! and a checksum that is correct or still to be computed. (The kernel numbers the identification
-//! of IPv4 packets on from the first one's; it means nothing where a packet may not be fragmented,
-//! RFC 6864.)
+//! The kernel segments the packet into the same datagrams in the same order. Only datagrams are
+//! coalesced that the kernel recreates exactly: equal headers, equal lengths except for the last of
+//! three or more, and a checksum that is correct or still to be computed. (The kernel numbers the
+//! identification of IPv4 packets on from the first one's; it means nothing where a packet may not
+//! be fragmented, RFC 6864.)
 
 use crate::{Offload, Packet};
 
@@ -26,41 +26,42 @@ const UDP_HEADER: usize = 8;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 
-/// The number and size of the packets that a packet consists of.
+/// The number and size of the packets that were coalesced into one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoalescedSegment {
-    /// The number of packets; 1 for a packet that was not coalesced.
+    /// The number of packets; 1 if nothing was coalesced.
     pub packets: u64,
     /// The bytes of the packets, headers included.
     pub bytes: u64,
 }
 
 impl CoalescedSegment {
-    /// Describes a packet that was not coalesced.
+    /// Returns the description of a packet that was not coalesced.
     #[must_use]
     pub fn single(packet: Packet<'_>) -> Self {
         Self { packets: 1, bytes: packet.len() as u64 }
     }
 }
 
-/// Collects consecutive datagrams on their way to a device.
+/// Coalesces consecutive UDP datagrams that are to be written to a device; the datagrams that were
+/// not passed on yet are called *held*.
 #[derive(Debug, Default)]
 pub struct SegmentCoalescer {
     bytes: Vec<u8>,
-    /// The offload of the first datagram, which is passed on unchanged if it stays alone.
+    /// The offload of the first datagram, which is passed on unchanged if no other joins it.
     offload: Offload,
     /// Length of the IP header in bytes.
     ip_len: usize,
-    /// Payload of each datagram but the last, in bytes.
+    /// Payload of each datagram in bytes; only the last may be shorter.
     payload_len: usize,
     datagrams: u16,
-    /// The last datagram is shorter than the others, so none can follow.
+    /// Whether the last datagram is shorter than the others, so that none can follow.
     complete: bool,
 }
 
 impl SegmentCoalescer {
-    /// Appends a datagram to the held ones. Returns false if it does not fit: the caller then
-    /// passes on the held ones first and this packet after them.
+    /// Appends a datagram to the held ones. Returns false if it cannot be coalesced with them: the
+    /// caller then passes on the held datagrams first and this packet after them.
     pub fn push(&mut self, packet: Packet<'_>) -> bool {
         let Some(ip) = coalescible_header_len(packet) else { return false };
         let payload = packet.len() - ip - UDP_HEADER;
@@ -88,8 +89,8 @@ impl SegmentCoalescer {
         true
     }
 
-    /// Takes the held datagrams as one packet, with their number and size. Returns `None` if none
-    /// are held.
+    /// Returns the held datagrams as one packet, with their number and size, and holds none
+    /// afterwards. Returns `None` if none were held.
     pub fn take(&mut self) -> Option<(Packet<'_>, CoalescedSegment)> {
         let datagrams = std::mem::take(&mut self.datagrams);
         let offload = match datagrams {
@@ -108,7 +109,7 @@ impl SegmentCoalescer {
     }
 }
 
-/// Returns the length of the IP header of a datagram that can be coalesced.
+/// Returns the length of the IP header in bytes if the packet is a datagram that can be coalesced.
 fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
     let bytes = packet.bytes;
     let (ip, length) = match bytes.first()? {
@@ -147,8 +148,8 @@ fn has_same_headers(a: &[u8], b: &[u8], ip: usize) -> bool {
     addresses && same(ip - if ip == IPV4_HEADER { 8 } else { 32 }..ip + 4)
 }
 
-/// Writes the headers of a packet that has to be segmented: its total lengths and a partial
-/// checksum.
+/// Writes the lengths and the partial checksum into the headers of a packet that the kernel has to
+/// segment.
 fn write_headers(bytes: &mut [u8], ip: usize) {
     // The datagram has at most `MAX_LENGTH` bytes.
     let datagram = (bytes.len() - ip) as u16;
@@ -166,7 +167,7 @@ fn write_headers(bytes: &mut [u8], ip: usize) {
     bytes[ip + 6..ip + 8].copy_from_slice(&pseudo.to_be_bytes());
 }
 
-/// Returns the sum of the pseudo-header and `data`.
+/// Returns the sum of the UDP pseudo-header and `data`, as for the Internet checksum.
 fn sum(bytes: &[u8], ip: usize, data: &[u8]) -> u16 {
     let addresses = if ip == IPV4_HEADER { 12..20 } else { 8..40 };
     // A datagram's length is below 2^16.
@@ -174,7 +175,7 @@ fn sum(bytes: &[u8], ip: usize, data: &[u8]) -> u16 {
     fold(add(add(start, &bytes[addresses]), data))
 }
 
-/// Adds 16-bit words to a sum. With at most 64 KiB no carry is lost.
+/// Adds the 16-bit words of `bytes` to the sum `start`. With at most 64 KiB no carry is lost.
 fn add(start: u32, bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<2>();
     let sum = words.iter().fold(start, |sum, read_u16| sum + u32::from(u16::from_be_bytes(*read_u16)));

@@ -1,9 +1,10 @@
 //! Compression of inner packets on paths where both ends agreed to it.
 //!
-//! Compression is below numbering, replay and handover. A path is a byte stream that delivers in
-//! order or fails, so each direction has one zstd stream with its own history, flushed after each
-//! packet. A record that is retransmitted on another path is compressed again with that path's
-//! history. Headers that resemble the previous ones shrink to little more than their differences.
+//! Packets are compressed after they were numbered, for one path, so that replay and handover are
+//! not affected. A path is a byte stream that delivers in order or fails, so each direction has one
+//! zstd stream with its own history, flushed after each packet. A record that is retransmitted on
+//! another path is compressed again with that path's history. Headers that resemble the previous
+//! ones shrink to little more than their differences.
 
 mod codec;
 mod heuristic;
@@ -13,11 +14,11 @@ pub(crate) use heuristic::Heuristic;
 
 use crate::Packet;
 
-/// The identifier of zstd in HELLO and WELCOME.
+/// The identifier of zstd in HELLO and WELCOME, the first frames of a path.
 pub(crate) const ZSTD: u8 = 1;
 
-/// Minimum length of a packet to compress, in bytes. Shorter packets (acknowledgements, keystrokes)
-/// would save less than the size of the headers around them.
+/// Minimum length of a packet to compress, in bytes. Compression would save less of shorter packets
+/// (acknowledgements, keystrokes) than the size of the headers around them.
 pub(crate) const MIN_LENGTH: usize = 128;
 
 /// The state of compression for the packets sent on a path.
@@ -39,7 +40,7 @@ impl SendCompression {
     }
 
     /// Compresses a packet. If the encoder fails for lack of memory, compression stays off on this
-    /// path and `None` is returned; what was compressed before remains valid.
+    /// path and `None` is returned; packets compressed before remain valid.
     pub(crate) fn encode(&mut self, packet: Packet<'_>) -> Option<&[u8]> {
         if let Self::Agreed = self {
             *self = Encoder::new().map_or(Self::Off, |encoder| Self::Active(Box::new(encoder)));

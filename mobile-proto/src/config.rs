@@ -23,11 +23,11 @@ const TAG_IPV4: u64 = 1;
 const TAG_IPV6: u64 = 2;
 const TAG_MTU: u64 = 3;
 const TAG_DNS: u64 = 4;
-/// Tag of the item that only WELCOME has: the compression that the relay reads and sends on this
-/// path.
+/// Tag of an item that is sent in WELCOME only: the compression that the relay reads and sends on
+/// this path.
 pub(crate) const TAG_COMPRESSION: u64 = 5;
 
-/// Maximum number of resolvers; the C library uses three.
+/// Maximum number of resolvers; the C library of the mobile host uses three.
 const MAX_DNS: usize = 8;
 /// Minimum MTU: every IPv4 host accepts 576 bytes (RFC 791); IPv6 needs 1280.
 const MIN_MTU: u16 = 576;
@@ -50,12 +50,14 @@ impl PushConfig {
         }
     }
 
-    /// Reads the list to its end. Unknown tags are skipped; known ones must be valid.
+    /// Parses a configuration up to the end of the payload. Unknown tags are skipped; known ones
+    /// must be valid.
     pub(crate) fn decode(reader: &mut PayloadReader<'_>) -> Result<Self, ProtocolError> {
         Self::decode_with_compression(reader).map(|(config, _)| config)
     }
 
-    /// Reads the list of a WELCOME, which may also name a compression.
+    /// Parses the configuration in a WELCOME, with the identifier of the compression if it names
+    /// one.
     pub(crate) fn decode_with_compression(
         reader: &mut PayloadReader<'_>,
     ) -> Result<(Self, Option<u8>), ProtocolError> {
@@ -85,14 +87,14 @@ impl PushConfig {
     }
 }
 
-/// Appends one item of a list.
+/// Appends one item of a list: `tag varint | length varint | value`.
 pub(crate) fn put_item(out: &mut Vec<u8>, tag: u64, value: &[u8]) {
     varint::put(out, tag);
     varint::put(out, value.len() as u64);
     out.extend_from_slice(value);
 }
 
-/// Reads one item of a list.
+/// Parses one item of a list and returns its tag and value.
 pub(crate) fn item<'a>(reader: &mut PayloadReader<'a>) -> Result<(u64, &'a [u8]), ProtocolError> {
     let tag = reader.varint()?;
     let length = usize::try_from(reader.varint()?).unwrap_or(usize::MAX);

@@ -1,7 +1,7 @@
-//! Enrolment of a key that redeems the token of an invitation.
+//! Enrolment: a client's new key is authorised with the token of an invitation.
 //!
-//! Enrolment is one request and one reply. It uses its own connection with its own ALPN name, so
-//! that none of its messages can appear on a path.
+//! Enrolment is one request and one reply. They are sent over a connection of their own with their
+//! own ALPN name, so that none of these messages can appear on a path.
 
 use std::fmt;
 
@@ -14,14 +14,15 @@ use crate::frame::{self, Decoded, PayloadReader};
 pub const ENROLL_ALPN: &[u8] = b"mobile-enroll/1";
 /// Length of a token in bytes, enough that it cannot be guessed.
 pub const TOKEN_LEN: usize = 16;
-/// Maximum payload in bytes. The longest one in use is a name of 63 bytes.
+/// Maximum payload of an enrolment message in bytes. The longest one in use is a client's name of
+/// 63 bytes.
 const MAX_PAYLOAD: usize = 256;
 
-/// Client: the token of an invitation.
+/// Message type, sent by the client: the token of an invitation.
 const ENROLL: u8 = 0x20;
-/// Relay: the key is enrolled as a client.
+/// Message type, sent by the relay: the key is enrolled as a client.
 const ENROLLED: u8 = 0x21;
-/// Relay: the key is not enrolled, with the reason.
+/// Message type, sent by the relay: the key is not enrolled, for the reason given.
 const REFUSED: u8 = 0x22;
 
 /// The secret of an invitation, which admits one key, once.
@@ -59,8 +60,8 @@ pub enum EnrolmentReply {
     Refused(EnrolmentRefusal),
 }
 
-/// The reason why a key was not enrolled, sent as one byte. A code of a later version is kept as
-/// received.
+/// The reason why a key was not enrolled, sent as one byte. A code that only a later version
+/// defines is kept as received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EnrolmentRefusal {
     /// No invitation has this token: it was withdrawn, or it never existed.
@@ -141,8 +142,8 @@ pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
 /// Reads the client's request from all bytes received so far. Returns `None` while it is
 /// incomplete.
 ///
-/// # Errors
-/// As soon as the bytes cannot become a request; no more than 259 bytes are ever needed.
+/// # Errors If the bytes cannot become a valid request, as soon as this is certain; 259 bytes are
+/// always enough.
 pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
     let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
     // Bytes after the token belong to a later version.
@@ -162,8 +163,8 @@ pub fn encode_reply(reply: &EnrolmentReply) -> Vec<u8> {
 
 /// Reads the relay's reply from all bytes received so far. Returns `None` while it is incomplete.
 ///
-/// # Errors
-/// As soon as the bytes cannot become a reply; no more than 259 bytes are ever needed.
+/// # Errors If the bytes cannot become a valid reply, as soon as this is certain; 259 bytes are
+/// always enough.
 pub fn read_reply(bytes: &[u8]) -> Result<Option<EnrolmentReply>, ProtocolError> {
     match message(bytes, &[ENROLLED, REFUSED])? {
         None => Ok(None),

@@ -1,10 +1,11 @@
-//! Errors in the data of a peer.
+//! Errors in data received from the peer.
 
 use crate::{PathId, SessionId};
 
-/// A violation of the protocol by the peer, or for the path errors by the caller.
+/// A violation of the protocol by the peer; the errors about paths and sessions may also be the
+/// caller's.
 ///
-/// The path on which it occurred is closed. The session and its unacknowledged records live on.
+/// The path on which it occurred is closed. The session continues with its unacknowledged records.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// A frame announces a longer payload than any frame may have.
@@ -22,12 +23,12 @@ pub enum ProtocolError {
     /// A frame type below 0x80 that this version does not know.
     #[error("unknown frame type {0:#04x}: the peer is newer than its ALPN name says, or is broken")]
     UnknownFrame(u8),
-    /// A known frame that is not allowed in this place.
+    /// A known frame that is not allowed from this peer or in this state.
     #[error("unexpected {frame} frame {place}")]
     Unexpected {
         /// The name of the frame.
         frame: &'static str,
-        /// Where the frame was received.
+        /// The circumstances in which the frame is not allowed.
         place: &'static str,
     },
     /// The payload of a frame cannot be parsed.
@@ -41,7 +42,7 @@ pub enum ProtocolError {
     /// The peer acknowledges records that were never sent.
     #[error("the peer acknowledges records up to {acked}, but only {sent} were sent")]
     AckBeyondSent {
-        /// The number that the peer claims to expect next.
+        /// The number of the record that the peer claims to expect next.
         acked: u64,
         /// The number of the next record to send.
         sent: u64,
@@ -64,7 +65,7 @@ pub enum ProtocolError {
         /// The maximum number of paths.
         max: usize,
     },
-    /// A client's session cannot accept paths.
+    /// A path was to be accepted by a client's session, which only opens paths.
     #[error("path {0} refused: a client session opens paths and cannot accept one")]
     NotAServer(PathId),
 }

@@ -18,33 +18,34 @@ const MAX_COMPRESSED: usize = MAX_DATA + 512;
 /// less than half of it.
 pub(crate) const MAX_CONTROL: usize = 1024;
 
-/// One inner packet. Its number is the path's counter, which it increments.
+/// Frame with one inner packet. The packet's record number is the path's counter, which the frame
+/// increments.
 pub(crate) const DATA: u8 = 0x01;
-/// Sets the path's counter.
+/// Frame that sets the path's counter, the record number of the next packet.
 pub(crate) const SEQ: u8 = 0x02;
-/// The number of the record that the receiver expects next.
+/// Frame that acknowledges records: the number of the record that the receiver expects next.
 pub(crate) const ACK: u8 = 0x03;
-/// Asks the peer for a PONG.
+/// Frame that asks the peer for a PONG with the same nonce.
 pub(crate) const PING: u8 = 0x04;
-/// The answer to a PING.
+/// Frame that answers a PING.
 pub(crate) const PONG: u8 = 0x05;
-/// DATA whose TCP or UDP checksum is partial.
+/// DATA frame whose packet has a partial TCP or UDP checksum.
 pub(crate) const DATA_CHECKSUM: u8 = 0x06;
-/// DATA that has to be segmented: the segment size (16 bits), then the packet.
+/// DATA frame whose packet has to be segmented: the segment size (16 bits), then the packet.
 pub(crate) const DATA_SEGMENT: u8 = 0x07;
-/// DATA of any of the three kinds, compressed.
+/// Frame with a packet as in any of the three kinds of DATA frames, compressed.
 pub(crate) const COMPRESSED: u8 = 0x08;
-/// Client: opens the path.
+/// Frame of a client that opens the path.
 pub(crate) const HELLO: u8 = 0x10;
-/// Relay: accepts the path.
+/// Frame of a relay that accepts the path.
 pub(crate) const WELCOME: u8 = 0x11;
-/// Client: makes this path the active one.
+/// Frame of a client that makes this path the active one.
 pub(crate) const ACTIVATE: u8 = 0x12;
-/// Relay: the configuration has changed.
+/// Frame of a relay whose configuration has changed.
 pub(crate) const CONFIG: u8 = 0x13;
-/// Either side: closes the path.
+/// Frame of either side that closes the path.
 pub(crate) const CLOSE: u8 = 0x14;
-/// Relay: no answers arrive on the active path.
+/// Frame of a relay that gets no answers on the active path, sent on the other paths.
 pub(crate) const DOUBT: u8 = 0x15;
 
 /// Returns the name of a frame type.
@@ -66,15 +67,15 @@ pub(crate) fn name(kind: u8) -> &'static str {
     }
 }
 
-/// The first frame type that a receiver skips if it does not know it.
+/// The first of the frame types that a receiver skips if it does not know them.
 pub(crate) const FIRST_IGNORABLE: u8 = 0x80;
 
-/// The result of decoding the start of a buffer.
+/// The result of decoding the start of a buffer as a frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decoded<'a> {
     /// A complete frame, of `consumed` bytes.
     Frame { kind: u8, payload: &'a [u8], consumed: usize },
-    /// The start of a frame, of which at least `need` bytes are needed.
+    /// The start of a frame; the buffer needs at least `need` bytes.
     Incomplete { need: usize },
 }
 
@@ -84,7 +85,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded<'_>, ProtocolError> {
     decode_bounded(bytes, max_payload)
 }
 
-/// Decodes one frame of another set of types: `max_payload` returns the bound of each type.
+/// Decodes one frame of a protocol with its own frame types: `max_payload` returns the maximum
+/// payload of each type.
 pub(crate) fn decode_bounded(
     bytes: &[u8],
     max_payload: impl FnOnce(u8) -> Result<usize, ProtocolError>,
@@ -120,7 +122,7 @@ pub(crate) fn is_data(kind: u8) -> bool {
     matches!(kind, DATA | DATA_CHECKSUM | DATA_SEGMENT)
 }
 
-/// Appends an inner packet.
+/// Appends a DATA frame of the kind that the packet's offload requires.
 pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
     match packet.offload {
         Offload::None => put(out, DATA, packet.bytes),
@@ -134,7 +136,7 @@ pub(crate) fn put_packet(out: &mut Vec<u8>, packet: Packet<'_>) {
     }
 }
 
-/// Appends an inner packet in its `compressed` form.
+/// Appends a COMPRESSED frame with the packet in its `compressed` form.
 pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, compressed: &[u8]) {
     let (kind, size) = match packet.offload {
         Offload::None => (DATA, None),
@@ -151,10 +153,10 @@ pub(crate) fn put_compressed(out: &mut Vec<u8>, packet: Packet<'_>, compressed: 
     out.extend_from_slice(compressed);
 }
 
-/// A compressed inner packet.
+/// The payload of a COMPRESSED frame: a compressed inner packet.
 pub(crate) struct Compressed<'a> {
     pub(crate) offload: Offload,
-    /// The length of the packet in bytes, as announced by the peer.
+    /// The length of the decompressed packet in bytes, as announced by the peer.
     pub(crate) length: usize,
     pub(crate) bytes: &'a [u8],
 }
@@ -198,7 +200,7 @@ pub(crate) fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Appends a frame whose payload is one integer.
+/// Appends a frame whose payload is one variable-length integer.
 pub(crate) fn put_number(out: &mut Vec<u8>, kind: u8, number: u64) {
     out.push(kind);
     varint::put(out, varint::len(number) as u64);

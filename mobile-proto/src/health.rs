@@ -7,8 +7,8 @@
 //! long enough ago, have all gone unanswered, the path is *unresponsive*: loss may swallow some of
 //! them, but not all.
 //!
-//! The kernel's knowledge is passed in as a [`TransportSample`]. Without samples only silence
-//! counts.
+//! The kernel's TCP statistics are passed in as a [`TransportSample`]. Without samples a path is
+//! judged only by its silence.
 
 #[cfg(test)]
 mod model;
@@ -27,38 +27,39 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// Time that scheduling and timers on both sides ordinarily add to an answer.
 const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// Minimum extra time beyond one RTT before an answer is overdue; on longer paths it is one more
-/// RTT.
+/// Minimum extra time beyond one RTT before an answer is overdue. If the RTT is longer than this,
+/// the extra time is one more RTT.
 ///
-/// A new path's RTT is assumed to vary by twice itself, so the kernel's retransmission timeout is
+/// The kernel assumes that a new path's RTT varies by half of it, so its retransmission timeout is
 /// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.
 const INITIAL_DEVIATION: Duration = Duration::from_millis(50);
 
-/// Error of the time since the last acknowledgement: the kernel counts it in ticks of up to 4 ms,
-/// rounded.
+/// Maximum error of [`TransportSample::last_ack`], which the kernel counts in rounded ticks of up
+/// to 4 ms.
 const LAST_ACK_ERROR: Duration = Duration::from_millis(8);
 
-/// Maximum number of PINGs while probing. Together with the segments in flight they are enough for
-/// any verdict.
+/// Maximum number of PINGs that a client sends while a path is probing. Together with the segments
+/// in flight they are enough for any verdict.
 pub(crate) const MAX_PINGS: u32 = 10;
-/// Maximum number of PINGs of a relay. A relay cannot act on its verdict, and the answers to more
-/// PINGs would fill the window of a client whose own direction is dead, so that the client's probes
-/// do not get out.
+/// Maximum number of PINGs that a relay sends while a path is probing. Only the client can act on a
+/// verdict. If its own direction is dead, the answers to more PINGs would fill the client's send
+/// window, so that its probes are not sent.
 pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 
 /// Time after which a peer is unresponsive whose kernel acknowledges everything but whose program
 /// sends nothing.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Minimum time between two PINGs while probing. Together with the wait for answers this keeps the
-/// detection on a path of 20 ms below 150 ms, at 200 samples a second for that time.
+/// Minimum time between two PINGs while a path is probing. With the wait for answers, a dead path
+/// with an RTT of 20 ms is detected within 150 ms, at 200 samples a second during that time.
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(5);
-/// Time between two checks later on, when only the kernel's retransmissions can show something new.
+/// Time between two checks of a path that has been probing for longer, when only the kernel's
+/// retransmissions can bring new evidence.
 const SLOW_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two checks of an unresponsive path for a sign of life.
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The state of the transport below a path at one moment; on Linux, from TCP_INFO.
+/// TCP statistics of the transport below a path at one moment; on Linux, from TCP_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransportSample {
     /// Total segments that the peer's kernel has acknowledged, selectively or not.
@@ -71,7 +72,7 @@ pub struct TransportSample {
     pub segs_out: u32,
     /// Total number of segments retransmitted.
     pub retransmitted: u32,
-    /// Time since the last acknowledgement, whether it acknowledged anything new or not.
+    /// Time since the last acknowledgement arrived, whether it acknowledged new data or not.
     pub last_ack: Duration,
     /// The smoothed round-trip time.
     pub srtt: Duration,
@@ -83,26 +84,27 @@ pub struct TransportSample {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PathContext<'a> {
     pub(crate) limits: &'a Limits,
-    /// Whether something that was sent, or is queued to be sent, has to be answered.
+    /// Whether something that was sent, or is queued to be sent, still has to be answered.
     pub(crate) unanswered: bool,
-    /// Whether HELLO has to be answered.
+    /// Whether HELLO still has to be answered.
     pub(crate) connecting: bool,
-    /// Whether samples count: the path is ready, or carries data before WELCOME.
+    /// Whether the path is judged by transport samples: it is ready, or carries data before
+    /// WELCOME.
     pub(crate) judged: bool,
     /// Maximum number of PINGs in one period of probing.
     pub(crate) max_pings: u32,
-    /// The RTT measured by PING, for a path without samples.
+    /// The RTT measured by PING, used if the transport provides no samples.
     pub(crate) srtt: Option<Duration>,
 }
 
-/// Changes that follow from the passing of time.
+/// Changes of a path's health after time has passed, and the actions that they require.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct HealthUpdate {
-    /// The path is probing from now on.
+    /// Whether the path has just begun probing.
     pub(crate) probing: bool,
-    /// The path is unresponsive from now on; the time without progress.
+    /// The time without progress, if the path has just become unresponsive.
     pub(crate) unresponsive: Option<Duration>,
-    /// A PING has to be sent.
+    /// Whether a PING has to be sent.
     pub(crate) send_ping: bool,
 }
 
@@ -110,16 +112,17 @@ pub(crate) struct HealthUpdate {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     latest_sample: Option<(Instant, TransportSample)>,
-    /// When the current time without progress began: something is unanswered and no data sent was
-    /// answered.
+    /// The start of the current time without progress, in which data sent is unanswered and no
+    /// answer has arrived.
     stalled_since: Option<Instant>,
-    /// When the current silence began: something is unanswered and not one byte was received.
+    /// The start of the current silence, in which data sent is unanswered and not one byte was
+    /// received.
     silent_since: Option<Instant>,
     /// The earliest time of the next check while the path is not probing.
     next_check: Option<Instant>,
     probe: Option<LivenessProbe>,
     unresponsive: Option<Unresponsive>,
-    /// Segments sent and retransmitted recently, up to the last progress.
+    /// The share of retransmissions up to the last progress.
     recent_loss: RecentLoss,
 }
 
@@ -128,17 +131,18 @@ pub(crate) struct Health {
 enum Unresponsive {
     /// Segments went unanswered: any progress ends the state.
     Unacknowledged,
-    /// Not a byte was received, whatever the kernel reports: any byte ends the state.
+    /// Not a byte was received, whatever the transport samples show: any byte ends the state.
     Silent,
 }
 
 impl Health {
-    /// Records that something is unanswered from now on.
+    /// Records that from now on something sent has to be answered.
     pub(crate) fn start_waiting(&mut self, now: Instant) {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
     }
 
-    /// Records that bytes of the peer arrived. Returns whether an unresponsive path has recovered.
+    /// Records that bytes of the peer arrived. Returns whether an unresponsive path has recovered
+    /// by this.
     pub(crate) fn on_bytes_received(&mut self, now: Instant) -> bool {
         self.silent_since = Some(now);
         if self.latest_sample.is_none() {
@@ -147,8 +151,8 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Silent).is_some()
     }
 
-    /// Records that something that was sent got its answer. Returns whether an unresponsive path
-    /// has recovered.
+    /// Records that the peer has answered something that was sent. Returns whether an unresponsive
+    /// path has recovered by this.
     pub(crate) fn on_progress(&mut self, now: Instant) -> bool {
         (self.stalled_since, self.silent_since) = (Some(now), Some(now));
         self.probe = None;
@@ -156,8 +160,8 @@ impl Health {
         self.unresponsive.take().is_some()
     }
 
-    /// Starts to probe the path because the peer reports that nothing arrives there. Returns
-    /// whether the path is probing from now on and a PING has to be sent.
+    /// Starts to probe the path because the peer reports that no answers arrive there. Returns true
+    /// if the path was not probing before; the caller then has to send a PING.
     pub(crate) fn start_probing(&mut self, now: Instant) -> bool {
         if self.probe.is_some() || self.unresponsive.is_some() || self.latest_sample.is_none() {
             return false;
@@ -167,7 +171,8 @@ impl Health {
         true
     }
 
-    /// Takes a sample of the transport. Returns whether an unresponsive path has recovered.
+    /// Updates the health from a new sample of the transport. Returns whether an unresponsive path
+    /// has recovered by this.
     pub(crate) fn on_sample(&mut self, now: Instant, sample: TransportSample) -> bool {
         let before = self.latest_sample.as_ref().map(|(_, before)| before.delivered);
         let last_ack = now.checked_sub(sample.last_ack).unwrap_or(now);
@@ -205,17 +210,18 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Unacknowledged).is_some()
     }
 
-    /// Returns whether a sample is needed now.
+    /// Returns whether a transport sample is needed now.
     pub(crate) fn wants_sample(&self, now: Instant, context: PathContext<'_>) -> bool {
         self.latest_sample.is_some() && self.evaluate_at(context).is_some_and(|at| at <= now)
     }
 
-    /// Returns when [`Self::on_timeout`] has something to do.
+    /// Returns when [`Self::on_timeout`] has to be called.
     pub(crate) fn deadline(&self, context: PathContext<'_>) -> Option<Instant> {
         self.evaluate_at(context).into_iter().chain(self.silence_deadline(context)).min()
     }
 
-    /// Evaluates the path as time has passed. A sample, if one was wanted, has just been taken.
+    /// Judges the path by the time that has passed. The caller has just passed in a sample, if one
+    /// was wanted and the transport provides samples.
     pub(crate) fn on_timeout(&mut self, now: Instant, context: PathContext<'_>) -> HealthUpdate {
         if !context.unanswered {
             self.probe = None;
@@ -243,12 +249,12 @@ impl Health {
         self.unresponsive.is_some()
     }
 
-    /// Returns when the current time without progress began.
+    /// Returns the start of the current time without progress.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.stalled_since
     }
 
-    /// Returns the newest sample.
+    /// Returns the newest transport sample.
     pub(crate) fn latest_sample(&self) -> Option<&TransportSample> {
         self.latest_sample.as_ref().map(|(_, sample)| sample)
     }
@@ -290,7 +296,7 @@ impl Health {
             };
     }
 
-    /// Returns when the kernel has to be asked for the fate of the segments sent.
+    /// Returns when the path has to be judged by a new transport sample.
     fn evaluate_at(&self, context: PathContext<'_>) -> Option<Instant> {
         if !context.unanswered || !context.judged || self.latest_sample.is_none() {
             return None;
@@ -301,7 +307,8 @@ impl Health {
         }
     }
 
-    /// Returns when silence alone is enough to call the path unresponsive.
+    /// Returns when the path becomes unresponsive by its silence alone; `None` if silence does not
+    /// count at present.
     fn silence_deadline(&self, context: PathContext<'_>) -> Option<Instant> {
         if self.unresponsive.is_some() || !context.unanswered {
             return None;
@@ -323,8 +330,8 @@ impl Health {
         if self.unresponsive.is_some() { UNRESPONSIVE_CHECK_INTERVAL } else { self.answer_timeout(limits) }
     }
 
-    /// Returns the maximum time for the answer to something just sent on a path that is well. The
-    /// peer may delay an acknowledgement.
+    /// Returns the time after which an answer is overdue on a healthy path, with room for an
+    /// acknowledgement that the peer delays.
     fn answer_timeout(&self, limits: &Limits) -> Duration {
         let srtt = srtt_of(&self.latest_sample);
         // This is before the kernel's timeout, after which it sends nothing new.
@@ -332,8 +339,8 @@ impl Health {
         self.max_round_trip().min(longest).saturating_add(limits.ack_delay).saturating_add(SCHEDULING_MARGIN)
     }
 
-    /// Returns how long ago a segment must have been sent to count as unanswered. The peer may
-    /// delay an acknowledgement while the path is probing, too.
+    /// Returns how long ago a segment must have been sent to count as unanswered, with room for an
+    /// acknowledgement that the peer's kernel delays.
     fn trial_timeout(&self) -> Duration {
         self.max_round_trip().saturating_add(SCHEDULING_MARGIN * 4)
     }

@@ -13,14 +13,14 @@ pub struct Hello {
     pub epoch: u64,
     /// The id of the path.
     pub path: PathId,
-    /// The client's switch counter when it opened the path. An ACTIVATE sent earlier cannot know
-    /// the path and so does not free it.
+    /// The client's switch counter when it opened the path. An ACTIVATE sent earlier does not list
+    /// the path as one to keep, and still must not free it.
     pub switch: u64,
     /// Whether the client can read compressed packets, and wants to send them.
     pub compression: bool,
 }
 
-/// Tag of the item with one byte for each kind of compression that the client can read.
+/// Tag of the item of HELLO with one byte for each kind of compression that the client can read.
 const TAG_COMPRESSION: u64 = 1;
 
 impl Hello {
@@ -58,8 +58,8 @@ impl Hello {
 
 /// Collects the bytes of a path until its HELLO is complete.
 ///
-/// The relay uses it before the session is known. It holds no more than one HELLO and the bytes of
-/// one call to [`feed`](Self::feed).
+/// The relay uses a reader while the session of the path is not known yet. A reader holds no more
+/// than one HELLO and the bytes of one call to [`feed`](Self::feed).
 #[derive(Debug, Default)]
 pub struct HelloReader {
     buffer: Vec<u8>,
@@ -72,8 +72,8 @@ impl HelloReader {
         Self::default()
     }
 
-    /// Takes decrypted bytes. When the HELLO is complete, returns it with the bytes after it, which
-    /// belong to [`Session::handle_input`](crate::Session::handle_input).
+    /// Appends decrypted bytes of the path. When the HELLO is complete, returns it with the bytes
+    /// after it, which belong to [`Session::handle_input`](crate::Session::handle_input).
     ///
     /// # Errors
     /// If the path does not start with a valid HELLO.

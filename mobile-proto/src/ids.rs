@@ -4,8 +4,8 @@ use std::fmt;
 
 /// Identifies a session at the relay.
 ///
-/// The client chooses it at random when its agent starts. So a relay can distinguish an agent that
-/// lost its path from one that was restarted.
+/// The client chooses it at random when its agent starts. By the id a relay distinguishes an agent
+/// that has lost its path from one that was restarted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
 

@@ -1,11 +1,12 @@
-//! State of the inner TCP flows of a session: how far the other end has acknowledged the local end.
-//! Nothing beyond that may be sent to the local end in the name of the other end.
+//! State of the inner TCP flows of a session: how far the *other end*, beyond the tunnel, has
+//! acknowledged the *local end*, on this side. The session may send the local end no
+//! acknowledgement beyond that in the name of the other end.
 //!
-//! Anybody on the Internet can send a segment to the local end in the name of another host. So a
-//! flow is trusted only after the local end itself has sent a segment of it. Until then the flow is
-//! *unconfirmed*: there are few unconfirmed flows, and they displace only each other. After that,
-//! the acknowledgement, window, FIN or RST of a delivered segment is used only if the local end
-//! accepts the segment by its own sequence numbers; [`acceptance`] is the test for this.
+//! Anybody on the Internet can send a segment to the local end in the name of another host. For
+//! this reason a flow is trusted only after the local end itself has sent a segment of it. Until
+//! then the flow is *unconfirmed*: there are few unconfirmed flows, and they displace only each
+//! other. After that, the acknowledgement, window, FIN or RST of a delivered segment is used only
+//! if the local end accepts the segment by its own sequence numbers; [`acceptance`] decides this.
 
 mod acceptance;
 
@@ -20,26 +21,28 @@ use crate::segment::{ACK, FIN, FlowKey, RST, SYN, Segment, before};
 /// most 270 KiB, an empty one nothing.
 const MAX_FLOWS: usize = 1024;
 
-/// Maximum number of unconfirmed flows. The local end of a live flow answers within microseconds,
-/// so few are unconfirmed at a time. They are searched linearly.
+/// Maximum number of unconfirmed flows, of which no segment of the local end was seen. The local
+/// end of a live flow answers within microseconds, so few flows are unconfirmed at a time. The list
+/// is searched linearly.
 const MAX_UNCONFIRMED: usize = 64;
 
-/// Number of flows, taken in turn, of which the least recently used is evicted for a new flow. A
-/// search of the whole table for each new flow would be work that anybody could cause.
+/// Number of flows that are compared when a flow has to be evicted for a new one: the least
+/// recently used of them goes, and the next eviction compares the next ones. A search of the whole
+/// table for each new flow would be work that anybody could cause.
 const EVICTION_CANDIDATES: usize = 16;
 
-/// Maximum number of handshakes whose window shift is remembered until the flow is tracked.
+/// Maximum number of handshakes whose window scale is remembered until the flow is tracked.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Maximum distance of a trusted reset, within the window, from the number that the local end
-/// expects. Some of the largest packets may have been delivered since the local end last sent that
+/// Maximum distance of a trusted reset, within the window, from the sequence number that the local
+/// end expects. Some large packets may have been delivered since the local end last sent that
 /// number. The local end itself demands the exact number (RFC 5961, 3.2).
 const MAX_RESET_DISTANCE: u32 = 1 << 20;
 
 /// The largest TCP window (RFC 7323, 2.3), and so the maximum of unacknowledged data.
 const MAX_WINDOW: u32 = 1 << 30;
 
-/// Bits for the ends that have sent FIN.
+/// Bits that record which ends have sent FIN.
 const FIN_LOCAL: u8 = 1;
 const FIN_REMOTE: u8 = 2;
 
@@ -51,26 +54,28 @@ pub(crate) struct FrozenAck {
     pub(crate) timestamps: Option<(u32, u32)>,
 }
 
-/// The packets that a flow has queued during one outage.
+/// The packets of a flow that are held (queued) during one outage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HeldPackets {
-    /// The number of the outage.
+    /// The number of the outage in the session.
     outage: u32,
-    /// Memory of the packets.
+    /// Memory that the packets hold, in bytes.
     pub(crate) cost: usize,
-    /// Whether data of the flow is held, from before the outage or since; `None` until it is looked
-    /// up.
+    /// Whether data of the flow is held, sent before the outage or in it; `None` until the session
+    /// has searched for it.
     pub(crate) data: Option<bool>,
-    /// The sequence number of a probe that is held.
+    /// The sequence number of a held probe: a segment without data that the local end sends to
+    /// elicit an acknowledgement.
     pub(crate) probe: Option<u32>,
 }
 
-/// An acknowledgement that the local end did not process, because it refused the segment.
+/// An acknowledgement that the local end has not processed, because it refused the segment that
+/// carried it.
 #[derive(Clone, Copy, Debug)]
 struct RefusedAck {
     ack: u32,
     window: u16,
-    /// The end of the refused segment.
+    /// The sequence number after the refused segment.
     end: u32,
 }
 
@@ -78,23 +83,25 @@ struct RefusedAck {
 #[derive(Debug)]
 pub(crate) struct FlowState {
     pub(crate) key: FlowKey,
-    /// The flow's id in queued records; not reused before 2^32 flows.
+    /// The flow's id in queued records; not reused before 2^32 further flows.
     pub(crate) id: u32,
-    /// The last acknowledgement that was delivered to the local end.
+    /// The last acknowledgement of the other end that was delivered to the local end.
     pub(crate) acked: u32,
-    /// The unscaled window of that acknowledgement; `None` if it is not known in the flow's scale.
+    /// The unscaled window in that acknowledgement; `None` if a SYN carried the acknowledgement,
+    /// because its window is never scaled.
     pub(crate) window: Option<u16>,
     pub(crate) frozen: Option<FrozenAck>,
-    /// The time until which the flow's searches in the held records are paid for.
+    /// The time by which the flow's searches of the held records are paid for; a flow that owes too
+    /// much time may not search.
     pub(crate) search_paid_until: Option<Instant>,
     held: HeldPackets,
-    /// The sequence number of the segment that carried `window`.
+    /// The sequence number of the other end's segment that carried `window`.
     window_seq: u32,
-    /// The end of the segment that carried `acked`.
+    /// The sequence number after the other end's segment that carried `acked`.
     acked_end: u32,
-    /// The end of all data that the local end was seen to send.
+    /// The sequence number after all data that the local end was seen to send.
     end: u32,
-    /// The receive window of the local end; unknown while the flow is unconfirmed.
+    /// The receive window of the local end; `None` while the flow is unconfirmed.
     receive_window: Option<ReceiveWindow>,
     refused_ack: Option<RefusedAck>,
     fins: u8,
@@ -131,25 +138,27 @@ impl FlowState {
         self.end == seq
     }
 
-    /// Returns whether the sender of the segment waits for an answer. This holds for data and for
-    /// probes with the number before the next one, of a closed window or of TCP keepalive.
+    /// Returns whether the sender of the segment waits for an answer: the segment has data, or is a
+    /// probe of a closed window or of TCP keepalive, which repeats the last acknowledged sequence
+    /// number.
     pub(crate) fn elicits_ack(&self, segment: &Segment) -> bool {
         segment.length() > 0 || self.is_probe(segment)
     }
 
-    /// Returns whether the segment is a probe without data.
+    /// Returns whether the segment of the local end is a probe without data, which repeats the last
+    /// acknowledged sequence number.
     pub(crate) fn is_probe(&self, segment: &Segment) -> bool {
         segment.length() == 0 && segment.seq == self.acked.wrapping_sub(1)
     }
 
     /// Returns the other end's acknowledgement and window if the local end's segment shows that the
-    /// local end does not know them. It refused the segment that carried them as old, and ignores
-    /// the acknowledgement in such a segment (RFC 9293, 3.10.7.4).
+    /// local end does not know them: it refused the segment that carried them as old, and then
+    /// ignores the acknowledgement (RFC 9293, 3.10.7.4). The window is `None` if it is unknown.
     ///
-    /// Two ends come to this if both were shown a closed window in an outage and then never
-    /// received the acknowledgements of what each had got, for instance because both programs of
-    /// the tunnel were killed. With the window closed, a sender can send nothing but its oldest
-    /// numbers (`tcp_acceptable_seq()`). Each end refuses the other's segments for that reason, and
+    /// The situation arises if both ends were shown a closed window in an outage and then never
+    /// received the acknowledgements of each other's progress, for instance because both programs
+    /// of the tunnel were killed. While the window is closed, a sender can send only its oldest
+    /// sequence numbers (`tcp_acceptable_seq()`), so each end refuses the other's segments, and
     /// neither learns of the open window.
     pub(crate) fn missed_ack(&self, segment: &Segment) -> Option<(u32, Option<u16>)> {
         let is_missed = |ack: u32, end: u32| {
@@ -177,7 +186,8 @@ impl FlowState {
         segment.length() > 0 && !before(self.end, segment.end())
     }
 
-    /// Returns the packets that the flow has queued during the outage with that number.
+    /// Returns the packets that the flow has queued during the outage with this number; none yet if
+    /// the outage is new.
     pub(crate) fn held(&mut self, outage: u32) -> &mut HeldPackets {
         if self.held.outage != outage {
             self.held = HeldPackets { outage, ..HeldPackets::default() };
@@ -185,8 +195,9 @@ impl FlowState {
         &mut self.held
     }
 
-    /// Returns whether the local end's first segment agrees with the unconfirmed state: the local
-    /// end accepts the recorded numbers, or refused them without processing what they acknowledge.
+    /// Returns whether the local end's first segment agrees with the state of an unconfirmed flow:
+    /// by its numbers, the local end accepts the recorded segment, or has refused it without
+    /// processing its acknowledgement.
     fn agrees_with(&self, segment: &Segment, receive_window: &ReceiveWindow) -> bool {
         let missed = self.missed_ack(segment).is_some();
         // The segment may also answer a probe, which repeats the byte before the next (RFC 9293,
@@ -201,18 +212,20 @@ impl FlowState {
             && (before(segment.seq, self.acked) || segment.seq.wrapping_sub(self.acked) <= MAX_WINDOW)
     }
 
-    /// Forgets the held probe, which may have been dropped.
+    /// Forgets the held probe, because it may have been dropped.
     pub(crate) fn forget_probe(&mut self) {
         self.held.probe = None;
     }
 
-    /// Judges a delivered segment as the local end does; an unconfirmed flow accepts any segment.
+    /// Judges a delivered segment as the local end does. In an unconfirmed flow every segment is
+    /// accepted.
     fn judge(&self, segment: &Segment) -> Acceptance {
         let judged = |receive_window: &ReceiveWindow| receive_window.judge(segment.seq, segment.end());
         self.receive_window.as_ref().map_or(Acceptance::Current, judged)
     }
 
-    /// Returns whether a reset that the local end accepts may come from the other end.
+    /// Returns whether a delivered reset is to be trusted: the local end accepts it, and its number
+    /// is near the expected one.
     fn is_reset_by(&self, segment: &Segment) -> bool {
         let near = |receive_window: &ReceiveWindow| {
             segment.seq.wrapping_sub(receive_window.next()) <= MAX_RESET_DISTANCE
@@ -220,7 +233,7 @@ impl FlowState {
         self.judge(segment) == Acceptance::Current && self.receive_window.as_ref().is_none_or(near)
     }
 
-    /// Updates the flow from a segment that the local end accepts.
+    /// Updates the flow from a segment of the other end that the local end accepts.
     fn on_remote_segment(&mut self, segment: &Segment) {
         let unsent = before(self.end, segment.ack);
         let ancient = before(segment.ack, self.acked.wrapping_sub(MAX_DISTANCE));
@@ -249,8 +262,8 @@ impl FlowState {
         }
     }
 
-    /// Keeps the acknowledgement of a segment that the local end refuses. It has no effect until
-    /// the local end shows that it has [missed](Self::missed_ack) it.
+    /// Remembers the acknowledgement in a segment that the local end refuses. It is used only if a
+    /// segment of the local end shows that the acknowledgement was [missed](Self::missed_ack).
     fn on_refused_segment(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.refused_ack.is_none_or(|refused_ack| {
@@ -278,7 +291,8 @@ impl FlowState {
         }
     }
 
-    /// Returns whether both ends have sent FIN and the local end's is acknowledged.
+    /// Returns whether the connection is over: both ends have sent FIN, and the local end's is
+    /// acknowledged.
     fn is_over(&self) -> bool {
         self.fins == FIN_LOCAL | FIN_REMOTE && self.is_acknowledged()
     }
@@ -291,17 +305,17 @@ pub(crate) struct FlowTable {
     flows: Vec<FlowState>,
     /// Flows of which no segment of the local end was seen, the oldest first.
     unconfirmed: VecDeque<FlowState>,
-    /// The window shifts in the SYNs of the local ends, the oldest first.
+    /// The window scales in the SYNs of the local ends, the oldest first.
     handshakes: VecDeque<(FlowKey, u8)>,
     clock: u64,
     next_id: u32,
-    /// The index of the next eviction candidate.
+    /// The index of the flow that the next eviction compares first.
     eviction_hand: usize,
 }
 
 impl FlowTable {
     /// Updates the table with a segment that is delivered to the local end. Only such a segment
-    /// creates a flow: a packet from the TUN alone may be anybody's attempt.
+    /// creates a flow, because a segment from the TUN alone may be anybody's attempt to connect.
     pub(crate) fn on_delivered(&mut self, segment: &Segment) {
         let key = segment.key.reversed();
         match self.index.get(&key) {
@@ -360,8 +374,9 @@ impl FlowTable {
         flow.on_remote_segment(segment);
     }
 
-    /// Looks up the flow of a segment that the local end sends, in its state before that segment.
-    /// The caller then continues with [`Self::on_sent`].
+    /// Returns the index of the flow of a segment that the local end sends, if the flow is tracked.
+    /// Such a segment confirms an unconfirmed flow. The sequence numbers of the flow are not
+    /// updated yet: the caller then continues with [`Self::on_sent`].
     pub(crate) fn on_sending(&mut self, segment: &Segment) -> Option<usize> {
         let known = self.index.get(&segment.key).copied();
         let over = segment.has(RST) || segment.has(SYN);
@@ -385,7 +400,7 @@ impl FlowTable {
         Some(self.insert(flow))
     }
 
-    /// Remembers the window shift in a local end's SYN. An end that offers no shift has unscaled
+    /// Remembers the window scale in a local end's SYN. An end that offers none has unscaled
     /// windows. If the peer refuses the option, the windows are smaller than assumed.
     fn remember_handshake(&mut self, segment: &Segment) {
         self.handshakes.retain(|(key, _)| *key != segment.key);

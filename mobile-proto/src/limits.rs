@@ -9,42 +9,44 @@ pub struct Limits {
     /// waits. Default: 16 MiB.
     pub replay_bytes: usize,
     /// Memory for packets not yet sent, in bytes. When it is full, the newest packet of the flow
-    /// that has the most queued is dropped; in an outage, the oldest packet that is no segment of a
-    /// tracked TCP flow. Default: 4 MiB.
+    /// that has the most queued is dropped. In an outage, the oldest packet that is no segment of a
+    /// tracked inner TCP flow is dropped instead. Default: 4 MiB.
     pub queue_bytes: usize,
     /// Memory for packets not yet sent, in bytes, beyond which
     /// [`Session::has_room`](crate::Session::has_room) asks the driver to stop reading while a path
     /// is active. Default: 256 KiB.
     pub active_queue_bytes: usize,
-    /// Whether flows take turns, which works only if little is queued below this queue. Otherwise
-    /// packets are sent in the order they arrived, and none is dropped for its delay. Default:
-    /// true.
+    /// Whether the session's queue is fair: flows take turns, which works only if little is queued
+    /// in the transport below. Otherwise packets are sent in the order they arrived, and none is
+    /// dropped for its delay. Default: true.
     pub fair: bool,
-    /// The delay that a flow's packets may have. A flow that exceeds it for 100 ms sends faster
-    /// than the path carries it, and packets are dropped at intervals to slow its sender down.
-    /// [`Duration::MAX`] disables the drops. Default: 5 ms.
+    /// Delay in the session's queue that a flow's packets may have. A flow that exceeds it for 100
+    /// ms sends faster than the path carries its packets, and some are dropped to slow the sender
+    /// down. [`Duration::MAX`] disables the drops. Default: 5 ms.
     pub target_delay: Duration,
-    /// Age at which packets are given up while no path is active, except for segments of tracked
-    /// TCP flows. Default: 60 s.
+    /// Age at which packets are dropped while no path is active, except for segments of tracked TCP
+    /// flows. Default: 60 s.
     pub max_age: Duration,
-    /// Time without an active path after which a relay keeps, of each TCP flow, only the oldest
-    /// data among what is older than this. Default: 5 minutes.
+    /// Time without an active path after which a relay thins what it holds: of the segments of each
+    /// TCP flow that are older than this, only the oldest data is kept. Default: 5 minutes.
     pub thin_after: Duration,
-    /// Time without progress before inner TCP is frozen. Default: 250 ms.
+    /// Duration of an outage after which inner TCP senders are frozen, that is, answered with a
+    /// zero window. Default: 250 ms.
     pub freeze_grace: Duration,
     /// Time without received data after which a client pings a path. Default: 45 s.
     pub keepalive: Duration,
     /// Number of keepalive intervals without received data after which a relay frees a path.
     /// Default: 5.
     pub idle_keepalives: u32,
-    /// Minimum silence before a path without transport samples, or without WELCOME, is
-    /// unresponsive, however short its RTT is. Default: 1 s.
+    /// Minimum silence before a path without transport samples (TCP statistics), or without
+    /// WELCOME, is unresponsive, however short its RTT is. Default: 1 s.
     pub silence_floor: Duration,
-    /// Minimum number of smoothed RTTs of silence before a path is unresponsive for its silence.
-    /// Where transport samples alone show too little, the time without progress has to reach it,
-    /// too. Default: 4.
+    /// Minimum number of smoothed RTTs of silence before a path is unresponsive for its silence. If
+    /// transport samples show only few unanswered segments, the time without progress has to be as
+    /// long, too. Default: 4.
     pub silence_rtts: u32,
-    /// Delivered bytes after which an acknowledgement is sent at once. Default: 64 KiB.
+    /// Bytes of delivered packets after which the session acknowledges them at once. Default: 64
+    /// KiB.
     pub ack_bytes: usize,
     /// Maximum time that an acknowledgement waits for other data to be sent with. Default: 20 ms.
     pub ack_delay: Duration,

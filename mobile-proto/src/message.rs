@@ -1,4 +1,5 @@
-//! The control frames besides HELLO: WELCOME, ACTIVATE, CONFIG, CLOSE, PING and PONG.
+//! The control frames besides HELLO: WELCOME, ACTIVATE, CONFIG, CLOSE, DOUBT, PING, PONG, SEQ and
+//! ACK.
 
 use crate::compression::ZSTD;
 use crate::frame::{self, PayloadReader};
@@ -12,12 +13,12 @@ pub(crate) struct Welcome {
     /// The number of the record that the relay expects next.
     pub(crate) rx_next: u64,
     pub(crate) config: VersionedConfig,
-    /// Whether the compression that the client requested in HELLO is granted.
+    /// Whether the relay grants the compression that the client requested in HELLO.
     pub(crate) compression: bool,
 }
 
-/// The configuration with the relay's version number within the epoch. The number reveals an older
-/// configuration that arrives later on another path.
+/// A configuration with its version number, which the relay counts within an epoch. The number lets
+/// the client ignore an older configuration that arrives later on another path.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct VersionedConfig {
     pub(crate) version: u64,
@@ -27,14 +28,15 @@ pub(crate) struct VersionedConfig {
 /// The client's request to make the path active.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Activate {
-    /// The epoch of this frame and what follows on the path. It may be written before the relay has
-    /// sent its own epoch.
+    /// The relay's epoch, to which this frame and the following ones on the path belong. The frame
+    /// may be written before the relay has sent its current epoch.
     pub(crate) epoch: u64,
-    /// Counts the client's switches, which reveals an ACTIVATE that arrives late.
+    /// The client's switch counter, which lets the relay ignore an ACTIVATE that arrives after a
+    /// later one.
     pub(crate) switch: u64,
     /// The number of the record that the client expects next.
     pub(crate) rx_next: u64,
-    /// The paths to keep besides this one.
+    /// The paths that the relay keeps besides this one.
     pub(crate) keep: Vec<PathId>,
 }
 
@@ -90,7 +92,8 @@ impl VersionedConfig {
 }
 
 impl Activate {
-    /// Maximum number of paths to keep, more than any client has; as many fit a control frame.
+    /// Maximum number of paths to keep: more than any client has, and no more than a control frame
+    /// can hold.
     pub(crate) const MAX_KEEP: usize = 200;
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
@@ -126,12 +129,12 @@ pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
     PayloadReader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
 }
 
-/// Appends PING or PONG.
+/// Appends a PING or PONG frame with its nonce.
 pub(crate) fn put_nonce(out: &mut Vec<u8>, kind: u8, nonce: u64) {
     frame::put(out, kind, &nonce.to_be_bytes());
 }
 
-/// Parses PING or PONG.
+/// Parses PING or PONG, and returns the nonce.
 pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
     let mut reader = PayloadReader::new(frame, payload);
     let nonce = u64::from_be_bytes(reader.array()?);
@@ -144,7 +147,7 @@ pub(crate) fn decode_empty(frame: &'static str, payload: &[u8]) -> Result<(), Pr
     PayloadReader::new(frame, payload).end()
 }
 
-/// Parses SEQ or ACK.
+/// Parses SEQ or ACK, and returns the record number.
 pub(crate) fn decode_number(frame: &'static str, payload: &[u8]) -> Result<u64, ProtocolError> {
     let mut reader = PayloadReader::new(frame, payload);
     let number = reader.counter()?;

@@ -5,8 +5,8 @@
 //! Its offsets say where a checksum is still to be written and how a packet of up to 64 KiB has to
 //! be segmented. The tunnel carries such a packet whole, because a byte stream has no path MTU.
 //! Only two facts cross the tunnel: whether the checksum is partial, and the segment size.
-//! Everything else is read from the packet's own headers at the far end. So the only false claim
-//! that a peer can make is the segment size, which is checked.
+//! Everything else is read from the packet's own headers at the far end. Therefore the only value
+//! that a peer could forge is the segment size, which is checked.
 
 use crate::packet::{IpHeader, PacketError};
 
@@ -36,7 +36,8 @@ const GSO_ECN: u8 = 0x80;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// The work left to be done on a packet before it can leave a real device.
+/// The work that the kernel has left to be done on a packet before the packet can leave through a
+/// network card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
     /// An ordinary packet: nothing is left to be done.
@@ -61,7 +62,7 @@ pub enum OffloadError {
     /// The packet is neither TCP nor UDP, or is a fragment, or its transport header is cut off.
     #[error("offload requested for a packet without a complete TCP or UDP header")]
     NoTransport,
-    /// The kernel requested a kind of segmentation that was never announced to it.
+    /// The kernel requested a kind of segmentation that this program has not enabled for the TUN.
     #[error("unknown segmentation type {0:#04x}, expected TCPv4, TCPv6 or UDP_L4")]
     UnknownKind(u8),
     /// The checksum offsets are not those of the packet's transport header.
@@ -109,8 +110,8 @@ impl Offload {
         Ok(offload)
     }
 
-    /// Writes the `virtio_net_hdr` for `packet`. Everything but the segment size is read from the
-    /// packet, so this is safe for whatever a peer claims.
+    /// Writes the `virtio_net_hdr` for `packet`. All values but the segment size are read from the
+    /// packet's own headers, so a peer cannot forge them.
     ///
     /// # Errors
     /// If the offload does not match the packet.
@@ -157,7 +158,7 @@ impl Offload {
     }
 }
 
-/// The position of a packet's transport header.
+/// The position of a packet's transport header (TCP or UDP).
 pub(crate) struct Transport {
     pub(crate) version: u8,
     pub(crate) protocol: u8,
@@ -203,14 +204,14 @@ impl Transport {
     }
 }
 
-/// Returns the protocol and header length of an unfragmented IPv4 packet.
+/// Returns the transport protocol and the header length of an unfragmented IPv4 packet.
 fn locate_v4(packet: &[u8]) -> Option<(u8, usize)> {
     // With more-fragments or an offset, the transport header or payload is incomplete.
     let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff != 0;
     (!fragment).then_some((*packet.get(9)?, usize::from(packet.first()? & 0x0f) * 4))
 }
 
-/// Returns the protocol and header length of an unfragmented IPv6 packet.
+/// Returns the transport protocol and the length of all IP headers of an unfragmented IPv6 packet.
 fn locate_v6(packet: &[u8]) -> Option<(u8, usize)> {
     let (mut next, mut at) = (*packet.get(6)?, 40);
     // Hop-by-hop, routing and destination options (RFC 8200, 4.1), each at most once or twice.
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(Offload::None.to_vnet(&[1]), Ok([0; 10]));
     }
 
-    /// An MSS of 48 with 40 bytes of TCP options, as a peer may announce.
+    /// Tests segments for an MSS of 48 with 40 bytes of TCP options, as a peer may announce.
     #[test]
     fn the_smallest_segments_of_the_kernel_pass() {
         let largest = tcp4(usize::from(u16::MAX) - 40);
@@ -277,8 +278,8 @@ mod tests {
         assert_eq!(Offload::from_vnet(&header, &packet), Ok(Offload::Segment(8)));
     }
 
-    /// Tests the bound: without it, one frame of 60 KB becomes 7,500 packets at the receiving
-    /// kernel.
+    /// Tests the maximum number of segments: without it, one frame of 60 KB becomes 7,500 packets
+    /// at the receiving kernel.
     #[test]
     fn one_packet_does_not_become_thousands() {
         assert_eq!(Offload::Segment(8).to_vnet(&tcp4(60_000)), Err(OffloadError::TooManySegments(7500)));

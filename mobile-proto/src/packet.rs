@@ -1,25 +1,26 @@
-//! Inner packets, and a parser of their IP header for checks and for finding a session by address.
+//! Inner packets, and a parser of their IP header, with which the programs check packets and look
+//! up sessions by address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use crate::Offload;
 
-/// A borrowed inner packet with its pending offload.
+/// A borrowed inner packet with the checksum and segmentation work still to be done on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<'a> {
     /// The packet from its IP header on.
     pub bytes: &'a [u8],
-    /// The work left to be done on the packet.
+    /// The checksum or segmentation work left to be done on the packet.
     pub offload: Offload,
 }
 
-/// An owned inner packet with its pending offload.
+/// An owned inner packet with the checksum and segmentation work still to be done on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketBuf {
     /// The packet from its IP header on.
     pub bytes: Box<[u8]>,
-    /// The work left to be done on the packet.
+    /// The checksum or segmentation work left to be done on the packet.
     pub offload: Offload,
 }
 
@@ -64,7 +65,7 @@ impl From<Packet<'_>> for PacketBuf {
     }
 }
 
-/// The fields of an inner packet's IP header that both programs use.
+/// The fields of an inner packet's IP header that the agent and the relay use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpHeader {
     /// The IP version, 4 or 6.

@@ -9,8 +9,8 @@ use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
 /// Interval of RTT measurements while data flows; they cost 30 bytes a second.
 const RTT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time after which a path is dropped that could not even take the few bytes of CLOSE. The driver
-/// may have dropped its transport long ago.
+/// Time after which a path is dropped whose transport cannot even take the few bytes of CLOSE,
+/// perhaps because the driver has dropped it long ago.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The phase of a path's life, which starts with HELLO and ends with the removal from the session.
@@ -20,9 +20,9 @@ pub(crate) enum PathState {
     Connecting,
     /// The path is usable, as a standby or as the active path.
     Ready,
-    /// CLOSE has to be sent; input is still processed.
+    /// CLOSE has to be sent; received data is still processed.
     Closing,
-    /// CLOSE has to be sent; input is ignored.
+    /// CLOSE has to be sent; received data is ignored, because the peer violated the protocol.
     Failed,
 }
 
@@ -35,44 +35,47 @@ pub(crate) struct Path {
     pub(crate) epoch: u64,
     /// The client's switch counter when the path was opened.
     pub(crate) switch: u64,
-    /// Client: the paths to keep of an activation that waits for WELCOME, or may have to be
+    /// Client: the paths to keep, of an activation that waits for WELCOME or may have to be
     /// repeated then.
     pub(crate) pending_activation: Option<Vec<PathId>>,
-    /// Relay: input is numbered for another epoch, until an ACTIVATE for this epoch arrives.
+    /// Relay: whether received records are numbered for another epoch, until an ACTIVATE for this
+    /// epoch arrives.
     pub(crate) stale_epoch: bool,
-    /// Client: a PONG with this nonce, or a later one, is the relay's answer to ACTIVATE.
+    /// Client: the nonce of the PING sent with ACTIVATE. A PONG with this nonce, or a later one, is
+    /// the relay's answer to ACTIVATE.
     pub(crate) confirming_nonce: Option<u64>,
-    /// Client: ACTIVATE was written directly after HELLO, so that WELCOME answers both.
+    /// Client: whether ACTIVATE was written directly after HELLO, so that WELCOME answers both.
     pub(crate) activated_early: bool,
-    /// Control frames that wait to be sent.
+    /// Encoded control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
-    /// The configuration has to be sent.
+    /// Whether the configuration has to be sent.
     pub(crate) config_due: bool,
-    /// The nonce of the newest PING that has not been answered; older ones are of no use to the
-    /// peer.
+    /// The nonce of the newest received PING that has not been answered; a PONG for older ones is
+    /// of no use to the peer.
     pub(crate) pong_due: Option<u64>,
-    /// A PING has to be sent.
+    /// Whether a PING has to be sent.
     pub(crate) ping_due: bool,
-    /// Relay: DOUBT has to be sent, because the active path is probing or unresponsive.
+    /// Relay: whether DOUBT has to be sent, because the active path is probing or unresponsive.
     pub(crate) doubt_due: bool,
-    /// The number of the next DATA frame sent on this path, as the peer counts.
+    /// The record number of the next DATA frame sent on this path, as the peer counts; `None`
+    /// before SEQ.
     pub(crate) tx_number: Option<u64>,
-    /// The number of the next DATA frame received on this path.
+    /// The record number of the next DATA frame received on this path; `None` before SEQ.
     pub(crate) rx_number: Option<u64>,
     /// The start of a frame whose remainder has not arrived yet.
     pub(crate) partial_frame: Vec<u8>,
     /// The compression of the packets sent on this path.
     pub(crate) tx_compression: SendCompression,
-    /// The decoder of the compressed packets received on this path, since the first one.
+    /// The decoder of the compressed packets received on this path; created with the first one.
     pub(crate) decoder: Option<Box<Decoder>>,
     pub(crate) health: Health,
-    /// A sample of the transport is useful now, although nothing depends on it.
+    /// Whether a transport sample is useful now, although no judgement depends on it.
     pub(crate) sample_due: bool,
-    /// Client: when HELLO was sent, which WELCOME answers.
+    /// Client: when HELLO was sent; `None` before.
     pub(crate) hello_sent_at: Option<Instant>,
     pub(crate) stats: PathStats,
     closing_since: Option<Instant>,
-    /// The nonces of the oldest and the newest PING without an answer.
+    /// The nonces of the oldest and the newest sent PING that have not been answered.
     pings: Option<(u64, u64)>,
     last_ping: Option<Instant>,
     nonce: u64,
@@ -137,14 +140,14 @@ impl Path {
         matches!(self.state, PathState::Closing | PathState::Failed)
     }
 
-    /// Records received bytes. Returns whether an unresponsive path has recovered.
+    /// Records received bytes. Returns whether an unresponsive path has recovered by this.
     pub(crate) fn on_bytes_received(&mut self, now: Instant, bytes: usize) -> bool {
         self.stats.rx_bytes += bytes as u64;
         self.stats.last_heard = Some(now);
         self.health.on_bytes_received(now)
     }
 
-    /// Queues CLOSE as the next and last frame to send.
+    /// Queues CLOSE as the last frame of the path.
     pub(crate) fn close(&mut self, now: Instant, code: CloseCode, state: PathState) {
         if !self.is_closing() {
             self.closing_since = Some(now);
@@ -153,7 +156,7 @@ impl Path {
         self.state = state;
     }
 
-    /// Appends SEQ with the number of the next record.
+    /// Appends SEQ with `number`, the number of the next record sent on the path.
     pub(crate) fn put_seq(&mut self, number: u64, out: &mut Vec<u8>) {
         self.tx_number = Some(number);
         frame::put_number(out, frame::SEQ, number);
@@ -165,8 +168,8 @@ impl Path {
         self.stats.compression = compression;
     }
 
-    /// Appends a record, preceded by its number if the peer's counter differs. Returns the
-    /// compressed size if `compress` is set and the path allows it.
+    /// Appends a record as a DATA or COMPRESSED frame, after a SEQ with its number if the peer's
+    /// counter differs. Returns the compressed size if `compress` is set and the path allows it.
     pub(crate) fn put_record(
         &mut self,
         number: u64,
@@ -202,8 +205,8 @@ impl Path {
         self.nonce + 1
     }
 
-    /// Handles a PONG. Returns whether it answers a PING; the answer to the last PING measures the
-    /// RTT.
+    /// Handles a PONG. Returns whether it answers an open PING; the answer to the newest PING
+    /// measures the RTT.
     pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) -> bool {
         let asked = |(oldest, newest): &(u64, u64)| (*oldest..=*newest).contains(&nonce);
         let Some((_, newest)) = self.pings.filter(asked) else { return false };
@@ -217,14 +220,14 @@ impl Path {
         true
     }
 
-    /// Takes one measurement of the RTT, smoothed as in RFC 6298.
+    /// Updates the smoothed RTT (RFC 6298) with one measurement.
     pub(crate) fn on_rtt_measured(&mut self, rtt: Duration) {
         self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
     }
 
-    /// Requests that a PING is sent. From then on the path has something to answer, unless it is
-    /// `unanswered` already. Otherwise the answer to a PING that a full transport never lets out
-    /// would never be missed.
+    /// Requests that a PING is sent. From now on the path counts as waiting for an answer, unless
+    /// it is `unanswered` already. If it counted only once the PING was written, a PING that a full
+    /// transport never takes would never be missed.
     pub(crate) fn request_ping(&mut self, now: Instant, unanswered: bool) {
         if !unanswered {
             self.health.start_waiting(now);
@@ -232,7 +235,8 @@ impl Path {
         self.ping_due = true;
     }
 
-    /// Returns whether a HELLO or a PING is unanswered, or a PING could not be sent yet.
+    /// Returns whether an answer is missing: to HELLO, to a PING, or to a PING that could not be
+    /// sent yet.
     pub(crate) fn is_unanswered(&self) -> bool {
         self.state == PathState::Connecting || self.pings.is_some() || self.ping_due
     }
@@ -244,8 +248,8 @@ impl Path {
             && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
     }
 
-    /// Returns the context to evaluate the path's health, given whether something is `unanswered`
-    /// and the path is `active`.
+    /// Returns the values with which the path's health is judged, given whether anything sent is
+    /// `unanswered` and whether the path is `active`.
     pub(crate) fn health_context<'a>(
         &self,
         limits: &'a Limits,
@@ -262,7 +266,7 @@ impl Path {
         }
     }
 
-    /// Client: returns when to ping because nothing was received.
+    /// Client: returns when to send a PING because nothing was received for a keepalive interval.
     pub(crate) fn ping_at(&self, limits: &Limits) -> Option<Instant> {
         if !self.is_ready() || self.ping_due {
             return None;
@@ -270,7 +274,7 @@ impl Path {
         self.last_activity().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
     }
 
-    /// Relay: returns when to free the path because nothing was received.
+    /// Relay: returns when to free the path because nothing was received for too long.
     pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
         self.last_activity().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
     }
@@ -280,7 +284,7 @@ impl Path {
         self.closing_since?.checked_add(CLOSE_TIMEOUT)
     }
 
-    /// Releases memory while nothing flows.
+    /// Frees unused memory of the path while no data flows.
     pub(crate) fn trim(&mut self) {
         if self.partial_frame.is_empty() {
             self.partial_frame = Vec::new();

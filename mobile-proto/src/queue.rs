@@ -2,13 +2,12 @@
 //!
 //! The queue is FQ-CoDel (RFC 8290): fair between flows and without a standing delay, so that a
 //! keystroke overtakes a bulk transfer, and the bulk transfer's sender learns the rate of the path.
-//! Flows take turns by bytes (deficit round robin). A flow that had nothing queued goes before
-//! those that had, for one turn. The order within a flow never changes.
+//! Flows take turns by bytes (deficit round robin). A flow whose packet arrives when it has nothing
+//! else queued precedes the other flows for one turn. The order within a flow never changes.
 //!
-//! A packet is dropped for its delay only while a path carries what is sent; an outage drops
-//! nothing for its delay. Segments of tracked TCP flows are kept apart from all other packets,
-//! because an outage treats them differently: the segments let a flow resume, the other packets
-//! grow stale.
+//! Packets are dropped for their delay only while a path delivers, never in an outage. Segments of
+//! tracked TCP flows are kept apart from all other packets, because in an outage the segments let a
+//! flow resume, while other packets grow stale.
 //!
 //! All records are in one slab and linked into two lists each: the list of their flow, and the list
 //! of their lane in order of arrival.
@@ -29,15 +28,15 @@ use slab::{List, ListKind, Slab};
 
 /// Bytes that a flow may send in one turn: a full-sized packet of most uplinks (RFC 8290, 5.2.1).
 ///
-/// One of the kernel's large packets uses many turns in advance. Were a turn that large, every flow
-/// would wait 50 ms for each bulk transfer on a path of 10 Mbit/s.
+/// One of the kernel's large packets (64 KiB) uses up many turns at once. If a turn allowed that
+/// many bytes, every flow would wait 50 ms for each bulk transfer on a path of 10 Mbit/s.
 const QUANTUM: i64 = 1514;
 
-/// Bytes queued behind a packet below which a flow has no standing queue (MAXPACKET in RFC 8289,
-/// 4.4).
+/// Maximum number of bytes queued behind a packet at which its flow has no standing queue
+/// (MAXPACKET in RFC 8289, 4.4).
 const MIN_QUEUE_BYTES: usize = 1514;
 
-/// The sequence range of a segment of a tracked TCP flow.
+/// The sequence range of a segment of a tracked inner TCP flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentRange {
     /// The flow's id in the flow table.
@@ -63,7 +62,8 @@ pub(crate) struct Record {
     pub(crate) offload: Offload,
     /// When the packet was read from the TUN.
     pub(crate) received_at: Instant,
-    /// The sequence range of a segment of a tracked TCP flow; such a record never expires.
+    /// The sequence range if the packet is a segment of a tracked TCP flow; such a record never
+    /// expires.
     pub(crate) range: Option<SegmentRange>,
     /// The position in the order of arrival, assigned by the queue.
     arrival: i64,
@@ -100,7 +100,7 @@ impl Record {
         self.range.is_none() && !self.packet.is_empty()
     }
 
-    /// Returns the memory that the record holds, which is what the limits count.
+    /// Returns the memory that the record holds in bytes, as counted by the limits.
     pub(crate) fn cost(&self) -> usize {
         self.packet.capacity() + size_of::<Self>()
     }
@@ -109,27 +109,28 @@ impl Record {
 /// The packets that wait to be sent for the first time.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
-    /// The secret of the hash that assigns packets to flow queues; `None` for a FIFO.
+    /// The secret key of the hash that assigns packets to flow queues; `None` for a FIFO without
+    /// flows.
     seed: Option<[u8; 16]>,
     /// The delay above which a flow's queue counts as standing.
     target_delay: Duration,
     slab: Slab,
-    /// Segments of tracked TCP flows.
+    /// The queued segments of tracked TCP flows.
     tracked: Lane,
-    /// All packets but those segments.
+    /// All queued packets that are no segments of tracked TCP flows.
     untracked: Lane,
     /// The flow queues; empty until the first packet arrives.
     flows: Vec<FlowQueue>,
-    /// Flows that had nothing queued when their packet arrived. They go before `old_flows`. The
-    /// front of the list that is served next always has a packet and credits.
+    /// Indices of the flows that had nothing queued when their packet arrived, served before
+    /// `old_flows`. The front of the list that is served next always has a packet and credits.
     new_flows: VecDeque<u16>,
-    /// Flows that have had a turn.
+    /// Indices of the flows that have packets queued and have had a turn.
     old_flows: VecDeque<u16>,
-    /// The arrival number of the first packet.
+    /// The arrival number of the oldest packet.
     first_arrival: i64,
     /// The arrival number that the next packet gets.
     next_arrival: i64,
-    /// Packets received up to this time are not dropped for their delay.
+    /// The time up to which packets that were received are not dropped for their delay.
     exempt_until: Option<Instant>,
     /// Whether the path's rate is growing; while it is, no packet is dropped for its delay.
     path_growing: bool,
@@ -138,7 +139,7 @@ pub(crate) struct SendQueue {
     last_sparse: Option<u16>,
 }
 
-/// A list of records in order of arrival, with their totals.
+/// A list of records in order of arrival, with their total memory and length.
 #[derive(Debug, Default)]
 struct Lane {
     list: List,
@@ -158,15 +159,15 @@ impl SendQueue {
         Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
-    /// Appends a packet as the newest.
+    /// Appends a packet as the newest one.
     pub(crate) fn push(&mut self, mut record: Record) {
         record.arrival = self.next_arrival;
         self.next_arrival += 1;
         self.insert(record, Slab::push_back);
     }
 
-    /// Replaces the last packet of the flow with a newer bare acknowledgement, if that packet is an
-    /// acknowledgement which the new one makes redundant. Returns the replaced packet.
+    /// Replaces the newest packet of a flow with `record` if both are bare TCP acknowledgements and
+    /// the new one makes the old one redundant. Returns the replaced packet.
     pub(crate) fn supersede(&mut self, record: &mut Record) -> Option<Vec<u8>> {
         let at = self.superseded(record)?;
         self.replace(at, std::mem::take(&mut record.packet), record.offload)
@@ -180,16 +181,16 @@ impl SendQueue {
         (same_flow && thinning::supersedes(&record.packet, &last.packet)).then_some(at)
     }
 
-    /// Puts a packet before all others, in its flow and in age.
+    /// Adds a packet before all others, as the oldest one and the first of its flow.
     pub(crate) fn push_front(&mut self, mut record: Record) {
         self.first_arrival -= 1;
         record.arrival = self.first_arrival;
         self.insert(record, Slab::push_front);
     }
 
-    /// Takes the packet to send next, if its [cost](Self::next_cost) is at most `room`. Packets
-    /// that are dropped on the way, because their flow has a standing queue, are passed to
-    /// `dropped`.
+    /// Removes and returns the packet to send next, if its [cost](Self::next_cost) is at most
+    /// `room`. Packets that precede it but are dropped, because their flow has a standing queue,
+    /// are passed to `dropped`.
     pub(crate) fn pop(
         &mut self,
         now: Instant,
@@ -218,26 +219,27 @@ impl SendQueue {
         }
     }
 
-    /// Exempts the packets received up to `now` from drops for their delay: they waited for a path,
-    /// which says nothing about the rate of the next one.
+    /// Exempts the packets received up to `now` from drops for their delay, because they waited for
+    /// a path, and their delay says nothing about the rate of the next path.
     pub(crate) fn exempt_waiting(&mut self, now: Instant) {
         self.exempt_until = Some(now);
     }
 
-    /// Sets whether the path's rate is growing. While it is, the delay says nothing about the rate
-    /// to come, and no packet is dropped for it.
+    /// Sets whether the path's rate is growing. Meanwhile no packet is dropped for its delay,
+    /// because the delay says nothing about the rate to come.
     pub(crate) fn set_growing(&mut self, growing: bool) {
         self.path_growing = growing;
     }
 
-    /// Returns whether the packet sent last had waited for longer than the target delay. If so,
-    /// packets should wait in this queue: in a queue before it, the newest packet would go last.
+    /// Returns whether the packet sent last had waited for longer than the target delay. In this
+    /// case new packets should be read into this queue rather than wait in the TUN's queue, from
+    /// which the newest packet would come last.
     pub(crate) fn is_delayed(&self) -> bool {
         self.last_was_delayed
     }
 
-    /// Returns whether the packet sent last belongs to a flow that had nothing queued before, and
-    /// the next packet belongs to another flow, which had.
+    /// Returns whether the packet sent last ended the turn of a flow that had nothing queued
+    /// before, and the next packet belongs to another flow, which has a backlog.
     pub(crate) fn is_turn_over(&self) -> bool {
         self.new_flows.is_empty()
             && self.old_flows.front().is_some_and(|&next| self.last_sparse.is_some_and(|flow| flow != next))
@@ -251,8 +253,8 @@ impl SendQueue {
         self.remove(lane.list.last()?)
     }
 
-    /// Removes the newest packet of the flow that has the most bytes queued. Returns `None` if
-    /// `packet` belongs to that flow, or if no flow has more than the length of `packet` queued.
+    /// Removes the newest packet of the flow that has the most bytes queued. Returns `None` if that
+    /// is the flow of `packet`, or if no flow has more bytes queued than `packet` has.
     pub(crate) fn pop_from_longest_flow(&mut self, packet: &[u8]) -> Option<Record> {
         let own = usize::from(self.bucket_of(packet));
         let (longest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
@@ -267,12 +269,12 @@ impl SendQueue {
         self.remove(self.untracked.list.first()?)
     }
 
-    /// Returns the cost of the packet to send next.
+    /// Returns the memory that the packet to send next holds, in bytes.
     pub(crate) fn next_cost(&self) -> Option<usize> {
         self.slab.get(self.next()?).map(Record::cost)
     }
 
-    /// Returns when the oldest packet was received that is no segment of a tracked TCP flow.
+    /// Returns when the oldest packet was received, without segments of tracked TCP flows.
     pub(crate) fn oldest_untracked(&self) -> Option<Instant> {
         self.slab.get(self.untracked.list.first()?).map(|record| record.received_at)
     }
@@ -289,20 +291,21 @@ impl SendQueue {
         }
     }
 
-    /// Returns the index of the oldest queued segment for which `wanted` returns true. The index is
-    /// valid until a packet is removed.
+    /// Returns the index of the oldest queued segment whose sequence range satisfies `wanted`. The
+    /// index is valid until a packet is removed.
     pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
         let next = |at: &usize| self.slab.next(ListKind::Lane, *at);
         std::iter::successors(self.tracked.list.first(), next)
             .find(|&at| self.range(at).is_some_and(|range| wanted(&range)))
     }
 
-    /// Returns the sequence range of a queued segment.
+    /// Returns the sequence range of the queued segment with this index.
     pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
         self.slab.get(at)?.range
     }
 
-    /// Replaces the packet of a queued segment in its position and returns the old packet.
+    /// Replaces the packet of the queued segment with this index, in its position, and returns the
+    /// old packet.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
         let record = self.slab.get_mut(at)?;
         let old_cost = record.cost();
@@ -319,17 +322,17 @@ impl SendQueue {
         self.tracked.list.first().is_none() && self.untracked.list.first().is_none()
     }
 
-    /// Returns the memory that the queue holds.
+    /// Returns the memory that the queue holds, in bytes.
     pub(crate) fn cost(&self) -> usize {
         self.tracked.cost + self.untracked.cost
     }
 
-    /// Returns the memory that segments of tracked TCP flows hold.
+    /// Returns the memory that segments of tracked TCP flows hold, in bytes.
     pub(crate) fn tracked_cost(&self) -> usize {
         self.tracked.cost
     }
 
-    /// Returns the bytes of the packets alone.
+    /// Returns the total length of the queued packets, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.tracked.bytes + self.untracked.bytes
     }
@@ -349,7 +352,7 @@ impl SendQueue {
         })
     }
 
-    /// Releases the memory of a burst if the queue is empty.
+    /// Frees the memory left over from a burst of packets if the queue is empty.
     pub(crate) fn trim(&mut self) {
         if self.is_empty() {
             let Self { seed, target_delay, first_arrival, next_arrival, exempt_until, path_growing, .. } =
@@ -412,7 +415,8 @@ impl SendQueue {
         self.schedule();
     }
 
-    /// Removes a packet at any position and restores the order of turns.
+    /// Removes the packet in the slot `at`, wherever it is in its flow, and restores the order of
+    /// turns.
     fn remove(&mut self, at: usize) -> Option<Record> {
         let record = self.take(at);
         self.schedule();

@@ -1,5 +1,5 @@
-//! The replay buffer: records that were sent and are not acknowledged yet. They are sent again when
-//! transmission moves to another path.
+//! The replay buffer: records that were sent and are not acknowledged yet. When transmission moves
+//! to another path, all of them are sent again.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -7,17 +7,17 @@ use std::time::Instant;
 use crate::queue::{Record, SegmentRange};
 use crate::{Offload, ProtocolError};
 
-/// The unacknowledged records, numbered from `base` without gaps.
+/// The unacknowledged records of a session, numbered from `base` without gaps.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBuffer {
     records: VecDeque<Record>,
-    /// The number of the first record.
+    /// The record number of the oldest unacknowledged record.
     base: u64,
-    /// The number of `records` that were sent on the active path.
+    /// How many of `records` were sent on the active path.
     cursor: usize,
-    /// One more than the highest number that was sent in this epoch.
+    /// One more than the highest record number that was sent in this epoch.
     sent_end: u64,
-    /// The highest number that the peer claimed to expect next.
+    /// The highest record number that the peer claimed to expect next.
     acked: u64,
     cost: usize,
     bytes: usize,
@@ -26,7 +26,7 @@ pub(crate) struct ReplayBuffer {
 }
 
 impl ReplayBuffer {
-    /// Appends a record that is sent now, and returns it with its number.
+    /// Appends a record that is being sent now, and returns it with its record number.
     pub(crate) fn push_sent(&mut self, record: Record) -> (u64, &Record) {
         debug_assert!(!self.has_next(), "older records go first");
         let number = self.base + self.records.len() as u64;
@@ -35,18 +35,18 @@ impl ReplayBuffer {
         (number, self.append(record))
     }
 
-    /// Appends a record that another session has sent and this one has not.
+    /// Appends a record of a former session, which this session still has to send.
     pub(crate) fn push_unsent(&mut self, record: Record) {
         self.append(record);
     }
 
-    /// Returns whether a record has to be sent again.
+    /// Returns whether a record still has to be sent again on the active path.
     pub(crate) fn has_next(&self) -> bool {
         self.cursor < self.records.len()
     }
 
-    /// Returns the record to send again next, with its number. A record that was given up leaves a
-    /// jump in the numbers.
+    /// Returns the record to send again next, with its record number. A record that was given up
+    /// leaves a gap in the numbers.
     pub(crate) fn next(&mut self) -> Option<(u64, &Record)> {
         while self.records.get(self.cursor)?.packet.is_empty() {
             self.cursor += 1;
@@ -58,20 +58,21 @@ impl ReplayBuffer {
         Some((number, record))
     }
 
-    /// Starts over on another path: everything has to be sent again. Returns the number of records,
-    /// without those given up.
+    /// Starts over for another path: all records have to be sent again. Returns how many, without
+    /// those given up.
     pub(crate) fn rewind(&mut self) -> u64 {
         self.cursor = 0;
         self.records.iter().filter(|record| !record.packet.is_empty()).count() as u64
     }
 
-    /// Starts over in another epoch: the records are numbered anew, from the number that the peer
-    /// expects.
+    /// Starts over in another epoch of the relay: the records are numbered anew from `base`, the
+    /// number that the peer expects.
     pub(crate) fn renumber(&mut self, base: u64) {
         (self.base, self.sent_end, self.acked, self.cursor) = (base, base, base, 0);
     }
 
-    /// Removes all records below `upto`, which the peer has received, and passes each to `done`.
+    /// Removes all records with numbers below `upto`, which the peer has received, and passes each
+    /// to `done`.
     ///
     /// # Errors
     /// If `upto` was never sent.
@@ -97,8 +98,9 @@ impl ReplayBuffer {
         Ok(())
     }
 
-    /// Gives up the records received before `limit`, except for segments of tracked TCP flows.
-    /// Between others, the number of a record stays in use.
+    /// Gives up the records received from the TUN before `limit`, except for segments of tracked
+    /// TCP flows, and passes their packets to `done`. The number of a record given up between
+    /// others stays in use.
     pub(crate) fn give_up_older(&mut self, limit: Instant, mut done: impl FnMut(Vec<u8>)) {
         let Self { records, cost, bytes, expirable, .. } = self;
         for record in records.iter_mut().filter(|record| record.can_expire()) {
@@ -115,7 +117,8 @@ impl ReplayBuffer {
         self.skip_given_up();
     }
 
-    /// Gives up the records for which `doomed` returns true. Their numbers stay in use.
+    /// Gives up the records for which `doomed` returns true, and passes them to `done`. Their
+    /// record numbers stay in use.
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
         for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
             if doomed(record) {
@@ -130,18 +133,18 @@ impl ReplayBuffer {
         self.skip_given_up();
     }
 
-    /// Returns the index of a segment for which `wanted` returns true.
+    /// Returns the index of the oldest segment whose sequence range satisfies `wanted`.
     pub(crate) fn find(&self, wanted: impl Fn(&SegmentRange) -> bool) -> Option<usize> {
         self.records.iter().position(|record| record.range.as_ref().is_some_and(&wanted))
     }
 
-    /// Returns the sequence range of a segment.
+    /// Returns the sequence range of the segment with this index.
     pub(crate) fn range(&self, at: usize) -> Option<SegmentRange> {
         self.records.get(at)?.range
     }
 
-    /// Replaces a segment with a fresher copy and returns the old packet. Whichever copy the peer
-    /// receives first, the number is the same.
+    /// Replaces the packet of the segment with this index by a fresher copy and returns the old
+    /// packet. The record number stays the same, so the peer uses whichever copy it receives first.
     pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
         let record = self.records.get_mut(at)?;
         let former = record.cost();
@@ -152,8 +155,9 @@ impl ReplayBuffer {
         Some(old)
     }
 
-    /// Returns the number of the next record, if records were given up, the peer does not know, and
-    /// no record follows whose number would show it.
+    /// Returns the number of the next record if the peer has to be told that the records before it
+    /// were given up: the peer expects one of these, and no record is held whose number would show
+    /// the gap.
     pub(crate) fn gap(&self) -> Option<u64> {
         (self.records.is_empty() && self.base > self.acked).then_some(self.base)
     }
@@ -166,7 +170,7 @@ impl ReplayBuffer {
         self.records.iter().find(|record| record.can_expire()).map(|record| record.received_at)
     }
 
-    /// Returns whether an unacknowledged record was sent on the active path.
+    /// Returns whether any unacknowledged record was sent on the active path.
     pub(crate) fn in_flight(&self) -> bool {
         self.cursor > 0
     }
@@ -175,17 +179,17 @@ impl ReplayBuffer {
         self.records.is_empty()
     }
 
-    /// Returns how many numbers are in use.
+    /// Returns how many record numbers are in use, those of records given up included.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Returns the memory held.
+    /// Returns the memory that the records hold, in bytes.
     pub(crate) fn cost(&self) -> usize {
         self.cost
     }
 
-    /// Returns the bytes of the packets alone.
+    /// Returns the total length of the packets, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -217,7 +221,7 @@ impl ReplayBuffer {
         Some(record)
     }
 
-    /// Frees the numbers of records given up, once nothing older is held.
+    /// Frees the record numbers of records given up that have no older record before them.
     fn skip_given_up(&mut self) {
         while self.records.front().is_some_and(|record| record.packet.is_empty()) {
             self.pop();

@@ -1,5 +1,5 @@
-//! Inner TCP segments: a parser for the fields that the freeze needs, and a builder for bare
-//! acknowledgements.
+//! Inner TCP segments: a parser for the fields that the freeze needs (answers to TCP senders in an
+//! outage), and a builder for bare acknowledgements.
 
 use crate::offload::Transport;
 
@@ -18,7 +18,7 @@ const TIMESTAMPS: usize = 12;
 /// The initial time to live of most systems.
 const TTL: u8 = 64;
 
-/// The two ends of a flow, seen from the host on this side of the tunnel.
+/// The addresses and ports of a TCP flow, seen from the host on this side of the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FlowKey {
     version: u8,
@@ -37,10 +37,10 @@ impl FlowKey {
     }
 }
 
-/// The header of a TCP segment, which may be a large one that is still to be cut.
+/// The header of a TCP segment, which may be a large one that the kernel still has to cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segment {
-    /// The flow, with the sender of the segment as the local end.
+    /// The flow, with the sender of the segment as the local host.
     pub(crate) key: FlowKey,
     pub(crate) seq: u32,
     pub(crate) ack: u32,
@@ -49,7 +49,8 @@ pub(crate) struct Segment {
     pub(crate) window: u16,
     /// The length of the data in bytes.
     pub(crate) data: u32,
-    /// The shift of the windows that follow a SYN (RFC 7323, 2.2); 0 in other segments.
+    /// The shift of the window scale option in a SYN, which applies to later windows (RFC 7323,
+    /// 2.2); 0 in other segments.
     pub(crate) shift: u8,
 }
 
@@ -88,7 +89,7 @@ impl Segment {
         self.data + u32::from(self.has(SYN)) + u32::from(self.has(FIN))
     }
 
-    /// Returns the sequence number after the segment.
+    /// Returns the first sequence number after the segment.
     pub(crate) fn end(&self) -> u32 {
         self.seq.wrapping_add(self.length())
     }
@@ -99,7 +100,7 @@ pub(crate) fn before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) > u32::MAX / 2
 }
 
-/// Returns the timestamps option of a parsed segment: its own timestamp, and the one it echoes.
+/// Returns the timestamps option of a TCP segment: its own timestamp and the one that it echoes.
 pub(crate) fn timestamps(packet: &[u8]) -> Option<(u32, u32)> {
     let (transport, _) = locate(packet)?;
     match option(packet, &transport, 8)? {
@@ -110,12 +111,12 @@ pub(crate) fn timestamps(packet: &[u8]) -> Option<(u32, u32)> {
     }
 }
 
-/// Returns the shift in the window scale option; 0 without the option.
+/// Returns the shift in the window scale option of a TCP header; 0 without the option.
 fn window_shift(packet: &[u8], transport: &Transport) -> u8 {
     option(packet, transport, 3).and_then(|value| value.first().copied()).unwrap_or(0)
 }
 
-/// Returns the value of the first option of a kind in a TCP header.
+/// Returns the value of the first option of the kind `wanted` in a TCP header.
 fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a [u8]> {
     let mut options = packet.get(transport.start + TCP_HEADER..transport.payload)?;
     loop {
@@ -136,7 +137,7 @@ fn option<'a>(packet: &'a [u8], transport: &Transport, wanted: u8) -> Option<&'a
     }
 }
 
-/// The contents of a bare acknowledgement.
+/// The contents of a bare acknowledgement: a TCP segment without data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BareAck {
     /// The flow, seen from the host that receives the acknowledgement.
@@ -144,7 +145,8 @@ pub(crate) struct BareAck {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) window: u16,
-    /// The acknowledgement's own timestamp, and the one it echoes, for a flow that uses them.
+    /// The acknowledgement's own timestamp and the one that it echoes; `None` in a flow without
+    /// timestamps.
     pub(crate) timestamps: Option<(u32, u32)>,
 }
 
@@ -216,7 +218,8 @@ fn locate(packet: &[u8]) -> Option<(Transport, &[u8; TCP_HEADER])> {
     Some((transport, header))
 }
 
-/// Returns the source address (0) or the destination address (1).
+/// Returns an address of a packet: the source if `which` is 0, the destination if it is 1. An IPv4
+/// address fills the first four bytes.
 fn address(packet: &[u8], version: u8, which: usize) -> Option<[u8; 16]> {
     let mut address = [0; 16];
     if version == 4 {
@@ -227,12 +230,13 @@ fn address(packet: &[u8], version: u8, which: usize) -> Option<[u8; 16]> {
     Some(address)
 }
 
-/// Adds words of two bytes. All inputs have an even length and fewer than 100 bytes.
+/// Adds the 16-bit words of `bytes` to the sum `start`. All inputs have an even length and fewer
+/// than 100 bytes.
 fn sum_words(start: u32, bytes: &[u8]) -> u32 {
     bytes.as_chunks().0.iter().fold(start, |sum, &word| sum + u32::from(u16::from_be_bytes(word)))
 }
 
-/// Returns the Internet checksum (RFC 1071).
+/// Returns the Internet checksum (RFC 1071) of `bytes`, added to the sum `start`.
 fn checksum(start: u32, bytes: &[u8]) -> u16 {
     let mut sum = sum_words(start, bytes);
     while sum > 0xffff {
@@ -242,13 +246,14 @@ fn checksum(start: u32, bytes: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
-/// Segments for tests, and tests of this module.
+/// Builders of segments for the tests of several modules, and the tests of this module.
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A segment from 10.9.0.2:4000 to 192.0.2.1:80 (or similar for IPv6), without valid checksums.
+    /// Fields of a test segment from 10.9.0.2:4000 to 192.0.2.1:80 (or similar for IPv6), without
+    /// valid checksums.
     #[derive(Clone, Copy, Debug)]
     pub(crate) struct Sample {
         pub(crate) six: bool,
@@ -364,7 +369,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Returns whether the sum of what each checksum covers is zero, as for valid checksums.
+    /// Returns whether the sums over the IP header and over the TCP segment are zero, as they are
+    /// with valid checksums.
     pub(crate) fn sums_are_zero(packet: &[u8]) -> bool {
         let (start, addresses) = if packet[0] >> 4 == 4 { (20, 12) } else { (40, 8) };
         let tcp = &packet[start..];

@@ -4,7 +4,8 @@
 //! packet for each segment. Segments of an ordinary size are no more work than the received bytes,
 //! but small ones turn little data into many packets. Senders of small segments exist (an MSS of
 //! 256, or of 88, the minimum of `TCP_MAXSEG`), so small segments pass at a limited rate: as many a
-//! second as the smallest ordinary packets on a link of some 6 Mbit/s. That is no amplification.
+//! second as the smallest ordinary packets on a link of some 6 Mbit/s. At this rate, small segments
+//! do not amplify a peer's traffic.
 
 use std::time::{Duration, Instant};
 
@@ -14,22 +15,23 @@ use crate::{Offload, Packet};
 /// which TCP's options may be 40.
 const ORDINARY_SIZE: u16 = 536 - 40;
 
-/// The cost of a small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an MSS of
-/// 256, 20 Mbit/s with one of 88.
+/// Time that pays for one small segment: 32,768 of them pass in a second. That is 64 Mbit/s with an
+/// MSS of 256, and 20 Mbit/s with an MSS of 88.
 const SEGMENT_COST: Duration = Duration::from_nanos(1_000_000_000 / 32_768);
 
-/// The credit: 8,192 segments pass at once, which are four of the largest packets.
+/// Maximum time that can be spent in advance: 8,192 segments pass at once, as many as in four of
+/// the largest packets.
 const BURST_CREDIT: Duration = Duration::from_millis(250);
 
 /// The budget for the small segments of one peer.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentBudget {
-    /// The time until which all segments so far are paid for.
+    /// The time by which all segments so far are paid for.
     paid_until: Option<Instant>,
 }
 
 impl SegmentBudget {
-    /// Returns whether the packet may be passed on to be segmented.
+    /// Returns whether the budget allows a packet of the peer to be passed on to be segmented.
     pub(crate) fn admit(&mut self, now: Instant, packet: Packet<'_>) -> bool {
         let Offload::Segment(size) = packet.offload else { return true };
         if size >= ORDINARY_SIZE {
@@ -51,8 +53,8 @@ impl SegmentBudget {
 mod tests {
     use super::*;
 
-    /// Returns the bytes and segments admitted in ten seconds of a peer that sends as much as it
-    /// can.
+    /// Returns the bytes and segments that are admitted in ten seconds from a peer that sends as
+    /// much as it can.
     fn admitted(size: u16, length: usize) -> (usize, usize) {
         let (start, bytes) = (Instant::now(), vec![0; length]);
         let packet = Packet { bytes: &bytes, offload: Offload::Segment(size) };

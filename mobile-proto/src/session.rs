@@ -49,14 +49,14 @@ pub enum Enqueue {
 pub enum DropReason {
     /// The queue has no room.
     QueueFull,
-    /// The data of the packet is already held during an outage. A fresher copy may have replaced
-    /// the older one.
+    /// In an outage, an earlier packet with the same TCP data is already held; the new packet may
+    /// have replaced it.
     Duplicate,
     /// The packet is empty or longer than [`MAX_PACKET`].
     BadLength,
 }
 
-/// A change that the caller has to know of or to act on.
+/// A change in a session of which the caller has to know, or on which it has to act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Client: WELCOME arrived, and the path can be activated.
@@ -73,7 +73,7 @@ pub enum Event {
     PathActivated {
         /// The path that is active.
         path: PathId,
-        /// The path that was active before.
+        /// The path that was active before, if any.
         previous: Option<PathId>,
         /// Number of records that are sent again.
         replayed: u64,
@@ -128,29 +128,32 @@ pub struct Session {
     role: Role,
     id: SessionId,
     limits: Limits,
-    /// The relay's epoch; 0 in a client until the first WELCOME.
+    /// The epoch, a random number of the session object at the relay; 0 in a client until the first
+    /// WELCOME.
     epoch: u64,
     config: Option<PushConfig>,
     config_version: u64,
-    /// The open paths, in no order. They are few, so a list is faster than a map.
+    /// The open paths, in no order. A session has few paths, so a list is faster than a map.
     paths: Vec<Path>,
     active: Option<PathId>,
-    /// The client's switch counter; at the relay, the highest value received.
+    /// The number of the client's latest activation of a path; at the relay, the highest number
+    /// received.
     switch: u64,
     buffers: BufferPool,
     queue: SendQueue,
     replay: ReplayBuffer,
-    /// The number of the next record to deliver.
+    /// The number of the next received record to deliver.
     rx_next: u64,
     ack: transmit::AckState,
     freeze: freeze::Freeze,
     compression_heuristic: Heuristic,
     segment_budget: SegmentBudget,
     events: events::Events,
-    /// Client: when a DOUBT was last acted on.
+    /// Client: when the session last acted on DOUBT, the relay's report that it gets no answers on
+    /// the active path.
     last_doubt: Option<Instant>,
     stats: Stats,
-    /// The value of [`Stats::dropped`] at the last switch.
+    /// The value of [`Stats::dropped`] when transmission last moved to another path.
     dropped_before: u64,
 }
 
@@ -246,7 +249,7 @@ impl Session {
     /// other paths except for those opened later than this call.
     ///
     /// Transmission moves to `path` and starts with the oldest unacknowledged record. If `path` is
-    /// already active, only the list is sent.
+    /// already active, only the list of paths to keep is sent.
     ///
     /// The path need not be ready ([`Event::PathReady`]). If the relay's epoch is known, everything
     /// is sent directly after HELLO, one round trip earlier. If the epoch is unknown, the
@@ -280,12 +283,13 @@ impl Session {
         }
     }
 
-    /// Removes a path whose transport has failed, and keeps its unacknowledged records.
+    /// Removes a path whose transport has failed. The session keeps its unacknowledged records.
     pub fn path_lost(&mut self, _now: Instant, path: PathId) {
         self.remove_path(path);
     }
 
-    /// Takes a packet from the TUN. Without an active path the packet waits for one.
+    /// Queues a packet from the TUN for transmission. Without an active path the packet waits for
+    /// one.
     pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
         let packet = packet.into();
         match self.admit_packet(now, packet) {
@@ -297,7 +301,7 @@ impl Session {
         }
     }
 
-    /// Takes the packet in the first `length` bytes of `buffer`, like [`enqueue`](Self::enqueue).
+    /// Queues the packet in the first `length` bytes of `buffer`, like [`enqueue`](Self::enqueue).
     ///
     /// A long packet is not copied: `buffer` is replaced with another buffer, at least as long as
     /// it was, with unspecified content.
@@ -342,12 +346,13 @@ impl Session {
         Enqueue::Queued
     }
 
-    /// Returns whether the caller should continue to read packets.
+    /// Returns whether the caller should continue to read packets from the TUN.
     ///
-    /// A path that takes nearly everything at once gets the packets as they come. On a slower path
-    /// the packets should wait in this queue, where a keystroke overtakes a bulk transfer, as long
-    /// as they fit. Without an active path, or with an unresponsive one, packets are accepted and
-    /// the excess is dropped here: the TUN must never block an application for a whole outage.
+    /// While the active path sends packets almost without delay, the session asks for few in
+    /// advance. On a slower path, packets should wait in the session's queue as long as they fit,
+    /// because a keystroke overtakes a bulk transfer there. Without an active path, or with an
+    /// unresponsive one, packets are accepted and the session drops those beyond its limits,
+    /// because the TUN must never block an application for a whole outage.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
@@ -357,26 +362,29 @@ impl Session {
                 < if self.queue.is_delayed() { spare } else { self.limits.active_queue_bytes.min(spare) }
     }
 
-    /// Returns whether flows take turns, so that little should be queued below the session
-    /// ([`Limits::fair`]).
+    /// Returns whether flows take turns, so that little should be queued in the transports below
+    /// the session ([`Limits::fair`]).
     #[must_use]
     pub fn is_fair(&self) -> bool {
         self.limits.fair
     }
 
-    /// Sets whether the rate of the active path is growing. While it is, no packet is dropped for
-    /// its delay ([`Limits::target_delay`]), which is not its sender's fault.
+    /// Sets whether the rate of the active path is growing. Meanwhile no packet is dropped for its
+    /// delay ([`Limits::target_delay`]), because the delay does not show that its sender is too
+    /// fast.
     pub fn set_growing(&mut self, growing: bool) {
         self.queue.set_growing(growing);
     }
 
-    /// Returns the next event. Of a state (the configuration, the active path, the health of a
-    /// path) only the latest value is queued; it replaces an earlier one that was not taken.
+    /// Returns the next event. Only the latest event is queued of those that report a state (the
+    /// configuration, the active path, the health of a path): it replaces an earlier one that the
+    /// caller has not polled.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop()
     }
 
-    /// Returns the number of queued events. A caller that cannot take them must stop reading paths.
+    /// Returns the number of queued events. A caller that cannot poll them now must stop reading
+    /// from the paths.
     #[must_use]
     pub fn pending_events(&self) -> usize {
         self.events.len()
@@ -408,7 +416,7 @@ impl Session {
         self.id
     }
 
-    /// Returns the path on which packets are sent.
+    /// Returns the path on which packets are sent, if any.
     #[must_use]
     pub fn active_path(&self) -> Option<PathId> {
         self.active
@@ -438,8 +446,8 @@ impl Session {
         self.queue.bytes()
     }
 
-    /// Adds a path. A list that grows by itself would make room for four at once, while nearly
-    /// every session has one or two, and a relay has thousands of sessions.
+    /// Adds a path. Grows the list by one, because `Vec` would reserve room for four paths at once,
+    /// while nearly every session has one or two, and a relay has thousands of sessions.
     fn add(&mut self, path: Path) {
         self.paths.reserve_exact(1);
         self.paths.push(path);

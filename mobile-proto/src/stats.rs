@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 /// Counters of one session since it was created.
 ///
-/// Lost and dropped packets are counted once, where it was decided. The receiver's `lost` is exact.
-/// The sender's `given_up` is an upper bound of it, because the peer may have received records that
-/// it could not acknowledge.
+/// A packet that was dropped is counted once, at the end that dropped it. The receiver's `lost` is
+/// exact. The sender's `given_up` is an upper bound of it, because the peer may have received
+/// records that it could not acknowledge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Packets accepted from the TUN.
@@ -37,8 +37,8 @@ pub struct Stats {
     pub rx_bytes: u64,
     /// Records received again and dropped by their number.
     pub duplicates: u64,
-    /// Packets received and dropped because they would be cut into more segments, or more small
-    /// ones, than a peer may cause.
+    /// Packets received and dropped because the kernel would have to cut them into more segments,
+    /// or more small ones, than a peer may cause.
     pub dropped_segments: u64,
     /// Records that the peer gave up before they arrived here.
     pub lost: u64,
@@ -46,21 +46,22 @@ pub struct Stats {
     pub given_up: u64,
     /// Packets dropped because the queue was full.
     pub dropped_queue_full: u64,
-    /// Packets dropped in an outage to make room for newer ones; no segments of tracked TCP flows.
+    /// Packets dropped in an outage to make room for newer ones; none of them a segment of a
+    /// tracked TCP flow.
     pub dropped_displaced: u64,
-    /// Packets dropped in an outage because their data was already held.
+    /// Packets dropped in an outage because an earlier packet with the same data was already held.
     pub dropped_duplicate: u64,
     /// Packets dropped because their flow sends faster than the path carries it. This is no failure
     /// but a signal to the sender, as on any slow link.
     pub dropped_delayed: u64,
     /// Bare acknowledgements of inner TCP that were not sent, because a later one of their flow
-    /// made them redundant while they waited. Nothing is lost by this.
+    /// made them redundant while they waited. The later one acknowledges the same data.
     pub thinned: u64,
     /// Packets dropped because they waited too long for an active path.
     pub dropped_aged: u64,
     /// Packets refused because they were empty or longer than the maximum.
     pub dropped_bad_length: u64,
-    /// Acknowledgements sent here to local TCP senders in the name of the other end.
+    /// Acknowledgements that this session sent to local TCP senders in the name of the other end.
     pub local_answers: u64,
     /// ACK frames sent to the peer.
     pub acks_sent: u64,
@@ -87,8 +88,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Returns the packets lost on this side, without those dropped to slow their sender down and
-    /// those whose data was already held.
+    /// Returns the number of packets lost on this side, without those dropped to slow their sender
+    /// down and those whose data was already held.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let full = self.dropped_queue_full + self.dropped_displaced;
@@ -119,9 +120,10 @@ pub struct PathStats {
     pub replayed_packets: u64,
     /// Records received on this path that had already arrived.
     pub duplicates: u64,
-    /// The smoothed round-trip time once measured; the transport's own value where available.
+    /// The smoothed round-trip time, by the transport's own measure if available; `None` until it
+    /// is measured.
     pub srtt: Option<Duration>,
-    /// The variation of the round-trip time, by the transport's own measure.
+    /// The variation of the round-trip time, by the transport's own measure; `None` without one.
     pub rttvar: Option<Duration>,
     /// Share of the segments sent that were retransmissions, over the path's life.
     pub loss: Option<f64>,

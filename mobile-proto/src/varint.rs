@@ -29,12 +29,12 @@ pub(crate) fn put(out: &mut Vec<u8>, value: u64) {
     }
 }
 
-/// The result of decoding the start of a buffer.
+/// The result of decoding an integer at the start of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Varint {
-    /// An integer and the number of bytes it took.
+    /// An integer, and the number of bytes that encode it.
     Whole(u64, usize),
-    /// The start of an integer that takes this many bytes.
+    /// The start of an integer that is encoded in this many bytes.
     Incomplete(usize),
 }
 

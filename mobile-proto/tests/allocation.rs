@@ -10,7 +10,7 @@ use mobile_proto::{Enqueue, HelloReader, Limits, Packet, PathId, PushConfig, Ses
 struct Counting;
 
 thread_local! {
-    /// Allocations of this thread; the test harness allocates in its own thread.
+    /// The number of allocations in this thread; the test harness allocates in its own thread.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -33,7 +33,8 @@ static ALLOCATOR: Counting = Counting;
 
 const PATH: PathId = PathId(1);
 
-/// Moves everything that one end has to send to the other, in pieces that cut frames.
+/// Passes everything that `from` has to send to `to`, in pieces that cut frames. Returns the bytes
+/// of the delivered packets.
 fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) -> u64 {
     let mut delivered = 0;
     while from.wants_transmit(PATH) {
@@ -47,7 +48,8 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
     delivered
 }
 
-/// Returns a TCP segment over IPv4, with the same ports and addresses in both directions.
+/// Returns a TCP segment over IPv4 whose source equals its destination, so that it belongs to the
+/// same flow in both directions.
 fn segment(size: usize) -> Vec<u8> {
     let mut packet = vec![1; size];
     packet[0] = 0x45;

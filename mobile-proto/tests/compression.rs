@@ -99,8 +99,8 @@ fn a_replayed_record_is_compressed_for_its_new_path() {
     assert!(pair.client.path_stats(TWO).unwrap().compression);
 }
 
-/// Tests that the client does not check the consent of WELCOME, which it does not parse on a
-/// closing path.
+/// Tests that a client reads compressed packets on a path that it is closing, although it no longer
+/// parses the WELCOME in which the relay grants compression.
 #[test]
 fn a_client_reads_compressed_packets_on_a_closing_path() {
     let mut pair = Pair::connected(wanted());
@@ -146,8 +146,8 @@ fn a_session_that_takes_over_has_its_own_streams() {
     assert_eq!(pair.at_server.len(), 40);
 }
 
-/// Tests compatibility: an old client sends HELLO without the item, and gets a WELCOME that it
-/// knows.
+/// Tests compatibility: without the wish for compression, HELLO has no item for it, as in older
+/// versions.
 #[test]
 fn hello_offers_compression_only_if_it_is_wanted() {
     for compression in [false, true] {

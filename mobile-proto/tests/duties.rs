@@ -294,7 +294,7 @@ fn records_are_numbered_from_what_the_relay_expects() {
     assert_eq!(client.unacked_bytes(), 0);
 }
 
-/// Returns a datagram of a flow.
+/// Returns a UDP datagram of a flow.
 fn udp(flow: u8, length: usize) -> Vec<u8> {
     let mut packet = vec![0; length];
     (packet[0], packet[9]) = (0x45, 17);
@@ -303,8 +303,8 @@ fn udp(flow: u8, length: usize) -> Vec<u8> {
     packet
 }
 
-/// Tests that the keystroke gets its own TLS record: together with bulk data, the peer could
-/// decrypt it only 4 ms later on 10 Mbit/s.
+/// Tests that a keystroke gets its own TLS record: together with bulk data, the peer could decrypt
+/// it only 4 ms later on 10 Mbit/s.
 #[test]
 fn on_a_slow_path_a_keystroke_is_not_written_together_with_bulk_data() {
     for (limit, together) in [(5_000, false), (64 * 1024, true)] {
@@ -324,8 +324,8 @@ fn on_a_slow_path_a_keystroke_is_not_written_together_with_bulk_data() {
     }
 }
 
-/// Tests that the end of a turn before the loss of the path does not end a write after each
-/// replayed record.
+/// Tests that replayed records share a write, even if a flow's turn in the fair queue had just
+/// ended when the old path was lost.
 #[test]
 fn a_replay_on_a_slow_path_is_not_written_one_by_one() {
     let mut pair = Pair::connected(Limits::default());

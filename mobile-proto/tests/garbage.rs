@@ -13,14 +13,14 @@ use proptest::prelude::*;
 
 const ONE: PathId = PathId(1);
 
-/// Returns a complete frame with a payload short enough for one byte of length.
+/// Returns a complete frame of type `kind`, with a payload whose length fits in one byte.
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![kind, u8::try_from(payload.len()).expect("short")];
     frame.extend_from_slice(payload);
     frame
 }
 
-/// Returns frames that are well formed outside and arbitrary inside.
+/// Returns frames with a valid type and length and an arbitrary payload.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![6 => 1..9_u8, 5 => 0x10..0x16_u8, 1 => 0x80..=0xff_u8];
     let payload = prop_oneof![
@@ -35,8 +35,8 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), frames()]
 }
 
-/// Feeds `bytes` in pieces of `step`, and lets the session do what follows. Returns whether all
-/// input was valid.
+/// Passes `bytes` to a session in pieces of `step` bytes, and lets the session send, handle
+/// timeouts and report events. Returns whether all input was valid.
 fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
     let mut fine = true;
     for piece in bytes.chunks(step.max(1)) {
@@ -67,8 +67,9 @@ fn busy() -> Pair {
     pair
 }
 
-/// Tests that a configuration which changes without end is one event. Otherwise 1 MiB causes 80,000
-/// events, each of which costs the agent a copy of its whole state.
+/// Tests that only one event is queued for a configuration that the relay changes again and again.
+/// Otherwise 1 MiB of CONFIG frames would cause 80,000 events, each of which would cost the agent a
+/// copy of its whole state.
 #[test]
 fn a_configuration_that_changes_without_end_is_one_event() {
     let mut pair = busy();

@@ -12,7 +12,8 @@ const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Returns a pair in which path 1 is active, path 2 stands by, and the ends take samples.
+/// Returns a pair in which path 1 is active, path 2 stands by, and both sessions get transport
+/// samples (TCP statistics).
 fn pair() -> Pair {
     let mut pair = Pair::connected(Limits::default());
     pair.samples = true;
@@ -109,7 +110,8 @@ fn a_path_that_cannot_be_written_to_is_judged_by_its_queued_data() {
     }
 }
 
-/// Tests that a keepalive is the first data that reveals a dead standby path.
+/// Tests that a dead standby path, whose transport takes no bytes, is detected by its next
+/// keepalive.
 #[test]
 fn a_dead_standby_path_that_cannot_be_written_to_is_detected_by_its_keepalive() {
     let mut pair = pair();
@@ -146,8 +148,8 @@ fn a_relay_that_gets_nothing_through_sends_doubt_on_another_path() {
     assert_eq!(common::numbers(&pair.at_client), [0]);
 }
 
-/// Tests the other paths: the path that carries DOUBT is alive in at least one direction, of the
-/// others nothing is known.
+/// Tests that DOUBT makes the client send a PING on the other paths, too: a path that delivers
+/// DOUBT may be dead upwards, and nothing is known of the others.
 #[test]
 fn a_received_doubt_pings_the_other_paths() {
     let mut pair = pair();

@@ -1,9 +1,9 @@
 //! Model tests with random operations on a session: packets in both directions, bytes in pieces,
 //! stalls, lost paths, early and late switches, blackholes and restarts.
 //!
-//! Within the limits nothing is lost, duplicated or reordered. Beyond them, and only then, packets
-//! are missing, and the counters state exactly how many. Dead paths become unresponsive, and no
-//! others.
+//! Within the [`Limits`] of memory and age no packet is lost, duplicated or reordered. Beyond these
+//! limits, and only then, packets are missing, and the counters state exactly how many. The session
+//! declares exactly the dead paths unresponsive.
 
 mod common;
 
@@ -14,13 +14,13 @@ use common::world::{Op, World, op, op_with_restarts, timely_op};
 use mobile_proto::{Limits, PathId, Session};
 use proptest::prelude::*;
 
-/// Returns the number of cases; the default takes seconds.
+/// Returns the number of random cases of each test; the default number takes seconds.
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig::with_cases(cases.unwrap_or(10_000))
 }
 
-/// Checks that memory is within the limits.
+/// Checks that each session's memory and number of paths are within its limits.
 fn check_bounds(world: &World) {
     let (limits, slack) = (&world.pair.limits, 64 << 10);
     for session in [Some(&world.pair.client), world.pair.server.as_ref()].into_iter().flatten() {
@@ -37,8 +37,8 @@ fn run(world: &mut World, ops: &[Op]) {
     }
 }
 
-/// Checks that every dead path becomes unresponsive: it has something to answer within a keepalive
-/// interval, and is unresponsive soon after.
+/// Checks that the client declares every dead path unresponsive: within a keepalive interval
+/// something sent on the path goes unanswered, and soon after the path is unresponsive.
 fn detects_every_dead_path(world: &mut World) {
     // An end without samples takes an answer that a blackhole held up for a long RTT.
     world.pair.settle();
@@ -60,7 +60,8 @@ fn detects_every_dead_path(world: &mut World) {
     }
 }
 
-/// Tests the second in which DOUBT of the relay, once in a keepalive interval, is a sign of life.
+/// Tests the moment at which a DOUBT of the relay, which arrives once in a keepalive interval, is a
+/// sign of life of a path that is dead upwards.
 #[test]
 fn a_path_dead_upwards_is_unresponsive_again_after_a_doubt_of_the_relay() {
     let mut world = World::new(Limits::default(), false);

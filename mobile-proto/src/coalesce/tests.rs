@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Returns a datagram with a valid checksum, from port `from`, of either family.
+/// Returns a UDP datagram over IPv4, or over IPv6 if `six`, from port `from`, with a valid
+/// checksum.
 fn datagram(six: bool, from: u16, payload: &[u8]) -> Vec<u8> {
     let ip = if six { IPV6_HEADER } else { IPV4_HEADER };
     let mut bytes = vec![0; ip + UDP_HEADER];

@@ -11,26 +11,28 @@ use crate::{MAX_PACKET, ProtocolError};
 /// and 32 % for up to twice the memory and time.
 const LEVEL: i32 = 1;
 
-/// The log2 of the window: 64 KiB, the size of the kernel's largest packet. It bounds the memory at
-/// both ends; a decoder refuses a stream that asks for more.
+/// The base-2 logarithm of zstd's window of 64 KiB, the size of the kernel's largest packet. It
+/// bounds the memory at both ends; a decoder refuses a stream that asks for more.
 const WINDOW_LOG: u32 = 16;
 
-/// The sending end of a compressed stream.
+/// The sending end of a compressed stream: compresses packet after packet with the history of the
+/// earlier ones.
 pub(crate) struct Encoder {
     context: CCtx<'static>,
     output: Vec<u8>,
 }
 
-/// The receiving end of a compressed stream.
+/// The receiving end of a compressed stream: decompresses packet after packet with the history of
+/// the earlier ones.
 pub(crate) struct Decoder {
     context: DCtx<'static>,
-    /// Room for the longest packet and one more byte, which reveals a packet that is longer than
-    /// announced.
+    /// Output buffer for the longest packet and one more byte, which reveals a packet that is
+    /// longer than announced.
     packet: Box<[u8]>,
 }
 
 impl Encoder {
-    /// Creates an encoder; returns `None` without memory.
+    /// Creates an encoder; returns `None` if memory is exhausted.
     pub(crate) fn new() -> Option<Self> {
         let mut context = CCtx::try_create()?;
         context.set_parameter(CParameter::CompressionLevel(LEVEL)).ok()?;
@@ -39,7 +41,7 @@ impl Encoder {
     }
 
     /// Compresses a packet of at most [`MAX_PACKET`] bytes into [`output`](Self::output). Returns
-    /// false if the stream is broken; nothing of this packet may be sent then.
+    /// false if the stream is broken; in this case no part of the output may be sent.
     pub(crate) fn encode(&mut self, packet: &[u8]) -> bool {
         self.output.clear();
         let mut output = OutBuffer::around(&mut self.output);
@@ -61,7 +63,8 @@ impl Decoder {
     /// Creates a decoder for a new stream.
     ///
     /// # Errors
-    /// Without memory.
+    ///
+    /// If memory is exhausted.
     pub(crate) fn new() -> Result<Self, ProtocolError> {
         let mut context = DCtx::try_create().ok_or(malformed("cannot allocate the decoder"))?;
         let limited = context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG));

@@ -1,18 +1,20 @@
-//! The decision whose packets are compressed: most traffic is compressed or encrypted already.
+//! The decision which flows' packets to compress, because most traffic is compressed or encrypted
+//! already.
 
-/// Bytes of a flow after which its compression is judged.
+/// Bytes of a flow after which the heuristic decides whether to compress the flow.
 const SAMPLE_BYTES: u32 = 16 << 10;
 
-/// Compression pays if it saves at least one part in this many.
+/// Compression of a flow pays if it saves at least one byte in this many.
 const MIN_SAVED_SHARE: u64 = 16;
 
 /// Bytes of an incompressible flow that are sent uncompressed before the next attempt. The pause
-/// doubles each time up to [`MAX_PAUSE`], where the attempts cost a thousandth of compressing it
-/// all.
+/// doubles each time up to [`MAX_PAUSE`], where the attempts cost a thousandth of compressing the
+/// whole flow.
 const FIRST_PAUSE: u32 = 256 << 10;
 const MAX_PAUSE: u32 = 16 << 20;
 
-/// Measured compression of each flow queue, which one flow usually has for itself.
+/// Decides for each flow queue whether its packets are compressed, by the measured compression. A
+/// flow usually has a queue to itself.
 #[derive(Debug, Default)]
 pub(crate) struct Heuristic {
     samples: Vec<FlowSample>,
@@ -28,7 +30,8 @@ struct FlowSample {
 }
 
 impl Heuristic {
-    /// Returns whether the next packet of a flow should be compressed.
+    /// Returns whether the next packet, of `length` bytes in the flow queue `bucket`, should be
+    /// compressed.
     pub(crate) fn should_compress(&mut self, bucket: u16, length: usize) -> bool {
         let sample = self.sample(bucket);
         let tried = sample.skip_bytes == 0;
@@ -37,7 +40,7 @@ impl Heuristic {
         tried
     }
 
-    /// Updates a flow with the length of a packet before and after compression.
+    /// Records the length of a packet of the flow queue `bucket` before and after compression.
     pub(crate) fn observe(&mut self, bucket: u16, length: usize, compressed: usize) {
         let sample = self.sample(bucket);
         sample.original += length as u32;
@@ -68,8 +71,8 @@ impl Heuristic {
 mod tests {
     use super::*;
 
-    /// Sends `total` bytes in packets of 1000 bytes, each compressed to `compressed` bytes. Returns
-    /// how many were compressed.
+    /// Sends `total` bytes in packets of 1000 bytes, each of which compresses to `compressed`
+    /// bytes. Returns how many the heuristic chose to compress.
     fn send(heuristic: &mut Heuristic, bucket: u16, total: usize, compressed: usize) -> usize {
         let mut tried = 0;
         for _ in 0..total / 1000 {

@@ -1,6 +1,6 @@
-//! Compares the tracked state of a flow with a model of the TCP at its local end. The model has
-//! sequence numbers that do not wrap, and its own implementation of the rules of RFC 9293,
-//! 3.10.7.4.
+//! Compares the tracked state of an inner TCP flow with a model of the TCP at its local end. The
+//! model has sequence numbers that do not wrap, and its own implementation of the rules of RFC
+//! 9293, 3.10.7.4.
 
 use super::packets;
 use crate::inner_flow::FlowTable;
@@ -10,18 +10,20 @@ use crate::segment::{ACK, FIN, RST, SYN, Segment};
 /// bound, and accepts windows of up to 1 GiB.
 const FAR: i64 = 8 << 20;
 
-/// Maximum number of steps of one input.
+/// Maximum number of segments for one fuzz input.
 const STEPS: usize = 100;
 
-/// The state of the local end. All numbers are counted from where they started.
+/// The state of the TCP at the local end. Sequence numbers are counted from the initial one of each
+/// direction.
 #[derive(Debug, Default)]
 struct Tcp {
     una: i64,
     next: i64,
-    /// The last acknowledgement sent, and the end of the window.
+    /// The last acknowledgement sent by the local end, and the end of the window that it has
+    /// offered.
     received: i64,
     edge: i64,
-    /// The window of the other end, and the segment that carried it.
+    /// The window of the other end, and the sequence number of the segment that carried it.
     window: u16,
     window_by: i64,
     fin: bool,
@@ -57,7 +59,7 @@ impl Tcp {
     }
 }
 
-/// The remaining input, consumed from the front.
+/// The remaining fuzz input, consumed from the front.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -71,7 +73,7 @@ impl Input<'_> {
         u16::from_be_bytes([self.byte(), self.byte()])
     }
 
-    /// Returns a distance of any magnitude below half the sequence space.
+    /// Returns a distance between sequence numbers, of any magnitude below half the sequence space.
     fn distance(&mut self) -> i64 {
         let (shape, value) = (self.byte(), i64::from(self.word()));
         let size = (value << (shape % 16)).min((1 << 31) - (1 << 24));
@@ -79,13 +81,13 @@ impl Input<'_> {
     }
 }
 
-/// Returns a number as it is on the wire.
+/// Returns the sequence number on the wire of `number`, which is counted from the initial `begin`.
 fn wire(begin: u32, number: i64) -> u32 {
     begin.wrapping_add(number as u32)
 }
 
-/// Runs a connection between a well-behaved local end and an arbitrary peer. The flow table must
-/// trust nothing of the other end that the local end does not accept.
+/// Runs an inner TCP connection between a well-behaved local end and an arbitrary peer. The flow
+/// table must ignore every segment of the peer that the local end does not accept.
 pub fn acceptance(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (flags, shift) = (input.byte(), input.byte() % 16);
@@ -188,7 +190,7 @@ pub fn acceptance(bytes: &[u8]) {
 }
 
 /// Returns the seeds: an exchange without faults, a forgery far outside the window, and a refused
-/// acknowledgement that is repeated, each with its end.
+/// acknowledgement that is repeated, each followed by the end of the connection.
 #[must_use]
 pub fn acceptance_seeds() -> Vec<Vec<u8>> {
     let start = |flags: u8| vec![flags, 7, 0xff, 0xff, 0, 0, 1, 0, 100, 2, 0];

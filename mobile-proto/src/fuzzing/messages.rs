@@ -12,7 +12,7 @@ use crate::{
 /// Maximum length of a frame's header in bytes: its type and the longest varint.
 const HEADER: usize = 9;
 
-/// Decodes frame after frame, as a session does.
+/// Decodes the input frame by frame, as a session does, and checks the round trip of each frame.
 pub fn frames(mut bytes: &[u8]) {
     loop {
         match frame::decode(bytes) {
@@ -36,7 +36,8 @@ pub fn frames(mut bytes: &[u8]) {
     }
 }
 
-/// Parses a message whose kind is given by the first byte; HELLO is fed in pieces, too.
+/// Parses a control frame whose type is given by the first byte of the input; HELLO is fed in
+/// pieces, too.
 pub fn hello(bytes: &[u8]) {
     let Some((&choice, payload)) = bytes.split_first() else { return };
     let kinds = [frame::WELCOME, frame::CONFIG, frame::ACTIVATE, frame::HELLO];
@@ -64,7 +65,7 @@ pub fn hello(bytes: &[u8]) {
     }
 }
 
-/// Parses the payload of a frame; what can be parsed is encoded and parsed again.
+/// Parses the payload of a frame; a payload that can be parsed is encoded and parsed again.
 fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
     match kind {
@@ -146,7 +147,7 @@ fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
     HelloReader::new().feed(&wire).map(|hello| hello.expect("the frame is complete"))
 }
 
-/// Parses both enrolment messages, and all their prefixes.
+/// Parses the input as both enrolment messages, and all its prefixes likewise.
 pub fn enrolment(bytes: &[u8]) {
     by_prefix(bytes, enroll::read_request);
     by_prefix(bytes, enroll::read_reply);
@@ -175,7 +176,7 @@ fn by_prefix<T: PartialEq + std::fmt::Debug>(
     }
 }
 
-/// Returns one of each frame, as the encoders write it.
+/// Returns seeds: one frame of each type, as the encoders write it.
 #[must_use]
 pub fn frame_seeds() -> Vec<Vec<u8>> {
     let mut seeds = control_frames();
@@ -202,7 +203,7 @@ pub fn frame_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Returns the messages after the byte that gives their kind.
+/// Returns seeds for [`hello`]: control frames after the byte that gives their type.
 #[must_use]
 pub fn hello_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
@@ -223,7 +224,7 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Returns both enrolment messages, with every refusal.
+/// Returns seeds: both enrolment messages, with every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![enroll::encode_request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];

@@ -1,5 +1,5 @@
-//! Invariants of inner packets: the kernel's offload header, a peer's claims, and the freeze's
-//! parser.
+//! Invariants of inner packets: of the kernel's offload header, of the offload that a peer claims,
+//! and of the parser of TCP segments.
 
 use crate::coalesce::{CoalescedSegment, SegmentCoalescer};
 use crate::offload::{Offload, VNET_HEADER_LEN};
@@ -7,7 +7,7 @@ use crate::packet::{IpHeader, Packet};
 use crate::segment::{self, BareAck, Segment};
 
 /// Checks a `virtio_net_hdr` and the packet behind it, as the TUN provides them. The packet is
-/// checked as it is, and with the length in its header corrected, which a mutation breaks first.
+/// checked as it is, and with a corrected length in its IP header, which a mutation breaks first.
 pub fn packet(bytes: &[u8]) {
     let Some((header, packet)) = bytes.split_at_checked(VNET_HEADER_LEN) else {
         assert!(Offload::from_vnet(bytes, &[]).is_err());
@@ -91,7 +91,7 @@ fn check_coalescing(packets: [&[u8]; 3]) {
     }
 }
 
-/// Returns the packet with a quarter less after its headers, and matching lengths.
+/// Returns the packet without the last quarter of its bytes, with matching lengths in the headers.
 fn shorter(packet: &[u8]) -> Vec<u8> {
     let mut bytes = packet[..packet.len() - packet.len() / 4].to_vec();
     set_length(&mut bytes);
@@ -117,7 +117,7 @@ fn set_length(packet: &mut [u8]) {
     }
 }
 
-/// Returns packets of every kind that a TUN provides, after their offload header.
+/// Returns seeds: packets of every kind that a TUN provides, after their offload header.
 #[must_use]
 pub fn packet_seeds() -> Vec<Vec<u8>> {
     const TCP: u8 = 6;
@@ -146,7 +146,8 @@ pub fn packet_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Returns an IP packet with extension headers and a payload. Its checksums are not valid.
+/// Returns an IPv4 packet, or an IPv6 one if `six`, with extension headers and a payload. Its
+/// checksums are not valid.
 pub(super) fn ip(six: bool, extensions: &[u8], next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; if six { 40 } else { 20 }];
     if six {
@@ -164,7 +165,7 @@ pub(super) fn ip(six: bool, extensions: &[u8], next: u8, payload: &[u8]) -> Vec<
     packet
 }
 
-/// Returns a TCP segment with timestamps, a UDP datagram, or an echo request.
+/// Returns a TCP segment with timestamps, a UDP datagram, or an ICMP echo request, by `protocol`.
 pub(super) fn transport(protocol: u8, data: usize) -> Vec<u8> {
     let mut bytes = match protocol {
         6 => {

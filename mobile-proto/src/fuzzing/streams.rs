@@ -4,8 +4,9 @@ use super::packets;
 use crate::MAX_PACKET;
 use crate::compression::{Decoder, Encoder};
 
-/// Checks a peer's stream if the first byte is even, in pieces of `claimed length (16 bits) | bytes
-/// (8 bits) | …`; if it is odd, packets of up to 1 KiB that must survive a round trip.
+/// Checks that a decoder withstands a hostile peer's stream if the first byte is even, in pieces of
+/// `claimed length (16 bits) | number of bytes (8 bits) | bytes`. If the first byte is odd, checks
+/// that packets of up to 1 KiB survive a round trip.
 pub fn compression(bytes: &[u8]) {
     let Some((&choice, rest)) = bytes.split_first() else { return };
     if choice % 2 == 0 { hostile(rest) } else { honest(rest) }
@@ -42,7 +43,7 @@ fn honest(mut bytes: &[u8]) {
     }
 }
 
-/// Returns streams of similar packets in compressed form, and the packets.
+/// Returns seeds: streams of similar packets in compressed form, and the packets.
 #[must_use]
 pub fn compression_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();

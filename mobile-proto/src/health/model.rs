@@ -1,6 +1,7 @@
 //! A small model of TCP over a bad link, as far as the health of a path can see it: selective
 //! acknowledgement, loss detection by later arrivals (RACK), tail probe, retransmission timeout
-//! with back-off, and a congestion window. It runs in steps of a millisecond, from a seed.
+//! with back-off, and a congestion window. The model runs in steps of a millisecond, with random
+//! numbers from a seed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,11 +13,11 @@ use crate::Limits;
 #[derive(Clone, Debug)]
 pub(super) struct LinkDirection {
     pub(super) delay_ms: u64,
-    /// Lost packets in percent.
+    /// Probability in percent that a packet is lost.
     pub(super) loss: u64,
     pub(super) bytes_per_ms: u64,
     pub(super) dead: bool,
-    /// The time in milliseconds at which the queue is empty.
+    /// The time in milliseconds at which all queued packets will have been sent.
     busy_until: f64,
 }
 
@@ -55,9 +56,10 @@ pub(super) struct Model {
     pub(super) ms: u64,
     pub(super) samples: u64,
     pub(super) pings: u64,
-    /// When an acknowledgement of something new last arrived.
+    /// When an acknowledgement of new data last arrived, in milliseconds.
     pub(super) last_answer: u64,
-    /// Whether the answers of the peer's program are seen, or only those of its kernel.
+    /// Whether the health is told of the answers of the peer's program, or only of those of its
+    /// kernel.
     pub(super) program_answers: bool,
     /// Whether the peer retransmits segments without end, because nothing reaches it.
     pub(super) peer_retransmits: bool,
@@ -167,7 +169,7 @@ impl Model {
         self.outcomes.iter().find(|(at, it)| *it == outcomes && *at > after).map(|(at, _)| *at)
     }
 
-    /// Sends a PING, as for a keepalive.
+    /// Sends a small segment, like the PING of a keepalive.
     pub(super) fn ping(&mut self) {
         self.pings += 1;
         self.backlog.push_front(40);
@@ -185,7 +187,7 @@ impl Model {
         self.seed >> 11
     }
 
-    /// Returns when a packet arrives, if it does.
+    /// Returns when a packet sent now arrives in milliseconds, or `None` if it is lost.
     fn pass(&mut self, up: bool, size: u64) -> Option<u64> {
         let lost = self.random() % 100;
         let (ms, direction) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
@@ -374,7 +376,8 @@ impl Model {
         }
     }
 
-    /// Does what a session and its driver do.
+    /// Passes samples, PINGs and timeouts between the health and the modelled TCP, as a session and
+    /// its driver do.
     fn check_health(&mut self) {
         let now = self.now();
         let unanswered = !self.segments.is_empty() || !self.backlog.is_empty();

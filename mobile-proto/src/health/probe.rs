@@ -1,69 +1,76 @@
-//! The evidence collected while a path is probing, and how much of it makes the path unresponsive.
+//! The evidence collected while a path is probing, and how much evidence makes the path
+//! unresponsive.
+//!
+//! A *trial* is a segment, or a burst of segments, that was sent and should have been answered.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{MIN_PING_INTERVAL, TransportSample};
 
-/// Number of trials that have to go unanswered. Where a fifth of all round trips fail, eight of
-/// eight fail in three of a million cases.
+/// Number of trials that have to go unanswered before a path is unresponsive. Where a fifth of all
+/// round trips fail, eight of eight trials fail by chance in three of a million cases.
 const REQUIRED_TRIALS: u32 = 8;
-/// The number on a path known to lose almost nothing, where the kernel's window may hold back
-/// further trials.
+/// Number of required trials on a path that loses almost nothing, where the kernel's congestion
+/// window may hold back further trials.
 const REQUIRED_TRIALS_CLEAN: u32 = 5;
-/// Share of retransmitted segments below which a path loses almost nothing. A path gets below it
-/// after sixteen segments without a retransmission: at 20 % loss that happens once in forty times,
-/// and five of five trials fail in 0.6 % of them.
+/// Share of retransmitted segments below which a path loses almost nothing. A path counts as such
+/// after sixteen segments without a retransmission. At 20 % loss that happens by chance in one of
+/// forty cases, and in 0.6 % of these, five of five trials fail.
 const LOW_LOSS: f64 = 0.01;
-/// The number on a path known to lose more than a tenth. With 20 % lost in each direction 36 % of
-/// all round trips fail, and eleven of eleven in one of a hundred thousand cases.
+/// Number of required trials on a path that loses more than a tenth of all segments. With 20 % lost
+/// in each direction 36 % of all round trips fail, and eleven of eleven trials by chance in one of
+/// a hundred thousand cases.
 const REQUIRED_TRIALS_LOSSY: u32 = 11;
 const HIGH_LOSS: f64 = 0.1;
 
-/// Retransmissions that say nothing about the path: the tail probe and the first timeout may belong
-/// to the very stall that is judged.
+/// Number of retransmissions that are not counted as loss, because the tail probe and the first
+/// timeout may belong to the very stall that is judged.
 const OWN_RETRANSMISSIONS: f64 = 2.0;
 
-/// Segments of one burst, answered by one acknowledgement, that count as one more trial. The kernel
-/// takes up to 45 at once, but a window of them was sent in several bursts.
+/// Number of segments of a burst that count as one more trial, because one acknowledgement may
+/// answer all of them. The kernel sends up to 45 segments at once, but a whole window was sent in
+/// several bursts.
 const SEGMENTS_PER_TRIAL: u32 = 8;
 
-/// Number of trials that are enough after a long time. With the kernel in back-off nothing new is
-/// sent, so a few retransmissions must do.
+/// Number of trials that are enough after a long time without progress, called *patience*. With the
+/// kernel in back-off no new data is sent, so a few retransmissions must do.
 ///
-/// How long that time is depends on the share of segments retransmitted recently. Three of three
-/// lost is no accident where few are. Where many are, the kernel needs the time to try often enough
-/// (200 ms, doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
+/// The patience depends on the share of segments retransmitted recently. Where few are, three of
+/// three lost is no accident. Where many are, the kernel needs time for enough tries (after 200 ms,
+/// doubled each time: four tries in 3 s, six in 10 s, eight in 30 s).
 const MIN_TRIALS_IN_BACKOFF: u32 = 3;
-/// The required times without progress, each with the share of retransmitted segments up to which
-/// it applies.
+/// The patience (see [`MIN_TRIALS_IN_BACKOFF`]) up to each share of retransmitted segments, as
+/// (share, time without progress).
 const PATIENCES: [(f64, Duration); 2] =
     [(0.03, Duration::from_secs(3)), (HIGH_LOSS, Duration::from_secs(10))];
-/// The required time without progress above the last of those shares.
+/// The patience where the share of retransmitted segments is above all of [`PATIENCES`].
 const MAX_PATIENCE: Duration = Duration::from_secs(30);
-/// Number of patiences after which a path is unresponsive without any evidence, because the
-/// transport provides no samples.
+/// Number of patiences of probing after which a path is unresponsive without any evidence, because
+/// the transport provides no samples.
 const BLIND_PATIENCES: u32 = 4;
 
-/// Maximum number of samples kept: more than the longest wait for an answer has probe intervals.
+/// Maximum number of marks kept: more than the number of probe intervals in the longest wait for an
+/// answer.
 const MAX_MARKS: usize = 64;
 
-/// One period of probing.
+/// One period of probing, with the evidence collected in it.
 #[derive(Debug)]
 pub(super) struct LivenessProbe {
     pub(super) since: Instant,
-    /// The segments delivered at its first sample.
+    /// The number of segments delivered at the first sample of the period; `None` before it.
     pub(super) base: Option<u32>,
-    /// The number of trials made at each time, in order.
+    /// The total number of trials made up to each time, the oldest first.
     marks: VecDeque<(Instant, u32)>,
-    /// The trials and the segments sent at the last mark.
+    /// The total of trials, and the transport's count of segments sent, at the last mark.
     trials: u32,
     segs_out: u32,
     pub(super) pings_left: u32,
     /// The time of the next check.
     pub(super) next: Instant,
-    /// Recent loss including what the kernel has retransmitted before probing. Unlike the value at
-    /// the last progress it is up to date, but a retransmission or two may be due to the dead path.
+    /// Recent loss including what the kernel has retransmitted before probing. Unlike
+    /// [`ProbeContext::recent_loss`], the value is up to date, but a retransmission or two may be
+    /// due to the path's death.
     recent_loss: RecentLoss,
 }
 
@@ -71,20 +78,20 @@ pub(super) struct LivenessProbe {
 pub(super) struct ProbeContext<'a> {
     /// Whether a sample was taken just now.
     pub(super) fresh: bool,
-    /// The time without progress.
+    /// The time for which data sent has gone unanswered.
     pub(super) stalled_for: Duration,
-    /// The minimum time without progress by the RTT, where only time can tell.
+    /// The minimum patience, a number of RTTs, before few trials are enough for a verdict.
     pub(super) patience: Duration,
-    /// The loss up to the last progress.
+    /// The recent loss as of the last answer.
     pub(super) recent_loss: &'a RecentLoss,
 }
 
-/// Segments sent and retransmitted recently, with older ones fading.
+/// Counts of the segments sent and retransmitted recently; older segments weigh less.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RecentLoss {
     sent: f64,
     retransmitted: f64,
-    /// The values of the kernel's counters that are included already.
+    /// The transport's counters of segments sent and retransmitted, up to which they are included.
     counted: (u32, u32),
 }
 
@@ -103,9 +110,9 @@ impl LivenessProbe {
         }
     }
 
-    /// Takes the first sample. Segments in the network were sent before it, over some time.
-    /// Segments that the kernel considers lost are no evidence: they may have been lost long before
-    /// the path died.
+    /// Records the first sample of the period: segments in the network are trials, because they
+    /// were sent before. Segments that the kernel considers lost are no evidence: they may have
+    /// been lost long before the path died.
     pub(super) fn start(&mut self, now: Instant, sample: &TransportSample, recent_loss: &RecentLoss) {
         self.recent_loss = recent_loss.clone();
         self.recent_loss.update(sample);
@@ -115,8 +122,8 @@ impl LivenessProbe {
         self.marks.push_back((now, self.trials));
     }
 
-    /// Takes a later sample: segments sent since then count. Segments sent together are answered
-    /// together, so they are hardly more than one trial.
+    /// Records a later sample: segments sent since the last one are trials. Segments sent together
+    /// count as hardly more than one, because they are answered together.
     pub(super) fn on_sample(&mut self, now: Instant, segs_out: u32) {
         let sent = segs_out.wrapping_sub(self.segs_out);
         let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_PING_INTERVAL / 2);
@@ -127,8 +134,8 @@ impl LivenessProbe {
         }
     }
 
-    /// Returns whether the evidence shows that the path is dead. A trial counts once it was made
-    /// `trial_timeout` ago.
+    /// Returns whether the evidence shows that the path is dead. A trial counts as unanswered
+    /// `trial_timeout` after it was made.
     pub(super) fn is_conclusive(
         &mut self,
         now: Instant,
@@ -161,7 +168,8 @@ impl LivenessProbe {
 }
 
 impl RecentLoss {
-    /// Adds the progress of the counters; older values fade.
+    /// Adds the segments that the transport has sent and retransmitted since the last call, and
+    /// lets older ones fade.
     pub(super) fn update(&mut self, sample: &TransportSample) {
         let (sent, retransmitted) = self.counted;
         self.sent += f64::from(sample.segs_out.wrapping_sub(sent));

@@ -5,8 +5,8 @@ use super::*;
 
 /// 10 Mbit/s in bytes per millisecond.
 const FAST: u64 = 1250;
-/// Bytes to write at an interval in milliseconds: a keystroke's worth every 5 ms, one now and then,
-/// and more than the link carries.
+/// Loads as (interval in milliseconds, bytes to write): a keystroke every 5 ms, every 50 ms and
+/// every second, and more than the link carries.
 const LOADS: [(u64, u64); 4] = [(5, 100), (50, 100), (1000, 100), (10, 20_000)];
 const BULK: (u64, u64) = LOADS[3];
 
@@ -15,7 +15,7 @@ fn model(rtt: u64, loss: u64, seed: u64) -> Model {
     Model::new(direction.clone(), direction, seed)
 }
 
-/// Returns a path that carried a load for five seconds.
+/// Returns a path without loss that has carried a load for five seconds.
 fn steady(rtt: u64, load: (u64, u64)) -> Model {
     let mut model = model(rtt, 0, 1);
     model.run(5000, load.0, load.1);
@@ -23,7 +23,8 @@ fn steady(rtt: u64, load: (u64, u64)) -> Model {
     model
 }
 
-/// Returns how long after the last answer the path is unresponsive, and how long after the cut.
+/// Returns the milliseconds until the path is unresponsive, from the last answer and from now, when
+/// the path was cut.
 fn time_to_detect(model: &mut Model, load: (u64, u64)) -> (u64, u64) {
     let cut = model.ms;
     model.run(10_000, load.0, load.1);

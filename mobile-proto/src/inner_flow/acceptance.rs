@@ -1,37 +1,40 @@
-//! The test that a delivered segment passes before anything is learnt from it: whether the local
-//! end, by its own sequence numbers, accepts or refuses the segment (RFC 9293, 3.10.7.4).
+//! The check before anything is learnt from a segment delivered to the local end of an inner TCP
+//! flow: whether the local end, by its own sequence numbers, accepts or refuses the segment (RFC
+//! 9293, 3.10.7.4).
 
 use crate::segment::{Segment, before};
 
-/// Maximum distance, behind or ahead, of a segment from the number that the local end expects: 8
-/// MiB, more than most receive windows. A guessed sequence number is within this range once in 256
-/// times.
+/// Maximum distance, behind or ahead, of a segment from the sequence number that the local end
+/// expects: 8 MiB, more than most receive windows. A guessed number is within this range once in
+/// 256 times.
 pub(crate) const MAX_DISTANCE: u32 = 1 << 23;
 
-/// The largest window shift (RFC 7323, 2.3).
+/// The largest shift of the window scale option (RFC 7323, 2.3).
 const MAX_SHIFT: u8 = 14;
 
-/// The local end's judgement of a segment.
+/// The judgement of the local end on a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Acceptance {
-    /// The segment touches the receive window: the local end processes it.
+    /// The segment overlaps or adjoins the receive window: the local end processes it.
     Current,
-    /// The segment ends before the number that the local end expects. The local end refuses it as a
-    /// repetition and ignores its acknowledgement.
+    /// The segment ends before the sequence number that the local end expects. The local end
+    /// refuses it as a repetition and ignores its acknowledgement.
     Old,
-    /// The segment is beyond the window or too far behind it: it does not come from the other end.
+    /// The segment is beyond the window or too far behind it, so it does not come from the other
+    /// end.
     Outside,
 }
 
 /// The receive window of a local end, as far as its segments show it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveWindow {
-    /// The last acknowledgement that the local end sent: RCV.NXT, or a little less (`rcv_wup` in
+    /// The last acknowledgement that the local end sent: RCV.NXT, or a little less (as `rcv_wup` in
     /// Linux).
     next: u32,
     /// The end of the window: RCV.NXT + RCV.WND of the segment that advertised it.
     edge: u32,
-    /// The largest possible window shift; `None` if the handshake was not seen.
+    /// The window shift that the local end's SYN offered, the largest possible one; `None` if the
+    /// handshake was not seen.
     shift: Option<u8>,
 }
 
@@ -67,9 +70,9 @@ impl ReceiveWindow {
     /// Judges a segment by its sequence numbers as the local end does; `end` is the number after
     /// its last one.
     ///
-    /// The test is RFC 9293's with two allowances, as in Linux's `tcp_sequence()`. A repetition may
-    /// end where new data would start. A segment may start at the very end of the window, which is
-    /// where an acknowledgement is when the window is full.
+    /// The rules are RFC 9293's with two allowances, as in Linux's `tcp_sequence()`: a repetition
+    /// may end where new data would start, and a segment may start at the very end of the window,
+    /// as an acknowledgement does when the window is full.
     pub(crate) fn judge(&self, seq: u32, end: u32) -> Acceptance {
         let behind = self.next.wrapping_sub(end);
         let width = self.edge.wrapping_sub(self.next);
@@ -84,7 +87,7 @@ impl ReceiveWindow {
         }
     }
 
-    /// Returns whether the byte with this number is in the window.
+    /// Returns whether the byte with this sequence number is in the window.
     pub(crate) fn contains(&self, seq: u32) -> bool {
         seq.wrapping_sub(self.next) < self.edge.wrapping_sub(self.next)
     }

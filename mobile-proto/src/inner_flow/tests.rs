@@ -112,7 +112,8 @@ fn the_least_recently_used_flow_makes_room() {
     }
 }
 
-/// Returns an established flow: 1000 is acknowledged, 5000 is expected.
+/// Returns a table with an established flow: 1000 of the local end is acknowledged, and the local
+/// end expects 5000.
 fn established() -> FlowTable {
     let mut flows = FlowTable::default();
     flows.on_delivered(&inbound(1000, 500));
@@ -120,8 +121,8 @@ fn established() -> FlowTable {
     flows
 }
 
-/// Each of these segments creates a flow that the local end never used. An idle ssh session is the
-/// least recently used of all.
+/// Tests that segments of strangers, each of which creates a flow that the local end never used, do
+/// not evict an idle ssh session, which is the least recently used flow of all.
 #[test]
 fn segments_of_anybody_evict_no_flow_that_the_local_end_uses() {
     let mut flows = established();
@@ -161,8 +162,8 @@ fn forged_state_of_an_unconfirmed_flow_is_forgotten_once_the_local_end_sends() {
     }
 }
 
-/// Tests that an unconfirmed flow does not accept any acknowledgement, however far ahead, in a
-/// segment a little older than what the local end expects.
+/// Tests that a flow is not confirmed by an acknowledgement that is far ahead, in a segment a
+/// little older than the local end expects.
 #[test]
 fn a_segment_that_the_local_end_would_refuse_does_not_confirm_a_flow() {
     for forged in [1000 + MAX_DISTANCE + 1, 1000 + (1 << 30)] {

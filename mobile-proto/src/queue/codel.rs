@@ -4,22 +4,23 @@
 
 use std::time::{Duration, Instant};
 
-/// Time for which a delay has to exceed the target before it counts as standing rather than as a
-/// burst: about the longest usual round trip (RFC 8289, 4.3).
+/// Time for which a flow's delay has to exceed the target before it counts as a standing queue
+/// rather than as a burst: about the longest usual round trip (RFC 8289, 4.3).
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Number of intervals within which a queue that stands again resumes nearly the former drop rate
 /// (RFC 8289, 4.2 and appendix).
 const RESTART_INTERVALS: u32 = 16;
 
-/// The state of the delay of one flow.
+/// The CoDel state of one flow.
 #[derive(Debug, Default)]
 pub(super) struct CoDel {
-    /// When the delay will have been above the target for an interval.
+    /// The time at which the delay will have been above the target for a whole [`INTERVAL`]; `None`
+    /// while it is below.
     standing_at: Option<Instant>,
     dropping: bool,
-    /// The time of the next drop; while nothing is dropped, the time of the drop that was not
-    /// needed.
+    /// The time of the next drop. While no packets are dropped, the time at which the next drop
+    /// would have been.
     next_drop: Option<Instant>,
     /// Drops since dropping started.
     count: u32,
@@ -28,8 +29,8 @@ pub(super) struct CoDel {
 }
 
 impl CoDel {
-    /// Returns whether a packet has to be dropped instead of sent. `late` means that it has waited
-    /// for longer than the target and that a queue is behind it.
+    /// Returns whether a packet has to be dropped instead of sent. `late` means that the packet has
+    /// waited for longer than the target delay and that further packets of its flow are queued.
     pub(super) fn should_drop(&mut self, now: Instant, late: bool) -> bool {
         let standing = self.is_standing(now, late);
         if !self.dropping {

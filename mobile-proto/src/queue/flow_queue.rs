@@ -5,12 +5,12 @@ use std::hash::{DefaultHasher, Hasher};
 use super::codel::CoDel;
 use super::slab::List;
 
-/// Number of flow queues. Two flows that share a queue share their turns, too. A laptop sends on a
-/// handful of flows at a time, so a keystroke shares a queue with a bulk transfer once in a hundred
-/// connections. All flow queues take 24 KiB.
+/// Number of flow queues. Two flows whose hash is the same share a queue and its turns. A laptop
+/// sends on a handful of flows at a time, so an interactive flow shares a queue with a bulk
+/// transfer once in a hundred connections. All flow queues take 24 KiB.
 pub(super) const BUCKETS: usize = 256;
 
-/// Protocols that start with two ports: TCP, UDP, DCCP and SCTP.
+/// IP protocols whose header starts with two ports: TCP, UDP, DCCP and SCTP.
 const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
 /// The packets and the scheduling state of one flow queue.
@@ -18,15 +18,15 @@ const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 pub(super) struct FlowQueue {
     pub(super) list: List,
     pub(super) bytes: usize,
-    /// Bytes that the flow may send before its turn ends; negative if it has sent more.
+    /// Bytes that the flow may still send in its turn; negative if it has sent more than that.
     pub(super) credits: i64,
-    /// Whether the flow is in one of the lists of flows.
+    /// Whether the flow is in one of the lists of flows that take turns.
     pub(super) scheduled: bool,
     pub(super) codel: CoDel,
 }
 
-/// Returns the index of the flow queue of a packet, by addresses, protocol and ports. Nobody else
-/// knows `seed`, so nobody can aim packets at another flow's queue.
+/// Returns the index of the flow queue of a packet, a hash of addresses, protocol and ports. The
+/// hash is keyed with the secret `seed`, so that nobody can aim packets at another flow's queue.
 pub(super) fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
     let mut hasher = DefaultHasher::new();
     hasher.write(seed);

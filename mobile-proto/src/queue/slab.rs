@@ -1,19 +1,20 @@
 //! The slab that holds the queued records.
 //!
 //! Each record is linked into two lists at the same time, so that a record can be removed from the
-//! middle of both at no cost. Slots are reused.
+//! middle of both without a search. Slots are reused.
 
 use super::Record;
 
-/// The index that stands for no slot.
+/// The index that means no slot.
 const NONE: u32 = u32::MAX;
 
 /// One of the two lists that a record is linked into.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ListKind {
-    /// The records of the same lane, in order of arrival.
+    /// The list of the records of the same lane (segments of tracked TCP flows, or all other
+    /// packets), in order of arrival.
     Lane = 0,
-    /// The records of the same flow, in order of sending.
+    /// The list of the records of the same flow queue, in order of sending.
     Flow = 1,
 }
 
@@ -23,7 +24,7 @@ struct Link {
     next: u32,
 }
 
-/// The ends of a list.
+/// The first and the last slot of a list.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct List {
     first: u32,
@@ -98,7 +99,7 @@ impl Slab {
         self.slots.get_mut(at)?.record.as_mut()
     }
 
-    /// Returns the slot of the next record in a list.
+    /// Returns the slot of the record after `at` in its list of this kind.
     pub(super) fn next(&self, kind: ListKind, at: usize) -> Option<usize> {
         index(self.slots.get(at)?.links[kind as usize].next)
     }

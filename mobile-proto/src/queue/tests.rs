@@ -22,7 +22,7 @@ fn pop(queue: &mut SendQueue) -> Option<Record> {
     queue.pop(Instant::now(), usize::MAX, |_| panic!("nothing is dropped"))
 }
 
-/// Returns a packet of a flow, of `size` bytes but at least 32, that carries a number.
+/// Returns a packet of a flow, of `size` bytes but at least 32, that contains `number`.
 fn packet(flow: u8, number: u32, size: usize) -> Vec<u8> {
     let mut packet = vec![0; size.max(32)];
     (packet[0], packet[9]) = (0x45, 17);
@@ -317,8 +317,8 @@ proptest! {
         prop_assert!(waiting.is_empty());
     }
 
-    /// While all flows have packets queued, none gets ahead of another by more than a turn and its
-    /// largest packet.
+    /// Tests that, while all flows have packets queued, no flow sends more than another by more
+    /// than a turn and the largest packet.
     #[test]
     fn shares_are_equal_for_any_packet_sizes(sizes in proptest::collection::vec(32_usize..66_000, 2..6), turns in 50_usize..400) {
         let (mut queue, now) = (queue(), Instant::now());

@@ -1,9 +1,10 @@
-//! Thinning of acknowledgements: the test whether an acknowledgement makes an older one redundant.
+//! Thinning of inner TCP acknowledgements: the check whether a queued acknowledgement is redundant
+//! because of a later one.
 //!
-//! A receiver of a bulk transfer acknowledges several times while a batch waits. Acknowledgements
-//! are cumulative, so the last one is enough. Each one less saves a record, a write into the device
-//! and some wake-ups at the other end. The ACK filter of CAKE does the same in its conservative
-//! mode.
+//! The receiver of a bulk transfer sends several acknowledgements while a batch of packets waits in
+//! the queue. Acknowledgements are cumulative, so the last one is enough. Each one that is not sent
+//! saves a record, a write into the device and some wake-ups at the other end. The ACK filter of
+//! CAKE does the same in its conservative mode.
 
 use crate::offload::Transport;
 use crate::segment::{ACK, before};
@@ -18,11 +19,11 @@ const HEADER_LEN: usize = 20;
 /// Length in bytes of a TCP header with the padded timestamps option.
 const HEADER_LEN_WITH_TIMESTAMPS: usize = 32;
 
-/// Returns whether `new` makes `old`, which came before it, redundant.
+/// Returns whether the packet `new` makes `old`, which was queued before, redundant.
 ///
-/// Both have to be bare acknowledgements of one flow, with nothing but numbers, the window and
-/// timestamps, and `new` has to acknowledge more. So this never applies to a duplicate
-/// acknowledgement, a selective one, a congestion mark, or a mere window update.
+/// Both have to be bare acknowledgements of one flow, with no content but sequence numbers, window
+/// and timestamps, and `new` has to acknowledge more. So a duplicate acknowledgement, a selective
+/// one, a congestion mark and a mere window update are never redundant.
 pub(super) fn supersedes(new: &[u8], old: &[u8]) -> bool {
     if new.len() != old.len() || new.len() > 60 + HEADER_LEN_WITH_TIMESTAMPS {
         return false;
@@ -37,10 +38,10 @@ pub(super) fn supersedes(new: &[u8], old: &[u8]) -> bool {
         }
 }
 
-/// The compared fields of a bare acknowledgement.
+/// The fields of a bare acknowledgement that the check compares.
 struct AckHeader<'a> {
-    /// The parts that have to be equal: the IP header except for the time to live, the
-    /// identification and the checksum; and the ports.
+    /// The parts that have to be equal in both acknowledgements: the IP header except for the time
+    /// to live, the identification and the checksum; and the ports.
     headers: [&'a [u8]; 4],
     seq: u32,
     ack: u32,
@@ -124,8 +125,8 @@ mod tests {
         assert!(!supersedes(&bare(40, 8, None), &bare(20, 7, None)));
     }
 
-    /// Tests every byte that neither a router nor the receiver of a cumulative acknowledgement may
-    /// ignore.
+    /// Tests every bit of the headers that neither a router nor the receiver of a cumulative
+    /// acknowledgement may ignore.
     #[test]
     fn acknowledgements_with_any_further_content_are_kept() {
         for ip in [20, 40] {

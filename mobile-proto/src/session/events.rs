@@ -1,14 +1,15 @@
-//! The queue of events that the caller has not taken yet.
+//! The queue of events for the caller of a session.
 //!
-//! A peer decides how often most events occur. So of a *state* only the latest value is queued,
-//! while *news* is queued each time and bounded by the number of paths. However much a peer sends
-//! at once, the length of the queue is proportional to the number of paths.
+//! A peer decides how often most events occur. Therefore an event that reports a *state* replaces
+//! the earlier report of that state, while *news* is queued each time and bounded by the number of
+//! paths. However much a peer sends at once, the length of the queue is proportional to the number
+//! of paths.
 
 use std::collections::VecDeque;
 
 use super::Event;
 
-/// The events that the caller has not taken yet.
+/// The events that the caller has not polled yet.
 #[derive(Debug, Default)]
 pub(super) struct Events(VecDeque<Event>);
 

@@ -1,5 +1,5 @@
-//! The freeze of inner TCP during an outage: each TCP sender sees a receiver that has no room for
-//! the moment (after Freeze-TCP and M-TCP, with a far end that needs no changes).
+//! The freeze of inner TCP during an outage: each local TCP sender is shown a receiver that has no
+//! room for the moment (after Freeze-TCP and M-TCP, with a far end that needs no changes).
 //!
 //! A TCP sender that gets no answer retransmits at growing intervals, and gives up:
 //! `tcp_write_timeout()` in Linux, after `tcp_retries2`. A sender whose window was closed waits for
@@ -31,36 +31,38 @@ use crate::queue::SegmentRange;
 use crate::segment::{self, AckPacket, BareAck, Segment};
 use crate::{DropReason, Packet};
 
-/// Maximum number of acknowledgements that wait for [`Session::poll_local`]. The caller polls after
-/// every few packets, and a sender that gets no answer sends again.
+/// Maximum number of acknowledgements that wait for [`Session::poll_local`]. More are not needed,
+/// because the caller polls after every few packets, and a sender that gets no answer sends again.
 const MAX_ANSWERS: usize = 128;
 
-/// The time without searches that pays for each record that was searched. Searching one takes at
-/// most a tenth of it.
+/// Time without searches that pays for each held record that a search has read. Reading one takes
+/// at most a tenth of this.
 ///
-/// Honest senders retransmit a few times a second; others must not make the session read all held
+/// Honest senders retransmit a few times a second. Others must not make the session read all held
 /// records for each packet.
 const RECORD_PRICE: Duration = Duration::from_nanos(50);
-/// Factor by which a flow pays more of its own time, so that no flow takes the search from all
-/// others.
+/// Factor by which a search costs its own flow more than the session as a whole, so that no flow
+/// uses up the search time of all others.
 const FLOW_SHARE: u32 = 16;
-/// The maximum debt of search time. Senders retransmit at the same time, and several segments each.
+/// Maximum unpaid search time before further searches are refused. Senders retransmit at the same
+/// time, and several segments each.
 const SEARCH_CREDIT: Duration = Duration::from_millis(5);
 
-/// The state of the inner flows and of the current outage.
+/// The state of the inner TCP flows and of the current outage.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
     pub(super) flows: FlowTable,
-    /// When the current outage began.
+    /// When the current outage began; `None` without one.
     outage_since: Option<Instant>,
     /// The number of outages so far.
     outage_number: u32,
     acks: Vec<AckPacket>,
-    /// An outage has ended, and frozen flows may wait for a window update.
+    /// Whether an outage has ended and frozen flows may need a window update.
     window_updates_due: bool,
-    /// When a relay has to keep less for its client.
+    /// When a relay thins the packets that it holds for its client, because an outage lasts long:
+    /// see [`Limits::thin_after`](crate::Limits::thin_after).
     pub(super) thin_at: Option<Instant>,
-    /// The time until which all searches are paid for.
+    /// The time by which the searches of all flows are paid for: see [`RECORD_PRICE`].
     search_paid_until: Option<Instant>,
 }
 
@@ -84,9 +86,9 @@ impl Freeze {
     }
 }
 
-/// The decision on a packet from the TUN.
+/// The decision whether a packet from the TUN is queued.
 pub(super) enum Admission {
-    /// The packet is queued, with its range if it is a segment of a tracked flow.
+    /// The packet is queued, with its sequence range if it is a segment of a tracked TCP flow.
     Queue(Option<SegmentRange>),
     /// The packet is dropped and was counted.
     Drop(DropReason),
@@ -124,15 +126,16 @@ impl Session {
         }
     }
 
-    /// Updates the flows with a packet that is delivered.
+    /// Updates the inner TCP flows with a packet of the peer that is delivered to the TUN.
     pub(super) fn note_delivered(&mut self, packet: &[u8]) {
         if let Some(segment) = Segment::parse(packet) {
             self.freeze.flows.on_delivered(&segment);
         }
     }
 
-    /// Updates the flows with a packet from the TUN, answers it during an outage, and decides
-    /// whether it is queued. A packet that replaces an older copy counts as dropped.
+    /// Decides whether a packet from the TUN is queued. Updates the inner TCP flows, and answers
+    /// the sender of the packet if an outage has lasted for long enough. A packet that replaces an
+    /// older copy counts as dropped.
     pub(super) fn admit(&mut self, now: Instant, packet: Packet<'_>, cost: usize) -> Admission {
         self.update_outage(now);
         let Some(since) = self.freeze.outage_since else {
@@ -162,15 +165,17 @@ impl Session {
         self.admit_tracked(at, range, cost, probes)
     }
 
-    /// Updates the flow of a packet. Returns the range of a segment of a tracked flow.
+    /// Updates the inner TCP flow of a packet from the TUN. Returns the sequence range of a segment
+    /// of a tracked flow.
     pub(super) fn track_packet(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
         let at = self.freeze.flows.on_sending(&segment)?;
         Some(self.track(at, &segment))
     }
 
-    /// Does the same for a segment that the local end has sent just now, and repeats an
-    /// acknowledgement that the segment shows to be missed.
+    /// Updates the inner TCP flow of a packet that the local end has sent just now, and repeats an
+    /// acknowledgement of the other end that the packet shows to be missed. Returns the sequence
+    /// range of a segment of a tracked flow.
     fn track_and_repair(&mut self, packet: &[u8]) -> Option<SegmentRange> {
         let segment = Segment::parse(packet)?;
         let at = self.freeze.flows.on_sending(&segment)?;
@@ -186,8 +191,8 @@ impl Session {
         SegmentRange { flow: flows.get(at).id, seq: segment.seq, length: segment.length() }
     }
 
-    /// Repeats the other end's acknowledgement, which the local end refused, with the sequence
-    /// number that the local end expects.
+    /// Queues for the local end a copy of the other end's acknowledgement, which the local end had
+    /// refused, with the sequence number that the local end expects.
     fn repeat_ack(&mut self, at: usize, segment: &Segment, packet: &[u8], (ack, window): (u32, u16)) {
         if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
@@ -201,8 +206,8 @@ impl Session {
         self.stats.local_answers += 1;
     }
 
-    /// Sends an acknowledgement in the name of the other end: nothing new has arrived, and there is
-    /// no room.
+    /// Queues for the local end an acknowledgement in the name of the other end: no new data has
+    /// arrived, and the window is zero.
     fn send_zero_window(&mut self, at: usize, segment: &Segment, packet: &[u8]) {
         if self.freeze.acks.len() >= MAX_ANSWERS {
             return;
@@ -217,11 +222,13 @@ impl Session {
         self.stats.local_answers += 1;
     }
 
-    /// Returns whether the data of a retransmitted segment is already held.
+    /// Returns whether the data of a retransmitted segment is already held, in the replay buffer or
+    /// in the queue.
     ///
-    /// If the flow has sent nothing after it, the fresh copy replaces the old one: its timestamp
-    /// lets the sender measure a round trip instead of the outage. (Otherwise the newer timestamp
-    /// would make the segments after it look old to the receiver, which would refuse them.)
+    /// If the flow has sent nothing after the segment, the fresh copy replaces the old one, because
+    /// its timestamp lets the sender measure a round trip instead of the outage. (Otherwise the
+    /// newer timestamp would make the segments after it look old to the receiver, which would
+    /// refuse them.)
     fn is_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
         let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
         let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
@@ -239,8 +246,8 @@ impl Session {
         true
     }
 
-    /// Returns whether the flow has data held, whose answer serves the probe, too, or an older
-    /// probe, which this one replaces.
+    /// Returns whether a probe need not be queued: the flow has data held, whose answer serves the
+    /// probe, too, or an older probe, which the new one replaces.
     fn is_probe_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
         let outage_number = self.freeze.outage_number;
         let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
@@ -262,8 +269,9 @@ impl Session {
         true
     }
 
-    /// Searches the held records for a segment of a flow. Returns `None` if that would take too
-    /// much time.
+    /// Searches the held records for a segment whose sequence range satisfies `wanted`. Returns
+    /// `Some(None)` if there is none, and `None` if the flow or the session has used up its search
+    /// time.
     fn search(
         &mut self,
         now: Instant,
@@ -301,9 +309,10 @@ impl Session {
         old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
-    /// Makes room for a segment of a tracked flow during an outage. A flow needs its oldest
-    /// segments to go on, so the newest is refused: when the flow has queued a quarter of the
-    /// queue, or all flows hold three quarters. Other packets give way.
+    /// Decides whether to queue a segment of a tracked TCP flow during an outage. A flow needs its
+    /// oldest segments to go on, so the new segment is refused if the flow has queued a quarter of
+    /// the queue, or if all flows hold three quarters. Otherwise other packets are dropped to make
+    /// room.
     fn admit_tracked(&mut self, at: usize, range: SegmentRange, cost: usize, probe: bool) -> Admission {
         let (outage_number, queue_bytes) = (self.freeze.outage_number, self.limits.queue_bytes);
         let held = self.freeze.flows.get_mut(at).held(outage_number);
@@ -320,14 +329,16 @@ impl Session {
         if self.make_room(cost) { Admission::Queue(Some(range)) } else { self.reject() }
     }
 
-    /// Makes room for any other packet during an outage. The newest matter, so the oldest is
-    /// dropped. A quarter of the queue is always theirs.
+    /// Decides whether to queue a packet that belongs to no tracked TCP flow during an outage. The
+    /// newest of these matter, so the oldest are dropped to make room. A quarter of the queue is
+    /// always left to such packets.
     fn admit_untracked(&mut self, cost: usize) -> Admission {
         if self.make_room(cost) { Admission::Queue(None) } else { self.reject() }
     }
 
-    /// Makes room while no outage lasts: the flow with the most bytes queued gives way. Its newest
-    /// packet is dropped, because its oldest segment unblocks an inner TCP flow.
+    /// Makes room for a packet while no outage lasts, at the cost of the flow with the most bytes
+    /// queued. Its newest packets are dropped, because its oldest segment unblocks an inner TCP
+    /// flow. Returns false if `packet` is itself the one to drop.
     fn make_room_fairly(&mut self, packet: &[u8], cost: usize) -> bool {
         while self.queue.cost() + cost > self.limits.queue_bytes {
             let Some(record) = self.queue.pop_from_longest_flow(packet) else { return false };

@@ -9,7 +9,7 @@ use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::path::{Path, PathState};
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
-/// The effect of a frame on its path.
+/// The effect of a received frame on its path.
 #[derive(PartialEq, Eq)]
 enum FrameOutcome {
     Open,
@@ -17,12 +17,11 @@ enum FrameOutcome {
 }
 
 impl Session {
-    /// Takes decrypted bytes of a path, in any pieces. Each new inner packet is passed to `deliver`
-    /// once, in order. Only the remainder of an incomplete frame is copied.
+    /// Handles decrypted bytes received on a path, in pieces of any size. Each new inner packet is
+    /// passed to `deliver` once, in order. Only the remainder of an incomplete frame is copied.
     ///
-    /// # Errors
-    /// If the peer violates the protocol. The path takes no more input then, and CLOSE is queued;
-    /// the session continues.
+    /// # Errors If the peer violates the protocol. In that case CLOSE is queued and further input
+    /// of the path is ignored; the session continues.
     pub fn handle_input(
         &mut self,
         now: Instant,
@@ -234,8 +233,8 @@ impl Session {
         Ok(())
     }
 
-    /// Handles SEQ. A number beyond the expected one means that the sender has given up all records
-    /// between.
+    /// Handles SEQ, the number of the next record on the path. If it is beyond the expected number,
+    /// the sender has given up all records between.
     fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
         path.rx_number = Some(first);
         if first > self.rx_next {
@@ -291,7 +290,8 @@ impl Session {
         Ok(FrameOutcome::Open)
     }
 
-    /// Reports once that the relay has answered on the path, if it is still the active one.
+    /// Reports [`Event::PathConfirmed`] once, if the path is still the active one and `answered`
+    /// says that the relay has answered on it.
     fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
         if self.active == Some(path.id) && answered(path) {
             path.confirming_nonce = None;
@@ -299,8 +299,8 @@ impl Session {
         }
     }
 
-    /// Adopts the epoch of a relay that has lost this session's state, or never had it. Both
-    /// directions start anew, with the unacknowledged records first.
+    /// Adopts the epoch of a relay that has lost this session's state, or never had it. The records
+    /// of both directions are numbered anew, and the unacknowledged ones are sent first.
     fn adopt_epoch(&mut self, now: Instant, epoch: u64, rx_next: u64) {
         let former = |path: &Path| path.state != PathState::Connecting;
         let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();

@@ -7,13 +7,13 @@ use crate::health::RELAY_MAX_PINGS;
 use crate::path::Path;
 use crate::{PathId, PathStats, TransportSample};
 
-/// Minimum time between two DOUBT frames that a client acts on: each makes it send at most [ten
-/// PINGs](crate::health::MAX_PINGS).
+/// Minimum time between two DOUBT frames (the relay gets no answers) on which a client acts. Each
+/// makes the client send at most [ten PINGs](crate::health::MAX_PINGS).
 const MIN_DOUBT_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Session {
     /// Returns whether a [`TransportSample`] of a path is needed now. To be called after each call
-    /// and when [`Self::poll_timeout`] is due, before [`Self::handle_timeout`].
+    /// of another method and when [`Self::poll_timeout`] is due, before [`Self::handle_timeout`].
     #[must_use]
     pub fn wants_sample(&self, now: Instant, path: PathId) -> bool {
         self.find(path).is_some_and(|index| {
@@ -23,8 +23,8 @@ impl Session {
         })
     }
 
-    /// Takes a sample of a path's transport. A caller without samples never calls this; then only
-    /// silence counts.
+    /// Passes in a sample of a path's transport. Without samples, a path is judged only by its
+    /// silence.
     pub fn transport_sample(&mut self, now: Instant, path: PathId, sample: TransportSample) {
         let Some(index) = self.find(path) else { return };
         let path = &mut self.paths[index];
@@ -34,8 +34,8 @@ impl Session {
         }
     }
 
-    /// Client: pings every path and judges it by the answer, after an event that no path can detect
-    /// (the host was suspended).
+    /// Client: sends a PING on every path and judges the path by the answer. To be called after an
+    /// event that no path can detect, such as a suspension of the host.
     pub fn probe(&mut self, now: Instant) {
         if self.role == Role::Client {
             self.ping_each(now, Path::is_ready);
@@ -105,7 +105,7 @@ impl Session {
     }
 
     /// Client: handles DOUBT, which means that the relay gets no answers on the active path. The
-    /// relay cannot know better than this end, so the only effect is that the path is probed.
+    /// client judges the path by its own evidence, so the only effect is that it probes the path.
     pub(super) fn handle_doubt(&mut self, now: Instant, from: &mut Path) {
         let recent = |at: Instant| now.saturating_duration_since(at) < MIN_DOUBT_INTERVAL;
         if self.last_doubt.is_some_and(recent) {
@@ -136,7 +136,7 @@ impl Session {
     }
 
     /// Returns whether the health of the path is judged. A client judges all its paths. A relay
-    /// judges only the active one; the others are up to the client.
+    /// judges only the active one; the client judges the others.
     fn is_monitored(&self, path: &Path) -> bool {
         self.role == Role::Client || self.active == Some(path.id)
     }
@@ -145,8 +145,8 @@ impl Session {
         path.health_context(&self.limits, self.is_unanswered(path), self.active == Some(path.id))
     }
 
-    /// Client: pings the other paths to find out which of them can replace the one that may be
-    /// lost.
+    /// Client: sends a PING on the other paths to find out which of them can replace the path
+    /// `probing`, which may be dead.
     fn ping_others(&mut self, now: Instant, probing: PathId) {
         if self.role == Role::Client {
             self.ping_each(now, |path| path.id != probing && path.is_ready() && path.needs_rtt(now));
@@ -164,8 +164,9 @@ impl Session {
         }
     }
 
-    /// Relay: sends DOUBT on the other paths. Only the client may switch, and it may have sent
-    /// nothing that could go unanswered.
+    /// Relay: queues DOUBT on the other paths, which tells the client that no answers arrive on the
+    /// active path. Only the client may switch, and it may have sent nothing that could go
+    /// unanswered.
     fn send_doubt(&mut self) {
         let others = self.paths.iter_mut().filter(|path| self.active != Some(path.id));
         others.for_each(|path| path.doubt_due = path.is_ready());

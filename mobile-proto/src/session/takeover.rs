@@ -1,5 +1,5 @@
 //! The state that a session passes on to the session that replaces it. A restarted agent starts a
-//! new session, and no packet that waits for it at the relay may be lost.
+//! new session, and no packet that waits for the agent at the relay may be lost.
 
 use std::time::Instant;
 
@@ -8,9 +8,11 @@ use super::freeze::Freeze;
 use crate::queue::Record;
 use crate::{MAX_PACKET, PacketBuf};
 
-/// The packets that the peer has not acknowledged, then those not sent yet, in order.
+/// The packets that a session passes on to its successor: those that the peer has not acknowledged,
+/// then those not sent yet, in order.
 ///
-/// It also holds the state of the inner flows, which live on, and the positions of their segments.
+/// Includes the state of the inner TCP flows, which live on, and the sequence ranges of their
+/// segments.
 #[derive(Debug, Default)]
 pub struct Unacknowledged {
     records: Vec<Record>,
@@ -18,7 +20,7 @@ pub struct Unacknowledged {
 }
 
 impl Unacknowledged {
-    /// Creates it from packets of unknown flows.
+    /// Creates the collection from packets whose flows are not tracked.
     #[must_use]
     pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
         let record = |packet: PacketBuf| Record::new(packet.bytes.into_vec(), packet.offload, now, None);
@@ -52,11 +54,12 @@ impl Session {
         Unacknowledged { records, freeze: self.freeze }
     }
 
-    /// Takes over the packets of another session, before all packets that were not sent yet.
+    /// Takes over the packets of another session, ahead of the packets that this session has not
+    /// sent yet.
     ///
-    /// As many as the replay buffer has room for are treated as sent: they are never displaced, and
-    /// are sent before anything else. The rest is queued. What the queue cannot hold either is
-    /// dropped, the newest first, and counted.
+    /// As many packets as the replay buffer has room for are treated as sent: they are never
+    /// dropped to make room, and are sent before all others. The rest is queued. Packets that the
+    /// queue cannot hold either are dropped, the newest first, and counted.
     pub fn requeue(&mut self, left: Unacknowledged) {
         let Unacknowledged { records, freeze } = left;
         let known = self.freeze.take_over(freeze);

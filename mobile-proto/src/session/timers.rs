@@ -1,4 +1,4 @@
-//! Actions that are due at a certain time.
+//! Timers of a session: when the next action is due, and the actions.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::queue::{Record, SegmentRange};
 use crate::{CloseCode, PathId};
 
 impl Session {
-    /// Returns when [`Self::handle_timeout`] has to be called, unless something else happens
+    /// Returns when [`Self::handle_timeout`] has to be called, unless another method is called
     /// before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -18,7 +18,8 @@ impl Session {
         paths.chain(self.ack_deadline()).chain(self.age_deadline()).chain(self.thin_deadline()).min()
     }
 
-    /// Does what is due. Calling this early or late is harmless.
+    /// Takes the actions that are due, such as acknowledgements, PINGs and the expiry of packets. A
+    /// call that is early or late is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         if is_due(self.ack_deadline(), now) {
             self.ack.send_now();
@@ -94,14 +95,15 @@ impl Session {
         self.trim_if_idle();
     }
 
-    /// Relay: returns when to keep less for a client that stays away.
+    /// Relay: returns when to [thin](Self::thin) the packets held for a client that stays away.
     fn thin_deadline(&self) -> Option<Instant> {
         let holds = !self.replay.is_empty() || !self.queue.is_empty();
         self.freeze.thin_at.filter(|_| self.role == Role::Server && self.active.is_none() && holds)
     }
 
-    /// Keeps only the oldest data of each flow, which is enough to resume at once, and its first
-    /// segment without data, which gets an answer. The senders have the rest and send it again.
+    /// Drops held segments that have waited for too long, but keeps of each TCP flow the oldest
+    /// data, which is enough to resume at once, and the first segment without data, which elicits
+    /// an answer. The senders still have the rest and send it again.
     fn thin(&mut self, now: Instant) {
         self.freeze.thin_at = now.checked_add(self.limits.thin_after);
         self.freeze.flows.iter_mut().for_each(FlowState::forget_probe);
@@ -120,7 +122,8 @@ impl Session {
         self.queue.trim();
     }
 
-    /// Releases the memory of a burst once nothing is held: a relay has many idle sessions.
+    /// Frees the memory left over from a burst once no packet is held, because a relay has many
+    /// idle sessions.
     pub(super) fn trim_if_idle(&mut self) {
         if self.replay.is_empty() && self.queue.is_empty() {
             self.buffers.clear();

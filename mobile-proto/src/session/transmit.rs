@@ -1,4 +1,5 @@
-//! Transmission, in this order: control frames, answers, an acknowledgement, then records.
+//! Transmission on a path, in this order: control frames, among them the answers to PINGs, an
+//! acknowledgement, then records.
 
 use std::time::Instant;
 
@@ -9,13 +10,14 @@ use crate::path::{Path, PathState};
 use crate::queue::Record;
 use crate::{Limits, PathId, Stats, frame};
 
-/// The size of a full TLS record in bytes (RFC 8446, 5.1). A path with a limit below this is slow:
-/// what is written at a time becomes one TLS record, which would be full on a fast path.
+/// The size of a full TLS record in bytes (RFC 8446, 5.1). A path whose driver asks for fewer bytes
+/// at a time is slow, because each write becomes one TLS record, and on a fast path a full one.
 const FULL_TLS_RECORD: usize = 1 << 14;
 
-/// State of the acknowledgement to send. It is sent along with anything else that is sent. Alone it
-/// is sent only after `ack_bytes` (so that the sender's replay buffer drains during a bulk
-/// transfer) or after `ack_delay` (so that the last records of a burst do not linger there).
+/// State of the acknowledgement of received records. The acknowledgement is sent along with
+/// anything else that is sent. Alone it is sent only after `ack_bytes` (so that the sender's replay
+/// buffer drains during a bulk transfer) or after `ack_delay` (so that the last records of a burst
+/// do not linger there).
 #[derive(Debug, Default)]
 pub(super) struct AckState {
     /// Whether anything was received since the last acknowledgement.
@@ -34,7 +36,7 @@ impl AckState {
         self.schedule(now, limits);
     }
 
-    /// Schedules an acknowledgement, or a sign of life, within the delay.
+    /// Schedules an acknowledgement, which is also a sign of life, within [`Limits::ack_delay`].
     pub(super) fn schedule(&mut self, now: Instant, limits: &Limits) {
         self.pending = true;
         if self.due.is_none() {
@@ -52,7 +54,8 @@ impl AckState {
         *self = Self::default();
     }
 
-    /// Returns when the acknowledgement has to be sent, unless it has to be sent at once.
+    /// Returns when the acknowledgement has to be sent; `None` if there is none to send or if it
+    /// has to be sent at once.
     pub(super) fn deadline(&self) -> Option<Instant> {
         if self.now { None } else { self.due }
     }
@@ -168,7 +171,7 @@ impl Session {
     }
 
     /// Returns whether a new record can be sent. New records wait while the replay buffer is full;
-    /// one always fits an empty buffer.
+    /// an empty one accepts a record of any size.
     fn can_send_new(&self) -> bool {
         self.queue.next_cost().is_some_and(|cost| cost <= self.replay_room())
     }
@@ -181,13 +184,14 @@ impl Session {
         }
     }
 
-    /// Returns the number to send to the peer although no record goes with it. This way the peer
-    /// counts what was given up even if nothing follows for long.
+    /// Returns the record number to send in SEQ although no record follows, so that the peer counts
+    /// the records given up before it as lost even if nothing else is sent for long.
     fn pending_seq(&self, index: usize) -> Option<u64> {
         self.replay.gap().filter(|&number| self.paths[index].tx_number < Some(number))
     }
 
-    /// Writes the next record: the oldest that the active path has not carried yet.
+    /// Writes the next record: the oldest that the active path has not carried yet. Returns false
+    /// if there is none.
     fn transmit_record(&mut self, now: Instant, index: usize, out: &mut Vec<u8>) -> bool {
         let path = &mut self.paths[index];
         if let Some((number, record)) = self.replay.next() {
@@ -212,7 +216,8 @@ impl Session {
     }
 }
 
-/// Writes a record to a path, compressed if that is agreed and pays.
+/// Writes a record to a path, compressed if both ends agreed to it and the heuristic expects a
+/// gain.
 fn put_record(
     path: &mut Path,
     heuristic: &mut Heuristic,

@@ -1,5 +1,5 @@
-//! A model of a kernel's state of a connection: each write is a segment, which is acknowledged when
-//! its last byte has arrived and an answer can come back.
+//! A model of the kernel's TCP state of a connection: each write is a segment, which is
+//! acknowledged when its last byte has arrived and an answer can come back.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ pub(crate) const RTT: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 pub(crate) struct KernelModel {
-    /// The end of each unacknowledged segment, in bytes of the stream.
+    /// The offset in the stream of the end of each unacknowledged segment.
     segments: VecDeque<usize>,
     sent: usize,
     arrived: usize,

@@ -16,19 +16,20 @@ use mobile_proto::{
 
 use kernel::KernelModel;
 
-/// The two directions of a wire.
+/// The two directions of a wire: up is from the client to the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Up,
     Down,
 }
 
-/// One connection. A closed end neither reads nor writes; what it wrote before still arrives.
+/// One connection between the client and the relay. A closed end neither reads nor writes; bytes
+/// that it wrote before still arrive.
 #[derive(Default)]
 pub(crate) struct Wire {
     pub(crate) up: VecDeque<u8>,
     pub(crate) down: VecDeque<u8>,
-    /// Whether nothing moves in a direction.
+    /// Whether no byte arrives in a direction.
     pub(crate) stalled_up: bool,
     pub(crate) stalled_down: bool,
     /// Whether the client's transport takes no more bytes, so that its session is not polled.
@@ -36,7 +37,7 @@ pub(crate) struct Wire {
     client_open: bool,
     server_open: bool,
     hello: Option<HelloReader>,
-    /// The kernels' state of the bytes that each end sends.
+    /// The TCP state of the client's and of the relay's kernel for the bytes that it sends.
     at_client: KernelModel,
     at_server: KernelModel,
 }
@@ -48,7 +49,7 @@ impl Wire {
     }
 }
 
-/// A client and a relay.
+/// The sessions of a client and a relay, with the wires between them.
 pub(crate) struct Pair {
     pub(crate) now: Instant,
     pub(crate) client: Session,
@@ -61,11 +62,11 @@ pub(crate) struct Pair {
     pub(crate) at_client: Vec<Vec<u8>>,
     pub(crate) client_events: VecDeque<Event>,
     pub(crate) server_events: VecDeque<Event>,
-    /// The number of packets delivered when an end started to count anew: a new session at the
-    /// relay, or a new agent or another epoch at the client.
+    /// The number of packets delivered so far each time that an end started to count anew: with a
+    /// new session at the relay, or with a new agent or another epoch at the client.
     pub(crate) server_lives: Vec<usize>,
     pub(crate) client_lives: Vec<usize>,
-    /// Whether the ends take samples of their transports.
+    /// Whether the sessions are given transport samples (TCP statistics).
     pub(crate) samples: bool,
     epochs: u64,
     clients: u8,
@@ -101,7 +102,7 @@ impl Pair {
         }
     }
 
-    /// Creates a pair with path 1 active and everything settled.
+    /// Creates a pair whose path 1 is active, with nothing left to be sent or delivered.
     pub(crate) fn connected(limits: Limits) -> Self {
         let mut pair = Self::new(limits);
         pair.open(PathId(1));
@@ -195,7 +196,7 @@ impl Pair {
         self.poll_events();
     }
 
-    /// Delivers up to `count` bytes of a wire. Returns how many there were.
+    /// Delivers up to `count` bytes of a wire. Returns how many bytes were delivered.
     pub(crate) fn deliver(&mut self, path: PathId, direction: Direction, count: usize) -> usize {
         let Some(wire) = self.wires.get_mut(&path) else { return 0 };
         let queue = if direction == Direction::Up { &mut wire.up } else { &mut wire.down };
@@ -219,7 +220,7 @@ impl Pair {
         count
     }
 
-    /// Writes and delivers until nothing moves.
+    /// Writes and delivers bytes in both directions until none is left that can be delivered.
     pub(crate) fn settle(&mut self) {
         loop {
             self.transmit(usize::MAX);
@@ -243,7 +244,7 @@ impl Pair {
         }
     }
 
-    /// Advances the clock; timers fire when they are due.
+    /// Advances the clock by `time`; timers fire when they are due.
     pub(crate) fn advance(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -263,7 +264,8 @@ impl Pair {
         self.settle();
     }
 
-    /// Lets both ends do what is due now, once, and checks that nothing is due after that.
+    /// Runs the timers of both ends that are due now, once, and checks that nothing is due after
+    /// that.
     pub(crate) fn fire(&mut self) {
         self.take_samples();
         self.client.handle_timeout(self.now);
@@ -277,7 +279,7 @@ impl Pair {
         self.poll_events();
     }
 
-    /// Takes the samples that the sessions want.
+    /// Gives each session the transport samples (TCP statistics) that it asks for, of each path.
     fn take_samples(&mut self) {
         for (&path, wire) in self.wires.iter_mut().filter(|_| self.samples) {
             // An acknowledgement comes back at once unless the direction is stalled.
@@ -320,7 +322,8 @@ impl Pair {
         }
     }
 
-    /// Handles decrypted bytes as a relay does, in a minimal form.
+    /// Handles decrypted bytes as a relay does: creates the session on HELLO, accepts the path, and
+    /// passes all further bytes to the session.
     fn arrive_at_server(&mut self, path: PathId, bytes: &[u8]) {
         let Some(wire) = self.wires.get_mut(&path).filter(|wire| wire.server_open) else { return };
         let mut rest = bytes.to_vec();
@@ -351,7 +354,8 @@ impl Pair {
         }
     }
 
-    /// Reports the end of the stream to an end that has read everything from a closed one.
+    /// Reports the end of the stream to each end that has read all bytes of a peer that closed the
+    /// connection.
     fn end_of_stream(&mut self, path: PathId) {
         let Some(wire) = self.wires.get_mut(&path) else { return };
         if wire.server_open && !wire.client_open && wire.up.is_empty() && !wire.stalled_up {

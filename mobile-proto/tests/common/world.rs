@@ -1,4 +1,5 @@
-//! A pair that runs a script of operations, and the packets that it accepted.
+//! A client and a relay that run a script of operations, and the packets that their sessions
+//! accepted.
 
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use proptest::prelude::*;
 
 use super::{Direction, Pair, kernel, numbers, packet};
 
-/// One operation. A path is chosen among the existing ones.
+/// One operation on a client, a relay and the paths between them. A path is chosen among the
+/// existing ones.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Send {
@@ -43,7 +45,7 @@ pub(crate) enum Op {
     Tick {
         millis: u64,
     },
-    /// Advances the clock while everything that can move does.
+    /// Advances the clock, while timers fire and all bytes on paths that are not stalled arrive.
     Pass {
         millis: u64,
     },
@@ -116,7 +118,7 @@ pub(crate) fn timely_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A pair, and the packets that it accepted.
+/// A client and a relay, and the packets that their sessions accepted.
 pub(crate) struct World {
     pub(crate) pair: Pair,
     next_path: u32,
@@ -235,7 +237,8 @@ impl World {
         }
     }
 
-    /// Opens a working path; the bytes of the old paths arrive after it.
+    /// Opens a working path and makes it active; bytes that are still on the old paths arrive
+    /// afterwards.
     pub(crate) fn heal(&mut self) {
         let path = PathId(self.next_path);
         let old: Vec<_> = self.pair.wires.keys().copied().collect();
@@ -252,13 +255,13 @@ impl World {
         self.pair.advance(Duration::from_secs(1));
     }
 
-    /// Returns the paths that nothing gets through and that the client still has.
+    /// Returns the client's open paths on which nothing arrives in at least one direction.
     pub(crate) fn dead_paths(&self) -> Vec<PathId> {
         let open = |path: &PathId| self.pair.client.path_stats(*path).is_some();
         self.dead_wires().into_iter().filter(open).collect()
     }
 
-    /// Returns the wires that nothing gets through.
+    /// Returns the paths of the wires on which nothing arrives in at least one direction.
     pub(crate) fn dead_wires(&self) -> Vec<PathId> {
         self.pair.wires.iter().filter(|(_, wire)| wire.is_dead()).map(|(path, _)| *path).collect()
     }

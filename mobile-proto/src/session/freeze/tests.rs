@@ -10,7 +10,7 @@ use crate::segment::{ACK, FIN};
 use crate::{Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// A time beyond the grace period.
+/// Duration that is longer than the grace period before senders are frozen.
 const LATER: Duration = Duration::from_millis(300);
 
 /// An agent whose applications are the local ends, its relay, and a path between them that can be
@@ -64,12 +64,12 @@ impl Ends {
         assert_eq!(self.local(), Vec::<Vec<u8>>::new());
     }
 
-    /// Sends a packet of the local end.
+    /// Sends a TCP segment of the local end through the client's session.
     fn send(&mut self, sample: Sample) -> Enqueue {
         self.client.enqueue(self.now, &sample.packet())
     }
 
-    /// Sends a packet of the other end, which gets through.
+    /// Sends a TCP segment of the other end through the relay's session, and delivers it.
     fn receive(&mut self, sample: Sample) {
         let packet = Sample { inbound: true, ..sample }.packet();
         let _ = self.server.enqueue(self.now, &packet);
@@ -81,8 +81,8 @@ impl Ends {
         local(&mut self.client, self.now)
     }
 
-    /// Returns the answers as an application sees them: sequence number, acknowledgement and
-    /// window.
+    /// Returns the acknowledgements that the client's session sends to its applications: sequence
+    /// number, acknowledgement and window of each.
     fn answers(&mut self) -> Vec<(u32, u32, u16)> {
         self.local()
             .iter()
@@ -120,8 +120,8 @@ fn udp(number: u8, size: usize) -> Vec<u8> {
     packet
 }
 
-/// Returns ends with an established flow: 1000 is the next number of the local end, 5000 of the
-/// other one.
+/// Returns ends with an established flow: 1000 is the next sequence number of the local end, 5000
+/// of the other end.
 fn established(limits: &Limits) -> Ends {
     let mut ends = Ends::new(limits);
     ends.receive(Sample { seq: 5000, ack: 1000, window: 700, ..Sample::default() });

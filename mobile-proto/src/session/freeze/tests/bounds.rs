@@ -1,4 +1,5 @@
-//! Tests of the limits of an outage: how much is held, for how long, and what a search may cost.
+//! Tests of the limits in an outage: how many packets are held, for how long, and how much time
+//! searches of the held packets take.
 
 use super::*;
 
@@ -64,7 +65,7 @@ fn displaced_packets_are_reported_as_dropped() {
     assert_eq!(reported, Some(displaced));
 }
 
-/// Tests a flow that retransmits data every millisecond that is not among thousands of held
+/// Tests a flow that retransmits every millisecond. Its data is not among thousands of held
 /// records, so that each search reads all of them.
 #[test]
 fn a_flow_that_retransmits_all_the_time_does_not_block_the_search_for_others() {
@@ -101,7 +102,8 @@ fn a_probe_beside_data_needs_no_search() {
     assert_eq!(ends.client.freeze.search_paid_until, paid);
 }
 
-/// Tests that every probe of a storm finds the older one, or is dropped without a search.
+/// Tests that, of any number of probes of a closed window, only one is queued, even when the
+/// session has no time to search for the older one.
 #[test]
 fn probes_do_not_pile_up_at_any_rate() {
     let mut ends = established(&Limits::default());
@@ -170,7 +172,8 @@ fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
     assert_eq!(ends.at_client.len(), 4, "the flow continues");
 }
 
-/// Tests that a client drops nothing: an agent has one session, and its own memory.
+/// Tests that a client drops none of the segments that it holds in an outage, however long, because
+/// an agent has one session and its own memory.
 #[test]
 fn a_client_keeps_all_that_it_holds() {
     let mut ends = established(&Limits::default());
