@@ -7,6 +7,8 @@
 //!   best one.
 //! - `processes` runs as a second process of the agent, the only one that inspects other processes.
 //! - `check` and `explain` read the state of the host without changing it.
+//! - `config` is the configuration file, `status` and `metrics` are what the agent reports, and
+//!   `footprint` is what `cleanup` reads about an agent that has ended.
 
 mod check;
 mod cli;

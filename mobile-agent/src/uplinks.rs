@@ -1,6 +1,7 @@
 //! Watches the links of this host and decides which of them can carry the tunnel.
 //!
-//! - `links` reads each link with its addresses and its routes to the relay.
+//! - `links` reads each link with its addresses and its routes to the relay. This module adds what
+//!   only the process helper can find out: whether a mobile process reads from the link.
 //! - `detour` adds routes to the relay where a VPN has replaced a link's default route.
 //! - `policy` ranks the uplinks. It performs no I/O.
 //!

@@ -15,7 +15,7 @@
 //!   and its paths, and reports events to the owner. Start here to see how a session works.
 //! - [`tun`] opens the TUN device, and [`coalescing`] combines datagrams that are written to it.
 //! - [`tls`] authenticates both ends of a path by their keys, and [`transport`] opens and tunes
-//!   the TCP connection below.
+//!   the TCP connection below. `tcp_info` reads its counters from the kernel.
 //! - [`keys`] loads and saves the Ed25519 keys, and [`invitation`] is the text with which a new
 //!   client enrols.
 //! - [`tunnel_options`] has the values of the `[tunnel]` section that both programs share.

@@ -3,8 +3,8 @@
 //! dozens.
 //!
 //! The kernel segments the packet into the same datagrams in the same order. Only datagrams are
-//! coalesced that the kernel recreates exactly: equal headers, equal lengths except for the last of
-//! three or more, and a checksum that is correct or still to be computed. (The kernel numbers the
+//! coalesced that the kernel recreates exactly: equal headers, equal lengths, of which the last of
+//! three or more may be shorter, and a checksum that is correct or still to be computed. (The kernel numbers the
 //! identification of IPv4 packets on from the first one's; it means nothing where a packet may not
 //! be fragmented, RFC 6864.)
 

@@ -62,6 +62,8 @@
 //! - [`packet`], `offload`, `coalesce`: inner packets, their segmentation and checksum offload, and
 //!   the coalescing of datagrams
 //! - [`enroll`]: the messages with which a new key redeems an invitation
+//! - `limits`, `stats`: the bounds of a session, and its counters
+//! - `ids`, `close`, `error`: identifiers, the reasons for an end, and errors
 //!
 //! # Example
 //!

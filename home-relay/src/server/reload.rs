@@ -1,6 +1,6 @@
 //! Reloads the configuration while sessions continue. A file that is invalid, or rules that the
 //! kernel refuses, change nothing. A setting that cannot change at run time keeps its value and is
-//! reported.
+//! reported. The metric `homerelay_reloads_total` counts both outcomes.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;

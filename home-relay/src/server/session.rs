@@ -1,4 +1,5 @@
-//! A running session: the task that drives it, and the state the relay reports about it.
+//! A running session: the task that drives it, and the state the relay reports about it. The
+//! registry handles its events.
 
 use std::collections::HashMap;
 use std::io;

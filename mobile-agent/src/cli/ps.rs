@@ -1,4 +1,4 @@
-//! The verb `mobile ps`, which lists the mobile processes, their connections through the tunnel and
+//! The verb `mobile ps`, which lists the mobile processes with their users, their connections through the tunnel and
 //! their TCP traffic.
 
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The rights that the running agent keeps: capabilities, system calls and files. See
 //! docs/understand/security.md, "Privileges", for the reasons.
 //!
-//! The process helper (`processes`) does all work that inspects other processes.
+//! The process helper (`processes`) does all work that inspects other processes or needs a Unix
+//! stream socket, such as a request to D-Bus: the agent cannot create one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,6 @@
 //! Judges the addresses and resolvers that the relay pushes. Each of them is a claim: the host uses
-//! it only while it does not conflict with the host's own networks.
+//! it only while it does not conflict with the host's own networks, and an address only if it is
+//! private or `[tunnel] addresses` allows it.
 //!
 //! A persistent address becomes a local address of this host, and everything sent from it enters
 //! the tunnel. A relay that could choose any address could therefore capture the traffic of

@@ -1,5 +1,6 @@
 //! The ingress filter: drops packets to a persistent address that arrive on another device than the
-//! host virtual device or `lo`, before they are routed.
+//! host virtual device or `lo`, before they are routed. nftables does so, or, where it does not
+//! work, the eBPF classifier of [`selection::ingress`](crate::selection::ingress).
 //!
 //! Linux accepts a packet for any of its addresses on any device (the weak host model). Without the
 //! filter, a visited network could reach persistent addresses beside the tunnel. It could find out

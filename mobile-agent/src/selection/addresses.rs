@@ -1,5 +1,6 @@
 //! The eBPF maps of addresses that the relay assigns: the resolvers for DNS queries of mobile
-//! processes, and the persistent addresses.
+//! processes, and the persistent addresses. Of each family, the first resolver is used that is not
+//! local or link-local and that a persistent address of its family can reach.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! The decision which flows' packets to compress, because most traffic is compressed or encrypted
+//! Decides which flows' packets are compressed, because most traffic is compressed or encrypted
 //! already.
 
 /// Bytes of a flow after which the heuristic decides whether to compress the flow.
