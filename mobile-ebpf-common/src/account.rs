@@ -25,8 +25,8 @@ pub struct TrackedConnection {
     pub unused: u32,
 }
 
-/// Values of `stage` in [`TrackedConnection`](crate::TrackedConnection): whether the owner's account
-/// includes the connection yet.
+/// Values of `stage` in [`TrackedConnection`](crate::TrackedConnection): whether the owner's
+/// account includes the connection yet.
 pub mod stage {
     /// No packet of the connection was seen yet.
     pub const NEW: u32 = 0;

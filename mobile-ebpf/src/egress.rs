@@ -1,8 +1,8 @@
 //! Stops packets of mobile sockets from leaving by another device than the tunnel's.
 //!
-//! The MOBILE route takes care of every socket whose packets are routed. A socket that is bound to
-//! an uplink's device, or a datagram that names one (IP_PKTINFO), is not: the kernel takes the
-//! destination to be on that link.
+//! The MOBILE route takes care of every socket whose packets are routed. Packets of a socket that
+//! is bound to an uplink's device, and datagrams that name one (IP_PKTINFO), are not routed,
+//! because the kernel assumes that the destination is on that link.
 
 #![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
 

@@ -1,10 +1,10 @@
 //! Marks the further subflows of a mobile MPTCP connection, whichever task is running.
 //!
 //! The kernel creates subflows in a kernel thread, or in the call by which a network manager
-//! announces a new address, so the calling task does not tell whose they are. Nor does the mark: a
-//! connection's mark is copied to its further subflows only if the application itself has set it.
-//! So the storage of the connection's own socket, to which each subflow leads, records that the
-//! connection is mobile.
+//! announces a new address, so the calling task does not show to which process they belong. The
+//! mark does not show it either, because a connection's mark is copied to its further subflows only
+//! if the application itself has set it. So the storage of the connection's own socket, to which
+//! each subflow leads, records that the connection is mobile.
 
 use core::ptr;
 

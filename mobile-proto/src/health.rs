@@ -46,8 +46,8 @@ pub(crate) const MAX_PINGS: u32 = 10;
 /// window, so that its probes are not sent.
 pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 
-/// Time after which a peer is unresponsive whose kernel acknowledges everything but whose program
-/// sends nothing.
+/// Time of silence after which a path is unresponsive although the peer's kernel acknowledges all
+/// segments, because the peer's program seems to be stuck.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time between two PINGs while a path is probing. With the wait for answers, a dead path
@@ -129,7 +129,7 @@ pub(crate) struct Health {
 /// The reason why a path is unresponsive, which determines what ends that state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unresponsive {
-    /// Segments went unanswered: any progress ends the state.
+    /// Segments went unanswered: any answer ends the state.
     Unacknowledged,
     /// Not a byte was received, whatever the transport samples show: any byte ends the state.
     Silent,

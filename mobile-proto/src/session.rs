@@ -4,7 +4,7 @@
 //!
 //! - `input` parses received bytes,
 //! - `transmit` writes the bytes to send,
-//! - `timers` does what is due,
+//! - `timers` handles timeouts,
 //! - `liveness` acts on the health of the paths,
 //! - `freeze` keeps inner TCP alive during an outage,
 //! - `takeover` passes the remaining state to the next session,
@@ -80,7 +80,7 @@ pub enum Event {
         /// Number of packets dropped on this side since the previous switch.
         dropped: u64,
     },
-    /// Client: the relay has answered on the path that was activated last.
+    /// Client: the relay has answered the activation of the path that was activated last.
     PathConfirmed {
         /// The path that was confirmed.
         path: PathId,
@@ -92,17 +92,18 @@ pub enum Event {
         /// The reason for closing it.
         code: CloseCode,
     },
-    /// An answer is overdue, and the path is probed; it may well be alive. Reported once each time
-    /// that this happens.
+    /// An answer is overdue on the path, which may still be alive: the session sends small segments
+    /// to find out. Reported once each time that this happens.
     PathProbing {
         /// The path that is probed.
         path: PathId,
     },
-    /// The path is dead by all evidence. Reported once, until [`Event::PathRecovered`].
+    /// The path is dead by all evidence: several segments went unanswered, or nothing was received
+    /// for too long. Reported once, until [`Event::PathRecovered`].
     PathUnresponsive {
         /// The path that is unresponsive.
         path: PathId,
-        /// The time without progress.
+        /// The time for which nothing sent on the path was answered.
         silent_for: Duration,
     },
     /// A path that was unresponsive delivers again.

@@ -174,7 +174,7 @@ impl Pair {
         self.wires.values_mut().for_each(|wire| wire.client_open = false);
     }
 
-    /// Lets both ends write up to `limit` bytes on each path.
+    /// Lets the client and the relay write up to `limit` bytes on each path.
     pub(crate) fn transmit(&mut self, limit: usize) {
         for (&path, wire) in &mut self.wires {
             let mut out = Vec::new();

@@ -208,8 +208,9 @@ fn after_an_outage_only_a_flow_with_nothing_unacknowledged_gets_a_window_update(
     assert_eq!(ends.answers(), [], "once");
 }
 
-/// Tests a bug: two ends that were both shown a closed window, and whose acknowledgements were lost
-/// with both programs, never learnt of each other's progress until the kernel gave up.
+/// Tests a former bug: if two TCP ends had both been shown a closed window, and their
+/// acknowledgements were lost because both programs were restarted, neither learnt of the other's
+/// progress until its kernel gave up.
 #[test]
 fn acknowledgements_that_both_ends_refused_are_repeated() {
     for known in [false, true] {
