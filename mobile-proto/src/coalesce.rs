@@ -4,9 +4,9 @@
 //!
 //! The kernel segments the packet into the same datagrams in the same order. Only datagrams are
 //! coalesced that the kernel recreates exactly: equal headers, equal lengths, of which the last of
-//! three or more may be shorter, and a checksum that is correct or still to be computed. (The kernel numbers the
-//! identification of IPv4 packets on from the first one's; it means nothing where a packet may not
-//! be fragmented, RFC 6864.)
+//! three or more may be shorter, and a checksum that is correct or still to be computed. (The
+//! kernel numbers the identification of IPv4 packets on from the first one's; it means nothing
+//! where a packet may not be fragmented, RFC 6864.)
 
 use crate::{Offload, Packet};
 

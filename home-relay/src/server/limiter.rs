@@ -3,13 +3,13 @@
 //!
 //! The cost is in TLS (four elliptic-curve operations, some 0.3 ms). A source from which a client
 //! has authenticated is *known* for a day; other sources are *strangers*. All strangers together
-//! have a rate of handshakes. Each source (an IPv4 address or an IPv6 /64) has a rate of its own and
-//! a maximum number of half-open connections, and all connections together have such a maximum. The
-//! section `[limits]` sets them. A known source does not share the strangers' rate, has a higher
-//! rate of its own, and a quarter of the half-open connections is reserved for known sources. A
-//! flood therefore costs clients at unknown addresses a few attempts, and clients at known addresses
-//! nothing. A client that abuses this has at most four known sources, and each can hold only a part
-//! of the reserve.
+//! have a rate of handshakes. Each source (an IPv4 address or an IPv6 /64) has a rate of its own
+//! and a maximum number of half-open connections, and all connections together have such a maximum.
+//! The section `[limits]` sets them. A known source does not share the strangers' rate, has a
+//! higher rate of its own, and a quarter of the half-open connections is reserved for known
+//! sources. A flood therefore costs clients at unknown addresses a few attempts, and clients at
+//! known addresses nothing. A client that abuses this has at most four known sources, and each can
+//! hold only a part of the reserve.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

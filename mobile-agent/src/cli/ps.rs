@@ -1,5 +1,5 @@
-//! The verb `mobile ps`, which lists the mobile processes with their users, their connections through the tunnel and
-//! their TCP traffic.
+//! The verb `mobile ps`, which lists the mobile processes with their users, their connections
+//! through the tunnel and their TCP traffic.
 
 use std::path::Path;
 
