@@ -14,7 +14,7 @@ use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 /// directory, which a reboot empties, just as it removes the kernel objects.
 const DIR: &str = "/run/home-relay";
 
-/// The record of what `cleanup` undoes for one relay: the name of its device (from which the
+/// The names by which `cleanup` finds what one relay changed on its host: the name of its device (from which the
 /// nftables table's name follows), its admin socket, and where it noted which IP forwarding it
 /// turned on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub(crate) struct Footprint {
 }
 
 impl Footprint {
-    /// Returns the record for a relay with these settings.
+    /// Returns what `cleanup` has to know about a relay with these settings.
     pub(crate) fn of(tunnel: &Tunnel, admin: &Admin, nat: &Nat, state: &State) -> Self {
         Self {
             device: tunnel.device.clone(),
@@ -48,7 +48,7 @@ pub(crate) fn state_file(config: &Path) -> io::Result<StateFile> {
 /// Returns what `cleanup` is to undo: first the names in the present configuration, then others
 /// that the relay recorded.
 ///
-/// An invalid configuration is only a warning if the relay left a record. Without a record, it is
+/// An invalid configuration is only a warning if the relay left a state file. Without one, it is
 /// an error, except that the default names stand in for the default configuration file.
 pub(crate) fn for_cleanup(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
     let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {

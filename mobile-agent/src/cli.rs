@@ -2,7 +2,7 @@
 //!
 //! [`args`] defines the grammar. Most verbs send one request to the running agent over the control
 //! socket ([`ask`]) and print the reply as a table, as sentences or, with `--json`, as JSON.
-//! `check`, `explain`, `keygen` and `enroll` work without an agent. All output passes [`print`],
+//! `check`, `explain`, `keygen` and `enroll` work without an agent. All output passes [`print()`],
 //! which escapes control characters, and a failed verb ends with status 1 and one line on stderr.
 
 pub(crate) mod args;

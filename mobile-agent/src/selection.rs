@@ -1,7 +1,7 @@
 //! Route selection: which processes are mobile, and the eBPF programs that mark their sockets.
 //!
 //! A process is mobile while it is in the mobile cgroup ([`cgroup`]) or in systemd's `mobile.slice`
-//! ([`slice`]). The eBPF programs of the crate `mobile-ebpf` run at the socket calls of every
+//! ([`mod@slice`]). The eBPF programs of the crate `mobile-ebpf` run at the socket calls of every
 //! process, look up the calling task's cgroup and set or clear the mark of its socket. [`bpf`]
 //! loads, attaches and pins the programs, so that they outlive the agent ([`pins`]) until the next
 //! agent replaces them. The other modules fill or read the programs' maps ([`addresses`],

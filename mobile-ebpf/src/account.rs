@@ -180,8 +180,8 @@ fn account(process: u32, since: u64) -> Option<*mut Account> {
     ACCOUNTS.get_ptr_mut(&process)
 }
 
-/// Returns the tracked connection of a socket, if there is one. The kernel sends the packets of one
-/// socket on one CPU at a time.
+/// Returns the tracked connection of a socket, if there is one. The reference is exclusive, because
+/// the kernel sends the packets of one socket on one CPU at a time.
 #[inline(always)]
 fn tracked_connection<'a>(socket: *mut bpf_sock) -> Option<&'a mut TrackedConnection> {
     let owners = (&raw const OWNERS).cast_mut().cast();

@@ -140,7 +140,8 @@ impl PrivateKey {
     /// a file.
     ///
     /// # Errors
-    /// When the file exists, or cannot be written, in which case it is removed.
+    /// When the file exists (it is left alone), or when writing fails (the incomplete new file is
+    /// removed).
     pub fn save_new(&self, path: &Path) -> Result<(), KeyError> {
         let mut file =
             fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|source| {

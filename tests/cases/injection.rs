@@ -20,7 +20,7 @@ const FORGED_PORT: u16 = 4242;
 /// tunnel's.
 const DROPPED: &str = "mobile_ingress_dropped_packets_total";
 
-/// The metric of kernel objects (rules, routes, filters) that the agent has restored.
+/// The name of the counter of kernel objects (rules, routes, filters) that the agent restored.
 const RESTORED: &str = "mobile_routing_restored_total";
 
 /// The states of the agent in which the attacks are made, in this order.

@@ -56,7 +56,7 @@ impl From<Policy> for CurrentPolicy {
 }
 
 impl SharedPolicy {
-    /// Creates the shared policy with an initial policy.
+    /// Creates a policy that the filters of all clients share and that can be replaced later.
     pub(crate) fn new(policy: Policy) -> Self {
         Self { version: AtomicU64::new(1), current: RwLock::new(policy.into()) }
     }

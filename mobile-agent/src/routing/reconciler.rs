@@ -60,8 +60,8 @@ pub(crate) struct RouteStatus {
 pub(crate) struct ConflictingRules {
     /// The number of other programs' rules that come before the agent's rules at present.
     pub(crate) before: AtomicU64,
-    /// The number of times that the agent's rules moved to another priority, before conflicting
-    /// rules or back.
+    /// How often the agent's rules were moved to another priority: ahead of conflicting rules, or
+    /// back to the configured priority.
     pub(crate) moves: AtomicU64,
 }
 

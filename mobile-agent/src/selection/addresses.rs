@@ -16,9 +16,9 @@ use crate::routing::assignment::Assignment;
 /// At most one IP address of each family, because the eBPF programs can use only one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
-    /// The address for IPv4 traffic.
+    /// The IPv4 address, such as the persistent address; `None` if the relay assigned none.
     pub(crate) ipv4: Option<Ipv4Addr>,
-    /// The address for IPv6 traffic.
+    /// The IPv6 address; `None` if the relay assigned none.
     pub(crate) ipv6: Option<Ipv6Addr>,
 }
 

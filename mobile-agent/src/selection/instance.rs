@@ -33,8 +33,8 @@ type FileId = (u64, u64);
 #[derive(Debug)]
 struct ProgramQuery {
     file: FileId,
-    /// The path of the program if it is a script. Browsers are started by a script that is beside
-    /// the program or has its name.
+    /// The path of the command if it is a script. A browser is usually started by a script in the
+    /// directory of its executable or with the executable's name, so this path tells its instances.
     script: Option<PathBuf>,
     uid: u32,
     namespace: FileId,

@@ -157,12 +157,13 @@ impl Probe {
         self.child.wait().unwrap();
     }
 
-    /// Creates a socket of a kind, such as `tcp4`, in the probe and returns its mark.
+    /// Creates a socket of a kind, such as `tcp4`, in the probe process and returns its mark.
     pub(super) fn open(&mut self, kind: &str) -> u32 {
         self.mark(&format!("open {kind}"))
     }
 
-    /// Creates a socket of a kind in the probe, if possible. Returns `opened`, or the error's name.
+    /// Lets the probe process try to create a socket of a kind, such as `tcp4`. Returns `opened`, or
+    /// the name of the error, such as `EPERM`.
     pub(super) fn try_open(&mut self, kind: &str) -> String {
         self.ask(&format!("try {kind}"))
     }

@@ -50,8 +50,8 @@ pub(crate) struct Handover {
     pub(crate) from: String,
     /// The uplink of the path in use.
     pub(crate) to: String,
-    /// The time from the end of the old path, as far as it is known, until the relay answered on
-    /// the new path.
+    /// The time from the end of the old path, or the best estimate of it, until the relay answered
+    /// on the new path.
     pub(crate) blackout: Duration,
     /// The number of records that were sent again on the new path.
     pub(crate) replayed: u64,

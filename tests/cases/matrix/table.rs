@@ -52,8 +52,8 @@ pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     broken(measured).map(text).collect()
 }
 
-/// Returns a table of the sockets whose packets broke the rules, which happens on older kernels
-/// only.
+/// Returns a table of the sockets whose packets left by a device that the matrix does not allow. On
+/// the newest kernel the table is empty.
 pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {

@@ -8,8 +8,8 @@ use mobile_tests::{Terminal, wait_for};
 
 use super::screen::Screen;
 
-/// The letter of the key that is held down, which occurs in no prompt, echo or message after typing
-/// begins.
+/// The letter that is typed again and again. Nothing else on the terminal contains it after typing
+/// begins, so each one that appears is the echo of a keystroke.
 const KEY: char = 'x';
 /// The shell's no-operation command, to which the typed letters are arguments, so that they are
 /// only echoed.
