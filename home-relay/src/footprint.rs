@@ -14,9 +14,9 @@ use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
 /// directory, which a reboot empties, just as it removes the kernel objects.
 const DIR: &str = "/run/home-relay";
 
-/// The names by which `cleanup` finds what one relay changed on its host: the name of its device (from which the
-/// nftables table's name follows), its admin socket, and where it noted which IP forwarding it
-/// turned on.
+/// The names by which `cleanup` finds what one relay changed on its host: the name of its device
+/// (from which the nftables table's name follows), its admin socket, and where it noted which IP
+/// forwarding it turned on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Footprint {
     pub(crate) device: String,

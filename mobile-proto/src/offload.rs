@@ -22,8 +22,8 @@ const MIN_SEGMENT: u16 = 8;
 /// has 1,820 segments.
 const MAX_TCP_SEGMENTS: usize = 2048;
 
-/// Maximum number of datagrams into which one large UDP packet is segmented: as many as the kernel lets a program send at once
-/// (`UDP_MAX_SEGMENTS` since Linux 6.9).
+/// Maximum number of datagrams into which one large UDP packet is segmented: as many as the kernel
+/// lets a program send at once (`UDP_MAX_SEGMENTS` since Linux 6.9).
 const MAX_UDP_SEGMENTS: usize = 128;
 
 const F_NEEDS_CSUM: u8 = 1;

@@ -162,8 +162,8 @@ impl Probe {
         self.mark(&format!("open {kind}"))
     }
 
-    /// Lets the probe process try to create a socket of a kind, such as `tcp4`. Returns `opened`, or
-    /// the name of the error, such as `EPERM`.
+    /// Lets the probe process try to create a socket of a kind, such as `tcp4`. Returns `opened`,
+    /// or the name of the error, such as `EPERM`.
     pub(super) fn try_open(&mut self, kind: &str) -> String {
         self.ask(&format!("try {kind}"))
     }

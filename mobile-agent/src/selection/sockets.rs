@@ -82,8 +82,8 @@ fn connect_runs_programs(socket: &Socket) -> io::Result<bool> {
     Ok(socket.r#type()? == Type::STREAM && protocols.contains(&socket.protocol()?))
 }
 
-/// Returns those IPv4 and IPv6 sockets of a process that are in the agent's network namespace. Skips
-/// sockets that are closed during the search or cannot be duplicated.
+/// Returns those IPv4 and IPv6 sockets of a process that are in the agent's network namespace.
+/// Skips sockets that are closed during the search or cannot be duplicated.
 fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Socket)> {
     let own_namespace = mobile_io::netns::cookie().ok();
     socket_fds(pid).into_iter().filter_map(move |fd| {

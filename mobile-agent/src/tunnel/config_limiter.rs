@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 /// The number of changed configurations that may take effect one after the other without delay.
 const BURST: u32 = 8;
-/// The minimum time between the publication of two changed configurations once [`BURST`] is used up.
+/// The minimum time between the publication of two changed configurations once [`BURST`] is used
+/// up.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// A token-bucket limiter that publishes the relay's configurations to the rest of the agent.

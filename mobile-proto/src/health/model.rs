@@ -187,8 +187,8 @@ impl Model {
         self.seed >> 11
     }
 
-    /// Returns the arrival time of a packet sent now, in milliseconds of the model's clock, or `None`
-    /// if it is lost.
+    /// Returns the arrival time of a packet sent now, in milliseconds of the model's clock, or
+    /// `None` if it is lost.
     fn pass(&mut self, up: bool, size: u64) -> Option<u64> {
         let lost = self.random() % 100;
         let (ms, direction) = (self.ms as f64, if up { &mut self.up } else { &mut self.down });
