@@ -25,7 +25,7 @@ pub struct TrackedConnection {
     pub unused: u32,
 }
 
-/// Values of `stage` in [`TrackedConnection`](crate::TrackedConnection): whether the owner's
+/// Values of `stage` in [`TrackedConnection`]: whether the owner's
 /// account includes the connection yet.
 pub mod stage {
     /// No packet of the connection was seen yet.

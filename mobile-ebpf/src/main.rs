@@ -1,9 +1,9 @@
 //! The eBPF programs that choose the MOBILE route, attached to cgroups.
 //!
-//! The programs for socket calls ([`select`]) are attached at the root of the cgroup2 hierarchy and
-//! look up the calling *task*: the cgroup of a socket is fixed at its creation, while a process may
-//! become mobile later. If a program cannot decide, it leaves the socket unchanged and counts that.
-//! It refuses only calls and packets that would leave outside the tunnel.
+//! The programs for socket calls (module `select`) are attached at the root of the cgroup2
+//! hierarchy and look up the calling *task*: the cgroup of a socket is fixed at its creation, while
+//! a process may become mobile later. If a program cannot decide, it leaves the socket unchanged
+//! and counts that. It refuses only calls and packets that would leave outside the tunnel.
 //!
 //! | module | job |
 //! | --- | --- |

@@ -79,7 +79,7 @@ impl Metric {
     }
 }
 
-/// Declares a constant of type [`Metric`](crate::metrics::Metric) for each metric, and the list
+/// Declares a constant of type [`Metric`] for each metric, and the list
 /// `ALL` of all of them:
 ///
 /// ```
