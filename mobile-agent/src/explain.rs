@@ -81,7 +81,7 @@ impl<'a> Explainer<'a> {
         let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
         let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
             Ok(cgroup) => cgroup,
-            Err(CgroupError::NoCgroup2) => None,
+            Err(CgroupError::NoCgroup2(_)) => None,
             Err(error) => return Err(error.into()),
         };
         let mobile = match &cgroup {

@@ -47,7 +47,7 @@ pub(super) struct Facts {
     pub(super) cgroup2: Result<PathBuf, String>,
     /// The state of the BPF file system.
     pub(super) bpffs: Bpffs,
-    /// Whether the eBPF programs load and attach.
+    /// Whether the eBPF programs load and attach; `None` also without a cgroup2 mount.
     pub(super) programs: Option<Result<(), String>>,
     /// Whether a TUN device can be opened.
     pub(super) tun: Option<Result<(), String>>,
@@ -152,7 +152,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         key,
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
-        programs: root.then(|| load_programs::try_load(&config)),
+        programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(&config)),
         tun: root.then(isolation::try_tun),
         nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,

@@ -47,10 +47,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         }
     });
     findings.push(bpffs(facts.bpffs));
-    findings.extend(facts.programs.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("eBPF", "the programs load and attach"),
-        Err(error) => Finding::fail("eBPF", error, NO_BPF),
-    }));
+    findings.extend(programs(facts));
     findings.extend(facts.tun.as_ref().map(|tried| match tried {
         Ok(()) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
         Err(error) => {
@@ -86,8 +83,19 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, that neither a container nor \
-                      kernel lockdown forbids bpf(2) to root, and that cgroup2 is mounted";
+const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and that neither a container \
+                      nor kernel lockdown forbids bpf(2) to root";
+
+fn programs(facts: &Facts) -> Option<Finding> {
+    match &facts.programs {
+        Some(Ok(())) => Some(Finding::ok("eBPF", "the programs load and attach")),
+        Some(Err(error)) => Some(Finding::fail("eBPF", error, NO_BPF)),
+        None => facts.root.then(|| {
+            let next = "mount cgroup2, then run `mobile check` again";
+            Finding::warn("eBPF", "not checked, because cgroup2 is not mounted", next)
+        }),
+    }
+}
 
 fn kernel(release: &str) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);

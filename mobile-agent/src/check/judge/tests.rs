@@ -183,6 +183,17 @@ fn a_missing_prerequisite_fails_with_a_next_step() {
 }
 
 #[test]
+fn without_cgroup2_the_programs_are_not_checked() {
+    let facts = Facts { cgroup2: Err("no cgroup2".into()), programs: None, ..healthy() };
+    let faults = faults(&facts);
+    let [(Level::Fail, cgroup2, _), (Level::Warn, programs, text)] = &faults[..] else {
+        panic!("not two: {faults:?}")
+    };
+    assert_eq!((cgroup2.as_str(), programs.as_str()), ("cgroup2", "eBPF"));
+    assert!(text.starts_with("not checked, because cgroup2 is not mounted"), "{text}");
+}
+
+#[test]
 fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
     let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..healthy() };
     let findings = judge(&missing);
