@@ -3,6 +3,7 @@
 //! A fact that only root may see is `None` for other users.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,8 @@ pub(super) struct Facts {
     pub(super) root: bool,
     /// The release of the running kernel.
     pub(super) kernel: String,
-    /// The path of the configuration, or the error in it.
-    pub(super) config: Result<PathBuf, String>,
+    /// The configuration file.
+    pub(super) config: ConfigFile,
     /// The section `[routing]`, or its defaults if the configuration is invalid.
     pub(super) routing: Routing,
     /// The relay's endpoint and key, or the reason why they are unknown.
@@ -70,6 +71,19 @@ pub(super) struct Facts {
     pub(super) open: Option<bool>,
     /// The resolvers that `/etc/resolv.conf` names.
     pub(super) resolvers: Vec<IpAddr>,
+}
+
+/// The state of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ConfigFile {
+    /// The file at this path was read.
+    Read(PathBuf),
+    /// The default file does not exist, and no environment variable names a relay.
+    NotEnrolled,
+    /// This user may not read the file; the text is the error.
+    NotAllowed(String),
+    /// The file cannot be used; the text is the error.
+    Invalid(String),
 }
 
 /// The file system that the directory for pins is on.
@@ -109,13 +123,21 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
-    let (config, problem) = match loaded {
-        Ok(config) => (config, Ok(file)),
-        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::error_chain(&error))),
+    let opened = std::fs::File::open(&file).map_err(|error| error.kind());
+    let (config, relay) = match &loaded {
+        Ok(config) => (config.clone(), config.relay_identity().map_err(|error| error.to_string())),
+        Err(_) => (
+            Config::of_client(path).unwrap_or_default(),
+            Err("the configuration cannot be read".to_owned()),
+        ),
     };
-    let relay = match &problem {
-        Ok(_) => config.relay_identity().map_err(|error| error.to_string()),
-        Err(_) => Err("the configuration cannot be read".to_owned()),
+    let config_file = match (loaded, opened) {
+        (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
+        (Ok(_), _) => ConfigFile::Read(file),
+        (Err(error), Err(ErrorKind::PermissionDenied)) => {
+            ConfigFile::NotAllowed(crate::cli::error_chain(&error))
+        }
+        (Err(error), _) => ConfigFile::Invalid(crate::cli::error_chain(&error)),
     };
     let agent = ask_agent(&config);
     let resolved = match &relay {
@@ -146,7 +168,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         root,
         kernel: nix::sys::utsname::uname()
             .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned()),
-        config: problem,
+        config: config_file,
         routing: config.routing.clone(),
         relay,
         key,

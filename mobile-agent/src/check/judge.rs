@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use mobile_io::check::Finding;
 use mobile_io::netlink::ListedRule;
 
-use super::facts::{Bpffs, Facts, Links};
+use super::facts::{Bpffs, ConfigFile, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
 use crate::routing::conflicting_rules::{conflicting_rules, is_listed_as_ours, rule_priority};
@@ -31,14 +31,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         let seen = "an ordinary user cannot check the eBPF programs, the TUN device and the relay";
         findings.push(Finding::warn("rights", seen, AS_ROOT));
     }
-    findings.push(match &facts.config {
-        Ok(path) => Finding::ok("config", path.display().to_string()),
-        Err(error) => Finding::fail(
-            "config",
-            error,
-            "correct the file; the findings below are for the default settings",
-        ),
-    });
+    findings.push(config(&facts.config));
     findings.extend(identity(facts));
     findings.push(match &facts.cgroup2 {
         Ok(mount) => Finding::ok("cgroup2", format!("mounted at {}", mount.display())),
@@ -124,8 +117,27 @@ fn kernel(release: &str) -> Finding {
     Finding::ok("kernel", format!("Linux {release}; {oldest}{slow}"))
 }
 
+fn config(file: &ConfigFile) -> Finding {
+    match file {
+        ConfigFile::Read(path) => Finding::ok("config", path.display().to_string()),
+        ConfigFile::NotEnrolled => {
+            Finding::fail("config", "this host is not enrolled", "run `mobile enroll INVITATION`")
+        }
+        ConfigFile::NotAllowed(error) => Finding::warn(
+            "config",
+            error,
+            format!("{AS_ROOT}; the findings below are for the default settings"),
+        ),
+        ConfigFile::Invalid(error) => Finding::fail(
+            "config",
+            error,
+            "correct the file; the findings below are for the default settings",
+        ),
+    }
+}
+
 fn identity(facts: &Facts) -> Vec<Finding> {
-    if facts.config.is_err() {
+    if !matches!(facts.config, ConfigFile::Read(_)) {
         return Vec::new();
     }
     let relay = facts

@@ -74,7 +74,7 @@ fn healthy() -> Facts {
     Facts {
         root: true,
         kernel: "6.18.5-amd64".into(),
-        config: Ok(PathBuf::from("/etc/mobile/agent.toml")),
+        config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),
         relay: Ok(RelayIdentity { endpoint: "relay.example.org:443".into(), public_key: key(1) }),
         key: Ok(Some(key(2))),
@@ -205,15 +205,20 @@ fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
 
 #[test]
 fn an_invalid_configuration_is_reported_once() {
-    let facts = Facts {
-        config: Err("agent.toml:3: unknown key".into()),
+    let facts = |config| Facts {
+        config,
         relay: Err("the configuration cannot be read".into()),
         key: Err("no key".into()),
         resolved: None,
         reached: None,
         ..healthy()
     };
-    assert_fault(&facts, Level::Fail, "config", "agent.toml:3");
+    let error = "agent.toml:3: unknown key".to_owned();
+    assert_fault(&facts(ConfigFile::Invalid(error)), Level::Fail, "config", "agent.toml:3");
+    let part = "this host is not enrolled / run `mobile enroll INVITATION`";
+    assert_fault(&facts(ConfigFile::NotEnrolled), Level::Fail, "config", part);
+    let denied = ConfigFile::NotAllowed("cannot read agent.toml".into());
+    assert_fault(&facts(denied), Level::Warn, "config", "as root");
 }
 
 #[test]
