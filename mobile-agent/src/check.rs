@@ -14,6 +14,7 @@ use std::path::Path;
 
 use mobile_io::check::CheckReport;
 
+pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;
 
 /// Gathers all facts and judges them.

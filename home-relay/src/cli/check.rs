@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use mobile_io::check::Level;
 
 /// Prints the findings; works with or without a running relay, and in less depth without root.
 pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
@@ -17,6 +16,5 @@ pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
     if report.ok {
         return Ok(());
     }
-    let failed = report.findings.iter().filter(|finding| finding.level == Level::Fail).count();
-    bail!("this host cannot serve: {failed} of {} findings are FAIL", report.findings.len())
+    bail!("{}: the relay may not serve clients before this is corrected", report.failures())
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mobile_io::check::Finding;
+use mobile_io::check::{Finding, Level};
 use mobile_io::netlink::ListedRule;
 
 use super::facts::{Bpffs, ConfigFile, Facts, Links};
@@ -21,8 +21,14 @@ const BOUNDED_RTO_KERNEL: (u32, u32) = (6, 15);
 /// The maximum number of links that are listed if none is usable: a host may have a thousand.
 const MAX_LISTED_LINKS: usize = 8;
 
+/// The beginning of the finding `agent` if the agent has a session.
+const CONNECTED: &str = "running, connected over";
+
 /// The next step if only root can check something.
 const AS_ROOT: &str = "run `mobile check` as root";
+
+/// The topic of a finding about the relay, before the name of the uplink.
+const RELAY_OVER: &str = "relay over ";
 
 /// Returns all findings, in the order of the report.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -74,6 +80,21 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(on_failure(facts));
     findings.push(agent(facts));
     findings
+}
+
+/// Returns what follows from findings of which at least one failed.
+pub(crate) fn consequence(findings: &[Finding]) -> &'static str {
+    let mut failed = findings.iter().filter(|finding| finding.level == Level::Fail);
+    let is_outside = |topic: &str| {
+        matches!(topic, "relay name" | "uplinks") || topic.starts_with(RELAY_OVER)
+    };
+    if findings.iter().any(|finding| finding.topic == "agent" && finding.seen.starts_with(CONNECTED)) {
+        "the agent is connected, but its next handover or start may fail"
+    } else if failed.all(|finding| is_outside(&finding.topic)) {
+        "there is no session until an uplink reaches the relay"
+    } else {
+        "the agent may not work before this is corrected"
+    }
 }
 
 const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and that neither a container \
@@ -372,7 +393,7 @@ fn relay(reached: &[(String, Outcome)]) -> Vec<Finding> {
     reached
         .iter()
         .map(|(uplink, outcome)| {
-            let topic = format!("relay over {uplink}");
+            let topic = format!("{RELAY_OVER}{uplink}");
             match outcome {
                 Ok(reached) => {
                     let took = reached.took.as_millis();
@@ -453,7 +474,7 @@ fn agent(facts: &Facts) -> Finding {
             let seen = match status.session {
                 SessionState::Connected => {
                     let uplink = status.active_uplink.as_deref().unwrap_or("no uplink");
-                    return Finding::ok("agent", format!("running, connected over {uplink}"));
+                    return Finding::ok("agent", format!("{CONNECTED} {uplink}"));
                 }
                 SessionState::Connecting => "running, connecting",
                 SessionState::NoUplink => "running, without a usable uplink",

@@ -293,6 +293,17 @@ fn one_uplink_that_reaches_the_relay_suffices_unless_the_key_is_refused() {
 }
 
 #[test]
+fn the_consequence_of_failures_depends_on_what_failed() {
+    let fail = |topic: &str| Finding::fail(topic, "seen", "next");
+    let idle = Finding::ok("agent", "not running");
+    let unreached = [fail("relay over eth0"), fail("relay name"), idle.clone()];
+    assert!(consequence(&unreached).starts_with("there is no session"));
+    assert!(consequence(&[fail("relay over eth0"), fail("TUN"), idle]).contains("may not work"));
+    let connected = Finding::ok("agent", format!("{CONNECTED} eth0"));
+    assert!(consequence(&[fail("relay over wlan0"), connected]).starts_with("the agent is connected"));
+}
+
+#[test]
 fn a_resolver_of_the_visited_network_is_a_warning() {
     let resolvers = vec!["127.0.0.53".parse().unwrap(), "192.168.1.1".parse().unwrap()];
     assert_fault(&Facts { resolvers, ..healthy() }, Level::Warn, "resolver", "192.168.1.1");
