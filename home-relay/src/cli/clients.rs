@@ -104,7 +104,10 @@ pub(super) const UNEXPECTED_REPLY: &str =
 /// Returns the error of commands that need a running relay.
 pub(super) fn not_running(config: &Config) -> String {
     let socket = config.admin.socket.display();
-    format!("no relay is running: no answer on {socket}; start it with `home-relay serve`")
+    format!(
+        "no relay is running (no answer on {socket}): start it with `systemctl start home-relay`, or `home-relay \
+         serve` in the foreground"
+    )
 }
 
 /// Connects to the running relay, if there is one. Missing permission is an error, not an absence.

@@ -468,7 +468,10 @@ fn on_failure(facts: &Facts) -> Finding {
 
 fn agent(facts: &Facts) -> Finding {
     match &facts.agent {
-        Ok(None) => Finding::ok("agent", "not running; start it with `mobile agent`"),
+        Ok(None) => Finding::ok(
+            "agent",
+            "not running; start it with `systemctl start mobile`, or `mobile agent` in the foreground",
+        ),
         Err(error) => Finding::fail("agent", error, "restart the agent"),
         Ok(Some(status)) => {
             let seen = match status.session {
