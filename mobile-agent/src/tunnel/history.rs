@@ -86,12 +86,12 @@ impl HandoverHistory {
             self.problems.insert(uplink.to_owned(), known);
             return;
         }
-        tracing::warn!(
-            uplink,
-            cause = failure.problem.cause,
-            next_step = failure.problem.next_step,
-            "cannot use the relay"
-        );
+        let Problem { cause, next_step } = &failure.problem;
+        if failure.fault == Fault::Identity {
+            tracing::warn!(uplink, cause, next_step, "relay reached over this uplink, but no session is possible");
+        } else {
+            tracing::warn!(uplink, cause, next_step, "relay not reachable over this uplink");
+        }
         self.problems.insert(uplink.to_owned(), failure);
     }
 
