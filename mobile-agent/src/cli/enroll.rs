@@ -295,7 +295,15 @@ async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<T
             Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
                 "the server at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
             ),
-            Err(cause) => failure = anyhow::anyhow!("{address}: {cause}"),
+            Err(cause) => {
+                failure = match cause.violation() {
+                    Some(what) => anyhow::anyhow!(
+                        "another service answers at {address}, not a relay: check the port given to `home-relay \
+                         invite --endpoint` ({what})"
+                    ),
+                    None => anyhow::anyhow!("{address}: {cause}"),
+                };
+            }
         }
     }
     Err(failure)
