@@ -442,7 +442,8 @@ fn resolvers(facts: &Facts) -> Finding {
              the tunnel, where a resolver of the visited network may not answer",
             outside.join(", ")
         ),
-        "set [dns] servers on the relay, or use a local stub resolver (systemd-resolved, dnsmasq) on this host",
+        "set [dns] servers in /etc/home-relay/relay.toml on the relay and run `systemctl reload home-relay` there, \
+         or use a local stub resolver (systemd-resolved, dnsmasq) on this host",
     )
 }
 

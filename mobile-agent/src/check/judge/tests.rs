@@ -306,5 +306,7 @@ fn the_consequence_of_failures_depends_on_what_failed() {
 #[test]
 fn a_resolver_of_the_visited_network_is_a_warning() {
     let resolvers = vec!["127.0.0.53".parse().unwrap(), "192.168.1.1".parse().unwrap()];
-    assert_fault(&Facts { resolvers, ..healthy() }, Level::Warn, "resolver", "192.168.1.1");
+    let facts = Facts { resolvers, ..healthy() };
+    assert_fault(&facts, Level::Warn, "resolver", "192.168.1.1");
+    assert_fault(&facts, Level::Warn, "resolver", "systemctl reload home-relay");
 }
