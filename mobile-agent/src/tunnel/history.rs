@@ -8,7 +8,7 @@ use prometheus::Histogram;
 use super::cause::{FAILURE_KINDS, Failure, Fault, HandoverCause};
 use super::machine::Handover;
 use crate::metrics::declared;
-use crate::status::Problem;
+use crate::status::{Problem, whole_ms};
 use crate::uplinks::policy::Uplink;
 
 /// The upper bounds of the blackout histogram, in seconds. They range from make-before-break (0)
@@ -58,7 +58,7 @@ impl HandoverHistory {
             cause = handover.cause.word(),
             from = handover.from,
             to = handover.to,
-            blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
+            blackout_ms = whole_ms(handover.blackout),
             replayed_records = handover.replayed,
             dropped_packets = handover.dropped,
             "handover complete"
