@@ -1,5 +1,6 @@
 //! The `check` command: reports whether this host can serve.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +14,8 @@ pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
     } else {
         print!("{}", report.render());
     }
+    // The findings precede the summary on stderr.
+    std::io::stdout().flush().context("cannot write to stdout")?;
     if report.ok {
         return Ok(());
     }
