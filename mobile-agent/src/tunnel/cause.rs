@@ -168,7 +168,10 @@ impl Failure {
             tls::HandshakeFailure::Protocol(_) | tls::HandshakeFailure::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
-                format!("the host at the relay's endpoint does not speak the relay's protocol: {cause}"),
+                format!(
+                    "the host at the relay's endpoint does not speak the relay's protocol: {}",
+                    cause.violation().unwrap_or_default()
+                ),
                 "check the port of [relay] endpoint, the versions of both ends, and whether a captive portal \
                  or proxy is in between",
             ),
