@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use super::cgroup2::Cgroup2;
 use super::{
-    cgroup2::{depth, join},
+    cgroup2::{MOUNT, depth, join},
     slice::Slice,
 };
 
@@ -356,7 +356,7 @@ fn cgroup_of(pid: i32) -> Result<PathBuf> {
         Err(error) if is_gone(&error) => return Err(CgroupError::NoProcess(pid)),
         Err(source) => return Err(io_error("read", &file)(source)),
     };
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(CgroupError::NoCgroup2(cgroup2::MOUNT))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(CgroupError::NoCgroup2(MOUNT))?;
     Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)))
 }
 
