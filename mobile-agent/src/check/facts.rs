@@ -126,10 +126,9 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let opened = std::fs::File::open(&file).map_err(|error| error.kind());
     let (config, relay) = match &loaded {
         Ok(config) => (config.clone(), config.relay_identity().map_err(|error| error.to_string())),
-        Err(_) => (
-            Config::of_client(path).unwrap_or_default(),
-            Err("the configuration cannot be read".to_owned()),
-        ),
+        Err(_) => {
+            (Config::of_client(path).unwrap_or_default(), Err("the configuration cannot be read".to_owned()))
+        }
     };
     let config_file = match (loaded, opened) {
         (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
@@ -246,7 +245,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
         // Check the permissions only: other users must not be able to read the file.
         Err(_) if !root => match std::fs::metadata(path) {
             Ok(file) if file.permissions().mode() & 0o077 == 0 => Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
             _ => Err(error_text(PrivateKey::load(path).err())),
         },
         Err(error) => Err(error_text(Some(error))),
