@@ -85,9 +85,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 /// Returns what follows from findings of which at least one failed.
 pub(crate) fn consequence(findings: &[Finding]) -> &'static str {
     let mut failed = findings.iter().filter(|finding| finding.level == Level::Fail);
-    let is_outside = |topic: &str| {
-        matches!(topic, "relay name" | "uplinks") || topic.starts_with(RELAY_OVER)
-    };
+    let is_outside = |topic: &str| matches!(topic, "relay name" | "uplinks") || topic.starts_with(RELAY_OVER);
     if findings.iter().any(|finding| finding.topic == "agent" && finding.seen.starts_with(CONNECTED)) {
         "the agent is connected, but its next handover or start may fail"
     } else if failed.all(|finding| is_outside(&finding.topic)) {
