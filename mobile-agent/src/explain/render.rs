@@ -170,9 +170,11 @@ impl HostState<'_> {
                 None if is_link_local(new.to) => {
                     "result: goes directly, because the destination is on the link itself".to_owned()
                 }
-                None => "result: goes directly, although the process is mobile: another rule comes before the \
+                None => {
+                    "result: goes directly, although the process is mobile: another rule comes before the \
                          agent's; see `mobile check`"
-                    .to_owned(),
+                        .to_owned()
+                }
             },
             (false, Some(_)) => "result: goes directly, because the process is not mobile".to_owned(),
         }
@@ -272,7 +274,12 @@ mod tests {
         let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
         assert_says(
             &text,
-            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "result: goes directly, because the process is not mobile\n"],
+            &[
+                "no mark",
+                "`32766: from all lookup main`",
+                "via 10.22.0.1 dev eth0",
+                "result: goes directly, because the process is not mobile\n",
+            ],
         );
         let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
