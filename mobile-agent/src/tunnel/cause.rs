@@ -134,11 +134,7 @@ impl Failure {
 
     /// Returns the failure for a TLS handshake with the host at `address`, whose key is not proved
     /// before the end of the handshake.
-    pub(crate) fn handshake(
-        address: SocketAddr,
-        cause: &tls::HandshakeFailure,
-        own_key: &PublicKey,
-    ) -> Self {
+    pub(crate) fn handshake(address: SocketAddr, cause: &tls::HandshakeFailure, own_key: &PublicKey) -> Self {
         let mut failure = Self::tls(cause, own_key);
         if let Some(what) = cause.violation() {
             failure.problem.cause = format!("another service answers at {address}, not a relay: {what}");
