@@ -88,7 +88,12 @@ impl HandoverHistory {
         }
         let Problem { cause, next_step } = &failure.problem;
         if failure.fault == Fault::Identity {
-            tracing::warn!(uplink, cause, next_step, "relay reached over this uplink, but no session is possible");
+            tracing::warn!(
+                uplink,
+                cause,
+                next_step,
+                "relay reached over this uplink, but no session is possible"
+            );
         } else {
             tracing::warn!(uplink, cause, next_step, "relay not reachable over this uplink");
         }
