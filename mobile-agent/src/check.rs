@@ -14,6 +14,7 @@ use std::path::Path;
 
 use mobile_io::check::CheckReport;
 
+pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;
 
 /// Returns the report of `mobile check` about this host; `config` is the configuration file, or the

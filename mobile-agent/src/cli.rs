@@ -137,8 +137,17 @@ fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
 
 /// Connects to the agent at the control socket of a loaded configuration.
 fn agent_of(config: &Config) -> anyhow::Result<Client> {
-    Client::connect(&config.control.socket)
-        .context("no agent is running on this host: start it with `mobile agent`")
+    Client::connect(&config.control.socket).map_err(not_connected)
+}
+
+/// Adds to an error of connecting how to start the agent, if none runs.
+fn not_connected(error: ControlError) -> anyhow::Error {
+    match error {
+        ControlError::NotRunning { .. } => anyhow::anyhow!(
+            "no agent is running ({error}): start it with `systemctl start mobile`, or `mobile agent` in the foreground"
+        ),
+        error => error.into(),
+    }
 }
 
 /// Sends a request to the agent and returns the reply. A refusal is an error.
@@ -207,6 +216,15 @@ mod tests {
         let error =
             anyhow::Error::new(cause).context("cannot connect (connection refused)").context("no agent");
         assert_eq!(error_chain(&error), "no agent: cannot connect (connection refused)");
+    }
+
+    #[test]
+    fn without_an_agent_the_error_says_how_to_start_it() {
+        let path = "/nonexistent/agent.sock";
+        let error = error_chain(&not_connected(Client::connect(Path::new(path)).unwrap_err()));
+        let start = "start it with `systemctl start mobile`, or `mobile agent` in the foreground";
+        let cause = format!("cannot connect to {path}: No such file or directory");
+        assert_eq!(error, format!("no agent is running ({cause}): {start}"));
     }
 
     #[test]

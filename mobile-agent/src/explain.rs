@@ -25,9 +25,10 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of addresses or sockets that are explained; the rest is only counted.
 const MAX_LISTED: usize = 32;
 
-/// Explains a process, if `target` is a process ID, or connections to a host.
-pub(crate) async fn explain(config: &Config, target: &str) -> anyhow::Result<String> {
-    let explainer = Explainer::new(config).await?;
+/// Explains a process, if `target` is a process ID, or connections to a host. `session` tells
+/// whether the tunnel has a session, if that is known.
+pub(crate) async fn explain(config: &Config, session: Option<bool>, target: &str) -> anyhow::Result<String> {
+    let explainer = Explainer::new(config, session).await?;
     match target.parse::<i32>() {
         Ok(pid) => explainer.process(pid).await,
         Err(_) => explainer.host(target).await,
@@ -45,7 +46,7 @@ struct Explainer<'a> {
 }
 
 impl<'a> Explainer<'a> {
-    async fn new(config: &'a Config) -> anyhow::Result<Self> {
+    async fn new(config: &'a Config, session: Option<bool>) -> anyhow::Result<Self> {
         let netlink = Netlink::new()?;
         let links: HashMap<u32, String> =
             netlink.links().await?.into_iter().map(|link| (link.index, link.name)).collect();
@@ -72,6 +73,7 @@ impl<'a> Explainer<'a> {
                 rules,
                 programs,
                 open: deadline::has_passed(&config.bpf.pin_dir).unwrap_or(false),
+                session,
             },
         })
     }
@@ -81,7 +83,7 @@ impl<'a> Explainer<'a> {
         let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
         let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
             Ok(cgroup) => cgroup,
-            Err(CgroupError::NoCgroup2) => None,
+            Err(CgroupError::NoCgroup2(_)) => None,
             Err(error) => return Err(error.into()),
         };
         let mobile = match &cgroup {

@@ -67,6 +67,14 @@ impl CheckReport {
         Self { ok, findings }
     }
 
+    /// Returns the number of findings that failed, in words: `2 of 19 findings are FAIL`.
+    #[must_use]
+    pub fn failures(&self) -> String {
+        let failed = self.findings.iter().filter(|finding| finding.level == Level::Fail).count();
+        let verb = if failed == 1 { "is" } else { "are" };
+        format!("{failed} of {} findings {verb} FAIL", self.findings.len())
+    }
+
     /// Renders the report as text, one line for each finding.
     #[must_use]
     pub fn render(&self) -> String {
@@ -105,6 +113,7 @@ mod tests {
         let report = CheckReport::new(findings);
         assert!(!report.ok);
         assert!(report.render().ends_with("\nFAIL  key: none; what to do: make one\n"));
+        assert_eq!(report.failures(), "1 of 3 findings is FAIL");
     }
 
     #[test]

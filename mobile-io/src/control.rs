@@ -14,6 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::unistd::{Group, chown};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,7 +46,7 @@ pub enum ControlError {
     #[error("already running: another process answers on {0}")]
     AlreadyRunning(PathBuf),
     /// No process listens on the socket.
-    #[error("cannot connect to {path} ({source}): is the service running?")]
+    #[error("cannot connect to {path}: {}", reason(source))]
     NotRunning {
         /// The path of the socket.
         path: PathBuf,
@@ -75,6 +76,11 @@ pub enum ControlError {
         /// The error of the system call.
         source: io::Error,
     },
+}
+
+/// Returns the text of a system call's error without its number, which says nothing to users.
+fn reason(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
 }
 
 /// The listening socket of a service; its file is removed on drop.
@@ -400,7 +406,7 @@ mod tests {
     async fn errors_name_the_socket_or_the_group() {
         let (_dir, path) = socket_path();
         let error = Client::connect(&path).unwrap_err().to_string();
-        assert!(error.contains("agent.sock") && error.contains("is the service running?"), "{error}");
+        assert_eq!(error, format!("cannot connect to {}: No such file or directory", path.display()));
         let error = Listener::bind(&path, 0o660, Some("no-such-group")).unwrap_err().to_string();
         assert!(error.contains("no-such-group"), "{error}");
         assert!(!path.exists());

@@ -104,6 +104,19 @@ impl fmt::Display for HandshakeFailure {
 
 impl std::error::Error for HandshakeFailure {}
 
+impl HandshakeFailure {
+    /// Returns how the peer violates the protocol, if that is the cause: in a handshake, because
+    /// another service answers.
+    #[must_use]
+    pub fn violation(&self) -> Option<String> {
+        match self {
+            Self::Oversized => Some(AllowanceExceeded.to_string()),
+            Self::Protocol(what) => Some(what.clone()),
+            Self::Refused | Self::WrongRelayKey { .. } | Self::Network(_) => None,
+        }
+    }
+}
+
 /// The relay's two TLS configurations, one for paths and one for enrolments. The protocol that a
 /// client requests (ALPN) selects between them.
 #[derive(Debug, Clone)]

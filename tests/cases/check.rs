@@ -234,7 +234,7 @@ fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome
     for part in ["connect4", "lookup 7700", "dev mobile0", &persistent, "through the tunnel"] {
         assert!(mobile.contains(part), "no {part:?} in {said}");
     }
-    for part in ["no mark", "lookup main", "via 10.22.0.1 dev eth0", "goes direct"] {
+    for part in ["no mark", "lookup main", "via 10.22.0.1 dev eth0", "goes directly"] {
         assert!(ordinary.contains(part), "no {part:?} in {said}");
     }
     let said = explain(&addr::SERVER6.to_string())?;

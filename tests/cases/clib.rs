@@ -251,7 +251,7 @@ fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() 
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     bed.expect_warning("parts of the MOBILE route that another program removed or changed");
-    bed.expect_warning("cannot use the relay");
+    bed.expect_warning("relay not reachable over this uplink");
     for _ in 0..10 {
         host.run(&["ip", "route", "flush", "table", "7700"])?;
         assert_eq!(set()?, Errno::UnknownErrno);

@@ -119,7 +119,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
             format!("journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT={unit}.service");
         let loud = machine.run(&loud)?;
         // The relay was away for a moment, twice.
-        let expected = ["path lost", "cannot use the relay"];
+        let expected = ["path lost", "relay not reachable over this uplink"];
         let odd: Vec<&str> =
             loud.lines().filter(|line| !expected.iter().any(|it| line.contains(it))).collect();
         ensure!(odd.is_empty(), "{unit} warned:\n{}", odd.join("\n"));

@@ -14,6 +14,7 @@ use mobile_io::{isolation, sysctl};
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
+use crate::reach::Reach;
 
 /// All facts that `check` judges, about this host and the configuration.
 #[derive(Debug)]
@@ -50,8 +51,8 @@ pub(super) struct ConfiguredFacts {
     pub(super) nft: Option<Result<(), String>>,
     /// The nftables chains of other programs that drop forwarded packets by default.
     pub(super) dropping: Vec<String>,
-    /// Whether `[clients] reach` is set.
-    pub(super) has_reach: bool,
+    /// The setting `[clients] reach`; `None` if it is not set.
+    pub(super) reach: Option<Reach>,
     /// The setting `[tunnel] device`.
     pub(super) device: String,
     /// The setting `[nat] interface`, and whether the interface exists.
@@ -121,7 +122,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         } else {
             Vec::new()
         },
-        has_reach: config.clients.reach.is_some(),
+        reach: config.clients.reach.clone(),
         device: config.tunnel.device.clone(),
         interface: config.nat.interface.clone().map(|name| {
             let exists = links.contains(&name);

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use mobile_io::check::Finding;
 
 use super::facts::{ConfiguredFacts, Facts, PortState};
+use crate::reach::Reach;
 
 /// Returns all findings that follow from the facts.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -36,16 +37,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.extend(configured.forwarding.iter().map(|(family, on)| forwarding(configured, family, *on)));
         findings.extend(masquerading(configured));
         findings.extend(overlaps(configured));
-        findings.push(if configured.has_reach {
-            Finding::ok("reach", "[clients] reach is set")
-        } else {
-            let text =
-                "[clients] reach is not set: clients reach everything that this host reaches, including \
-                 private networks and cloud metadata services";
-            let next_step = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if \
-                             this is intended";
-            Finding::warn("reach", text, next_step)
-        });
+        findings.push(reach(configured.reach.as_ref()));
         findings.extend(configured.dropping.iter().map(|chain| dropping(configured, chain)));
     }
     findings
@@ -160,6 +152,34 @@ fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
     configured.pools.iter().map(pool).collect()
 }
 
+/// Says what clients reach that have no reach of their own.
+fn reach(reach: Option<&Reach>) -> Finding {
+    let Some(reach) = reach else {
+        let text = "[clients] reach is not set: clients reach everything that this host reaches, including \
+                    private networks and cloud metadata services";
+        let next_step = "set [clients] reach to \"internet\" or a list of networks, or to \"all\" if \
+                         this is intended";
+        return Finding::warn("reach", text, next_step);
+    };
+    let networks: Vec<String> = reach.networks().map(|network| network.to_string()).collect();
+    let networks = networks.join(", ");
+    let text = match (reach, reach.has_internet(), networks.is_empty()) {
+        (Reach::All, ..) => {
+            "clients reach everything that this host reaches, private networks included".to_owned()
+        }
+        (_, true, true) => {
+            "clients reach public addresses only; private networks and this host are refused".to_owned()
+        }
+        (_, true, false) => format!(
+            "clients reach public addresses and {networks}; other private networks and this host's other addresses \
+             are refused"
+        ),
+        (_, false, true) => "clients reach no destination".to_owned(),
+        (_, false, false) => format!("clients reach {networks} only"),
+    };
+    Finding::ok("reach", format!("{text} (see [clients] reach)"))
+}
+
 /// Judges a chain of another firewall that drops forwarded packets by default. Whether the chain's
 /// own rules accept the relay's packets is not checked.
 fn dropping(configured: &ConfiguredFacts, chain: &str) -> Finding {
@@ -195,7 +215,7 @@ mod tests {
             forwarding: vec![("IPv4", Some(false)), ("IPv6", None)],
             nft: Some(Ok(())),
             dropping: Vec::new(),
-            has_reach: true,
+            reach: Some("internet".parse().unwrap()),
             device: "home0".into(),
             interface: None,
             pools: vec!["100.64.16.0/20".parse().unwrap()],
@@ -237,6 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn the_reach_is_described_by_what_clients_reach() {
+        for (setting, part) in [
+            ("internet", "public addresses only; private networks and this host are refused"),
+            ("internet,192.168.1.0/24", "public addresses and 192.168.1.0/24; other private networks"),
+            ("10.0.0.0/8,192.168.1.0/24", "clients reach 10.0.0.0/8, 192.168.1.0/24 only"),
+            ("none", "no destination"),
+            ("all", "everything that this host reaches"),
+        ] {
+            let Finding { level, seen, .. } = reach(Some(&setting.parse().unwrap()));
+            assert!(level == Level::Ok && seen.contains(part), "{setting}: {seen}");
+        }
+    }
+
+    #[test]
     fn every_fault_has_a_finding_with_a_next_step() {
         fn error<T>() -> Result<T, String> {
             Err("no such thing".into())
@@ -274,7 +308,7 @@ mod tests {
                 warn,
                 "firewall",
             ),
-            (ConfiguredFacts { has_reach: false, ..healthy_host() }, warn, "reach"),
+            (ConfiguredFacts { reach: None, ..healthy_host() }, warn, "reach"),
             (overlapping("100.64.0.0/10"), fail, "pool"),
             (overlapping("100.64.17.0/24"), fail, "pool"),
             (ConfiguredFacts { local: error(), ..healthy_host() }, fail, "pool"),

@@ -19,7 +19,7 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";
 #[derive(Debug, Parser)]
 #[command(name = "home-relay", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Read the configuration from this file.
+    /// Use this configuration file; `init` writes it.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub(crate) config: PathBuf,
     /// Set the log level: error, warn, info, debug or trace (default: $HOME_RELAY_LOG, else info).

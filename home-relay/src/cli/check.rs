@@ -1,9 +1,9 @@
 //! The `check` command: reports whether this host can serve.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use mobile_io::check::Level;
 
 /// Runs the checks and prints the findings; works with or without a running relay, and checks less
 /// without root.
@@ -15,9 +15,10 @@ pub(crate) fn run(config: &Path, json: bool) -> anyhow::Result<()> {
     } else {
         print!("{}", report.render());
     }
+    // The findings precede the summary on stderr.
+    std::io::stdout().flush().context("cannot write to stdout")?;
     if report.ok {
         return Ok(());
     }
-    let failed = report.findings.iter().filter(|finding| finding.level == Level::Fail).count();
-    bail!("this host cannot serve: {failed} of {} findings are FAIL", report.findings.len())
+    bail!("{}: the relay may not serve clients before this is corrected", report.failures())
 }

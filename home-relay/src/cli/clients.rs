@@ -104,7 +104,10 @@ pub(super) const UNEXPECTED_REPLY: &str =
 /// Returns the error of a command that needs a running relay when there is none.
 pub(super) fn not_running(config: &Config) -> String {
     let socket = config.admin.socket.display();
-    format!("no relay is running: no answer on {socket}; start it with `home-relay serve`")
+    format!(
+        "no relay is running (no answer on {socket}): start it with `systemctl start home-relay`, or `home-relay \
+         serve` in the foreground"
+    )
 }
 
 /// Connects to the running relay; returns `None` if no relay is running, and an error if this user

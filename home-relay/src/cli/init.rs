@@ -10,6 +10,7 @@ use mobile_io::keys::PrivateKey;
 use mobile_io::ownership;
 
 use super::Init;
+use super::args::DEFAULT_PATH;
 use crate::pool::Pools;
 
 /// Writes the configuration file and the private key, and prints the public key; on any failure
@@ -41,8 +42,21 @@ pub(crate) fn run(config: &Path, options: &Init) -> anyhow::Result<()> {
         let _ = std::fs::remove_file(&key_file);
         return Err(error).with_context(|| format!("cannot write {}", config.display()));
     }
+    // Scripts take the bare key from stdout.
+    eprintln!("public key (invitations contain it):");
     println!("{}", key.public());
+    eprintln!("{}", next_step(config));
     Ok(())
+}
+
+fn next_step(config: &Path) -> String {
+    let (start, option) = if config == Path::new(DEFAULT_PATH) {
+        ("systemctl enable --now home-relay".to_owned(), String::new())
+    } else {
+        let option = format!(" --config {}", config.display());
+        (format!("home-relay serve{option}"), option)
+    };
+    format!("next: start the relay (`{start}`), then run `home-relay check{option}`")
 }
 
 fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
@@ -239,6 +253,15 @@ mod tests {
         let pools = config.pools().unwrap();
         assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&pools.ipv4().unwrap()));
         assert!("fd00::/8".parse::<Ipv6Net>().unwrap().contains(&pools.ipv6().unwrap()));
+    }
+
+    #[test]
+    fn the_next_step_names_the_service_or_the_file() {
+        let packaged = next_step(Path::new(DEFAULT_PATH));
+        assert!(packaged.contains("`systemctl enable --now home-relay`), then run `home-relay check`"));
+        let own = next_step(Path::new("/srv/relay.toml"));
+        assert!(own.contains("`home-relay serve --config /srv/relay.toml`"), "{own}");
+        assert!(own.contains("`home-relay check --config /srv/relay.toml`"), "{own}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A fact that only root may see is `None` for other users.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,8 @@ pub(super) struct Facts {
     pub(super) root: bool,
     /// The release of the running kernel.
     pub(super) kernel: String,
-    /// The path of the configuration, or the error in it.
-    pub(super) config: Result<PathBuf, String>,
+    /// The configuration file.
+    pub(super) config: ConfigFile,
     /// The section `[routing]`, or its defaults if the configuration is invalid.
     pub(super) routing: Routing,
     /// The relay's endpoint and key, or the reason why they are unknown.
@@ -48,7 +49,7 @@ pub(super) struct Facts {
     /// The file system of the directory `[bpf] pin_dir`, where the agent pins its eBPF objects.
     pub(super) bpffs: Bpffs,
     /// The result of loading and attaching the eBPF programs; `None` if root does not run the
-    /// check.
+    /// check, or without a cgroup2 mount.
     pub(super) programs: Option<Result<(), String>>,
     /// The result of opening a TUN device; `None` if root does not run the check.
     pub(super) tun: Option<Result<(), String>>,
@@ -75,6 +76,19 @@ pub(super) struct Facts {
     pub(super) open: Option<bool>,
     /// The resolvers that `/etc/resolv.conf` names.
     pub(super) resolvers: Vec<IpAddr>,
+}
+
+/// The state of the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ConfigFile {
+    /// The file at this path was read.
+    Read(PathBuf),
+    /// The default file does not exist, and no environment variable names a relay.
+    NotEnrolled,
+    /// This user may not read the file; the text is the error.
+    NotAllowed(String),
+    /// The file cannot be used; the text is the error.
+    Invalid(String),
 }
 
 /// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
@@ -119,13 +133,20 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
-    let (config, problem) = match loaded {
-        Ok(config) => (config, Ok(file)),
-        Err(error) => (Config::of_client(path).unwrap_or_default(), Err(crate::cli::error_chain(&error))),
+    let opened = std::fs::File::open(&file).map_err(|error| error.kind());
+    let (config, relay) = match &loaded {
+        Ok(config) => (config.clone(), config.relay_identity().map_err(|error| error.to_string())),
+        Err(_) => {
+            (Config::of_client(path).unwrap_or_default(), Err("the configuration cannot be read".to_owned()))
+        }
     };
-    let relay = match &problem {
-        Ok(_) => config.relay_identity().map_err(|error| error.to_string()),
-        Err(_) => Err("the configuration cannot be read".to_owned()),
+    let config_file = match (loaded, opened) {
+        (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
+        (Ok(_), _) => ConfigFile::Read(file),
+        (Err(error), Err(ErrorKind::PermissionDenied)) => {
+            ConfigFile::NotAllowed(crate::cli::error_chain(&error))
+        }
+        (Err(error), _) => ConfigFile::Invalid(crate::cli::error_chain(&error)),
     };
     let agent = ask_agent(&config);
     let resolved = match &relay {
@@ -156,13 +177,13 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         root,
         kernel: nix::sys::utsname::uname()
             .map_or_else(|_| "unknown".to_owned(), |uname| uname.release().to_string_lossy().into_owned()),
-        config: problem,
+        config: config_file,
         routing: config.routing.clone(),
         relay,
         key,
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
-        programs: root.then(|| load_programs::try_load(&config)),
+        programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(&config)),
         tun: root.then(isolation::try_tun),
         nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
@@ -234,7 +255,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
         // Check the permissions only: other users must not be able to read the file.
         Err(_) if !root => match std::fs::metadata(path) {
             Ok(file) if file.permissions().mode() & 0o077 == 0 => Ok(None),
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(None),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
             _ => Err(error_text(PrivateKey::load(path).err())),
         },
         Err(error) => Err(error_text(Some(error))),

@@ -3,10 +3,10 @@
 
 use std::net::IpAddr;
 
-use mobile_io::check::Finding;
+use mobile_io::check::{Finding, Level};
 use mobile_io::netlink::ListedRule;
 
-use super::facts::{Bpffs, Facts, Links};
+use super::facts::{Bpffs, ConfigFile, Facts, Links};
 use super::reach::Outcome;
 use crate::config::{OnFailure, Routing};
 use crate::routing::conflicting_rules::{conflicting_rules, is_listed_as_ours, rule_priority};
@@ -23,8 +23,14 @@ const BOUNDED_RTO_KERNEL: (u32, u32) = (6, 15);
 /// thousand.
 const MAX_LISTED_LINKS: usize = 8;
 
+/// The beginning of the finding `agent` if the agent has a session.
+const CONNECTED: &str = "running, connected over";
+
 /// The next step that a finding names if only root can check its subject.
 const AS_ROOT: &str = "run `mobile check` as root";
+
+/// The topic of a finding about the relay, before the name of the uplink.
+const RELAY_OVER: &str = "relay over ";
 
 /// Returns all findings about this host, in the order of the report.
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
@@ -33,14 +39,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         let seen = "an ordinary user cannot check the eBPF programs, the TUN device and the relay";
         findings.push(Finding::warn("rights", seen, AS_ROOT));
     }
-    findings.push(match &facts.config {
-        Ok(path) => Finding::ok("config", path.display().to_string()),
-        Err(error) => Finding::fail(
-            "config",
-            error,
-            "correct the file; the findings below are for the default settings",
-        ),
-    });
+    findings.push(config(&facts.config));
     findings.extend(identity(facts));
     findings.push(match &facts.cgroup2 {
         Ok(mount) => Finding::ok("cgroup2", format!("mounted at {}", mount.display())),
@@ -49,10 +48,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         }
     });
     findings.push(bpffs(facts.bpffs));
-    findings.extend(facts.programs.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("eBPF", "the programs load and attach"),
-        Err(error) => Finding::fail("eBPF", error, NO_BPF),
-    }));
+    findings.extend(programs(facts));
     findings.extend(facts.tun.as_ref().map(|tried| match tried {
         Ok(()) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
         Err(error) => {
@@ -88,8 +84,32 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, that neither a container nor \
-                      kernel lockdown forbids bpf(2) to root, and that cgroup2 is mounted";
+/// Returns what follows from findings of which at least one failed.
+pub(crate) fn consequence(findings: &[Finding]) -> &'static str {
+    let mut failed = findings.iter().filter(|finding| finding.level == Level::Fail);
+    let is_outside = |topic: &str| matches!(topic, "relay name" | "uplinks") || topic.starts_with(RELAY_OVER);
+    if findings.iter().any(|finding| finding.topic == "agent" && finding.seen.starts_with(CONNECTED)) {
+        "the agent is connected, but its next handover or start may fail"
+    } else if failed.all(|finding| is_outside(&finding.topic)) {
+        "there is no session until an uplink reaches the relay"
+    } else {
+        "the agent may not work before this is corrected"
+    }
+}
+
+const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and that neither a container \
+                      nor kernel lockdown forbids bpf(2) to root";
+
+fn programs(facts: &Facts) -> Option<Finding> {
+    match &facts.programs {
+        Some(Ok(())) => Some(Finding::ok("eBPF", "the programs load and attach")),
+        Some(Err(error)) => Some(Finding::fail("eBPF", error, NO_BPF)),
+        None => facts.root.then(|| {
+            let next = "mount cgroup2, then run `mobile check` again";
+            Finding::warn("eBPF", "not checked, because cgroup2 is not mounted", next)
+        }),
+    }
+}
 
 fn kernel(release: &str) -> Finding {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
@@ -118,8 +138,27 @@ fn kernel(release: &str) -> Finding {
     Finding::ok("kernel", format!("Linux {release}; {oldest}{slow}"))
 }
 
+fn config(file: &ConfigFile) -> Finding {
+    match file {
+        ConfigFile::Read(path) => Finding::ok("config", path.display().to_string()),
+        ConfigFile::NotEnrolled => {
+            Finding::fail("config", "this host is not enrolled", "run `mobile enroll INVITATION`")
+        }
+        ConfigFile::NotAllowed(error) => Finding::warn(
+            "config",
+            error,
+            format!("{AS_ROOT}; the findings below are for the default settings"),
+        ),
+        ConfigFile::Invalid(error) => Finding::fail(
+            "config",
+            error,
+            "correct the file; the findings below are for the default settings",
+        ),
+    }
+}
+
 fn identity(facts: &Facts) -> Vec<Finding> {
-    if facts.config.is_err() {
+    if !matches!(facts.config, ConfigFile::Read(_)) {
         return Vec::new();
     }
     let relay = facts
@@ -356,7 +395,7 @@ fn relay(reached: &[(String, Outcome)]) -> Vec<Finding> {
     reached
         .iter()
         .map(|(uplink, outcome)| {
-            let topic = format!("relay over {uplink}");
+            let topic = format!("{RELAY_OVER}{uplink}");
             match outcome {
                 Ok(reached) => {
                     let took = reached.took.as_millis();
@@ -405,7 +444,8 @@ fn resolvers(facts: &Facts) -> Finding {
              the tunnel, where a resolver of the visited network may not answer",
             outside.join(", ")
         ),
-        "set [dns] servers on the relay, or use a local stub resolver (systemd-resolved, dnsmasq) on this host",
+        "set [dns] servers in /etc/home-relay/relay.toml on the relay and run `systemctl reload home-relay` there, \
+         or use a local stub resolver (systemd-resolved, dnsmasq) on this host",
     )
 }
 
@@ -432,13 +472,16 @@ fn on_failure(facts: &Facts) -> Finding {
 
 fn agent(facts: &Facts) -> Finding {
     match &facts.agent {
-        Ok(None) => Finding::ok("agent", "not running; start it with `mobile agent`"),
+        Ok(None) => Finding::ok(
+            "agent",
+            "not running; start it with `systemctl start mobile`, or `mobile agent` in the foreground",
+        ),
         Err(error) => Finding::fail("agent", error, "restart the agent"),
         Ok(Some(status)) => {
             let seen = match status.session {
                 SessionState::Connected => {
                     let uplink = status.active_uplink.as_deref().unwrap_or("no uplink");
-                    return Finding::ok("agent", format!("running, connected over {uplink}"));
+                    return Finding::ok("agent", format!("{CONNECTED} {uplink}"));
                 }
                 SessionState::Connecting => "running, connecting",
                 SessionState::NoUplink => "running, without a usable uplink",

@@ -18,6 +18,5 @@ pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     if report.ok {
         return Ok(());
     }
-    let failed = report.findings.iter().filter(|it| it.level == mobile_io::check::Level::Fail).count();
-    bail!("this host cannot run the agent: {failed} of {} findings are FAIL", report.findings.len())
+    bail!("{}: {}", report.failures(), crate::check::consequence(&report.findings))
 }

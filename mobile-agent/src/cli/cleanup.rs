@@ -105,7 +105,7 @@ fn remove_cgroup(config: &Config, helper: Option<&ProcessHelper>) -> anyhow::Res
             Ok(())
         }
         // Without cgroup2 there is no mobile cgroup either.
-        Ok(None) | Err(CgroupError::NoCgroup2) => Ok(()),
+        Ok(None) | Err(CgroupError::NoCgroup2(_)) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

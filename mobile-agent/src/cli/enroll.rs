@@ -232,7 +232,11 @@ const NOT_REACHED: &str = "cannot reach the relay; nothing was written, and the 
 
 fn next_step(why: EnrolmentRefusal) -> &'static str {
     match why {
-        EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired | EnrolmentRefusal::Used => {
+        // The name is enrolled, so the relay refuses to invite it again.
+        EnrolmentRefusal::Used => {
+            "ask the relay's owner for a new invitation (`home-relay revoke NAME`, then `home-relay invite NAME`)"
+        }
+        EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired => {
             "ask the relay's owner for a new invitation (`home-relay invite NAME`)"
         }
         EnrolmentRefusal::KeyTaken => {
@@ -291,7 +295,15 @@ async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<T
             Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
                 "the server at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
             ),
-            Err(cause) => failure = anyhow::anyhow!("{address}: {cause}"),
+            Err(cause) => {
+                failure = match cause.violation() {
+                    Some(what) => anyhow::anyhow!(
+                        "another service answers at {address}, not a relay: check the port given to `home-relay \
+                         invite --endpoint` ({what})"
+                    ),
+                    None => anyhow::anyhow!("{address}: {cause}"),
+                };
+            }
         }
     }
     Err(failure)
@@ -318,6 +330,12 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn only_a_used_invitation_has_a_name_to_revoke() {
+        assert!(next_step(EnrolmentRefusal::Used).contains("`home-relay revoke NAME`, then"));
+        assert!(!next_step(EnrolmentRefusal::Expired).contains("revoke"));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The verbs `mobile status`, `mobile uplinks` and `mobile use`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use mobile_io::text::printable;
 
 use crate::config::OnFailure;
 use crate::control::protocol::{Reply, Request};
-use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
+use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks, whole_ms};
 
 /// The number of handovers that the text output shows; `--json` has all that the agent remembers.
 pub(super) const SHOWN_HANDOVERS: usize = 5;
@@ -179,10 +180,10 @@ pub(super) fn handover_line(handover: &Handover) -> String {
         handover;
     let (from, to) = (printable(from), printable(to));
     format!(
-        "{} ago: {from} -> {to}, {}, blackout {:.0} ms, {replayed_records} records retransmitted, {dropped_packets} packets dropped",
+        "{} ago: {from} -> {to}, {}, blackout {} ms, {replayed_records} records retransmitted, {dropped_packets} packets dropped",
         duration(*age_seconds),
         cause.replace('_', " "),
-        blackout_seconds * 1000.0,
+        whole_ms(Duration::try_from_secs_f64(*blackout_seconds).unwrap_or_default()),
     )
 }
 

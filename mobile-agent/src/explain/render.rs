@@ -25,6 +25,8 @@ pub(super) struct HostState<'a> {
     /// Whether new connections of mobile processes use the ordinary route because there is no
     /// session; false if this user may not see it.
     pub(super) open: bool,
+    /// Whether the tunnel has a session; `None` if unknown.
+    pub(super) session: Option<bool>,
 }
 
 /// A connection that a process is about to make.
@@ -152,26 +154,31 @@ impl HostState<'_> {
             ),
             (false, None) => "result: fails, because this host has no route to it".to_owned(),
             (_, Some(route)) if route.local => "result: stays on this host".to_owned(),
+            (_, Some(route)) if tunnel(route) && self.session == Some(false) => {
+                "result: waits, because there is no session; then goes through the tunnel".to_owned()
+            }
             (_, Some(route)) if tunnel(route) => {
                 format!("result: goes through the tunnel: from {} over the active uplink", self.device)
             }
             (true, Some(_)) if self.open => {
-                "result: goes direct, as every new connection until there is a session again".to_owned()
+                "result: goes directly, as every new connection until there is a session again".to_owned()
             }
             (true, Some(_)) => match bypass {
                 Some(net) => {
                     format!(
-                        "result: goes direct, because {net} is bypassed (`mobile bypass list`): table {table} has a throw route for it"
+                        "result: goes directly, because {net} is bypassed (`mobile bypass list`): table {table} has a throw route for it"
                     )
                 }
                 None if is_link_local(new.to) => {
-                    "result: goes direct, because the destination is on the link itself".to_owned()
+                    "result: goes directly, because the destination is on the link itself".to_owned()
                 }
-                None => "result: goes direct, although the process is mobile: another rule comes before the \
+                None => {
+                    "result: goes directly, although the process is mobile: another rule comes before the \
                          agent's; see `mobile check`"
-                    .to_owned(),
+                        .to_owned()
+                }
             },
-            (false, Some(_)) => "result: goes direct".to_owned(),
+            (false, Some(_)) => "result: goes directly, because the process is not mobile".to_owned(),
         }
     }
 
@@ -225,6 +232,7 @@ mod tests {
             ],
             programs: Some(true),
             open: false,
+            session: Some(true),
         }
     }
 
@@ -259,6 +267,9 @@ mod tests {
                 "result: goes through the tunnel",
             ],
         );
+        let waiting = HostState { session: Some(false), ..host(&routing) };
+        let text = waiting.new_connection(MOBILE, Some(&route(7700, 7)));
+        assert_says(&text, &["result: waits, because there is no session"]);
     }
 
     #[test]
@@ -267,7 +278,12 @@ mod tests {
         let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
         assert_says(
             &text,
-            &["no mark", "`32766: from all lookup main`", "via 10.22.0.1 dev eth0", "result: goes direct\n"],
+            &[
+                "no mark",
+                "`32766: from all lookup main`",
+                "via 10.22.0.1 dev eth0",
+                "result: goes directly, because the process is not mobile\n",
+            ],
         );
         let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
@@ -282,7 +298,7 @@ mod tests {
         let open = HostState { open: true, ..host(&routing) };
         assert!(!open.is_marked(true));
         let text = open.new_connection(MOBILE, Some(&route(254, 2)));
-        assert_says(&text, &["on_failure is \"open\"", "lookup main", "result: goes direct, as every"]);
+        assert_says(&text, &["on_failure is \"open\"", "lookup main", "result: goes directly, as every"]);
         assert_says(&open.new_connection(MOBILE, None), &["result: fails"]);
     }
 

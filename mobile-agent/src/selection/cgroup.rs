@@ -15,7 +15,7 @@ use std::{
 
 pub(crate) use super::cgroup2::Cgroup2;
 use super::{
-    cgroup2::{depth, join},
+    cgroup2::{MOUNT, depth, join},
     slice::Slice,
 };
 
@@ -36,10 +36,9 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) enum CgroupError {
     /// No cgroup2 hierarchy is mounted.
     #[error(
-        "no cgroup2 file system is mounted, and mobile processes are those of a cgroup in it; \
-         mount one: `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified`"
+        "no cgroup2 file system is mounted, and mobile processes are those of a cgroup in it; mount one: `{0}`"
     )]
-    NoCgroup2,
+    NoCgroup2(&'static str),
     /// The configured path is not on a cgroup2 mount.
     #[error("{path} is not below a cgroup2 mount, such as the one at {mount}; correct `[cgroup] path`")]
     Outside {
@@ -362,7 +361,7 @@ fn cgroup_of(pid: i32) -> Result<PathBuf> {
         Err(error) if is_gone(&error) => return Err(CgroupError::NoProcess(pid)),
         Err(source) => return Err(io_error("read", &file)(source)),
     };
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(CgroupError::NoCgroup2)?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(CgroupError::NoCgroup2(MOUNT))?;
     Ok(PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)))
 }
 

@@ -8,6 +8,12 @@ use std::{
 
 use super::cgroup::{CgroupError, Result, io_error};
 
+/// The command that mounts cgroup2 at its usual place.
+pub(super) const MOUNT: &str = "mount -t cgroup2 none /sys/fs/cgroup";
+/// The command that mounts cgroup2 beside cgroup v1, whose hierarchies occupy its usual place.
+const MOUNT_BESIDE_V1: &str =
+    "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified";
+
 /// A mount of the cgroup2 hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cgroup2 {
@@ -31,7 +37,7 @@ impl Cgroup2 {
         let mounts = mountinfo.lines().filter_map(parse_mount);
         let visible = mounts.filter(|(id, found)| mount_at(&found.mount) == Some(*id));
         let mounts: Vec<Self> = visible.map(|(_, found)| found).collect();
-        let any = mounts.first().cloned().ok_or(CgroupError::NoCgroup2)?;
+        let any = mounts.first().cloned().ok_or_else(|| CgroupError::NoCgroup2(cure(mountinfo)))?;
         let Some(path) = path else { return Ok(any) };
         // Of nested mounts the innermost counts.
         let on = mounts.into_iter().filter(|m| path.starts_with(&m.mount));
@@ -98,6 +104,13 @@ fn parse_mount(line: &str) -> Option<(u64, Cgroup2)> {
     Some((id, Cgroup2 { root, mount: unescape(fields.next()?) }))
 }
 
+/// Returns the command that mounts cgroup2. In sysfs (as under `ip netns exec`, which mounts a new
+/// one) no directory can be made below `/sys/fs/cgroup`.
+fn cure(mountinfo: &str) -> &'static str {
+    let occupied = mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/sys/fs/cgroup"));
+    if occupied { MOUNT_BESIDE_V1 } else { MOUNT }
+}
+
 /// Decodes a field of mountinfo, which has space, tab, newline and backslash as a backslash and
 /// three octal digits.
 fn unescape(field: &str) -> PathBuf {
@@ -136,7 +149,7 @@ mod tests {
         let found = Cgroup2::choose(mountinfo, at, None).unwrap();
         assert_eq!(found, Cgroup2 { mount: "/sys/fs/cgroup".into(), root: "/".into() });
         let error = Cgroup2::choose(mountinfo, |_| None, None).unwrap_err();
-        assert!(matches!(error, CgroupError::NoCgroup2), "{error}");
+        assert!(matches!(error, CgroupError::NoCgroup2(_)), "{error}");
     }
 
     #[test]
@@ -161,7 +174,10 @@ mod tests {
     #[test]
     fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
         let error = choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
-        assert!(error.to_string().contains("mount -t cgroup2"), "{error}");
+        assert!(error.to_string().ends_with("`mount -t cgroup2 none /sys/fs/cgroup`"), "{error}");
+        let v1: Vec<&str> = HYBRID.lines().take(2).collect();
+        let error = choose(&v1.join("\n"), None).unwrap_err();
+        assert!(error.to_string().contains("mkdir -p /sys/fs/cgroup/unified && mount"), "{error}");
         let error = choose(HYBRID, Some("/tmp/mobile".as_ref())).unwrap_err();
         assert!(error.to_string().contains("/sys/fs/cgroup/unified"), "{error}");
     }

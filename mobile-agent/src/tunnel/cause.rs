@@ -1,5 +1,7 @@
 //! The causes of handovers, and the failures of connection attempts.
 
+use std::net::SocketAddr;
+
 use mobile_io::keys::PublicKey;
 use mobile_io::tls;
 use mobile_proto::CloseCode;
@@ -130,6 +132,16 @@ impl Failure {
         )
     }
 
+    /// Returns the failure for a TLS handshake with the host at `address`, whose key is not proved
+    /// before the end of the handshake.
+    pub(crate) fn handshake(address: SocketAddr, cause: &tls::HandshakeFailure, own_key: &PublicKey) -> Self {
+        let mut failure = Self::tls(cause, own_key);
+        if let Some(what) = cause.violation() {
+            failure.problem.cause = format!("another service answers at {address}, not a relay: {what}");
+        }
+        failure
+    }
+
     /// Returns the failure for an error of TLS or of the protocol inside it.
     pub(crate) fn tls(cause: &tls::HandshakeFailure, own_key: &PublicKey) -> Self {
         match cause {
@@ -152,8 +164,11 @@ impl Failure {
             tls::HandshakeFailure::Protocol(_) | tls::HandshakeFailure::Oversized => Self::new(
                 Fault::Uplink,
                 "protocol",
-                format!("the host at the relay's endpoint does not speak the relay's protocol: {cause}"),
-                "check the port in [relay] endpoint, the versions of both ends, and whether a captive portal \
+                format!(
+                    "the host at the relay's endpoint does not speak the relay's protocol: {}",
+                    cause.violation().unwrap_or_default()
+                ),
+                "check the port of [relay] endpoint, the versions of both ends, and whether a captive portal \
                  or proxy is in between",
             ),
             tls::HandshakeFailure::Network(text) => {
@@ -184,5 +199,24 @@ impl Failure {
                 "none: the agent reconnects by itself",
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mobile_io::tls::HandshakeFailure;
+
+    use super::*;
+
+    #[test]
+    fn another_service_at_the_endpoint_is_named_with_its_address() {
+        let (address, key) = ("192.0.2.1:443".parse().unwrap(), PublicKey::from_bytes([7; 32]));
+        let violation = HandshakeFailure::Protocol("received corrupt message".into());
+        let Failure { kind, problem, .. } = Failure::handshake(address, &violation, &key);
+        let cause = "another service answers at 192.0.2.1:443, not a relay: received corrupt message";
+        assert_eq!((kind, problem.cause.as_str()), ("protocol", cause));
+        assert!(problem.next_step.starts_with("check the port of [relay] endpoint"), "{problem:?}");
+        let refused = Failure::handshake(address, &HandshakeFailure::Refused, &key);
+        assert_eq!(refused, Failure::tls(&HandshakeFailure::Refused, &key));
     }
 }

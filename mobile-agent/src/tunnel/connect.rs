@@ -157,7 +157,7 @@ impl Dialer {
         let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
         let stream = tls::connect(&self.tls, tcp, timeout)
             .await
-            .map_err(|cause| Failure::tls(&cause, &self.own_key))?;
+            .map_err(|cause| Failure::handshake(address, &cause, &self.own_key))?;
         Ok(RelayConnection { stream, local, remote: address })
     }
 

@@ -8,7 +8,7 @@ use prometheus::Histogram;
 use super::cause::{FAILURE_KINDS, Failure, Fault, HandoverCause};
 use super::machine::Handover;
 use crate::metrics::declared;
-use crate::status::Problem;
+use crate::status::{Problem, whole_ms};
 use crate::uplinks::policy::Uplink;
 
 /// The upper bounds, in seconds, of the histogram of blackouts (interruptions by a handover). The
@@ -58,7 +58,7 @@ impl HandoverHistory {
             cause = handover.cause.word(),
             from = handover.from,
             to = handover.to,
-            blackout_ms = u64::try_from(handover.blackout.as_millis()).unwrap_or(u64::MAX),
+            blackout_ms = whole_ms(handover.blackout),
             replayed_records = handover.replayed,
             dropped_packets = handover.dropped,
             "handover complete"
@@ -87,12 +87,17 @@ impl HandoverHistory {
             self.problems.insert(uplink.to_owned(), known);
             return;
         }
-        tracing::warn!(
-            uplink,
-            cause = failure.problem.cause,
-            next_step = failure.problem.next_step,
-            "cannot use the relay"
-        );
+        let Problem { cause, next_step } = &failure.problem;
+        if failure.fault == Fault::Identity {
+            tracing::warn!(
+                uplink,
+                cause,
+                next_step,
+                "relay reached over this uplink, but no session is possible"
+            );
+        } else {
+            tracing::warn!(uplink, cause, next_step, "relay not reachable over this uplink");
+        }
         self.problems.insert(uplink.to_owned(), failure);
     }
 

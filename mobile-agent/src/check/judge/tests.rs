@@ -75,7 +75,7 @@ fn healthy() -> Facts {
     Facts {
         root: true,
         kernel: "6.18.5-amd64".into(),
-        config: Ok(PathBuf::from("/etc/mobile/agent.toml")),
+        config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),
         relay: Ok(RelayIdentity { endpoint: "relay.example.org:443".into(), public_key: key(1) }),
         key: Ok(Some(key(2))),
@@ -184,6 +184,17 @@ fn a_missing_prerequisite_fails_with_a_next_step() {
 }
 
 #[test]
+fn without_cgroup2_the_programs_are_not_checked() {
+    let facts = Facts { cgroup2: Err("no cgroup2".into()), programs: None, ..healthy() };
+    let faults = faults(&facts);
+    let [(Level::Fail, cgroup2, _), (Level::Warn, programs, text)] = &faults[..] else {
+        panic!("not two: {faults:?}")
+    };
+    assert_eq!((cgroup2.as_str(), programs.as_str()), ("cgroup2", "eBPF"));
+    assert!(text.starts_with("not checked, because cgroup2 is not mounted"), "{text}");
+}
+
+#[test]
 fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
     let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..healthy() };
     let findings = judge(&missing);
@@ -195,15 +206,20 @@ fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
 
 #[test]
 fn an_invalid_configuration_is_reported_once() {
-    let facts = Facts {
-        config: Err("agent.toml:3: unknown key".into()),
+    let facts = |config| Facts {
+        config,
         relay: Err("the configuration cannot be read".into()),
         key: Err("no key".into()),
         resolved: None,
         reached: None,
         ..healthy()
     };
-    assert_fault(&facts, Level::Fail, "config", "agent.toml:3");
+    let error = "agent.toml:3: unknown key".to_owned();
+    assert_fault(&facts(ConfigFile::Invalid(error)), Level::Fail, "config", "agent.toml:3");
+    let part = "this host is not enrolled / run `mobile enroll INVITATION`";
+    assert_fault(&facts(ConfigFile::NotEnrolled), Level::Fail, "config", part);
+    let denied = ConfigFile::NotAllowed("cannot read agent.toml".into());
+    assert_fault(&facts(denied), Level::Warn, "config", "as root");
 }
 
 #[test]
@@ -278,7 +294,20 @@ fn one_uplink_that_reaches_the_relay_suffices_unless_the_key_is_refused() {
 }
 
 #[test]
+fn the_consequence_of_failures_depends_on_what_failed() {
+    let fail = |topic: &str| Finding::fail(topic, "seen", "next");
+    let idle = Finding::ok("agent", "not running");
+    let unreached = [fail("relay over eth0"), fail("relay name"), idle.clone()];
+    assert!(consequence(&unreached).starts_with("there is no session"));
+    assert!(consequence(&[fail("relay over eth0"), fail("TUN"), idle]).contains("may not work"));
+    let connected = Finding::ok("agent", format!("{CONNECTED} eth0"));
+    assert!(consequence(&[fail("relay over wlan0"), connected]).starts_with("the agent is connected"));
+}
+
+#[test]
 fn a_resolver_of_the_visited_network_is_a_warning() {
     let resolvers = vec!["127.0.0.53".parse().unwrap(), "192.168.1.1".parse().unwrap()];
-    assert_fault(&Facts { resolvers, ..healthy() }, Level::Warn, "resolver", "192.168.1.1");
+    let facts = Facts { resolvers, ..healthy() };
+    assert_fault(&facts, Level::Warn, "resolver", "192.168.1.1");
+    assert_fault(&facts, Level::Warn, "resolver", "systemctl reload home-relay");
 }
