@@ -3,8 +3,8 @@
 use crate::MAX_PACKET;
 
 /// Number of size classes. Capacities double from 256 bytes (acknowledgements, keystrokes) to 64
-/// KiB (GSO packets). So at most half of a buffer is unused, and a packet counts against a memory
-/// limit with the capacity of its buffer.
+/// KiB (GSO packets). So at most half of a buffer is unused, except in the smallest class, and a
+/// packet counts against a memory limit with the capacity of its buffer.
 const SIZE_CLASSES: usize = 9;
 /// Maximum memory of idle buffers in bytes. Buffers beyond it are freed, so that the memory of a
 /// burst is returned. A transfer at gigabits a second has megabytes in flight and is acknowledged

@@ -41,7 +41,7 @@ pub(crate) const HELLO: u8 = 0x10;
 pub(crate) const WELCOME: u8 = 0x11;
 /// Frame of a client that makes this path the active one.
 pub(crate) const ACTIVATE: u8 = 0x12;
-/// Frame of a relay whose configuration has changed.
+/// Frame with which a relay pushes a changed configuration.
 pub(crate) const CONFIG: u8 = 0x13;
 /// Frame of either side that closes the path.
 pub(crate) const CLOSE: u8 = 0x14;

@@ -210,7 +210,7 @@ impl Health {
         self.unresponsive.take_if(|reason| *reason == Unresponsive::Unacknowledged).is_some()
     }
 
-    /// Returns whether a transport sample is needed now.
+    /// Returns whether the caller has to read the TCP statistics of the path's transport now.
     pub(crate) fn wants_sample(&self, now: Instant, context: PathContext<'_>) -> bool {
         self.latest_sample.is_some() && self.evaluate_at(context).is_some_and(|at| at <= now)
     }

@@ -92,8 +92,8 @@ impl VersionedConfig {
 }
 
 impl Activate {
-    /// Maximum number of paths to keep: more than any client has, and no more than a control frame
-    /// can hold.
+    /// Maximum number of paths that the message lists for the peer to keep open: more than any
+    /// client has, and no more than a control frame can hold.
     pub(crate) const MAX_KEEP: usize = 200;
 
     pub(crate) fn put(&self, out: &mut Vec<u8>) {

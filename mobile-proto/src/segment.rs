@@ -211,7 +211,8 @@ impl BareAck {
     }
 }
 
-/// Returns the transport header of a TCP segment, at least 20 bytes.
+/// Returns the position of a packet's TCP header, and the first 20 bytes of that header (all but
+/// its options); `None` if the packet is not TCP or is shorter.
 fn locate(packet: &[u8]) -> Option<(Transport, &[u8; TCP_HEADER])> {
     let transport = Transport::locate(packet).ok().filter(|transport| transport.protocol == TCP)?;
     let header = packet.get(transport.start..)?.first_chunk()?;

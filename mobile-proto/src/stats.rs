@@ -15,11 +15,12 @@ pub struct Stats {
     pub enqueued_bytes: u64,
     /// Records sent for the first time.
     pub tx_packets: u64,
-    /// Bytes of the records sent for the first time, without headers.
+    /// Bytes of the packets in the records sent for the first time: with the packets' IP headers,
+    /// without the headers of the tunnel's frames, before compression.
     pub tx_bytes: u64,
     /// Records sent again after a path switch.
     pub replayed_packets: u64,
-    /// Bytes of the records sent again, without headers.
+    /// Bytes of the packets in the records sent again, counted like [`tx_bytes`](Self::tx_bytes).
     pub replayed_bytes: u64,
     /// Bytes of sent packets before compression, replayed ones included.
     pub tx_compressible_bytes: u64,

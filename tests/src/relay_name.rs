@@ -59,7 +59,7 @@ impl RelayLocation {
         }
     }
 
-    /// Returns the other location.
+    /// Returns the other of the two places of the relay, each with its own addresses.
     #[must_use]
     pub fn other(self) -> Self {
         match self {

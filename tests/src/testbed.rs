@@ -15,7 +15,7 @@ pub struct Testbed {
     pub agent: Agent,
     /// The relay on its own machine.
     pub relay: Relay,
-    /// The lab both programs run in.
+    /// The lab in which the agent and the relay run.
     pub lab: Lab,
     expected: Vec<String>,
 }

@@ -31,8 +31,8 @@ use crate::routing::networks;
 /// Timeout for each step of a connection to the relay, such as the TCP or the TLS handshake: enough
 /// to repeat a satellite's round trip three times, short enough for a person who waits.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Attempts to redeem an invitation. If the relay accepted the key and its answer was lost, the
-/// next attempt gets the same answer.
+/// The number of attempts to redeem an invitation. If the relay accepted the key and its answer was
+/// lost, the next attempt gets the same answer.
 const ATTEMPTS: u32 = 3;
 /// Longest invitation that is read, in bytes.
 const MAX_INVITATION_BYTES: u64 = 4096;

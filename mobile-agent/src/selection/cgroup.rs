@@ -480,8 +480,8 @@ mod tests {
         });
     }
 
-    /// A cgroup beside the mobile one, which a process can come from. Dropping it removes the
-    /// cgroup and its parent.
+    /// An ordinary cgroup, in which a test's process is before it is moved to the mobile cgroup.
+    /// Dropping it removes the cgroup and its parent.
     struct Origin(PathBuf);
 
     impl Origin {

@@ -56,7 +56,8 @@ pub(super) struct Model {
     pub(super) ms: u64,
     pub(super) samples: u64,
     pub(super) pings: u64,
-    /// When an acknowledgement of new data last arrived, in milliseconds.
+    /// The time at which an acknowledgement of new data last arrived, in milliseconds since the
+    /// model's start.
     pub(super) last_answer: u64,
     /// Whether the health is told of the answers of the peer's program, or only of those of its
     /// kernel.

@@ -122,8 +122,9 @@ impl LivenessProbe {
         self.marks.push_back((now, self.trials));
     }
 
-    /// Records a later sample: segments sent since the last one are trials. Segments sent together
-    /// count as hardly more than one, because they are answered together.
+    /// Records a transport sample after the probe's first one. Each segment sent since the previous
+    /// sample is a trial, that is, a chance for the peer to answer. A burst of segments counts as
+    /// one trial and a small share of the rest, because a burst is lost or answered together.
     pub(super) fn on_sample(&mut self, now: Instant, segs_out: u32) {
         let sent = segs_out.wrapping_sub(self.segs_out);
         let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_PING_INTERVAL / 2);

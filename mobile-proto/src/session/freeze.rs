@@ -66,7 +66,8 @@ pub(super) struct Freeze {
     search_paid_until: Option<Instant>,
 }
 
-/// The position of a held segment in the replay buffer or in the queue.
+/// Where the session still stores a segment of an inner flow: its index in the replay buffer (sent
+/// and not acknowledged) or in the queue (not sent yet).
 enum HeldSegment {
     Sent(usize),
     Queued(usize),

@@ -46,7 +46,8 @@ fn rows(events: &[Event]) -> Vec<(usize, usize, String)> {
     rows
 }
 
-/// Returns the table of this project's gaps: median and greatest, and the best competitor's median.
+/// Returns the table of the interruptions that each event causes with this project: median and
+/// maximum, and the best competitor's median.
 pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> String {
     let mut out = "| event | median | maximum | runs | best other, median |\n".to_owned();
     out.push_str("| --- | --- | --- | --- | --- |\n");
