@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -248,26 +247,4 @@ pub(crate) struct UplinkStatus {
     /// The share of TCP segments retransmitted since the link's path was opened, 0 to 1; `None`
     /// without a path.
     pub(crate) loss_ratio: Option<f64>,
-}
-
-/// Returns a duration in milliseconds, rounded up: 0 stays for no time at all.
-pub(crate) fn whole_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_of_a_millisecond_counts_as_one() {
-        for (nanos, ms) in [(0, 0), (1, 1), (600_000, 1), (1_000_000, 1), (25_000_001, 26)] {
-            assert_eq!(whole_ms(Duration::from_nanos(nanos)), ms);
-        }
-        // The status carries seconds.
-        assert!((1..5000).all(|ms| {
-            let seconds = Duration::from_millis(ms).as_secs_f64();
-            whole_ms(Duration::try_from_secs_f64(seconds).unwrap()) == ms
-        }));
-    }
 }

@@ -7,7 +7,8 @@ use mobile_io::text::printable;
 
 use crate::config::OnFailure;
 use crate::control::protocol::{Reply, Request};
-use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks, whole_ms};
+use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
+use crate::tunnel::history::whole_ms;
 
 /// The number of handovers that the text output shows; `--json` has all that the agent remembers.
 pub(super) const SHOWN_HANDOVERS: usize = 5;

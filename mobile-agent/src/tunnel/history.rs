@@ -1,14 +1,14 @@
 //! Counts handovers and connection failures, and logs each handover and each new failure.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::Histogram;
 
 use super::cause::{FAILURE_KINDS, Failure, Fault, HandoverCause};
 use super::machine::Handover;
 use crate::metrics::declared;
-use crate::status::{Problem, whole_ms};
+use crate::status::Problem;
 use crate::uplinks::policy::Uplink;
 
 /// The upper bounds, in seconds, of the histogram of blackouts (interruptions by a handover). The
@@ -134,10 +134,26 @@ impl HandoverHistory {
     }
 }
 
+/// Returns a duration in milliseconds, rounded up: 0 stays for no time at all.
+pub(crate) fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn a_part_of_a_millisecond_counts_as_one() {
+        for (nanos, ms) in [(0, 0), (1, 1), (600_000, 1), (1_000_000, 1), (25_000_001, 26)] {
+            assert_eq!(whole_ms(Duration::from_nanos(nanos)), ms);
+        }
+        // The status carries seconds.
+        assert!((1..5000).all(|ms| {
+            let seconds = Duration::from_millis(ms).as_secs_f64();
+            whole_ms(Duration::try_from_secs_f64(seconds).unwrap()) == ms
+        }));
+    }
 
     fn handover(blackout: u64) -> Handover {
         Handover {
