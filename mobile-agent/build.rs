@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result, bail};
 use aya_build::{Package, Toolchain};
 
-/// The file with the pinned toolchain, so that it is named in one place.
+/// The contents of the file that pins the toolchain, so that no second file names the version.
 const TOOLCHAIN_FILE: &str = include_str!("../rust-toolchain.toml");
 
 fn main() -> Result<()> {

@@ -140,7 +140,7 @@ fn agent_of(config: &Config) -> anyhow::Result<Client> {
     Client::connect(&config.control.socket).map_err(not_connected)
 }
 
-/// Adds to an error of connecting how to start the agent, if none runs.
+/// Converts an error of connecting to the agent. If no agent runs, adds how to start it.
 fn not_connected(error: ControlError) -> anyhow::Error {
     match error {
         ControlError::NotRunning { .. } => anyhow::anyhow!(

@@ -1,9 +1,10 @@
-//! The control socket, over which the verbs and the C library ask the running agent.
+//! The control socket, over which the verbs and the C library `libmobile` send requests to the
+//! agent.
 //!
 //! One JSON object a line: a request, then its reply. [`protocol`] defines both, [`access`] decides
 //! who may send which request, [`server`] accepts connections and handles requests, and [`calls`]
-//! handles those of the C library. Requests that read or change other processes go on to the
-//! process helper ([`crate::processes`]).
+//! handles those of `libmobile`. Requests that read or change other processes go on to the process
+//! helper ([`crate::processes`]).
 
 mod access;
 pub(crate) mod calls;

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OnFailure;
 
-/// The output of `mobile status --json`. Durations are in seconds; counters start at 0 with the
-/// agent.
+/// The output of `mobile status --json`. Durations are in seconds; counters are 0 when the agent
+/// starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// The version of the running agent.
@@ -60,7 +60,7 @@ pub(crate) struct Status {
     pub(crate) compression: String,
     /// The dropped inner packets, by reason. A reason that never occurred is listed with 0.
     pub(crate) drops: BTreeMap<String, u64>,
-    /// The bytes queued in the agent.
+    /// The bytes of inner packets that the agent holds, unsent or unacknowledged.
     pub(crate) queue: Queue,
     /// The number of processes with the MOBILE attribute.
     pub(crate) mobile_processes: u64,
@@ -92,7 +92,7 @@ pub(crate) struct Ingress {
     pub(crate) filter: FilterKind,
     /// The reason why nftables does not filter; `None` if it does.
     pub(crate) problem: Option<String>,
-    /// The number of packets dropped because they arrived by another device than the tunnel's.
+    /// The number of packets that the filter dropped.
     pub(crate) dropped_packets: u64,
 }
 
@@ -171,8 +171,8 @@ pub(crate) struct Handover {
     pub(crate) from: String,
     /// The uplink of the new path; the same uplink if only the connection was replaced.
     pub(crate) to: String,
-    /// The time from the end of the old path, as far as it is known, to the relay's first answer on
-    /// the new path, in seconds; 0 if the old path worked until then.
+    /// The time from the end of the old path, or the best estimate of it, to the relay's first
+    /// answer on the new path, in seconds; 0 if the old path worked until then.
     pub(crate) blackout_seconds: f64,
     /// The number of records retransmitted on the new path.
     pub(crate) replayed_records: u64,

@@ -42,7 +42,8 @@ pub(super) struct Facts {
     pub(super) routing: Routing,
     /// The relay's endpoint and key, or the reason why they are unknown.
     pub(super) relay: Result<RelayIdentity, String>,
-    /// The public key of this host; `None` if the key file exists and this user may not read it.
+    /// The public key of this host, or the reason why it cannot be read; `None` if the key file
+    /// exists and this user may not read it.
     pub(super) key: Result<Option<PublicKey>, String>,
     /// The mount point of the cgroup2 file system, or the reason why the agent cannot use it.
     pub(super) cgroup2: Result<PathBuf, String>,
@@ -56,7 +57,8 @@ pub(super) struct Facts {
     /// Whether nftables accepts the ingress filter, or its error; `None` if root does not run the
     /// check.
     pub(super) nftables: Option<Result<(), String>>,
-    /// The status of the running agent; `None` if none runs.
+    /// The status of the running agent, or the reason why the agent did not report it; `None` if no
+    /// agent runs.
     pub(super) agent: Result<Option<Box<Status>>, String>,
     /// The addresses that the relay's name resolves to, or the error; `None` if the relay is
     /// unknown.
@@ -120,10 +122,11 @@ pub(super) struct Links {
     pub(super) rules: Vec<ListedRule>,
     /// The destination and device of routes in the agent's table that another program added.
     pub(super) foreign_routes: Vec<(IpNet, String)>,
-    /// The persistent addresses, as far as they are known.
+    /// The persistent addresses, from the running agent or the cached assignment; empty if neither
+    /// can be read.
     pub(super) persistent: Vec<IpAddr>,
-    /// The name of each other device than the host virtual device, with an address and its prefix
-    /// length; loopback addresses are left out.
+    /// The addresses of this host with their prefix lengths, each after the name of its device;
+    /// without loopback addresses and those of the host virtual device.
     pub(super) local: Vec<(String, IpNet)>,
 }
 

@@ -15,21 +15,22 @@ use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 use crate::status::{FilterKind, Ingress, Refusal, SessionState};
 use crate::tunnel::cause::Fault;
 
-/// The first kernel with `TCP_RTO_MAX_MS`, by which mobile sockets retransmit within 10 s of the
-/// end of an outage.
+/// The first kernel with the socket option `TCP_RTO_MAX_MS`, with which mobile sockets retransmit
+/// within 10 s after an outage.
 const BOUNDED_RTO_KERNEL: (u32, u32) = (6, 15);
 
 /// The maximum number of links that are listed if none is usable, because a host may have a
 /// thousand.
 const MAX_LISTED_LINKS: usize = 8;
 
-/// The beginning of the finding `agent` if the agent has a session.
+/// The beginning of the text of the finding with the topic `agent` if the agent has a session; the
+/// name of the uplink follows.
 const CONNECTED: &str = "running, connected over";
 
 /// The next step that a finding names if only root can check its subject.
 const AS_ROOT: &str = "run `mobile check` as root";
 
-/// The topic of a finding about the relay, before the name of the uplink.
+/// The beginning of the topic of a finding about the relay; the name of the uplink follows.
 const RELAY_OVER: &str = "relay over ";
 
 /// Returns all findings about this host, in the order of the report.
@@ -84,7 +85,8 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Returns what follows from findings of which at least one failed.
+/// Returns the effect of the failed findings on the agent, as a sentence. At least one finding must
+/// have failed.
 pub(crate) fn consequence(findings: &[Finding]) -> &'static str {
     let mut failed = findings.iter().filter(|finding| finding.level == Level::Fail);
     let is_outside = |topic: &str| matches!(topic, "relay name" | "uplinks") || topic.starts_with(RELAY_OVER);
@@ -314,7 +316,8 @@ fn refused(facts: &Facts) -> Vec<Finding> {
     facts.refused.iter().map(finding).collect()
 }
 
-/// Judges the networks of this host that contain a persistent address.
+/// Judges whether a device of this host has a persistent address or is on a network that contains
+/// one. Returns `None` if no persistent address is known.
 fn conflicts(links: &Links) -> Option<Finding> {
     let held = links.persistent.iter().find_map(|address| {
         let holder = links.local.iter().find(|(_, net)| net.contains(address));

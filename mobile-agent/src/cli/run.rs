@@ -49,8 +49,8 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Makes this process mobile. Returns a running instance of `program` outside the tunnel that may
-/// do the command's work in this process's place, as a running browser does.
+/// Makes this process mobile. If an instance of `program` that runs outside the tunnel may do the
+/// command's work in this process's place, as a running browser does, returns that instance.
 ///
 /// The search for such an instance takes place while the kernel moves this process into the mobile
 /// cgroup, which takes several milliseconds.

@@ -9,7 +9,8 @@ use mobile_control::Call;
 use crate::daemon::Agent;
 use crate::processes::{Job, JobError, Requester};
 
-/// Carries out a call of the C library and returns 0, or the error number (errno) of its failure.
+/// Executes a function call that a process made in `libmobile`. Returns the result that the process
+/// gets: 0, or an error number (errno). Returns `Err` if the agent itself failed.
 pub(super) async fn handle(
     agent: &Arc<Agent>,
     requester: Requester,

@@ -133,7 +133,7 @@ impl Agent {
         Ok(Reply::Done)
     }
 
-    /// Verifies and repairs the MOBILE route (`inet_setmroute` of the C library). Fails with
+    /// Verifies and repairs the MOBILE route (`inet_setmroute` of `libmobile`). Fails with
     /// `EADDRNOTAVAIL` if `gateway` is neither the persistent address nor the relay's.
     pub(crate) async fn set_route(&self, gateway: Option<Ipv4Addr>) -> Result<(), Errno> {
         let assignment = self.route.assignment.borrow().clone();

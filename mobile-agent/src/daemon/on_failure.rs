@@ -15,7 +15,7 @@ use crate::config::OnFailure;
 use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
 /// Whether new connections of mobile processes use the ordinary route for lack of a session, and
-/// how often this began; for status and metrics.
+/// how many times they began to; for status and metrics.
 #[derive(Debug, Default)]
 pub(crate) struct DirectFallback {
     now: AtomicBool,
@@ -28,7 +28,7 @@ impl DirectFallback {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Returns how often new connections of mobile processes began to use the ordinary route.
+    /// Returns how many times new connections of mobile processes began to use the ordinary route.
     pub(crate) fn times(&self) -> u64 {
         self.times.load(Ordering::Relaxed)
     }

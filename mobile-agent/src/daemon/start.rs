@@ -67,8 +67,8 @@ pub(super) struct RunningAgent {
     _metrics: Option<MetricsServer>,
 }
 
-/// The objects that this start made, which a failed start removes again; false stands for an object
-/// that existed before.
+/// The objects that a failed start removes again: true for an object that this start makes, false
+/// for one that existed before.
 #[derive(Default)]
 struct UndoLog {
     state_file: bool,

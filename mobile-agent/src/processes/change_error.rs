@@ -1,5 +1,5 @@
 //! The reasons why the MOBILE attribute of a process was not changed: as text for the verbs, as
-//! error numbers for the C library.
+//! error numbers for `libmobile`.
 
 use std::io;
 

@@ -97,13 +97,13 @@ pub(crate) enum Job {
     },
 }
 
-/// The error of a job, as text and as an error number for the C library.
+/// The error of a job, as text and as an error number for `libmobile`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct JobError {
     /// The cause as text, which names the process.
     pub(crate) reason: String,
-    /// The error number for C.
+    /// The error number (errno) for `libmobile`.
     pub(crate) errno: i32,
 }
 

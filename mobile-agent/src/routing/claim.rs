@@ -27,8 +27,8 @@ const PRIVATE: [IpNet; 5] = [
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)),
 ];
 
-/// The networks of this host, except those of the host virtual device, by which the relay's
-/// addresses are judged.
+/// The networks of this host, except those of the host virtual device, with which the addresses and
+/// resolvers that the relay pushes must not conflict.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetworks {
     /// The addresses of this host with their prefix lengths, each with the name of its device.

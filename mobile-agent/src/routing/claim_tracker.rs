@@ -81,7 +81,7 @@ impl Refusals {
         self.state().now.clone()
     }
 
-    /// Returns how many parts of assignments were refused since the agent's start, by reason.
+    /// Returns how many parts of assignments were refused since the agent's start, for each reason.
     pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
         self.state().counts.clone()
     }

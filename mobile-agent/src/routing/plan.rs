@@ -32,8 +32,8 @@ pub(crate) struct HostIpSupport {
     /// Whether an ordinary process has an IPv6 route to the Internet.
     ///
     /// Without such a route, the kernel picks the only global address as source, which is the
-    /// persistent one, and looks up the route again. The rule for replies would then lead an
-    /// ordinary process into the tunnel, so the plan omits that rule.
+    /// persistent one, and looks up the route again. The rule for packets from a persistent address
+    /// would then lead an ordinary process into the tunnel, so the plan omits that rule.
     pub(crate) ipv6: bool,
 }
 

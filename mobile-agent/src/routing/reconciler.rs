@@ -60,8 +60,8 @@ pub(crate) struct RouteStatus {
 pub(crate) struct ConflictingRules {
     /// The number of other programs' rules that come before the agent's rules at present.
     pub(crate) before: AtomicU64,
-    /// How often the agent's rules were moved to another priority: ahead of conflicting rules, or
-    /// back to the configured priority.
+    /// The number of times that the agent's rules were moved to another priority: ahead of
+    /// conflicting rules, or back to the configured priority.
     pub(crate) moves: AtomicU64,
 }
 
@@ -90,8 +90,8 @@ pub(crate) struct RouteReconciler {
 }
 
 impl RouteReconciler {
-    /// Sets up the MOBILE route as far as it is known: with the addresses of the last run, unless
-    /// they conflict with the host's present networks.
+    /// Sets up the MOBILE route before the relay is reached: with the addresses that an earlier run
+    /// cached, except those that conflict with the host's present networks.
     pub(crate) async fn start(
         config: &Config,
         netlink: Netlink,

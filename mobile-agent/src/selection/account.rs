@@ -26,7 +26,8 @@ use crate::control::protocol::Traffic;
 /// room for a thousand ended processes a second.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The maximum number of attempts to list the open sockets while no traffic account changes.
+/// The maximum number of attempts to list the open sockets. An attempt fails if a connection closes
+/// meanwhile, because its bytes would then count twice or not at all.
 const MAX_LISTINGS: usize = 3;
 
 /// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.

@@ -128,15 +128,15 @@ impl Selector {
         self.adopted
     }
 
-    /// Returns how often the eBPF programs made each decision about a socket's mark since they were
-    /// first loaded.
+    /// Returns how many times the eBPF programs made each decision about a socket's mark since they
+    /// were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
         let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
         MarkVerdict::COUNTED.into_iter().map(sum).collect()
     }
 
-    /// Returns how often each event that the eBPF programs count occurred since they were first
-    /// loaded.
+    /// Returns how many times each event that the eBPF programs count occurred since they were
+    /// first loaded.
     pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
         let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
         CountedEvent::ALL.into_iter().map(sum).collect()
@@ -355,8 +355,9 @@ fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
     }
 }
 
-/// Returns the key by which the last agent's eBPF programs recognise the agent: they are still in
-/// force when the new ones are attached. `None` after a version without a key.
+/// Returns the key by which the last agent's eBPF programs recognise the agent. The new programs
+/// get the same key, because the old ones are still in force when the new ones are attached.
+/// Returns `None` if there are no old programs or their key cannot be read.
 fn key_of(older: &[PathBuf]) -> Option<u64> {
     let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
     let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;

@@ -23,7 +23,7 @@ pub(super) fn spawn(ebpf: &mut Ebpf) -> Result<JoinHandle<()>> {
     }))
 }
 
-/// A logger that passes each record on to `tracing` at the same level.
+/// A logger that passes each log message on to `tracing` at the same level.
 struct ToTracing;
 
 impl log::Log for ToTracing {

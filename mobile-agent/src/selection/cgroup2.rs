@@ -32,7 +32,8 @@ impl Cgroup2 {
         Self::choose(&mountinfo, mount_at, path)
     }
 
-    /// Chooses from the mounts that `mount_at` returns as the mount at their mount point.
+    /// Chooses the cgroup2 mount for `path` from the text `mountinfo`. Ignores mounts that another
+    /// mount hides: `mount_at` returns the ID of the visible mount at a path.
     fn choose(mountinfo: &str, mount_at: impl Fn(&Path) -> Option<u64>, path: Option<&Path>) -> Result<Self> {
         let mounts = mountinfo.lines().filter_map(parse_mount);
         let visible = mounts.filter(|(id, found)| mount_at(&found.mount) == Some(*id));
@@ -104,8 +105,9 @@ fn parse_mount(line: &str) -> Option<(u64, Cgroup2)> {
     Some((id, Cgroup2 { root, mount: unescape(fields.next()?) }))
 }
 
-/// Returns the command that mounts cgroup2. In sysfs (as under `ip netns exec`, which mounts a new
-/// one) no directory can be made below `/sys/fs/cgroup`.
+/// Returns the command that mounts cgroup2: in a new directory beside the v1 hierarchies if
+/// `/sys/fs/cgroup` is a mount point, or else there, because sysfs allows no new directory below
+/// it.
 fn cure(mountinfo: &str) -> &'static str {
     let occupied = mountinfo.lines().any(|line| line.split(' ').nth(4) == Some("/sys/fs/cgroup"));
     if occupied { MOUNT_BESIDE_V1 } else { MOUNT }
@@ -134,7 +136,7 @@ mod tests {
         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n\
         42 31 0:38 /jail /srv/my\\040jail rw,relatime - cgroup2 cgroup2 rw\n";
 
-    /// Chooses as if no mount hid another.
+    /// Chooses the cgroup2 mount for `path` as if no mount hid another.
     fn choose(mountinfo: &str, path: Option<&Path>) -> Result<Cgroup2> {
         let mounts: Vec<_> = mountinfo.lines().filter_map(parse_mount).collect();
         let at = |path: &Path| mounts.iter().find(|(_, found)| found.mount == path).map(|(id, _)| *id);

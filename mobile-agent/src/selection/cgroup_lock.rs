@@ -45,7 +45,8 @@ pub(crate) fn acquire(cgroup: &MobileCgroup) -> Result<CgroupLock> {
     Ok(CgroupLock { _lock: lock })
 }
 
-/// Returns whether a clean-up in this network namespace may remove the mobile cgroup.
+/// Returns whether a clean-up in this network namespace may remove the mobile cgroup; false if the
+/// cgroup belongs to the agent of another network namespace.
 ///
 /// Fails if an agent of this network namespace still runs and has locked it.
 pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {

@@ -125,7 +125,8 @@ fn read_message(mut buffer: &[u8], open: &mut Vec<OpenConnection>) -> io::Result
     Ok(false)
 }
 
-/// Parses a socket of the kernel's answer; returns `None` if the map of owners has no entry for it.
+/// Parses a socket of the kernel's answer; returns `None` if the eBPF map `owners` has no entry for
+/// it.
 fn read_socket(body: &[u8]) -> Option<OpenConnection> {
     let state = u32::from(*body.get(1)?);
     let attributes = body.get(MESSAGE..)?;

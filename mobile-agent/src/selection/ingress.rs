@@ -1,5 +1,5 @@
-//! The ingress filter as an eBPF classifier on every device but `lo` and the tunnel's, for hosts
-//! where nftables does not work.
+//! The ingress filter as an eBPF classifier on every device except `lo` and the host virtual
+//! device, for hosts where nftables does not work.
 //!
 //! The links are pinned, so the classifier stays when the agent ends. A device that appears while
 //! no agent runs has no classifier until the next agent starts.
@@ -34,7 +34,8 @@ pub(crate) struct Classifier {
     ebpf: Ebpf,
     guarded: HashMap<MapData, Address, u8>,
     dir: PathBuf,
-    /// The links that attach the classifier to devices, by interface index.
+    /// The BPF links that attach the classifier, one for each device; the key is the interface
+    /// index.
     links: BTreeMap<u32, PinnedLink>,
 }
 
@@ -127,7 +128,9 @@ fn classifier(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
     Ok(program.try_into()?)
 }
 
-/// Returns the directories that pin classifiers, each with the number in its name, oldest first.
+/// Returns the directories in `pin_dir` in which agents pinned their classifiers, each after the
+/// number in its name. The directories are in ascending order of the numbers, so the oldest is
+/// first.
 fn generations(pin_dir: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(pin_dir) {
         Ok(entries) => entries,

@@ -34,7 +34,8 @@ type FileId = (u64, u64);
 struct ProgramQuery {
     file: FileId,
     /// The path of the command if it is a script. A browser is usually started by a script in the
-    /// directory of its executable or with the executable's name, so this path tells its instances.
+    /// directory of its executable or with the executable's name, so its instances are found by
+    /// this path.
     script: Option<PathBuf>,
     uid: u32,
     namespace: FileId,

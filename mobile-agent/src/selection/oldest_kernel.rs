@@ -27,8 +27,10 @@ mod tests {
     const HELPER: u64 = 0;
 
     /// The eBPF helpers that are called only if the kernel has them, each with its number and its
-    /// kernel version: the first behind RECOGNISES_SUBFLOWS; the second in `mobile_egress`, which
-    /// `mobile_egress_own` replaces otherwise, and, since 5.15, in `mobile_setsockopt`.
+    /// first kernel version. Calls of the first are guarded by the constant RECOGNISES_SUBFLOWS.
+    /// The programs that call the second are loaded only if the kernel allows the call:
+    /// `mobile_egress`, which `mobile_egress_own` replaces otherwise, and `mobile_setsockopt`,
+    /// which may call it since 5.15.
     const OPTIONAL: [(&str, u32, (u32, u32)); 2] =
         [("bpf_skc_to_mptcp_sock", 196, (5, 19)), ("bpf_get_netns_cookie", 122, (6, 15))];
 

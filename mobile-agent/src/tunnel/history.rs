@@ -23,13 +23,13 @@ const MAX_RECENT_HANDOVERS: usize = 32;
 pub(crate) struct HandoverHistory {
     /// The last handovers, each with the time at which it was completed; the newest is last.
     pub(crate) recent: VecDeque<(Handover, Instant)>,
-    /// The number of handovers by cause.
+    /// The number of handovers for each cause.
     pub(crate) handovers: BTreeMap<&'static str, u64>,
     /// The histogram of the times for which handovers interrupted the traffic.
     pub(crate) blackouts: Histogram,
     /// The number of connection attempts.
     pub(crate) attempts: u64,
-    /// The number of failed attempts by kind.
+    /// The number of failed connection attempts for each [`Failure::kind`].
     pub(crate) failures: BTreeMap<&'static str, u64>,
     /// The last connection failure on each uplink, kept until the relay is reached over it.
     problems: BTreeMap<String, Failure>,

@@ -46,9 +46,9 @@ pub(crate) enum Action {
 pub(crate) struct Handover {
     /// The reason for the handover.
     pub(crate) cause: HandoverCause,
-    /// The uplink of the previous path.
+    /// The uplink of the old path.
     pub(crate) from: String,
-    /// The uplink of the path in use.
+    /// The uplink of the new path.
     pub(crate) to: String,
     /// The time from the end of the old path, or the best estimate of it, until the relay answered
     /// on the new path.

@@ -42,7 +42,8 @@ impl Detours {
     }
 
     /// Adds a route to the relay over each link whose own route was replaced by a VPN, deletes
-    /// detours that are no longer needed, and enters the present ones into `links`.
+    /// detours that are no longer needed, and sets the present ones as the routes to the relay in
+    /// `links`.
     pub(crate) async fn apply(
         &mut self,
         netlink: &Netlink,
@@ -114,8 +115,9 @@ impl Detours {
 
     /// Returns the router on a link, or `None` if it is unknown.
     ///
-    /// The router is that of the last route over the link, or else that of a host route, which a
-    /// VPN client adds for its server. An inner `None` means that the link has no router.
+    /// The router is the last known one, if the link still has an address that it had with that
+    /// router. Otherwise the router is the next hop of a host route, which a VPN client adds for
+    /// its server. An inner `None` means that the link has no router.
     async fn router(
         &mut self,
         netlink: &Netlink,

@@ -21,8 +21,8 @@ const AVOID_TIME: Duration = Duration::from_secs(1);
 /// the link. The contacts of a bouncing plug settle within this time. Doing without one uplink is
 /// no outage, but each return to it is a handover.
 const SETTLE_TIME: Duration = Duration::from_millis(250);
-/// The limit to which [`AVOID_TIME`] and [`SETTLE_TIME`] are doubled, because an uplink may recover
-/// without any sign.
+/// The limit to which [`AVOID_TIME`] and [`SETTLE_TIME`] are doubled. The limit is needed because
+/// nothing tells the agent that an uplink has recovered.
 const MAX_AVOID_TIME: Duration = Duration::from_secs(60);
 /// How long a path has to be healthy to clear the failures of its uplink, doubled with each
 /// failure.

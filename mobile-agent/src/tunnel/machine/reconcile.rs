@@ -5,7 +5,7 @@
 //!   better uplink.
 //! - While a path works, every uplink of `[uplink] standby` holds a standby path.
 //! - While no path works, every usable uplink is tried, the best first and each further one
-//!   [`UPLINK_STAGGER`] later. The first whose relay has authenticated itself wins.
+//!   [`UPLINK_STAGGER`] later. The first one over which the relay authenticates itself wins.
 //! - When the path in use becomes unresponsive, the session leaves it at once. The path stays open
 //!   for [`UNRESPONSIVE_TIMEOUT`], because it may only be slow.
 
