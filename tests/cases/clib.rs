@@ -1,4 +1,4 @@
-//! The C interface of the paper: the library is installed as docs/use/c-interface.md says, and
+//! The C interface of the paper: libmobile is installed as docs/use/c-interface.md says, and
 //! programs are compiled against it and run.
 
 use std::path::{Path, PathBuf};
@@ -17,17 +17,17 @@ const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
 /// The user id of `nobody`, who owns no processes or files.
 const USER: u32 = 65_534;
 
-/// The installation prefix of the C library, as a packager would choose it.
+/// The installation prefix of libmobile, as a packager would choose it.
 const PREFIX: &str = "/opt/mobile";
 
-/// The C library, installed in a staging directory (`DESTDIR`) for programs that use it.
+/// The library libmobile, installed in a staging directory (`DESTDIR`) for programs that use it.
 struct Library {
     stage: PathBuf,
     control: PathBuf,
 }
 
 impl Library {
-    /// Installs the C library with its own script, `install.sh`.
+    /// Installs libmobile with its own script, `install.sh`.
     fn install(bed: &Testbed) -> anyhow::Result<Self> {
         let stage = bed.lab.dir().join("stage");
         let library = program("libmobile.so")?;
@@ -60,8 +60,8 @@ impl Library {
         Ok(out)
     }
 
-    /// Sets the environment variables that lead a program to the C library and to the agent's
-    /// control socket.
+    /// Sets the environment variables by which a program finds libmobile and the agent's control
+    /// socket.
     fn place<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LD_LIBRARY_PATH", self.lib()).env("MOBILE_CONTROL_SOCKET", &self.control)
     }

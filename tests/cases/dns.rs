@@ -64,7 +64,7 @@ impl DnsTestbed {
         heard(&finish_within(&mut command, None, PATIENCE)?.ok()?)
     }
 
-    /// Returns how often the eBPF programs have counted `event`.
+    /// Returns the agent's counter of `event`, an event that its eBPF programs count.
     fn events(&self, event: &str) -> anyhow::Result<u64> {
         self.bed.agent.counter(&format!("mobile_selection_events_total{{event=\"{event}\"}}"))
     }

@@ -10,10 +10,10 @@ use toml::Value;
 use crate::leaks::{assert_no_leak, captures};
 use crate::{Outcome, ip_of, server, urls};
 
-/// Longer than the grace period after which mobile processes may use the ordinary route.
+/// A wait longer than the grace period after which mobile processes may use the ordinary route.
 const LONG: Duration = Duration::from_secs(11);
 
-/// The metric of how often the agent opened the ordinary route to mobile processes.
+/// The metric that counts how many times the agent opened the ordinary route to mobile processes.
 const OPENED: &str = "mobile_opened_total";
 
 fn started(on_failure: &str) -> anyhow::Result<Testbed> {

@@ -27,8 +27,8 @@ const BULK_RESUME: Duration = Duration::from_secs(2);
 /// sender's retransmission timer has backed off during the outage.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The size of each bulk transfer in bytes, a rate in bit/s at which the outage falls into the
-/// transfer, and the bytes that count as progress.
+/// The size of each bulk transfer in bytes, the uplinks' rate in bit/s, at which the outage begins
+/// during the transfer, and the bytes that count as progress.
 const SIZE: u64 = 30_000_000;
 const RATE: u64 = 20_000_000;
 const PROGRESS: u64 = 500_000;
@@ -231,8 +231,8 @@ fn impatient(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-/// Reads lines until `wanted` holds, and returns their count. Fails if `patience` has passed since
-/// `since`.
+/// Reads lines until one satisfies `wanted`, and returns the count of lines read, that one
+/// included. Fails once `patience` has passed since `since`.
 fn lines_until(
     talk: &mut LineProcess,
     since: Instant,
@@ -251,8 +251,8 @@ fn lines_until(
     unreachable!("an endless count ended")
 }
 
-/// Returns the count of lines to expect if all `during` lines that were sent in the outage arrive,
-/// and then the next one.
+/// Returns the count of lines to expect: all `during` lines that were sent in the outage, and the
+/// next one.
 fn count_of_lines(during: u64) -> u64 {
     during + 1
 }

@@ -37,7 +37,7 @@ pub(crate) fn captures(bed: &Testbed) -> anyhow::Result<[Capture; 2]> {
     captures_in(&bed.lab)
 }
 
-/// Starts a capture on each uplink of the host that sees packets outside the tunnel.
+/// Starts a capture of the packets outside the tunnel on each uplink of the host.
 pub(crate) fn captures_in(lab: &Lab) -> anyhow::Result<[Capture; 2]> {
     let capture = |device| lab.capture(&lab.host, device, &outside_the_tunnel());
     Ok([capture("eth0")?, capture("wlan0")?])

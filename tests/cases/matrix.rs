@@ -86,7 +86,7 @@ impl State {
     ];
 
     /// The states that differ in the decisions of eBPF programs and routes; the other states repeat
-    /// these at other moments.
+    /// these decisions at other moments.
     const DISTINCT: [Self; 3] = [Self::Up, Self::NoUplink, Self::Killed];
 
     fn enter(self, bed: &mut Testbed) -> Outcome {
@@ -122,7 +122,8 @@ impl State {
         Ok(())
     }
 
-    /// Ends the state, so that everything works again. Returns false if this state cannot be ended.
+    /// Ends the state, so that everything works again. Returns false for states that cannot or need
+    /// not be ended, and changes nothing then.
     fn leave(self, bed: &mut Testbed) -> Result<bool> {
         match self {
             Self::Up | Self::NobodyMobile | Self::RouteGone => return Ok(false),
@@ -140,8 +141,8 @@ impl State {
     }
 }
 
-/// Moves all processes from the mobile cgroup and those below it to the cgroup `to`, as the first
-/// step of `mobile cleanup` does.
+/// Moves all processes from the mobile cgroup and its child cgroups to the cgroup `to`, as the
+/// first step of `mobile cleanup` does.
 fn empty(cgroup: &std::path::Path, to: &std::path::Path) -> Outcome {
     for entry in std::fs::read_dir(cgroup)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -165,7 +166,7 @@ struct Cell {
     /// The socket's report while the agent is in the state under test.
     first: Value,
     /// The socket's report after the state has ended and everything works again, or `None` if the
-    /// state cannot be ended.
+    /// state was not ended.
     after: Option<Value>,
     /// The devices that the socket's packets left by.
     left: EgressDevices,
@@ -176,8 +177,8 @@ struct Cell {
 const OPEN: &str = "open";
 const CONNECT: &str = "connect 1500";
 const SEND: &str = "send 2500";
-/// The step that sends after the state has ended. By then, TCP's retransmissions of a SYN are up to
-/// eight seconds apart.
+/// The step that sends after the state has ended. TCP's retransmissions of a SYN may be eight
+/// seconds apart by then, so the step waits nine seconds for the next one.
 const SEND_AFTER: &str = "send 9000";
 
 fn measure(state: State) -> Result<Vec<Cell>> {
@@ -268,8 +269,8 @@ fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {
     std::mem::replace(process, Err(anyhow::anyhow!("taken")))
 }
 
-/// Runs the steps that `of` returns for each process's timing, in all processes at the same time,
-/// and waits for their end.
+/// Runs in each process the steps that `of` returns for its timing, in all processes at the same
+/// time, and waits for their end.
 fn steps(processes: &mut [SocketProcess], of: impl Fn(AttachTiming) -> &'static [&'static str]) -> Outcome {
     for process in &mut *processes {
         of(process.timing).iter().try_for_each(|step| process.start_step(step))?;

@@ -120,8 +120,8 @@ fn tells_by_datagram(ns: &Ns, from: Option<IpAddr>, to: &str, port: u16) -> anyh
     })
 }
 
-/// Returns whether the client, from its persistent address, receives an answer over TCP, and
-/// whether it receives one over UDP.
+/// Returns whether the client, from its persistent address, receives an answer from `to` over TCP,
+/// and whether it receives one over UDP.
 fn client_reaches(bed: &Testbed, to: &str, port: u16) -> anyhow::Result<(bool, bool)> {
     let is_ipv4 = to.parse::<IpAddr>()?.is_ipv4();
     let own = if is_ipv4 { bed.agent.address4.into() } else { IpAddr::from(bed.agent.address6) };

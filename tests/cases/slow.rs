@@ -32,8 +32,8 @@ struct Load {
     /// The number of handovers before the path becomes slow or lossy.
     handovers: u64,
     /// The time within which a path with a full queue must use bbr as its congestion control. The
-    /// agent may take a path whose delay grew for one with competing traffic, and then use another
-    /// one for a while.
+    /// agent may mistake a grown delay for competing traffic, and then use another congestion
+    /// control for a while.
     patience: Duration,
 }
 

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::{Outcome, server};
 
-/// How often an address and a route are added and removed, which causes about twenty thousand
-/// netlink events.
+/// The number of times that an address and a route are added and removed, which causes about twenty
+/// thousand netlink events.
 const FLIPS: usize = 5_000;
 
 /// The longest time that a command of `mobile` may take: more than a busy test machine needs.
@@ -73,8 +73,8 @@ fn a_change_that_an_overrun_netlink_socket_lost_is_not_missed() -> Outcome {
 /// The number of routes in the host's table: a full Internet table some years ago.
 const MANY: usize = 200_000;
 
-/// Returns how often the agent has read the kernel's uplinks, and how often its own route, because
-/// a netlink event hinted at a change.
+/// Returns the number of times that the agent has read the kernel's uplinks, and the number of
+/// times that it has read its own route, each after a netlink event that hinted at a change.
 fn configuration_reads(bed: &Testbed) -> anyhow::Result<[u64; 2]> {
     let count = |what: &str| bed.agent.counter(&format!("mobile_kernel_looks_total{{what=\"{what}\"}}"));
     Ok([count("uplinks")?, count("route")?])

@@ -13,8 +13,8 @@ use crate::{Outcome, urls};
 /// The size of each transfer in bytes.
 const SIZE: u64 = 100_000_000;
 
-/// The rate of each uplink in bit/s until the tenth handover, at which the transfer cannot end
-/// before it.
+/// The rate of each uplink in bit/s until the tenth handover, so low that the transfer cannot end
+/// before that handover.
 const RATE: u64 = 40_000_000;
 
 /// The bytes that the transfer must have moved since the last handover before the next one is

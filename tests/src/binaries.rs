@@ -7,7 +7,8 @@ use anyhow::{Result, bail};
 /// The environment variable that names the directory of the programs under test.
 pub const BIN_DIR: &str = "MOBILE_BIN_DIR";
 
-/// Returns the path of a program: in `$MOBILE_BIN_DIR`, else beside the running test program.
+/// Returns the path of a program: in `$MOBILE_BIN_DIR`, else in the directory of the running test
+/// program or in the parent directory.
 pub fn program(name: &str) -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os(BIN_DIR) {
         let path = PathBuf::from(dir).join(name);

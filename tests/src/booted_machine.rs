@@ -24,7 +24,7 @@ const COMMAND: Duration = Duration::from_secs(60);
 pub struct BootedMachine {
     systemd: Process,
     ns: Ns,
-    /// The machine's init process, by its id in the PID namespace of the test process.
+    /// The process id of the machine's init process in the PID namespace of the test process.
     init: i32,
     /// The machine's cgroup, relative to the root of the hierarchy.
     pub cgroup: PathBuf,

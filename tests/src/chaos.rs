@@ -1,7 +1,7 @@
 //! The chaos test: random network events, many at a time, while TCP flows run whose every byte is
 //! checked.
 //!
-//! A seed determines the [`Script`] of events. The stage performs them in a lab with both programs,
+//! A seed determines the [`Script`] of events. Each run performs them in a lab with both programs,
 //! and every flow must survive without a wrong or missing byte.
 
 mod ends;

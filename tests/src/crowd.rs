@@ -81,7 +81,7 @@ impl Crowd {
         Ok(Self { runtime, relay, _ns: ns })
     }
 
-    /// Authorises the clients with the numbers from 0 to below `count` at the relay.
+    /// Authorises the clients with the numbers 0 to `count` - 1 at the relay.
     pub fn authorize(&self, relay: &Relay, lab: &Lab, count: u32) -> Result<()> {
         let mut list = String::new();
         for number in 0..count {
@@ -123,7 +123,8 @@ impl Crowd {
     /// Measures the time from connecting to an open session for each client in `numbers`, one after
     /// the other with `pause` between them. Each session ends at once.
     ///
-    /// Also returns the number of failed attempts, which are repeated and whose time counts.
+    /// Also returns the number of failed attempts. Each is repeated until it succeeds, and its time
+    /// is part of the client's measured time.
     pub fn latencies(
         &self,
         numbers: impl Iterator<Item = u32> + Send + 'static,

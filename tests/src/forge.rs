@@ -58,7 +58,7 @@ impl Forger {
     }
 
     /// Sends a forged TCP segment. `flags` has the initial letters of the flags to set (SYN, ACK,
-    /// RST, PSH); the numbers are the sequence and the acknowledgement number.
+    /// RST, PSH); the two numbers after it are the sequence and the acknowledgement number.
     pub fn segment(
         &self,
         from: SocketAddr,

@@ -214,8 +214,8 @@ impl Lab {
         &self.cgroup
     }
 
-    /// Returns the path with which the names of the directories begin in which the lab's agents pin
-    /// their eBPF programs.
+    /// Returns the path prefix of the directories in which the lab's agents pin their eBPF
+    /// programs.
     #[must_use]
     pub fn pin_dir(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.name)

@@ -45,7 +45,7 @@
 //! # What is removed
 //!
 //! Dropping the lab kills every process in its cgroup ([`LabCgroup`]), stops the links and
-//! services, and removes the pinned eBPF programs, the records of kernel objects and the lab's
+//! services, and removes the pinned eBPF programs, the files that list kernel objects and the lab's
 //! directory. The namespaces are anonymous and end with their last process. The same happens when
 //! the test process is killed, except for the cgroup, the pins and the directory: the next lab
 //! removes those of any process that has ended. One setting of the machine itself may change: a

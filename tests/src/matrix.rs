@@ -106,8 +106,8 @@ impl MatrixServer {
     }
 }
 
-/// When the process that owns the sockets has the MOBILE attribute, compared with the use of the
-/// sockets.
+/// The times at which a process has the MOBILE attribute, relative to the creation and the use of
+/// its sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AttachTiming {
     /// Mobile from its start on.

@@ -83,8 +83,7 @@ impl Gap {
     }
 }
 
-/// A record of the time at which each number arrived: eight bytes each, for measurements of a few
-/// minutes.
+/// The times at which the numbers arrived: eight bytes each, for measurements of a few minutes.
 #[derive(Debug)]
 pub struct Recorder {
     arrivals: Vec<f64>,
@@ -127,7 +126,8 @@ impl Recorder {
     }
 }
 
-/// A report on the gaps between arriving numbers after a requested time; times in milliseconds.
+/// A report on the gaps between arriving numbers that ended after a given time, the argument
+/// `since` of [`Recorder::report`], or that have not ended yet; times in milliseconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PulseReport {
     /// The time at which the report was made.
@@ -136,11 +136,14 @@ pub struct PulseReport {
     pub last: f64,
     /// The count of numbers that have arrived since the connection was established.
     pub numbers: u64,
-    /// The length of the longest gap that ended after the requested time or has not ended yet.
+    /// The length of the longest gap, including any part of it before the time `since` of
+    /// [`Recorder::report`].
     pub longest: f64,
-    /// The length of the longest gap, without any part of a gap before the requested time.
+    /// The length of the longest gap if only its part after the time `since` of
+    /// [`Recorder::report`] counts.
     pub longest_within: f64,
-    /// The gaps of at least 15 ms after the requested time, including one that has not ended yet.
+    /// The gaps of at least 15 ms that ended after the time `since` of [`Recorder::report`] or have
+    /// not ended yet.
     pub gaps: Vec<Gap>,
     /// The error that ended the connection, if one did.
     pub error: Option<String>,

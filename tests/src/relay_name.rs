@@ -19,7 +19,8 @@ pub struct RelayName {
 }
 
 impl RelayName {
-    /// Makes the host name the agent's endpoint of the relay, from the agent's next start on.
+    /// Configures the host name as the relay's endpoint for the agent, from the agent's next start
+    /// on.
     pub fn install(bed: &mut Testbed, addresses: &[IpAddr]) -> Result<Self> {
         let name = Self { hosts: bed.lab.dir().join("hosts") };
         name.set(addresses)?;
@@ -59,7 +60,7 @@ impl RelayLocation {
         }
     }
 
-    /// Returns the other of the two places of the relay, each with its own addresses.
+    /// Returns the other one of the relay's two locations.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -70,8 +71,8 @@ impl RelayLocation {
 
     /// Makes the relay reachable at this location's addresses only.
     ///
-    /// The first location stays the source of the relay's connections to servers. Packets to the
-    /// relay's port at the other location are dropped without an error.
+    /// The addresses of the first location remain the source of the relay's connections to servers.
+    /// Packets to the relay's port at the other location are dropped without an error.
     pub fn move_relay_here(self, lab: &Lab) -> Result<()> {
         let [four, six] = Self::Second.addresses();
         lab.relay.ip(&[

@@ -71,7 +71,7 @@ impl Services {
         Ok(Self { _tcp: tcp, _udp: udp })
     }
 
-    /// Starts an iperf3 server in `ns`; its output goes to `dir`.
+    /// Starts an iperf3 server in `ns`; its output goes to a file in `dir`.
     pub fn iperf3(ns: &Ns, dir: &Path) -> Result<Process> {
         let mut command = ns.command("iperf3");
         command.args(["--server", "--forceflush"]);
@@ -110,7 +110,7 @@ impl Services {
     }
 }
 
-/// A TCP service for IPv4 and IPv6 that handles each connection on its own thread.
+/// A TCP service for IPv4 and IPv6 that serves each connection on its own thread.
 pub struct TcpService {
     stop: Arc<EventFd>,
     accepting: Option<JoinHandle<()>>,

@@ -10,13 +10,14 @@ use crate::ns::Ns;
 /// The name of a veth device without traffic, whose changes only serve to cause netlink events.
 const DEVICE: &str = "storm0";
 
-/// How often one run of `ip` adds and removes an address and a route, enough that starting `ip`
-/// costs little in comparison.
+/// The number of times that one run of `ip` adds and removes an address and a route: enough that
+/// starting `ip` costs little in comparison.
 const BATCH: usize = 1_000;
 
-/// Adds and removes an address and a route `flips` times as fast as possible.
+/// Adds and removes an address and a route as fast as possible, `flips` times (rounded up to a
+/// multiple of 1,000 if more).
 ///
-/// Each time causes four netlink notifications, and more for the routes that belong to the address.
+/// Each flip causes four netlink notifications, and more for the routes that belong to the address.
 pub fn netlink_storm(ns: &Ns, flips: usize) -> Result<()> {
     ns.ip(&[&format!("link add {DEVICE} type veth peer name storm1"), &format!("link set {DEVICE} up")])?;
     let flip = [

@@ -10,8 +10,8 @@ use crate::wait::until;
 /// The name of the tether's device on the host.
 const DEVICE: &str = "usb0";
 
-/// The name of the device at the tether's far end, in wlan0's visited network, which forwards its
-/// packets.
+/// The name of the device at the tether's far end, on the router of wlan0's visited network, which
+/// forwards the tether's packets.
 const FAR: &str = "lan1";
 
 /// A tethered telephone as an uplink: IPv4 only, behind the same NAT as wlan0. Its device

@@ -34,15 +34,15 @@ pub struct Vpn {
 impl Vpn {
     /// Returns the name of the VPN's device on the host.
     ///
-    /// No other lab uses the name, since wireguard-go has a socket of that name, which all
+    /// The name differs in each lab, because wireguard-go makes a socket of that name, which all
     /// namespaces share.
     #[must_use]
     pub fn device_of(lab: &Lab) -> String {
         name(lab, "vc")
     }
 
-    /// Starts the VPN's gateway and its client. `client` makes the command that runs the given
-    /// words on the host.
+    /// Starts the VPN's gateway and its client. `client` makes a command that runs on the host the
+    /// program and the arguments in its parameter.
     pub fn start(lab: &Lab, client: impl FnOnce(&[&str]) -> Command) -> Result<Self> {
         lab.server.sysctl("net/ipv4/ip_forward", "1")?;
         lab.server.feed(
@@ -149,7 +149,8 @@ impl Drop for Vpn {
     }
 }
 
-/// Returns a device name from the process id and the number at the end of the lab's name.
+/// Returns a device name made of `prefix`, the process id and the number at the end of the lab's
+/// name.
 fn name(lab: &Lab, prefix: &str) -> String {
     let rest = lab.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
     format!("{prefix}{}", rest.replace('-', "n"))

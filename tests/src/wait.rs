@@ -17,7 +17,8 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
 
 /// Calls `probe` until it returns a value.
 ///
-/// An error of the probe means "not yet". After `patience` the wait fails with the last error.
+/// An error or `None` from `probe` means "not yet". After `patience` the wait fails, with the error
+/// of the last call if that returned one.
 pub fn wait_for<T>(
     what: &str,
     patience: Duration,

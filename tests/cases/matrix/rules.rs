@@ -13,7 +13,8 @@ const CONNECTED: [&str; 6] =
 /// packets into the tunnel.
 const OF_SOURCE: [&str; 4] = ["tcp-listening", "udp-of-source", "udp-pktinfo-source", "raw-hdrincl"];
 
-/// Returns whether a socket's packets left by a device that the rules forbid in this state.
+/// Returns whether a socket's packets left by a device by which they may not leave in this state,
+/// or left by an uplink with a persistent source address.
 pub(super) fn is_broken(state: State, cell: &Cell) -> bool {
     let Cell { timing, kind, left, .. } = cell;
     let is = |kinds: &[&str]| kinds.contains(&kind.as_str());

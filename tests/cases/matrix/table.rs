@@ -17,8 +17,8 @@ const EXCEPTIONS_BEGIN: &str = "<!-- measured on older kernels: cargo xtask test
 
 type Measured = HashMap<State, Vec<Cell>>;
 
-/// Returns two tables in Markdown: results by the agent's state, for a process that was always
-/// mobile, and by the time of `attach` or `detach`, while the tunnel is up.
+/// Returns two tables in Markdown: one has a column for each state of the agent, for a process that
+/// was always mobile, the other a column for each [`AttachTiming`], while the tunnel is up.
 pub(super) fn tables(measured: &Measured) -> String {
     let states = State::ALL.map(|state| (head_of_state(state), state, AttachTiming::Mobile));
     let orders = AttachTiming::ALL.map(|timing| (head_of_timing(timing), State::Up, timing));
@@ -30,8 +30,8 @@ pub(super) fn tables(measured: &Measured) -> String {
     )
 }
 
-/// Returns one line of text for each measured socket, for a developer who looks for the reason of a
-/// result.
+/// Returns one line of text for each measured socket, from which a developer can find the reason of
+/// a result.
 pub(super) fn everything(measured: &Measured) -> String {
     let mut text = String::new();
     for state in State::ALL {
@@ -43,7 +43,8 @@ pub(super) fn everything(measured: &Measured) -> String {
     text
 }
 
-/// Returns a description of each measured socket whose packets broke the rules.
+/// Returns a description of each measured socket whose packets left by a device that
+/// [`rules::is_broken`] reports as forbidden.
 pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     let text = |(state, cell): (State, &Cell)| {
         let Cell { timing, kind, family, left, .. } = cell;
@@ -52,8 +53,8 @@ pub(super) fn leaks(measured: &Measured) -> Vec<String> {
     broken(measured).map(text).collect()
 }
 
-/// Returns a table of the sockets whose packets left by a device that the matrix does not allow. On
-/// the newest kernel the table is empty.
+/// Returns a table of the sockets whose packets left by a device that [`rules::is_broken`] reports
+/// as forbidden. On the newest kernel the table is empty.
 pub(super) fn exceptions(measured: &Measured) -> String {
     let mut rows: Vec<(&Cell, Vec<&str>)> = Vec::new();
     for (state, cell) in broken(measured) {
@@ -115,8 +116,8 @@ pub(super) fn compare_exceptions(table: &str) -> Outcome {
     Ok(())
 }
 
-/// Splits a document at the section that starts with the marker `begin`: returns the text before
-/// it, its content, and the text after it.
+/// Splits a document at the section between the marker `begin` and [`END`]: returns the text before
+/// the section, its content and the text after it, without the markers.
 fn section<'a>(text: &'a str, begin: &str) -> anyhow::Result<(&'a str, &'a str, &'a str)> {
     let (before, rest) = text
         .split_once(begin)
@@ -155,7 +156,7 @@ fn table(measured: &Measured, columns: &[(&str, State, AttachTiming)]) -> String
 }
 
 /// Returns the text of one table cell: the common result of all address families, or the result of
-/// each.
+/// each family if they differ.
 fn families(measured: &Measured, state: State, timing: AttachTiming, kind: &str) -> String {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for cell in measured[&state].iter().filter(|cell| cell.timing == timing && cell.kind == kind) {

@@ -4,7 +4,7 @@
 //! - `tcp ADDRESS`, `udp ADDRESS` and `udp-connected ADDRESS` send each line of stdin and print
 //!   each answer, or `! error`.
 //! - `udp-on DEVICE ADDRESS` sends one datagram through that device (IP_PKTINFO).
-//! - `chatter ADDRESS MS` opens new sockets of every kind all the time.
+//! - `chatter ADDRESS MS` opens new UDP sockets and TCP connections all the time, MS ms apart.
 //! - `gaps` and `keystrokes` measure an echo service and print JSON.
 //! - `pulse echo|down tcp|mptcp ADDRESS` receives numbers. For each time (of CLOCK_MONOTONIC, in
 //!   milliseconds) on stdin it prints a report on what has arrived since.
@@ -12,7 +12,7 @@
 //! - `crowd PROCESSES SOCKETS ADDRESS` starts processes with connections, `accept ADDRESS` accepts
 //!   them; both print `ready` and wait to be killed. `accept-on DEVICE ADDRESS` is bound to a
 //!   device.
-//! - `hold-mptcp COUNT` holds MPTCP sockets whose `connect()` was refused.
+//! - `hold-mptcp COUNT` keeps MPTCP sockets open whose `connect()` was refused.
 //! - `time-calls` times system calls and commands, see `mobile_tests::call_timing`.
 //! - `datagrams ADDRESS` sends datagrams at given rates, `count ADDRESS` counts them.
 //! - `write nagle|nodelay|paced ADDRESS FILE` writes a file to a discard server in writes of 1024
@@ -143,7 +143,8 @@ fn udp_on(device: &str, address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Opens new sockets all the time: an unconnected UDP socket, a connected one and a TCP connection.
+/// Opens new sockets in endless rounds: an unconnected UDP socket, a connected one and a TCP
+/// connection.
 ///
 /// Prints a line for each round. Errors are printed and are not fatal.
 fn chatter(address: &str, interval: &str) -> Result<()> {
@@ -202,8 +203,8 @@ fn gaps(address: &str, interval: &str, seconds: &str) -> Result<()> {
     Ok(())
 }
 
-/// Exchanges numbers with an echo server, or receives them from a server, and answers each time
-/// that is read from stdin with a report of the gaps since then.
+/// Exchanges numbers with an echo server, or receives them from a server. For each time that is
+/// read from stdin, prints a report of the gaps since that time.
 fn pulse(way: &str, protocol: &str, address: &str) -> Result<()> {
     let address: SocketAddr = address.parse()?;
     let protocol = if protocol == "mptcp" { Protocol::MPTCP } else { Protocol::TCP };
@@ -334,7 +335,7 @@ fn accept(device: Option<&str>, address: &str) -> Result<()> {
     }
 }
 
-/// Holds `count` MPTCP sockets whose `connect()` was refused, until killed.
+/// Keeps `count` MPTCP sockets open whose `connect()` was refused, until killed.
 fn hold_mptcp(count: &str) -> Result<()> {
     raise_file_limit()?;
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));

@@ -75,7 +75,8 @@ struct ChaosFlow {
     plan: FlowPlan,
     client: LineProcess,
     server: Arc<EndState>,
-    /// The bytes that the client has sent, by its last report; `received` likewise.
+    /// The number of bytes that the client has sent, according to its last report; `received`
+    /// likewise.
     sent: u64,
     received: u64,
     /// For each direction (up, down), when it last made progress and its byte count then.

@@ -195,7 +195,7 @@ pub struct Event {
     pub uplink: UplinkName,
     /// The duration of the event's effect; meaningless for kinds that are not undone.
     pub lasting: Duration,
-    /// The percentage of frames lost, for [`EventKind::Loss`] only.
+    /// The percentage of frames lost; meaningless for kinds other than [`EventKind::Loss`].
     pub percent: u8,
 }
 
@@ -254,8 +254,8 @@ impl Script {
         Self { events }
     }
 
-    /// Returns the time of the first event after which no program is restarted, so that its memory
-    /// can be measured.
+    /// Returns the time of the event from which on no program is restarted, so that memory can be
+    /// measured.
     #[must_use]
     pub fn calm_from(&self) -> Duration {
         self.events.get(self.events.len() / 2).map_or(Duration::ZERO, |event| event.at)

@@ -19,12 +19,12 @@ use crate::uplink::{Family, Uplink, UplinkName};
 /// flows to fill.
 pub(super) const RATE: u64 = 20_000_000;
 
-/// How often one storm adds and removes an address and a route; each time causes several netlink
-/// events.
+/// The number of times that one storm adds and removes an address and a route; each time causes
+/// several netlink events.
 const STORM_FLIPS: usize = 1_000;
 
-/// How often an address and a route are added and removed to overrun the buffer of a netlink socket
-/// that is not read meanwhile.
+/// The number of times that an address and a route are added and removed to overrun the buffer of a
+/// netlink socket that is not read meanwhile.
 const OVERRUN_FLIPS: usize = 300;
 
 /// The metric of the tethered uplink's default route, better than both other uplinks': the session

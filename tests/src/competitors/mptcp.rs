@@ -105,8 +105,8 @@ impl Competitor for Mptcp {
     }
 }
 
-/// Routes packets by their source address: those with an uplink's address leave over that uplink,
-/// as every MPTCP manual requires.
+/// Makes packets from the address of the uplink `name` leave over that uplink, as every MPTCP
+/// manual requires.
 ///
 /// The first subflow is not bound to a device, and would otherwise follow a better default route
 /// with the wrong source address.

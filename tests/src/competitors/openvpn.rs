@@ -86,8 +86,8 @@ impl Competitor for OpenVpn {
         pids(&self.running)
     }
 
-    /// Makes an OpenVPN client over TCP reconnect with SIGUSR1. Does nothing over UDP, where
-    /// packets follow the route.
+    /// Makes an OpenVPN client over TCP reconnect with SIGUSR1, unless an uplink went down that
+    /// does not carry its connection. Does nothing over UDP, where packets follow the route.
     fn hook(&mut self, _lab: &Lab, change: Change) -> Result<()> {
         if !self.tcp {
             return Ok(());

@@ -35,7 +35,8 @@ struct Tinc {
     tcp: bool,
     /// The relay's process, then the host's.
     running: Vec<Process>,
-    /// The host's file about the relay, `hosts/relay`, whose time of change makes tinc reconnect.
+    /// The host's file about the relay, `hosts/relay`; tinc reconnects if its modification time has
+    /// changed.
     relay: PathBuf,
 }
 

@@ -31,7 +31,7 @@ pub type EgressDevices = BTreeMap<String, String>;
 /// A running watch of outgoing packets, stopped when dropped.
 pub struct EgressWatch {
     seen: Arc<Mutex<HashMap<u16, EgressDevices>>>,
-    /// How often no packet was received for the time [`IDLE`].
+    /// The number of times that no packet was received for the time [`IDLE`].
     idle: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,

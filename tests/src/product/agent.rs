@@ -58,8 +58,8 @@ impl Agent {
         Self::finish_install(lab, name, program, public_key, &addresses)
     }
 
-    /// Installs the agent on the machine `ns` by the invitation of the client `name`, which `mobile
-    /// enroll` reads from stdin, without starting it.
+    /// Installs the agent on the machine `ns` with the invitation for the client `name`, which
+    /// `mobile enroll` reads from stdin, without starting it.
     pub fn enroll_in(lab: &Lab, ns: &Ns, name: &str, relay: &Relay, invitation: &str) -> Result<Self> {
         let dir = lab.dir().join(name);
         let program =

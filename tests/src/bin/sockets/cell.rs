@@ -96,7 +96,7 @@ impl SocketCell {
         line
     }
 
-    /// Makes the socket, and binds it if its kind is one that is bound.
+    /// Makes the socket, and binds it if its kind requires that.
     pub(crate) fn open(&mut self, config: &Config) {
         let result = self.make(config);
         self.end("open", result.map(|()| Outcome::Ok));
@@ -147,7 +147,7 @@ impl SocketCell {
         Ok(())
     }
 
-    /// Connects the socket if its kind is one that is connected.
+    /// Connects the socket if its kind requires that.
     pub(crate) fn connect(&mut self, config: &Config) {
         let Some(socket) = &self.socket else { return };
         let target = config.target(self.kind, self.family, self.number).into();

@@ -4,15 +4,16 @@
 //! of socket and address family, and then `{"done":…}`:
 //!
 //! - `open` makes the sockets and binds those whose kind requires it;
-//! - `connect MS` connects those that their kind connects, and waits as `send` does;
+//! - `connect MS` connects the sockets whose kind requires it, and waits as `send` does;
 //! - `send MS` sends until every socket was answered or refused, or until nothing has changed for
 //!   MS milliseconds.
 //!
-//! A line has `kind`, `family`, `number` and `outcome` (`ok`, `answered`, `waiting` or `refused`).
-//! It may have `seen`, the source address that the other end sees, or `errno` and `call`. Each
-//! socket has a number of its own, counted from `base`: the destination port of TCP and UDP (where
-//! the server answers with the source address), the sequence number of an echo request, or the port
-//! of a listening socket. The number tells on the wire which socket sent a packet.
+//! A JSON line has `kind`, `family`, `number` and `outcome` (`ok`, `answered`, `waiting` or
+//! `refused`). It may have `seen`, the source address that the other end sees, or `errno` and
+//! `call`. Each socket has a number of its own, counted from `base`: the destination port of TCP
+//! and UDP (where the server answers with the source address), the sequence number of an echo
+//! request, or the port of a listening socket. The number tells on the wire which socket sent a
+//! packet.
 //!
 //! Keys: `base`; `server4` and `server6`; `source4` and `source6`, the local addresses that some
 //! kinds bind to or name; `uplink4`, `uplink6` and `device` of an uplink; `link4` and `link6`,
