@@ -39,8 +39,8 @@ pub extern "C" fn inet_setmobile(pid: c_int, flag: c_int) -> c_int {
 
 /// Asks the agent to verify and repair the MOBILE route. Returns 0, or -1 with `errno` set.
 ///
-/// Fails if `gateway` is neither the persistent address nor the relay's address. A null pointer or
-/// the address 0.0.0.0 disables this check.
+/// Fails if `gateway` is neither the persistent address nor the address at which the relay is
+/// reached at the moment. A null pointer or the address 0.0.0.0 disables this check.
 ///
 /// # Safety
 ///

@@ -67,7 +67,7 @@ impl CheckReport {
         Self { ok, findings }
     }
 
-    /// Returns the number of findings that failed, in words: `2 of 19 findings are FAIL`.
+    /// Returns a text with the number of findings of level `fail`: `2 of 19 findings are FAIL`.
     #[must_use]
     pub fn failures(&self) -> String {
         let failed = self.findings.iter().filter(|finding| finding.level == Level::Fail).count();

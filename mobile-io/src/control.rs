@@ -114,8 +114,8 @@ impl Listener {
     /// behind.
     ///
     /// # Errors
-    /// When a running service holds the socket, or when it cannot be created; then the socket is
-    /// removed again.
+    /// When a running service listens on the socket, or when the socket cannot be created. If only
+    /// its mode or group cannot be set, the socket is removed again.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
         let group = group.map(find_group).transpose()?;

@@ -107,9 +107,9 @@ enum Command {
 /// Starts a driver on the current tokio runtime and returns its handle and the receiver of its
 /// events.
 ///
-/// The channel for events is bounded. While the channel is full, the driver handles commands and
+/// The channel for events is bounded. While the channel is full, the driver executes commands and
 /// transmits, but reads from no path, so that a peer cannot cause events faster than the owner
-/// handles them.
+/// receives them.
 pub fn spawn(session: Session, io: impl PacketIo + 'static) -> (Handle, mpsc::Receiver<DriverEvent>) {
     let (commands, inbox) = mpsc::unbounded_channel();
     let (sender, events) = mpsc::channel(event_queue::CAPACITY);

@@ -61,7 +61,8 @@ pub struct MetricsError {
     source: io::Error,
 }
 
-/// Serves the text of `gather` at `/metrics` and the result of `healthy` at `/healthz`.
+/// Serves the text of `gather` at `/metrics`, and the result of `healthy` at `/healthz`: status 200
+/// for `Ok`, otherwise status 503 with the error as the text.
 ///
 /// Only requests whose `Host` header is an IP address, `localhost` or one of `hosts` are answered.
 /// Must be called in a tokio runtime.

@@ -31,7 +31,8 @@ pub fn id() -> io::Result<u64> {
     Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
-/// Returns `name` in the initial network namespace, and `name-ID` in every other one.
+/// Returns `name` in the initial network namespace, and `name-ID` in every other one, where `ID` is
+/// the namespace's inode number ([`id`]).
 ///
 /// The suffix is needed because all network namespaces share the file systems of cgroups and of
 /// pinned BPF objects.

@@ -33,7 +33,7 @@ struct Content<T> {
 
 impl StateFile {
     /// Returns the state file in the directory `dir` of the daemon with the configuration file
-    /// `config`, without opening either.
+    /// `config`, without opening either file.
     ///
     /// # Errors
     /// When the network namespace or the working directory cannot be determined.

@@ -105,8 +105,8 @@ impl fmt::Display for HandshakeFailure {
 impl std::error::Error for HandshakeFailure {}
 
 impl HandshakeFailure {
-    /// Returns how the peer violates the protocol, if that is the cause: in a handshake, because
-    /// another service answers.
+    /// Returns how the peer violated the protocol; `None` if the connection failed for another
+    /// reason. A violation during the handshake means that another service answered.
     #[must_use]
     pub fn violation(&self) -> Option<String> {
         match self {
@@ -288,8 +288,8 @@ pub fn classify(error: &io::Error) -> HandshakeFailure {
     }
 }
 
-/// Closes a connection whose handshake failed so that the peer can read the TLS alert with the
-/// reason.
+/// Closes a connection after a failed handshake in such a way that the peer can read the TLS alert
+/// with the reason.
 ///
 /// Dropping a socket with unread bytes would send a reset, upon which the peer may discard the
 /// alert.

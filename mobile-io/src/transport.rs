@@ -205,7 +205,8 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
     before.filter(|name| !is_bbr(name))
 }
 
-/// Restores the congestion control `before` of a path; returns false if the kernel refuses.
+/// Restores the earlier congestion control (`before`) of a path; returns false if the kernel
+/// refuses.
 pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
     SockRef::from(tcp).set_tcp_congestion(before).is_ok()
 }

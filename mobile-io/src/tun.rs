@@ -207,8 +207,8 @@ pub fn remove(name: &str) -> Result<bool, TunError> {
 /// and the segmentation of TCP over IPv4 and IPv6, including ECN.
 ///
 /// The settings apply until the device is opened again. Returns whether the kernel segments UDP
-/// datagrams (Linux 6.2). The segmentation of datagrams is not left to this program, because the
-/// peer's kernel may be too old for large datagrams.
+/// datagrams that this program writes (Linux 6.2). The segmentation of datagrams that this program
+/// reads is left to the kernel, because the peer's kernel may be too old for large datagrams.
 fn enable_offloads(fd: &OwnedFd, name: &str) -> bool {
     const CHECKSUM: ioctl_param_type = 0x01;
     const TSO: ioctl_param_type = 0x02 | 0x04 | 0x08;

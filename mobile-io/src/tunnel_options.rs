@@ -30,7 +30,8 @@ impl Compression {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Offloading {
-    /// The kernel passes packets of up to 64 KiB without checksums, as far as it supports that.
+    /// The kernel passes packets of up to 64 KiB and without checksums, if it supports these
+    /// offloads.
     #[default]
     Auto,
     /// The kernel passes packets as on a wire: at most as large as the MTU, with checksums.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counts the open connections of each user and enforces the limit, so that no user can exhaust the
-/// service's connections or descriptors.
+/// Counts and limits the open connections of each user, so that no user can exhaust the service's
+/// connections or descriptors.
 #[derive(Debug, Clone)]
 pub struct UserConnectionLimit {
     open: Arc<Mutex<HashMap<u32, usize>>>,

@@ -63,7 +63,7 @@ pub(super) fn needs_larger_send_buffer(path: &SendState) -> bool {
 }
 
 /// Returns whether there is a queue at the bottleneck: the smoothed round trip exceeds `min_rtt` by
-/// more than its usual variation.
+/// more than a quarter and twice the kernel's `rttvar` (variation of the round trip).
 pub(super) fn has_queue(path: &SendState, min_rtt: Duration) -> bool {
     path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }

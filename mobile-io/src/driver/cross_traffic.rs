@@ -52,7 +52,7 @@ pub(super) struct CrossTraffic {
 struct StandingQueue {
     since: Instant,
     /// The time, and the total of acknowledged bytes, of the last observation in which the path was
-    /// limited and more data had been acknowledged.
+    /// limited and more data had been acknowledged than at the previous one.
     last_evidence: Instant,
     acked_bytes: u64,
     /// The longest round trip since the queue was first observed.
@@ -66,7 +66,7 @@ impl CrossTraffic {
 
     /// Returns whether a limited path has a queue at the bottleneck that may be cross traffic's.
     ///
-    /// Meanwhile the delay in the session's queue says nothing about the future rate of the path,
+    /// If so, the delay in the session's queue says nothing about the future rate of the path,
     /// because the path may soon be left unlimited.
     pub(super) fn is_suspected(&self) -> bool {
         self.standing.is_some()
@@ -139,7 +139,8 @@ mod tests {
         InFlightLimit { queue_delay: Duration::from_millis(2), rate_memory: Duration::from_secs(1) };
 
     /// Observes a path every 20 ms for `millis`; returns after how many milliseconds cross traffic
-    /// was detected, and for how many seconds the path is then left unlimited.
+    /// was detected, and for how many seconds the path is then left unlimited. Returns `None` if no
+    /// cross traffic was detected.
     fn detect(
         cross: &mut CrossTraffic,
         millis: u64,

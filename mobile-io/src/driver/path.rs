@@ -32,7 +32,7 @@ const MIN_BATCH: usize = 16 * 1024;
 const MAX_BATCH: usize = 4 * MIN_BATCH;
 
 /// The number of unsent bytes in the kernel at which [`SendLimit`] counts a path as fast and does
-/// not limit it: what 64 Mbit/s send in the time that a backlog may take.
+/// not limit it: the bytes that a path of 64 Mbit/s sends in the 4 ms that a backlog may take.
 const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
 
 /// The interval at which the kernel's statistics of a fast path are read; the statistics of a slow
@@ -82,10 +82,11 @@ enum CongestionState {
     /// After a detection of cross traffic, the path keeps the initial congestion control at least
     /// until the given time.
     Initial(Option<Instant>),
-    /// The congestion control bbr, because the path is bandwidth-limited.
+    /// The congestion control bbr, because the path is bandwidth-limited. If the kernel refuses
+    /// bbr, the path keeps its initial congestion control in this state.
     Bbr {
-        /// The congestion control to restore when cross traffic is detected; `None` if the path
-        /// keeps bbr, or never left its initial congestion control.
+        /// The congestion control to restore when cross traffic is detected; `None` if there is
+        /// none, because the path used bbr from the start or the kernel refused a change.
         previous: Option<CongestionControl>,
     },
 }
@@ -243,7 +244,7 @@ impl Transport {
     }
 
     /// Returns the kernel's statistics of the path's TCP connection, for the session's liveness
-    /// check.
+    /// check; `None` if the kernel does not provide them.
     pub(super) fn liveness_sample(&self) -> Option<TransportSample> {
         tcp_info::liveness_sample(self.stream.get_ref().0.tcp())
     }

@@ -136,8 +136,8 @@ impl SendLimit {
         self.backlog().map(|backlog| backlog.min(self.writable))
     }
 
-    /// Returns how many bytes may be unsent in the kernel, and at most be written at a time; `None`
-    /// on a fast path, which is not limited.
+    /// Returns the maximum number of unsent bytes in the kernel, which is also the maximum number
+    /// of bytes of one write; `None` on a fast path, which is not limited.
     fn backlog(&self) -> Option<usize> {
         (self.backlog < self.max_backlog).then_some(self.backlog)
     }

@@ -377,8 +377,8 @@ impl<I: PacketIo> Driver<I> {
         SourceState::BatchDone
     }
 
-    /// Returns whether the session accepts packets from the source. Without an active path it
-    /// always does, and drops packets by its own rules when its queue is full.
+    /// Returns whether the session accepts packets from the source. Without an active path the
+    /// session accepts every packet, and drops packets itself when its queue is full.
     fn wants_packets(&self) -> bool {
         self.session.has_room() || self.session.active_path().is_none()
     }
@@ -425,7 +425,8 @@ impl<I: PacketIo> Driver<I> {
         Ok(true)
     }
 
-    /// Reads the peer's reason for closing a path that can no longer be written to.
+    /// Reads the peer's reason for closing a path that can no longer be written to; returns `None`
+    /// if the peer sent no reason.
     ///
     /// The TLS alert with which a relay refuses a key may still be readable after the connection
     /// was reset.

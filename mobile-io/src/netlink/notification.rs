@@ -33,7 +33,8 @@ pub enum RouteInterest {
     Only {
         /// The routing tables of which every route matters.
         tables: Vec<u32>,
-        /// The destination addresses to which every route matters, in whatever table.
+        /// The addresses whose routes matter: every route, in any table, whose destination contains
+        /// one of them.
         covering: Vec<IpAddr>,
     },
 }

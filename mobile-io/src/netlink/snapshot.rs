@@ -1,4 +1,4 @@
-//! Reads all network devices and their addresses together.
+//! Reads all network devices and their addresses in one call.
 
 use super::{Address, Link, Netlink, NetlinkError};
 

@@ -196,8 +196,8 @@ fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     assert!(wait.is_some() && backlog == Some(MIN_BACKLOG), "{wait:?} {backlog:?}");
 }
 
-/// Tests senders that pace themselves, in which case bbr never leaves start-up and keeps three
-/// times the round trip in the FIFO.
+/// Tests senders that pace themselves, in which case bbr never leaves start-up and would keep the
+/// data of three round trips in the FIFO.
 #[test]
 fn a_path_in_endless_start_up_is_limited_once_it_is_full() {
     let mut link = Link::new(1_250_000, 20 * MS);
@@ -311,8 +311,8 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
 
 /// Tests a path in start-up behind a filled FIFO.
 ///
-/// bbr never lowers its pacing rate during start-up and keeps the rate that it took over: twice the
-/// rate of cubic's slow start, by which the path counts as fast.
+/// bbr never lowers its pacing rate during start-up, so it keeps the pacing rate of cubic's slow
+/// start (two congestion windows in a round trip), at which the path would count as fast.
 #[test]
 fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
     let (rate, mut now) = (1_250_000, Instant::now());
