@@ -84,7 +84,7 @@ pub(crate) enum AdminReply {
     Revoked(ListedClient),
     /// All clients and all redeemable invitations.
     Clients(Vec<ListedClient>),
-    /// The clients that have a session now.
+    /// All running sessions.
     Sessions(Vec<SessionInfo>),
     /// The configuration was reloaded; lists the settings that changed.
     Reloaded(Reloaded),

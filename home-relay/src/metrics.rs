@@ -262,8 +262,8 @@ pub(crate) struct Metrics {
     pub(crate) replayed: IntCounter,
     /// Records that clients retransmitted although they had arrived.
     pub(crate) duplicates: IntCounter,
-    /// Records that will never be delivered, because an outage exceeded the bounds of bytes or age
-    /// at either end.
+    /// Records that will never be delivered, because an outage exceeded the largest size or age of
+    /// what either end keeps.
     pub(crate) lost: IntCounter,
     /// Successful reloads of the configuration.
     pub(crate) reloads: IntCounter,
@@ -274,7 +274,8 @@ pub(crate) struct Metrics {
     pub(crate) restored: IntCounter,
     /// The reason why the relay cannot forward clients' packets; `None` if it can.
     broken: Mutex<Option<String>>,
-    /// Packets that sessions dropped: beyond their bounds of bytes or age, or already queued.
+    /// Packets that sessions dropped: beyond their bounds of bytes or age, of flows that send
+    /// faster than the path, with data that is queued already, or of an invalid length.
     pub(crate) session_drops: IntCounter,
 }
 

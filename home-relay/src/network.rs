@@ -68,7 +68,7 @@ pub(crate) struct HomeNetwork {
     /// The state of the host (other firewalls, forwarding) that the installed nftables rules
     /// assume.
     host: HostState,
-    /// The record of which IP forwarding the relay turned on.
+    /// The forwarding sysctls that the relay turned on.
     forwarding: forwarding::EnabledForwarding,
     /// The relay's nftables table as nft lists it, or `None` on a host without nftables.
     table: Option<String>,
@@ -496,7 +496,8 @@ pub(crate) fn delete_connections_where(is_over: impl Fn(&ConntrackEntry) -> bool
     }
 }
 
-/// Returns whether another relay's rules are in the kernel; true if that cannot be determined.
+/// Returns whether a home relay's nftables table is in the kernel, which is another relay's once
+/// `cleanup` has removed its own; true if this cannot be determined.
 pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }

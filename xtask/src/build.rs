@@ -1,4 +1,4 @@
-//! `cargo xtask build`: builds `mobile`, `home-relay` and the C library.
+//! `cargo xtask build`: builds `mobile`, `home-relay` and `libmobile.so`.
 
 use std::path::PathBuf;
 

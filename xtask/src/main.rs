@@ -30,7 +30,7 @@ enum Verb {
     /// Installs the tools that building and testing need: bpf-linker and, on Debian as root,
     /// packages
     Setup,
-    /// Builds `mobile` (with its eBPF programs), `home-relay` and the C library
+    /// Builds `mobile` (with its eBPF programs), `home-relay` and `libmobile.so`
     Build(build::Args),
     /// Checks formatting, clippy, documentation and, if cargo-deny is installed, dependencies;
     /// warnings are errors

@@ -1,9 +1,9 @@
 //! Builds static programs, linked with musl, which run on any distribution however old its C
 //! library.
 //!
-//! zig is the C compiler and linker; it contains musl for every architecture. The standard library
-//! is built from its source, a component that the toolchain file requests anyway. So nothing has to
-//! be installed for each architecture.
+//! zig is the C compiler and linker; it contains musl for every architecture. Rust's standard
+//! library is built from source (`rust-src`), which the toolchain file requests anyway. Nothing
+//! therefore has to be installed for each architecture.
 
 use std::env;
 use std::fs;

@@ -38,7 +38,7 @@ pub(super) struct ConfiguredFacts {
     pub(super) listen: SocketAddr,
     /// Whether the port of `[listen] address` is free.
     pub(super) port: PortState,
-    /// Whether a relay with this configuration is running.
+    /// Whether a relay with this configuration is running, or why this cannot be determined.
     pub(super) running: Result<bool, String>,
     /// The parts of the kernel's network state that the running relay has just restored, by name,
     /// or why it could not restore them; `None` if no relay is running.
@@ -55,7 +55,7 @@ pub(super) struct ConfiguredFacts {
     pub(super) reach: Option<Reach>,
     /// The setting `[tunnel] device`.
     pub(super) device: String,
-    /// The setting `[nat] interface`, and whether the interface exists.
+    /// The setting `[nat] interface`, and whether the interface exists; `None` if it is not set.
     pub(super) interface: Option<(String, bool)>,
     /// The configured address pools.
     pub(super) pools: Vec<IpNet>,

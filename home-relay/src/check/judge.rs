@@ -74,7 +74,8 @@ fn port(configured: &ConfiguredFacts) -> Finding {
     }
 }
 
-/// Judges what the running relay says about its device, addresses, forwarding and rules.
+/// Judges the parts of the kernel's network state that the running relay has just restored, or its
+/// error.
 fn network(reconciled: &Result<Vec<String>, String>) -> Finding {
     match reconciled {
         Ok(restored) if restored.is_empty() => {
@@ -152,7 +153,8 @@ fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
     configured.pools.iter().map(pool).collect()
 }
 
-/// Says what clients reach that have no reach of their own.
+/// Reports the destinations of clients without a reach of their own; warns if `[clients] reach`,
+/// which sets them, is absent.
 fn reach(reach: Option<&Reach>) -> Finding {
     let Some(reach) = reach else {
         let text = "[clients] reach is not set: clients reach everything that this host reaches, including \

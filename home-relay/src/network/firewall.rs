@@ -1,4 +1,4 @@
-//! Detects other firewalls of this host, as far as the relay's own rules depend on them.
+//! Detects other firewalls of this host, on which some of the relay's own nftables rules depend.
 
 use std::path::Path;
 

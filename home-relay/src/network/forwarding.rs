@@ -1,8 +1,8 @@
 //! Turns IP forwarding on and off, and records which forwarding the relay turned on.
 //!
 //! A host that did not forward before the relay started was never meant to forward packets of
-//! others. The record lets the relay drop such packets, and lets `cleanup` turn forwarding off
-//! again.
+//! others. A file in the state directory names what the relay turned on, so that the relay drops
+//! such packets and `cleanup` turns forwarding off again.
 
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -28,9 +28,9 @@ pub(super) struct EnabledForwarding {
 }
 
 impl EnabledForwarding {
-    /// Reads the record in a state directory. A record from before the last boot, or from another
-    /// network namespace, is void, because forwarding that is on now was then turned on by another
-    /// program.
+    /// Reads the file [`FILE`] in a state directory. A file from before the last boot, or from
+    /// another network namespace, is ignored, because another program must then have turned on any
+    /// forwarding that is on now.
     pub(super) fn load(dir: &Path) -> Self {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -63,8 +63,8 @@ impl EnabledForwarding {
         turned_on
     }
 
-    /// Turns off the forwarding that the relay turned on, removes the record, and returns the names
-    /// of the sysctls that were changed.
+    /// Turns off the forwarding that the relay turned on, removes the file [`FILE`], and returns
+    /// the names of the sysctls that were changed.
     pub(super) fn undo(self) -> anyhow::Result<Vec<&'static str>> {
         let mut undone = Vec::new();
         for (switch, _) in SWITCHES.into_iter().zip(self.turned_on).filter(|(_, on)| *on) {

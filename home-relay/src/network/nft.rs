@@ -53,15 +53,15 @@ pub(crate) struct Ruleset {
     pub(crate) interface: Option<String>,
     /// Whether clients are kept from reaching each other.
     pub(crate) isolate: bool,
-    /// The port forwards, by client address.
+    /// The port forwards, each to one persistent address of its client.
     pub(crate) redirects: Vec<PortRedirect>,
     /// The address pools, and the home virtual device's own address in each of them.
     pub(crate) pools: Vec<IpNet>,
     pub(crate) own: Vec<IpAddr>,
     /// The pools to whose clients Internet hosts may send first.
     pub(crate) open: Vec<IpNet>,
-    /// The reach of clients without a reach of their own, and the client addresses with such a
-    /// reach.
+    /// The reach of clients without a reach of their own; and the persistent addresses of the other
+    /// clients, each with the reach of its client.
     pub(crate) reach: Reach,
     pub(crate) reach_of: Vec<(IpAddr, Reach)>,
     /// The DNS resolvers that are pushed to clients, which clients may query even outside their
@@ -136,8 +136,8 @@ impl Ruleset {
         }
     }
 
-    /// Returns whether the configuration relies on the ruleset. If pools are not masqueraded, no
-    /// port is forwarded and every client's reach is "all", the rules only add protection.
+    /// Returns whether the configuration relies on the ruleset: whether a pool is masqueraded, a
+    /// port is forwarded or a reach is not "all". Otherwise the rules only add protection.
     pub(crate) fn is_required(&self) -> bool {
         let is_bounded = self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All);
         !self.masqueraded.is_empty() || !self.redirects.is_empty() || is_bounded

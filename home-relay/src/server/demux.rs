@@ -24,7 +24,7 @@ use super::session::PacketSink;
 use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
 
-/// The packet queues of clients with a session, by persistent address.
+/// The packet queues of clients with a session, keyed by the clients' persistent addresses.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
     queues: RwLock<HashMap<IpAddr, Arc<PacketQueue>>>,

@@ -17,8 +17,8 @@ use crate::network::ReconcileError;
 /// program that flushes the nftables rules in a loop. A single flush is repaired at once.
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often sysctls are checked, because the kernel does not notify of their changes; failed
-/// repairs are retried at the same interval.
+/// The interval at which sysctls are checked, because the kernel does not notify of their changes;
+/// failed repairs are retried at the same interval.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Relay {

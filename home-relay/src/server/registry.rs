@@ -88,7 +88,7 @@ pub(crate) struct Registry {
 struct ClientEntry {
     name: String,
     lease: Lease,
-    /// The client's own reach, if it differs from the common one.
+    /// The client's own reach, if it has one.
     reach: OwnReach,
     queue: Arc<PacketQueue>,
     /// Locked while a session begins or ends, so that a client never has two sessions.

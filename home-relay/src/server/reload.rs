@@ -1,6 +1,7 @@
-//! Reloads the configuration while sessions continue. A file that is invalid, or rules that the
-//! kernel refuses, change nothing. A setting that cannot change at run time keeps its value and is
-//! reported. The metric `homerelay_reloads_total` counts both outcomes.
+//! Reloads the configuration while sessions continue. If the file is invalid, or the kernel refuses
+//! the nftables rules, the reload fails and changes nothing. A setting that cannot change at run
+//! time keeps its value and is reported. The metric `homerelay_reloads_total` counts successful and
+//! failed reloads.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;

@@ -220,7 +220,8 @@ impl ActiveSession {
         self.reported.lock().await.peers.clone()
     }
 
-    /// Returns how long the session has had no path, as of the last refresh.
+    /// Returns how long the session has had no path; zero if it had one at the last
+    /// [`Self::refresh`].
     pub(crate) async fn pathless_for(&self) -> Duration {
         self.reported.lock().await.pathless_since.map_or(Duration::ZERO, |since| since.elapsed())
     }

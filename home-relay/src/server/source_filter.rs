@@ -82,7 +82,8 @@ impl SharedPolicy {
     }
 }
 
-/// The reach of one client, or `None` if it has the common one; it may change during a session.
+/// One client's own reach, or `None` if it has none and [`Policy::reach`] applies. May change
+/// during a session.
 pub(crate) type OwnReach = Arc<RwLock<Option<Reach>>>;
 
 /// The filter of the packets that one client sends.
@@ -248,7 +249,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Returns a common policy in which clients are isolated and have the reach `reach`.
+    /// Returns a shared policy in which clients are isolated and have the reach `reach`.
     pub(crate) fn shared_policy(reach: &str) -> Arc<SharedPolicy> {
         let resolvers = vec!["10.1.1.53".parse().unwrap()];
         let reach = reach.parse().unwrap();

@@ -1,5 +1,5 @@
-//! Port forwards, stored by the client's name, so that they follow changes of the client's
-//! addresses and are removed with the client.
+//! Port forwards, stored with the client's name instead of its addresses, so that they follow
+//! changes of the addresses and are removed with the client.
 
 use std::fmt;
 

@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// Returns the client that `key` has already become with this token, or `None` when the token
-    /// can be redeemed.
+    /// can be redeemed; fails if the token is refused.
     ///
     /// Reads one row of each table, and waits for no writer, so that the tokens guessed by
     /// strangers cost little.

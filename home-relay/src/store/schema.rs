@@ -22,13 +22,14 @@ pub(super) const VERSION: u64 = 4;
 /// The definition of a table whose rows are JSON, so that a field can be added without a new
 /// format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
-/// The table of clients, by name.
+/// The table of clients, keyed by name.
 pub(super) const CLIENTS: Rows = TableDefinition::new("clients");
-/// The table of invitations, by the hash of the token.
+/// The table of invitations, keyed by the hash of the token.
 pub(super) const INVITATIONS: Rows = TableDefinition::new("invitations");
-/// The table of port forwards, by protocol and port.
+/// The table of port forwards, keyed by protocol and port.
 pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
-/// The table of freed addresses, by address, with the time of release and the last holder's key.
+/// The table of freed addresses, keyed by address, each with the time at which it became free and
+/// the last holder's public key.
 pub(super) const FREED: Rows = TableDefinition::new("freed");
 /// The table that holds the version of the database format, under the key [`FORMAT`].
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");

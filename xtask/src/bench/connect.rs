@@ -201,7 +201,8 @@ fn ask(process: &mut LineProcess, order: &str) -> Result<Figure> {
     Ok(Figure { median: took.median as f64, least: took.least as f64 })
 }
 
-/// Returns, for each call, the mean of both medians and the lesser of both shortest times.
+/// Returns, for each call, the mean of the medians of `a` and `b`, and the lesser of their shortest
+/// times.
 fn mean(a: Figures, b: Figures) -> Figures {
     std::array::from_fn(|index| Figure {
         median: (a[index].median + b[index].median) / 2.0,

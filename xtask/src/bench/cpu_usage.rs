@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 /// The processor time and the context switches of a process since its start.
 pub(crate) struct CpuUsage {
-    /// Context switches: how often a thread was scheduled again after waiting or being preempted.
+    /// The number of context switches, which happen when a thread waits or is preempted.
     pub(crate) switches: u64,
     pub(crate) nanoseconds: u64,
 }

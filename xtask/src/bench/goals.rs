@@ -10,12 +10,14 @@ pub(crate) struct Goal {
 }
 
 impl Goal {
-    /// Creates a goal that a figure `got` of `wanted` or more meets; `None` means not measured.
+    /// Creates a goal that is met if the measured figure `got` is at least `wanted`; `got` is
+    /// `None` if it was not measured.
     pub(crate) fn at_least(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: true }
     }
 
-    /// Creates a goal that a figure `got` of `wanted` or less meets; `None` means not measured.
+    /// Creates a goal that is met if the measured figure `got` is at most `wanted`; `got` is `None`
+    /// if it was not measured.
     pub(crate) fn at_most(what: impl Into<String>, wanted: f64, got: Option<f64>) -> Self {
         Self { what: what.into(), wanted, got, at_least: false }
     }

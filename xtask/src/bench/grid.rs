@@ -25,7 +25,8 @@ pub(crate) struct Row<S> {
     pub(crate) cells: Vec<GridCell<S>>,
 }
 
-/// The samples of one contestant in one column, and the number of failed runs.
+/// The figures of one contestant in one column, a sample for each successful run, and the number of
+/// failed runs.
 pub(crate) struct GridCell<S> {
     pub(crate) samples: Vec<S>,
     pub(crate) failures: u32,
@@ -51,8 +52,8 @@ impl<S> Grid<S> {
     /// disturbs all of them alike.
     ///
     /// Every other run is in the opposite order, so that no contestant always follows the same one.
-    /// `sample` measures one column and `format_sample` formats it for the progress output. A
-    /// failure is counted, and the others go on.
+    /// `sample` measures a contestant in one column, and `format_sample` formats the result for the
+    /// progress output. A failure is counted and does not stop the other measurements.
     pub(crate) fn measure(
         contestants: &[Contestant],
         titles: Vec<String>,

@@ -1,8 +1,8 @@
 //! `cargo xtask bench lossy`: a bulk transfer over an uplink of 100 Mbit/s with 20 ms of round trip
 //! that loses packets.
 //!
-//! Losses are decided by packet, as on a wire: nothing larger than the MTU is on the uplink. They
-//! are random with a fixed seed, in both directions.
+//! Packets are lost singly, as on a wire: without segmentation offload on the uplink, none is
+//! larger than the MTU. Losses are random with a fixed seed, in both directions.
 
 use anyhow::{Result, bail};
 use mobile_tests::LabOptions;

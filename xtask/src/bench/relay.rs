@@ -88,8 +88,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Opens `sessions` sessions, prints the rate of handshakes and the relay's processor time for
-/// each, and returns the clients.
+/// Opens `sessions` sessions, prints the rate of handshakes and the relay's processor time per
+/// handshake, and returns the clients.
 fn ramp(crowd: &Crowd, pid: i32, sessions: u32) -> Result<Vec<CrowdClient>> {
     let (mut members, mut rates, mut shares) = (Vec::new(), Vec::new(), Vec::new());
     for part in 0..PARTS {

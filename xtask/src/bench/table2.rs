@@ -41,7 +41,7 @@ pub(crate) struct WritePattern {
     title: &'static str,
     /// The file name of the plot.
     plot: &'static str,
-    /// The name of the pace that `labtool write` takes.
+    /// The pace, as the argument of `labtool write`.
     pace: &'static str,
     data: Data,
 }

@@ -24,8 +24,8 @@ pub(crate) const KEY_EVERY: Duration = Duration::from_millis(20);
 /// little more.
 const BEFORE: Duration = Duration::from_millis(1300);
 const AFTER: Duration = Duration::from_millis(3000);
-/// The time that the plain session gets to answer the word typed after the cut, in addition to the
-/// typing before. A living session needs one round trip.
+/// The time that the plain session gets to answer the word typed at the end, after [`AFTER`]. A
+/// living session needs one round trip.
 const LAST_CHANCE: Duration = Duration::from_secs(3);
 
 /// The result of the demonstration.

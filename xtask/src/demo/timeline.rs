@@ -56,7 +56,8 @@ const CUT_CELL: u64 = 24;
 const CELL: Millis = 50;
 
 impl Timeline {
-    /// Returns the longest of a row's silences that end after the cut of the uplink.
+    /// Returns the longest of a row's silences that end after the cut of the uplink, or never. If
+    /// there is none, returns an endless silence from the cut on.
     pub(crate) fn longest_silence(&self, row: &TimelineRow) -> Silence {
         self.silences(row)
             .into_iter()

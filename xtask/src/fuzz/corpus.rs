@@ -1,5 +1,5 @@
-//! The committed corpus of a fuzz target: inputs that each add coverage, taken from the encoders'
-//! messages and from fuzzing.
+//! The committed corpus of a fuzz target: inputs that each add coverage, taken from the target's
+//! seeds (messages that this project's encoders write) and from fuzzing.
 
 use std::fs;
 use std::path::Path;

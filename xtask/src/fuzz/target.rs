@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell;
 
-/// libFuzzer's limit of an input's length in bytes. Longer inputs would only be slower, because all
-/// limits of the formats are below, except the longest packets, which the fuzz targets make
-/// themselves.
+/// libFuzzer's limit of an input's length in bytes. Longer inputs would only be slower, because the
+/// length limits of the parsed formats are smaller. Only packets may be longer, and the fuzz
+/// targets generate the longest ones themselves.
 const MAX_LEN: &str = "-max_len=4096";
 
 /// libFuzzer's limit of a single allocation in MiB. A larger allocation would mean that a peer's

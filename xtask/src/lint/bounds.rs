@@ -27,8 +27,7 @@ pub(super) const README_WORDS: usize = 900;
 /// The largest number of words in README.md and docs/use together: less than an hour of reading.
 pub(super) const USER_WORDS: usize = 12_000;
 
-/// The largest number of words in docs, without the records of decisions and the reports of
-/// benchmark runs.
+/// The largest number of words in docs, without docs/adr and the reports of benchmark runs.
 pub(super) const DOCS_WORDS: usize = 20_000;
 
 /// The pages that are references: their table cells describe one key or metric each and may be

@@ -121,7 +121,8 @@ fn start(vmlinuz: &Path, image: &Path) -> Result<Child> {
 
 /// Returns qemu's accelerator: KVM if the processor reports hardware virtualisation.
 ///
-/// Some machines have a `/dev/kvm` that stops at instructions it does not know.
+/// The existence of `/dev/kvm` is not enough, because on some machines KVM stops at instructions it
+/// does not know.
 fn accelerator() -> &'static str {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let able = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");

@@ -95,8 +95,9 @@ impl Event {
         self.outage().is_some_and(|length| length > Duration::from_secs(5))
     }
 
-    /// Returns whether the event is measured with competitors too, whose standby paths cannot be
-    /// turned off.
+    /// Returns whether the event is measured with competitors too. Excluded are events that only
+    /// `mobile` and `home-relay` have, and [`Self::LinkDownCold`], because competitors' standby
+    /// paths cannot be turned off.
     pub(crate) fn is_for_competitors(self) -> bool {
         !matches!(self, Self::Use | Self::LinkDownCold | Self::KillAgent | Self::KillRelay)
     }

@@ -20,7 +20,8 @@ const PAUSE_MS: f64 = 100.0;
 /// The time in milliseconds for which the application's data must have arrived again before a run
 /// ends.
 ///
-/// A second gap soon after the first counts too. TCP's retransmission timer starts at 0.2 s.
+/// The time is longer than TCP's shortest retransmission timeout of 0.2 s, so that a second gap
+/// soon after the first counts too.
 const SETTLED_MS: f64 = 500.0;
 
 /// The interval at which the application is asked for its gaps: often enough to end a run in time,

@@ -68,7 +68,8 @@ pub(crate) fn ours(events: &[Event], ours: &Column, columns: &[Column]) -> Strin
     out
 }
 
-/// Returns the least median gap of the competitors in one row, with the competitor's name.
+/// Formats the least median gap of the competitors in one row, with that competitor's name; empty
+/// if no competitor has a median.
 fn best_other(columns: &[Column], index: usize, place: usize) -> String {
     let others = columns.iter().filter(|column| column.name != OURS);
     let medians = others.filter_map(|column| {
