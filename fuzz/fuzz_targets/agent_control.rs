@@ -1,5 +1,5 @@
 //! Fuzzes a line on the agent's control socket, as the agent reads it, and a reply, as its commands
-//! and the C library read it.
+//! and libmobile read it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

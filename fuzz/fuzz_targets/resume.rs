@@ -17,7 +17,7 @@ mod common;
 use common::Direction;
 use common::world::{Op, World};
 
-/// Maximum number of operations; longer scripts show nothing new.
+/// Maximum number of operations in one script; longer scripts find no further bugs.
 const MAX_OPS: usize = 150;
 /// Bytes of input for each operation.
 const OP: usize = 4;

@@ -15,11 +15,12 @@ use mobile_proto::{
 mod common;
 
 const ID: SessionId = SessionId([1; 16]);
-/// The epoch of the relay's sessions, which the seeds' frames name.
+/// The epoch of the relay's session, which the frames in the seeds contain.
 const EPOCH: u64 = 101;
 const MAX_STEPS: usize = 200;
-/// Maximum number of timeouts within an hour. With four paths, an unresponsive one is checked once
-/// a second, and some hundred times before that; more often means that the timer spins.
+/// Maximum number of timeouts within an hour. Each of the four paths is checked some hundred times
+/// until it is unresponsive, and once a second after that; a higher number means that the timer
+/// spins.
 const MAX_TURNS: u32 = 30_000;
 
 struct Caller {
@@ -28,9 +29,10 @@ struct Caller {
     limits: Limits,
     now: Instant,
     delivered: u64,
-    /// The TCP statistics that all transports report. A caller that is not attentive neither passes
-    /// them in nor sends by itself.
+    /// The TCP statistics that all transports report; `None` until the input sets them.
     sample: Option<TransportSample>,
+    /// Whether the caller passes in `sample` and transmits whenever timers run, as a driver does;
+    /// otherwise only when the input says so.
     attentive: bool,
 }
 
@@ -230,8 +232,8 @@ impl Caller {
     }
 }
 
-/// Returns scripts from real sessions, in which the bytes of the other end arrive where that end
-/// sent them.
+/// Returns inputs made from a real session: the bytes that its client wrote arrive at a relay, and
+/// those that its relay wrote at a client, in the same order.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for (compression, attentive) in [(false, false), (true, false), (false, true)] {

@@ -7,8 +7,8 @@ use std::{env, fs, process};
 /// Environment variable with a folder: the target writes its seeds there and exits.
 const SEEDS: &str = "MOBILE_FUZZ_SEEDS";
 
-/// Writes the seeds that `make` returns and exits, if seeds were requested. To be called when a
-/// target starts.
+/// Writes the seeds that `make` returns and exits, if the variable `MOBILE_FUZZ_SEEDS` is set. To
+/// be called when a target starts.
 ///
 /// # Panics
 /// If the files cannot be written.

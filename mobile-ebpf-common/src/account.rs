@@ -59,7 +59,7 @@ pub struct Account {
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Account {}
 
-/// A TCP segment that leaves the host, as far as the account needs it.
+/// The fields that the account needs of a TCP segment that leaves the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutgoingSegment {
     /// The sequence number of the segment's first byte.
@@ -84,9 +84,9 @@ pub struct Increment {
 }
 
 impl TrackedConnection {
-    /// Handles a segment that leaves while the connection is in the TCP state `state` and the
-    /// kernel has counted `received` sequence numbers from the peer. Returns the increment of the
-    /// owner's account, or `None` if there is nothing to add.
+    /// Returns what a segment that leaves the host adds to the owner's account, or `None` if
+    /// nothing. The connection is in the TCP state `state`, and the kernel has counted `received`
+    /// sequence numbers from the peer. The caller then [commits](Self::commit) the increment.
     #[inline(always)]
     pub fn on_outgoing(&mut self, segment: OutgoingSegment, state: u32, received: u64) -> Option<Increment> {
         if self.stage == stage::NEW || segment.syn {
@@ -110,7 +110,7 @@ impl TrackedConnection {
 
     /// Returns how many of the received bytes the account does not include yet.
     ///
-    /// While the local direction ends, one new sequence number is taken for the peer's FIN: the
+    /// While the local direction ends, one new sequence number is assumed to be the peer's FIN: the
     /// packet that acknowledges the FIN is the last that leaves, so it must be right, whereas an
     /// earlier count is corrected by the next packet. If the FIN never arrives, the count is one
     /// byte too low.
@@ -134,7 +134,7 @@ impl TrackedConnection {
     }
 
     /// Returns what the owner's account lacks of a connection that is open in the TCP state
-    /// `state`, by the kernel's counters of acknowledged and received sequence numbers.
+    /// `state`, according to the kernel's counters of acknowledged and received sequence numbers.
     #[must_use]
     pub const fn uncounted(&self, state: u32, acked: u64, received: u64) -> Increment {
         if !was_established(state) {

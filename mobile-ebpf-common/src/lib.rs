@@ -126,7 +126,7 @@ pub mod map {
     /// socket is checked for being a subflow of a mobile MPTCP connection.
     pub const ANY_MPTCP: &str = "ANY_MPTCP";
     /// Socket storage: the [`TrackedConnection`](crate::TrackedConnection) of each TCP connection
-    /// on the MOBILE route. It is freed with its socket.
+    /// on the MOBILE route. Each entry is freed with its socket.
     pub const OWNERS: &str = "OWNERS";
     /// Hash from process id to [`Account`](crate::Account).
     pub const ACCOUNTS: &str = "ACCOUNTS";

@@ -4,18 +4,18 @@
 /// default is two minutes.
 ///
 /// Data in flight during an outage leaves a sender with a round-trip time as long as the outage,
-/// and the next loss would cost it as much again. Shorter is not better: the kernel gives up after
-/// a number of retransmissions (`tcp_retries2`, 15), and the time this takes shrinks with the
-/// timeout (`tcp_model_timeout()`). One second would end a connection after 15 s without an answer
-/// from a host that is away (measured), ten seconds after 112 s. Half a minute leaves five minutes,
-/// in which a server restarts. A flow whose window was closed in an outage is given up after two
-/// such timeouts without an answer, for instance when the agent is restarted meanwhile.
+/// and the next loss would cost it as much again. A shorter timeout is not better: the kernel gives
+/// up after a number of retransmissions (`tcp_retries2`, 15), and the time this takes shrinks with
+/// the timeout (`tcp_model_timeout()`). One second would end a connection after 15 s without an
+/// answer from a host that is away (measured), ten seconds after 112 s. Half a minute leaves five
+/// minutes, in which a server restarts. A flow whose window was closed in an outage is given up
+/// after two such timeouts without an answer, for instance when the agent is restarted meanwhile.
 pub const RTO_MAX_MS: i32 = 30_000;
 
 /// The maximum value of `TCP_SYNCNT`.
 const MAX_SYN_COUNT: i32 = 127;
-/// The number of retransmissions before the timeout reaches [`RTO_MAX_MS`]: the timeouts are 1, 2,
-/// 4, 8 and 16 s.
+/// The number of retransmissions before the timeout reaches [`RTO_MAX_MS`]: the timeout is 1 s
+/// before the first one, and 2, 4, 8 and 16 s after the four.
 const UNBOUNDED: i32 = 4;
 
 /// Returns the number of SYN retransmissions (`TCP_SYNCNT`) that takes as long with timeouts of at

@@ -87,7 +87,7 @@ pub(crate) fn untrack(ctx: &SockAddrContext) {
     let _ = OWNERS.delete(unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk });
 }
 
-/// Counts every packet that leaves a mobile TCP socket.
+/// Adds the traffic shown by a packet that leaves a mobile TCP socket to its process's account.
 #[cgroup_skb(egress)]
 fn mobile_account(ctx: SkBuffContext) -> i32 {
     account_packet(&ctx);

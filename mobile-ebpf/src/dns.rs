@@ -22,9 +22,9 @@ use mobile_ebpf_common::{
 
 use crate::select::{ALLOW, count_event, is_mobile_socket};
 
-/// The relay's resolvers, by address family. The map is not preallocated, so that a program that
-/// reads an address while the agent replaces it does not see half of the old and half of the new
-/// one.
+/// The relay's resolvers, keyed by address family. The map is not preallocated, so that a program
+/// that reads an address while the agent replaces it does not see half of the old and half of the
+/// new one.
 #[map]
 static RESOLVERS: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 

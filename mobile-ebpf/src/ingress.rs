@@ -78,8 +78,8 @@ mod program {
         DROP
     }
 
-    /// Returns whether to drop an IPv4 packet, which is to a persistent address or an ICMP error
-    /// that quotes one; `None` if it is too short, in which case the kernel drops it.
+    /// Returns whether to drop an IPv4 packet: one to a persistent address, or an ICMP error that
+    /// quotes such an address. Returns `None` if the packet is too short; the kernel then drops it.
     #[inline(always)]
     fn is_foreign_ipv4(ctx: &TcContext) -> Option<bool> {
         if is_guarded(Address::mapped(load(ctx, 16)?)) {
@@ -100,8 +100,8 @@ mod program {
         Some(more || is_guarded(Address::mapped(load(ctx, header + ERROR + 12)?)))
     }
 
-    /// Returns whether to drop an IPv6 packet, which is to a persistent address or an ICMPv6 error
-    /// that quotes one; `None` if it is too short.
+    /// Returns whether to drop an IPv6 packet: one to a persistent address, or an ICMPv6 error that
+    /// quotes such an address. Returns `None` if the packet is too short; the kernel then drops it.
     #[inline(always)]
     fn is_foreign_ipv6(ctx: &TcContext) -> Option<bool> {
         if is_guarded(Address(load(ctx, 24)?)) {

@@ -58,8 +58,9 @@ static RECOGNISES_SUBFLOWS: u8 = 0;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 
-/// Handles a new socket of a mobile process. Returns false for an MPTCP connection whose further
-/// subflows could not be recognised, and so could leave outside the tunnel.
+/// Marks the MPTCP connection of a new socket of a mobile process as mobile; other sockets need
+/// nothing. Returns false for an MPTCP connection whose further subflows could not be recognised,
+/// and so could leave outside the tunnel.
 #[inline(always)]
 pub(crate) fn created(ctx: &SockContext) -> bool {
     // SAFETY: the context of a sock_create program is a valid bpf_sock.
@@ -108,7 +109,8 @@ fn recognises_subflows() -> bool {
 }
 
 /// Makes the programs check sockets for being subflows, before any connection can have one, then
-/// creates the mark of a mobile connection with `create`. Returns whether that succeeded.
+/// calls `create` with the socket storage to mark a connection as mobile. Returns whether that
+/// succeeded.
 #[inline(always)]
 fn remember(create: impl FnOnce(*mut core::ffi::c_void) -> bool) -> bool {
     if let Some(any) = ANY_MPTCP.get_ptr_mut(0) {

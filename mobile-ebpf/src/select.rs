@@ -187,10 +187,12 @@ fn try_connect(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<
     Ok(verdict)
 }
 
-/// Handles a datagram with a destination address.
+/// Decides about the mark of a socket that sends a datagram with a destination address: an
+/// unconnected socket gets or loses the mark as at a connect().
 ///
-/// A connected socket keeps the route of its connection, whose source address it has; the kernel
-/// runs this program for every datagram of a socket that is connected to an IPv4-mapped address.
+/// A connected socket keeps its mark, because its source address belongs to the route of its
+/// connection. The kernel runs this program for such sockets, too: for every datagram of a socket
+/// that is connected to an IPv4-mapped address.
 #[inline(always)]
 fn try_sendmsg(ctx: &SockAddrContext, name: &'static str, hook: Hook) -> Result<MarkVerdict, Error> {
     // SAFETY: as in `mark`.

@@ -89,8 +89,8 @@ fn use_checked_value(call: *mut bpf_sockopt) -> i32 {
 }
 
 /// Returns whether the agent made the call: only the agent appends the secret
-/// [`ProgramConfig::key`] to the mark. It changes the marks of open sockets together with the
-/// MOBILE attribute of their process.
+/// [`ProgramConfig::key`] to the mark. The agent changes the marks of open sockets when it changes
+/// the MOBILE attribute of their process.
 #[inline(always)]
 fn is_of_agent(call: *mut bpf_sockopt, config: &ProgramConfig) -> bool {
     if !has(call, MARK_LENGTH + size_of::<u64>()) {

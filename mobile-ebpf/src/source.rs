@@ -11,8 +11,9 @@ use mobile_ebpf_common::{
 
 use crate::dns::Hook;
 
-/// The persistent addresses, by address family. The map is not preallocated, so that a program that
-/// reads an address while the agent replaces it does not see half of each.
+/// The persistent addresses, keyed by address family. The map is not preallocated, so that a
+/// program that reads an address while the agent replaces it does not see half of the old and half
+/// of the new one.
 #[map]
 static PERSISTENT: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
 

@@ -27,7 +27,7 @@ const TAG_DNS: u64 = 4;
 /// this path.
 pub(crate) const TAG_COMPRESSION: u64 = 5;
 
-/// Maximum number of resolvers; the C library of the mobile host uses three.
+/// Maximum number of resolvers; glibc on the mobile host uses three (`MAXNS`).
 const MAX_DNS: usize = 8;
 /// Minimum MTU: every IPv4 host accepts 576 bytes (RFC 791); IPv6 needs 1280.
 const MIN_MTU: u16 = 576;

@@ -142,8 +142,9 @@ pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
 /// Reads the client's request from all bytes received so far. Returns `None` while it is
 /// incomplete.
 ///
-/// # Errors If the bytes cannot become a valid request, as soon as this is certain; 259 bytes are
-/// always enough.
+/// # Errors
+/// If the bytes cannot become a valid request, as soon as this is certain; 259 bytes are always
+/// enough.
 pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
     let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
     // Bytes after the token belong to a later version.
@@ -163,8 +164,9 @@ pub fn encode_reply(reply: &EnrolmentReply) -> Vec<u8> {
 
 /// Reads the relay's reply from all bytes received so far. Returns `None` while it is incomplete.
 ///
-/// # Errors If the bytes cannot become a valid reply, as soon as this is certain; 259 bytes are
-/// always enough.
+/// # Errors
+/// If the bytes cannot become a valid reply, as soon as this is certain; 259 bytes are always
+/// enough.
 pub fn read_reply(bytes: &[u8]) -> Result<Option<EnrolmentReply>, ProtocolError> {
     match message(bytes, &[ENROLLED, REFUSED])? {
         None => Ok(None),

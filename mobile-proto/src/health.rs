@@ -27,23 +27,23 @@ const INITIAL_RTT: Duration = Duration::from_secs(1);
 /// Time that scheduling and timers on both sides ordinarily add to an answer.
 const SCHEDULING_MARGIN: Duration = Duration::from_millis(5);
 
-/// Minimum extra time beyond one RTT before an answer is overdue. If the RTT is longer than this,
-/// the extra time is one more RTT.
+/// Maximum extra time beyond one RTT before an answer is overdue, for RTTs shorter than this; for
+/// longer ones, the maximum is one more RTT. A path with a steady RTT gets less.
 ///
 /// The kernel assumes that a new path's RTT varies by half of it, so its retransmission timeout is
-/// three RTTs, or one RTT plus 200 ms. The answer is overdue before that.
+/// three RTTs, or one RTT plus 200 ms. With this maximum an answer is overdue earlier than that.
 const INITIAL_DEVIATION: Duration = Duration::from_millis(50);
 
 /// Maximum error of [`TransportSample::last_ack`], which the kernel counts in rounded ticks of up
 /// to 4 ms.
 const LAST_ACK_ERROR: Duration = Duration::from_millis(8);
 
-/// Maximum number of PINGs that a client sends while a path is probing. Together with the segments
-/// in flight they are enough for any verdict.
+/// Maximum number of PINGs that a client sends while a path is probing. With the segments in flight
+/// they are enough to judge any path unresponsive.
 pub(crate) const MAX_PINGS: u32 = 10;
-/// Maximum number of PINGs that a relay sends while a path is probing. Only the client can act on a
-/// verdict. If its own direction is dead, the answers to more PINGs would fill the client's send
-/// window, so that its probes are not sent.
+/// Maximum number of PINGs that a relay sends while a path is probing. Only the client can leave an
+/// unresponsive path. If the direction from the client is dead, the answers to more PINGs would
+/// fill the client's send window, so that its own PINGs are not sent.
 pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 
 /// Time of silence after which a path is unresponsive although the peer's kernel acknowledges all
@@ -51,10 +51,11 @@ pub(crate) const RELAY_MAX_PINGS: u32 = 3;
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Minimum time between two PINGs while a path is probing. With the wait for answers, a dead path
-/// with an RTT of 20 ms is detected within 150 ms, at 200 samples a second during that time.
+/// with an RTT of 20 ms is detected within 150 ms, at 200 transport samples a second during that
+/// time.
 const MIN_PING_INTERVAL: Duration = Duration::from_millis(5);
 /// Time between two checks of a path that has been probing for longer, when only the kernel's
-/// retransmissions can bring new evidence.
+/// retransmissions can still be answered.
 const SLOW_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two checks of an unresponsive path for a sign of life.
 const UNRESPONSIVE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -160,8 +161,9 @@ impl Health {
         self.unresponsive.take().is_some()
     }
 
-    /// Starts to probe the path because the peer reports that no answers arrive there. Returns true
-    /// if the path was not probing before; the caller then has to send a PING.
+    /// Starts to probe the path because the peer reports that no answers arrive there. Returns
+    /// whether probing has started, in which case the caller has to send a PING; false if the path
+    /// is already probing or unresponsive, or has no transport sample.
     pub(crate) fn start_probing(&mut self, now: Instant) -> bool {
         if self.probe.is_some() || self.unresponsive.is_some() || self.latest_sample.is_none() {
             return false;

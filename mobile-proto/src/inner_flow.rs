@@ -1,6 +1,6 @@
-//! State of the inner TCP flows of a session: how far the *other end*, beyond the tunnel, has
-//! acknowledged the *local end*, on this side. The session may send the local end no
-//! acknowledgement beyond that in the name of the other end.
+//! State of the inner TCP flows of a session: how much data of the *local end*, on this side of the
+//! tunnel, the *other end*, beyond the tunnel, has acknowledged. In the name of the other end, the
+//! session may acknowledge no more than that.
 //!
 //! Anybody on the Internet can send a segment to the local end in the name of another host. For
 //! this reason a flow is trusted only after the local end itself has sent a segment of it. Until
@@ -91,8 +91,9 @@ pub(crate) struct FlowState {
     /// because its window is never scaled.
     pub(crate) window: Option<u16>,
     pub(crate) frozen: Option<FrozenAck>,
-    /// The time by which the flow's searches of the held records are paid for; a flow that owes too
-    /// much time may not search.
+    /// The time by which the flow's searches of the held records are paid for (see `RECORD_PRICE`
+    /// in `session::freeze`); if it is too far in the future, the session does not search for the
+    /// flow.
     pub(crate) search_paid_until: Option<Instant>,
     held: HeldPackets,
     /// The sequence number of the other end's segment that carried `window`.
@@ -262,8 +263,8 @@ impl FlowState {
         }
     }
 
-    /// Remembers the acknowledgement in a segment that the local end refuses. It is used only if a
-    /// segment of the local end shows that the acknowledgement was [missed](Self::missed_ack).
+    /// Remembers the acknowledgement in a segment that the local end refuses. The acknowledgement
+    /// is used only if a segment of the local end shows that it was [missed](Self::missed_ack).
     fn on_refused_segment(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.refused_ack.is_none_or(|refused_ack| {

@@ -124,7 +124,7 @@ pub(crate) fn put_close(out: &mut Vec<u8>, code: CloseCode) {
     frame::put(out, frame::CLOSE, &[code.to_wire()]);
 }
 
-/// Parses CLOSE. Bytes after the code belong to a later version.
+/// Parses CLOSE. Bytes after the code are ignored, because they belong to a later version.
 pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
     PayloadReader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
 }

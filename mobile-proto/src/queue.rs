@@ -10,7 +10,7 @@
 //! flow resume, while other packets grow stale.
 //!
 //! All records are in one slab and linked into two lists each: the list of their flow, and the list
-//! of their lane in order of arrival.
+//! of their lane (tracked segments, or all other packets) in order of arrival.
 
 mod codel;
 mod flow_queue;
@@ -89,7 +89,7 @@ impl Record {
         PacketBuf { bytes: self.packet.into_boxed_slice(), offload: self.offload }
     }
 
-    /// Returns the index of the packet's flow queue; 0 before the record was queued.
+    /// Returns the index of the packet's flow queue; 0 until the queue has assigned one.
     pub(crate) fn bucket(&self) -> u16 {
         self.bucket
     }
@@ -130,7 +130,7 @@ pub(crate) struct SendQueue {
     first_arrival: i64,
     /// The arrival number that the next packet gets.
     next_arrival: i64,
-    /// The time up to which packets that were received are not dropped for their delay.
+    /// Packets received up to this time are not dropped for their delay.
     exempt_until: Option<Instant>,
     /// Whether the path's rate is growing; while it is, no packet is dropped for its delay.
     path_growing: bool,
@@ -376,7 +376,8 @@ impl SendQueue {
     }
 
     /// Returns whether a packet has to be dropped because its flow has a standing queue. A packet
-    /// whose successor does not fit into `room` is never dropped.
+    /// whose successor does not fit into `room` is never dropped, because the successor could not
+    /// be sent in its place.
     fn should_drop(&mut self, now: Instant, at: usize, delay: Duration, room: usize) -> bool {
         let Some(record) = self.slab.get(at) else { return false };
         let successor = self.slab.next(ListKind::Flow, at).and_then(|next| self.slab.get(next));

@@ -7,7 +7,8 @@ use std::time::Instant;
 use crate::queue::{Record, SegmentRange};
 use crate::{Offload, ProtocolError};
 
-/// The unacknowledged records of a session, numbered from `base` without gaps.
+/// The unacknowledged records of a session, numbered consecutively from `base`. A record that was
+/// given up keeps its place and number, with an empty packet.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBuffer {
     records: VecDeque<Record>,
@@ -45,8 +46,8 @@ impl ReplayBuffer {
         self.cursor < self.records.len()
     }
 
-    /// Returns the record to send again next, with its record number. A record that was given up
-    /// leaves a gap in the numbers.
+    /// Returns the record to send again next, with its record number. Records that were given up
+    /// are skipped, with their numbers.
     pub(crate) fn next(&mut self) -> Option<(u64, &Record)> {
         while self.records.get(self.cursor)?.packet.is_empty() {
             self.cursor += 1;

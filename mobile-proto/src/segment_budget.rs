@@ -4,8 +4,8 @@
 //! packet for each segment. Segments of an ordinary size are no more work than the received bytes,
 //! but small ones turn little data into many packets. Senders of small segments exist (an MSS of
 //! 256, or of 88, the minimum of `TCP_MAXSEG`), so small segments pass at a limited rate: as many a
-//! second as the smallest ordinary packets on a link of some 6 Mbit/s. At this rate, small segments
-//! do not amplify a peer's traffic.
+//! second as a peer could send of the smallest packets that need no segmentation, on a link of some
+//! 6 Mbit/s. At this rate, small segments do not amplify a peer's traffic.
 
 use std::time::{Duration, Instant};
 

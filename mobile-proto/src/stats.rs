@@ -22,13 +22,13 @@ pub struct Stats {
     pub replayed_packets: u64,
     /// Bytes of the packets in the records sent again, counted like [`tx_bytes`](Self::tx_bytes).
     pub replayed_bytes: u64,
-    /// Bytes of sent packets before compression, replayed ones included.
+    /// Bytes, before compression, of the packets sent in compressed form, replayed ones included.
     pub tx_compressible_bytes: u64,
-    /// Bytes of sent packets after compression.
+    /// Bytes, after compression, of the packets sent in compressed form.
     pub tx_compressed_bytes: u64,
-    /// Bytes of received packets after decompression.
+    /// Bytes, after decompression, of the packets received in compressed form.
     pub rx_compressible_bytes: u64,
-    /// Bytes of received packets before decompression.
+    /// Bytes, before decompression, of the packets received in compressed form.
     pub rx_compressed_bytes: u64,
     /// Records acknowledged by the peer.
     pub acked_packets: u64,
@@ -36,7 +36,7 @@ pub struct Stats {
     pub rx_packets: u64,
     /// Bytes of the packets delivered.
     pub rx_bytes: u64,
-    /// Records received again and dropped by their number.
+    /// Records dropped because a record with the same number had already been received.
     pub duplicates: u64,
     /// Packets received and dropped because the kernel would have to cut them into more segments,
     /// or more small ones, than a peer may cause.
@@ -109,11 +109,12 @@ pub struct PathStats {
     pub unresponsive: bool,
     /// Whether both ends agreed to compression.
     pub compression: bool,
-    /// Plaintext bytes sent, headers included.
+    /// Plaintext bytes sent on the path (without the overhead of TLS), headers of frames included.
     pub tx_bytes: u64,
     /// Records sent, replayed ones included.
     pub tx_packets: u64,
-    /// Plaintext bytes received, headers included.
+    /// Plaintext bytes received on the path (without the overhead of TLS), headers of frames
+    /// included.
     pub rx_bytes: u64,
     /// Records received on this path and delivered.
     pub rx_packets: u64,
@@ -126,7 +127,8 @@ pub struct PathStats {
     pub srtt: Option<Duration>,
     /// The variation of the round-trip time, by the transport's own measure; `None` without one.
     pub rttvar: Option<Duration>,
-    /// Share of the segments sent that were retransmissions, over the path's life.
+    /// Share of the segments sent that were retransmissions, over the path's life; `None` without
+    /// transport samples.
     pub loss: Option<f64>,
     /// When the path was opened.
     pub opened: Instant,

@@ -303,8 +303,8 @@ fn udp(flow: u8, length: usize) -> Vec<u8> {
     packet
 }
 
-/// Tests that a keystroke gets its own TLS record: together with bulk data, the peer could decrypt
-/// it only 4 ms later on 10 Mbit/s.
+/// Tests that a keystroke gets its own TLS record: in one with bulk data, the peer could decrypt
+/// the keystroke only 4 ms later on 10 Mbit/s.
 #[test]
 fn on_a_slow_path_a_keystroke_is_not_written_together_with_bulk_data() {
     for (limit, together) in [(5_000, false), (64 * 1024, true)] {

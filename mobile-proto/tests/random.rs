@@ -60,8 +60,8 @@ fn detects_every_dead_path(world: &mut World) {
     }
 }
 
-/// Tests the moment at which a DOUBT of the relay, which arrives once in a keepalive interval, is a
-/// sign of life of a path that is dead upwards.
+/// Tests a path that is dead upwards, just when a DOUBT of the relay has arrived on it. DOUBT
+/// arrives once in a keepalive interval and counts as a sign of life of the path.
 #[test]
 fn a_path_dead_upwards_is_unresponsive_again_after_a_doubt_of_the_relay() {
     let mut world = World::new(Limits::default(), false);

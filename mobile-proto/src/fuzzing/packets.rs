@@ -165,7 +165,8 @@ pub(super) fn ip(six: bool, extensions: &[u8], next: u8, payload: &[u8]) -> Vec<
     packet
 }
 
-/// Returns a TCP segment with timestamps, a UDP datagram, or an ICMP echo request, by `protocol`.
+/// Returns a TCP segment with timestamps, a UDP datagram, or an ICMP echo request, as the number
+/// `protocol` says, with `data` bytes of payload.
 pub(super) fn transport(protocol: u8, data: usize) -> Vec<u8> {
     let mut bytes = match protocol {
         6 => {

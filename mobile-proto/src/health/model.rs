@@ -1,7 +1,7 @@
-//! A small model of TCP over a bad link, as far as the health of a path can see it: selective
-//! acknowledgement, loss detection by later arrivals (RACK), tail probe, retransmission timeout
-//! with back-off, and a congestion window. The model runs in steps of a millisecond, with random
-//! numbers from a seed.
+//! A small model of TCP over a bad link, with those parts that affect the health of a path:
+//! selective acknowledgement, loss detection by later arrivals (RACK), tail probe, retransmission
+//! timeout with back-off, and a congestion window. The model runs in steps of a millisecond, with
+//! random numbers from a seed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -59,8 +59,8 @@ pub(super) struct Model {
     /// The time at which an acknowledgement of new data last arrived, in milliseconds since the
     /// model's start.
     pub(super) last_answer: u64,
-    /// Whether the health is told of the answers of the peer's program, or only of those of its
-    /// kernel.
+    /// Whether the peer's program answers with a PONG each second; otherwise only its kernel
+    /// acknowledges segments.
     pub(super) program_answers: bool,
     /// Whether the peer retransmits segments without end, because nothing reaches it.
     pub(super) peer_retransmits: bool,

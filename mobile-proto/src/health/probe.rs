@@ -1,5 +1,5 @@
-//! The evidence collected while a path is probing, and how much evidence makes the path
-//! unresponsive.
+//! Counts the unanswered trials while a path is probing, and decides whether they are enough to
+//! make the path unresponsive.
 //!
 //! A *trial* is a segment, or a burst of segments, that was sent and should have been answered.
 
@@ -29,7 +29,7 @@ const HIGH_LOSS: f64 = 0.1;
 const OWN_RETRANSMISSIONS: f64 = 2.0;
 
 /// Number of segments of a burst that count as one more trial, because one acknowledgement may
-/// answer all of them. The kernel sends up to 45 segments at once, but a whole window was sent in
+/// answer all of them. The kernel sends bursts of up to 45 segments, so a large window consists of
 /// several bursts.
 const SEGMENTS_PER_TRIAL: u32 = 8;
 
@@ -46,21 +46,22 @@ const PATIENCES: [(f64, Duration); 2] =
     [(0.03, Duration::from_secs(3)), (HIGH_LOSS, Duration::from_secs(10))];
 /// The patience where the share of retransmitted segments is above all of [`PATIENCES`].
 const MAX_PATIENCE: Duration = Duration::from_secs(30);
-/// Number of patiences of probing after which a path is unresponsive without any evidence, because
-/// the transport provides no samples.
+/// Number of patiences (see [`MIN_TRIALS_IN_BACKOFF`]) after which a probing path is unresponsive
+/// whatever its trials, for instance because no new transport samples arrive.
 const BLIND_PATIENCES: u32 = 4;
 
-/// Maximum number of marks kept: more than the number of probe intervals in the longest wait for an
-/// answer.
+/// Maximum number of entries of [`LivenessProbe::marks`]: more than the number of probe intervals
+/// in the longest wait for an answer.
 const MAX_MARKS: usize = 64;
 
-/// One period of probing, with the evidence collected in it.
+/// One period of probing, with the trials counted in it.
 #[derive(Debug)]
 pub(super) struct LivenessProbe {
     pub(super) since: Instant,
-    /// The number of segments delivered at the first sample of the period; `None` before it.
+    /// The value of [`TransportSample::delivered`] in the first sample of the period; `None` before
+    /// that sample.
     pub(super) base: Option<u32>,
-    /// The total number of trials made up to each time, the oldest first.
+    /// The total number of trials made up to each of several times, the oldest time first.
     marks: VecDeque<(Instant, u32)>,
     /// The total of trials, and the transport's count of segments sent, at the last mark.
     trials: u32,
@@ -74,13 +75,13 @@ pub(super) struct LivenessProbe {
     recent_loss: RecentLoss,
 }
 
-/// The state of the path that a verdict depends on besides the evidence.
+/// The state of the path that, besides the trials, decides whether the path is unresponsive.
 pub(super) struct ProbeContext<'a> {
-    /// Whether a sample was taken just now.
+    /// Whether a transport sample was read just now.
     pub(super) fresh: bool,
     /// The time for which data sent has gone unanswered.
     pub(super) stalled_for: Duration,
-    /// The minimum patience, a number of RTTs, before few trials are enough for a verdict.
+    /// The minimum patience (see [`MIN_TRIALS_IN_BACKOFF`]), which depends on the RTT of the path.
     pub(super) patience: Duration,
     /// The recent loss as of the last answer.
     pub(super) recent_loss: &'a RecentLoss,
@@ -91,7 +92,7 @@ pub(super) struct ProbeContext<'a> {
 pub(super) struct RecentLoss {
     sent: f64,
     retransmitted: f64,
-    /// The transport's counters of segments sent and retransmitted, up to which they are included.
+    /// The transport's counters (segments sent, segments retransmitted) at the last update.
     counted: (u32, u32),
 }
 
@@ -110,9 +111,9 @@ impl LivenessProbe {
         }
     }
 
-    /// Records the first sample of the period: segments in the network are trials, because they
-    /// were sent before. Segments that the kernel considers lost are no evidence: they may have
-    /// been lost long before the path died.
+    /// Records the first transport sample of the period. Segments in the network count as trials,
+    /// although they were sent before the period. Segments that the kernel considers lost do not:
+    /// they may have been lost long before the path died.
     pub(super) fn start(&mut self, now: Instant, sample: &TransportSample, recent_loss: &RecentLoss) {
         self.recent_loss = recent_loss.clone();
         self.recent_loss.update(sample);
@@ -123,8 +124,9 @@ impl LivenessProbe {
     }
 
     /// Records a transport sample after the probe's first one. Each segment sent since the previous
-    /// sample is a trial, that is, a chance for the peer to answer. A burst of segments counts as
-    /// one trial and a small share of the rest, because a burst is lost or answered together.
+    /// sample is a trial, that is, a chance for the peer to answer. A burst counts as one trial and
+    /// one more for every [`SEGMENTS_PER_TRIAL`] segments, because one loss or one answer may
+    /// concern the whole burst.
     pub(super) fn on_sample(&mut self, now: Instant, segs_out: u32) {
         let sent = segs_out.wrapping_sub(self.segs_out);
         let early = self.marks.back().is_some_and(|(at, _)| now < *at + MIN_PING_INTERVAL / 2);
@@ -135,8 +137,8 @@ impl LivenessProbe {
         }
     }
 
-    /// Returns whether the evidence shows that the path is dead. A trial counts as unanswered
-    /// `trial_timeout` after it was made.
+    /// Returns whether enough trials are unanswered, or probing has lasted for so long, that the
+    /// path is judged dead. A trial counts as unanswered `trial_timeout` after it was made.
     pub(super) fn is_conclusive(
         &mut self,
         now: Instant,
@@ -170,7 +172,7 @@ impl LivenessProbe {
 
 impl RecentLoss {
     /// Adds the segments that the transport has sent and retransmitted since the last call, and
-    /// lets older ones fade.
+    /// reduces the weight of older ones.
     pub(super) fn update(&mut self, sample: &TransportSample) {
         let (sent, retransmitted) = self.counted;
         self.sent += f64::from(sample.segs_out.wrapping_sub(sent));

@@ -25,7 +25,7 @@ pub(crate) enum Acceptance {
     Outside,
 }
 
-/// The receive window of a local end, as far as its segments show it.
+/// The receive window of a local end, derived from the segments that it sends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReceiveWindow {
     /// The last acknowledgement that the local end sent: RCV.NXT, or a little less (as `rcv_wup` in

@@ -71,8 +71,8 @@ impl CoDel {
         self.next_drop = now.checked_add(self.drop_interval());
     }
 
-    /// Returns the time to the next drop. It shrinks with each drop, so that a sender whose rate
-    /// depends on the square root of its losses slows down steadily.
+    /// Returns the time to the next drop. The interval shrinks with each drop, so that a sender
+    /// whose rate depends on the square root of its losses slows down steadily.
     fn drop_interval(&self) -> Duration {
         INTERVAL.div_f64(f64::from(self.count.max(1)).sqrt())
     }

@@ -125,8 +125,8 @@ mod tests {
         assert!(!supersedes(&bare(40, 8, None), &bare(20, 7, None)));
     }
 
-    /// Tests every bit of the headers that neither a router nor the receiver of a cumulative
-    /// acknowledgement may ignore.
+    /// Tests every bit of the headers that a router or the receiver of a cumulative acknowledgement
+    /// must not ignore.
     #[test]
     fn acknowledgements_with_any_further_content_are_kept() {
         for ip in [20, 40] {

@@ -123,7 +123,7 @@ pub(crate) struct World {
     pub(crate) pair: Pair,
     next_path: u32,
     next_number: [u32; 2],
-    /// The numbers of the packets that `enqueue` accepted, by direction.
+    /// The numbers of the packets that `enqueue` accepted, one list for each direction.
     pub(crate) accepted: [Vec<u32>; 2],
     pub(crate) refused: [u64; 2],
 }
