@@ -27,7 +27,8 @@ impl Cgroup2 {
     /// Looks up the cgroup2 mount that `path` is on, or any cgroup2 mount if `path` is `None`. A
     /// mount that a later mount hides does not count.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
-        let file = Path::new("/proc/self/mountinfo");
+        // A thread may have a mount namespace of its own, as the threads that `check` isolates have.
+        let file = Path::new("/proc/thread-self/mountinfo");
         let mountinfo = fs::read_to_string(file).map_err(io_error("read", file))?;
         Self::choose(&mountinfo, mount_at, path)
     }
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn the_mount_at_a_path_is_in_mountinfo() {
         let id = mount_at(Path::new("/proc")).unwrap().to_string();
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         assert!(mountinfo.lines().any(|line| line.split(' ').next() == Some(&id)), "{id} in {mountinfo}");
     }
 
