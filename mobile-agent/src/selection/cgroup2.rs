@@ -175,6 +175,15 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_in_its_own_mount_namespace_finds_the_same_mount() {
+        let here = Cgroup2::find(None).ok();
+        // Without root there is no namespace to look from.
+        if let Ok(there) = mobile_io::isolation::run_isolated(|| Cgroup2::find(None).ok()) {
+            assert_eq!(there, here);
+        }
+    }
+
+    #[test]
     fn a_missing_cgroup2_or_a_path_outside_it_is_a_clear_error() {
         let error = choose("31 23 0:28 / /sys rw - sysfs sysfs rw\n", None).unwrap_err();
         assert!(error.to_string().ends_with("`mount -t cgroup2 none /sys/fs/cgroup`"), "{error}");
