@@ -27,7 +27,8 @@ impl Cgroup2 {
     /// Looks up the cgroup2 mount that `path` is on, or any cgroup2 mount if `path` is `None`. A
     /// mount that a later mount hides does not count.
     pub(crate) fn find(path: Option<&Path>) -> Result<Self> {
-        // A thread may have a mount namespace of its own, as the threads that `check` isolates have.
+        // A thread may have a mount namespace of its own, as the threads that `check` isolates
+        // have.
         let file = Path::new("/proc/thread-self/mountinfo");
         let mountinfo = fs::read_to_string(file).map_err(io_error("read", file))?;
         Self::choose(&mountinfo, mount_at, path)
