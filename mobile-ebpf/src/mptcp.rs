@@ -72,7 +72,8 @@ pub(crate) fn created(ctx: &SockContext) -> bool {
     recognises_subflows() && remember(|map| unsafe { create(map, ctx.sock.cast()) })
 }
 
-/// Returns whether any socket may be a subflow of a mobile process's connection.
+/// Returns whether a mobile process may have an MPTCP connection, so that each new socket has to be
+/// checked for being a subflow of one.
 #[inline(always)]
 pub(crate) fn any_mobile_connection() -> bool {
     ANY_MPTCP.get(0).is_none_or(|any| *any != 0)

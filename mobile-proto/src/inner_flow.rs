@@ -263,8 +263,9 @@ impl FlowState {
         }
     }
 
-    /// Remembers the acknowledgement in a segment that the local end refuses. The acknowledgement
-    /// is used only if a segment of the local end shows that it was [missed](Self::missed_ack).
+    /// Remembers the acknowledgement number of a segment that the acceptance check refuses. The
+    /// number counts only if a later segment of the local end shows that the check was wrong, and
+    /// that this state [missed](Self::missed_ack) the number.
     fn on_refused_segment(&mut self, segment: &Segment) {
         let newer = before(self.acked, segment.ack) && !before(self.end, segment.ack);
         let last = self.refused_ack.is_none_or(|refused_ack| {

@@ -142,7 +142,7 @@ pub(crate) fn decode_nonce(frame: &'static str, payload: &[u8]) -> Result<u64, P
     Ok(nonce)
 }
 
-/// Parses DOUBT, which has no payload.
+/// Checks that the payload of a frame without content (DOUBT) is empty. The error names `frame`.
 pub(crate) fn decode_empty(frame: &'static str, payload: &[u8]) -> Result<(), ProtocolError> {
     PayloadReader::new(frame, payload).end()
 }

@@ -22,7 +22,7 @@ const RECOVERY: Duration = Duration::from_secs(60);
 /// The rate of an ordinary uplink in bit/s.
 const RATE: u64 = 10_000_000;
 
-/// The size of the upload in bytes, more than the path can carry while it is slow or lossy.
+/// The size of the upload in bytes: too large to end while the path is slow or lossy.
 const SIZE: u64 = 50_000_000;
 
 /// An echo session and a bulk upload beside it.

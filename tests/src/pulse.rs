@@ -20,8 +20,8 @@ use crate::wait::wait_for;
 /// The interval at which numbers are sent over the measured connection.
 pub const PULSE: Duration = Duration::from_millis(5);
 
-/// The shortest gap, in milliseconds, that a report lists: three numbers are late, which rarely
-/// happens by chance.
+/// The shortest gap, in milliseconds, that a report lists. With one number every 5 ms, three
+/// numbers in a row are late, which rarely happens by chance.
 const NOTABLE_MS: f64 = 15.0;
 
 /// The time within which `labtool` must print a report, which it does even if nothing arrives from

@@ -221,7 +221,7 @@ pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {
     nft::delete((FAMILY, table)).with_context(|| format!("cannot delete table inet {table}"))
 }
 
-/// Returns whether the nftables table is in the kernel. On a host without nft, none is.
+/// Returns whether the nftables table is in the kernel; false on a host without the program nft.
 pub(crate) fn exists(table: &str) -> anyhow::Result<bool> {
     Ok(nft::exists((FAMILY, table))?)
 }

@@ -95,7 +95,8 @@ pub(crate) struct SourceFilter {
     own: OwnReach,
     /// The version of the shared policy that `current` was made from.
     version: u64,
-    /// The shared policy; for a client with a reach of its own, with the ranges of that reach.
+    /// The policy that applies to all clients. If this client has a reach of its own, the ranges of
+    /// that reach replace those of `[clients] reach`.
     current: CurrentPolicy,
 }
 

@@ -10,7 +10,7 @@ use crate::config::Routing;
 use crate::selection::instance::Instance;
 use crate::selection::process::{Connection, Process};
 
-/// The state of the host that decides about a connection's route.
+/// What the route of a connection depends on: the configuration and the state of the host.
 pub(super) struct HostState<'a> {
     /// The section `[routing]` of the configuration.
     pub(super) routing: &'a Routing,

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Objection;
 
-/// The smallest MTU of a link with IPv4 (RFC 791).
+/// The smallest MTU that is accepted with an IPv4 address: the datagram size that every host must
+/// be able to receive (RFC 791).
 const MIN_MTU_IPV4: u16 = 576;
 /// The smallest MTU of a link with IPv6 (RFC 8200, section 5).
 const MIN_MTU_IPV6: u16 = 1280;

@@ -51,8 +51,9 @@ impl DeadlineMap {
     }
 }
 
-/// Returns whether new connections of mobile processes go direct because the deadline has passed;
-/// `None` without eBPF programs in force, or if this user may not see them.
+/// Returns whether the deadline has passed that the running agent keeps extending, so that new
+/// connections of mobile processes use the ordinary route (`on_failure = "open"`). Returns `None`
+/// if no eBPF programs are in force, or if the user of this process may not read their pins.
 pub(crate) fn has_passed(pin_dir: &Path) -> Option<bool> {
     let latest = pins::generations(pin_dir).ok()?.pop()?;
     let data = MapData::from_pin(pins::pin(&latest, "map", map::DEADLINE)).ok()?;

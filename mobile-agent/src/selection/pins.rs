@@ -133,8 +133,8 @@ impl Drop for Generation {
     }
 }
 
-/// Returns the path at which an object of this kind and name is pinned in a generation's directory.
-/// The BPF file system allows no dot in a name.
+/// Returns the path at which an object of this kind and name is pinned in the directory of a
+/// generation. A hyphen separates the two, because the BPF file system allows no dot in a name.
 pub(super) fn pin(generation: &Path, kind: &str, name: &str) -> PathBuf {
     generation.join(format!("{kind}-{name}"))
 }

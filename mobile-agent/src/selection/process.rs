@@ -194,8 +194,8 @@ fn parse_socket(line: &str, transport: Transport) -> Option<(u64, Connection)> {
     Some((inode, Connection { transport, local, remote }))
 }
 
-/// Parses an address such as `0100007F:1F90`: 32-bit words of the address in the byte order of this
-/// machine, then the port as a number.
+/// Parses an address of `/proc/net/tcp` such as `0100007F:1F90`, in hexadecimal: the address in
+/// 32-bit words, in the byte order of this machine, then the port.
 fn parse_address(field: &str) -> Option<SocketAddr> {
     let (address, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

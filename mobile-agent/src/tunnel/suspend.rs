@@ -28,7 +28,7 @@ pub(super) struct SuspendWatch {
 
 impl SuspendWatch {
     /// Creates a watch. If the kernel's timer is unavailable, the end of a suspend is noticed only
-    /// by links that come back.
+    /// because links come back.
     pub(super) fn new() -> Self {
         let timer = clock_change_timer()
             .inspect_err(|error| {

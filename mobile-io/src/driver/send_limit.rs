@@ -36,8 +36,8 @@ const RESERVED_SEGMENTS: u64 = 2;
 /// on a slow path. A sample lasts a round trip if that is longer.
 const SAMPLE_TIME: Duration = Duration::from_millis(50);
 
-/// The number of rate samples that are remembered: one second. The highest is taken for the path's
-/// rate.
+/// The number of rate samples to remember, which together span one second. The highest of them is
+/// taken as the path's rate.
 ///
 /// A second covers bbr's search for the minimum round trip (0.2 s) and the time for which this
 /// process may lose the processor.

@@ -18,9 +18,9 @@ const REQUIRED_TRIALS_CLEAN: u32 = 5;
 /// after sixteen segments without a retransmission. At 20 % loss that happens by chance in one of
 /// forty cases, and in 0.6 % of these, five of five trials fail.
 const LOW_LOSS: f64 = 0.01;
-/// Number of required trials on a path that loses more than a tenth of all segments. With 20 % lost
-/// in each direction 36 % of all round trips fail, and eleven of eleven trials by chance in one of
-/// a hundred thousand cases.
+/// Number of unanswered trials that are required to judge a path unresponsive if it loses more than
+/// a tenth of all segments. With 20 % lost in each direction, 36 % of all round trips fail; eleven
+/// in a row fail by chance in one of a hundred thousand cases.
 const REQUIRED_TRIALS_LOSSY: u32 = 11;
 const HIGH_LOSS: f64 = 0.1;
 

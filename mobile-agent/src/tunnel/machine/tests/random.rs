@@ -60,7 +60,8 @@ fn uplinks(state: &[(bool, bool, u8)]) -> Vec<Uplink> {
         .collect()
 }
 
-/// A simulated manager that carries out the actions and checks that they are consistent.
+/// Stands in for the tunnel's manager: carries out the state machine's actions on simulated paths,
+/// and checks that each action is possible in the present state of its path.
 struct Shell {
     rig: Rig,
     paths: BTreeMap<PathId, (PathState, String)>,
