@@ -3,7 +3,7 @@
 //!
 //! The protocol itself, `mobile-proto`, has neither sockets nor a clock. This crate runs it: the
 //! [`driver`] connects a session to TLS connections, to a TUN device and to the time. The crate
-//! also holds what both programs need from their host, such as netlink, configuration and logging.
+//! also holds what both programs need from their host, such as configuration and logging.
 //! It makes no policy decisions: the agent and the relay decide which uplink to use, which client
 //! to serve and what to route.
 //!
@@ -22,9 +22,6 @@
 //!
 //! **Network configuration** of the host:
 //!
-//! - [`netlink`] reads, changes and watches devices, addresses, routes and policy routing rules;
-//!   [`netlink::netfilter`] deletes tracked connections and reads counters. Start here to see what
-//!   the programs change on a host.
 //! - [`nft`] runs the `nft` program, [`sysctl`] accesses /proc/sys, and [`netns`] identifies
 //!   network namespaces.
 //!
@@ -50,12 +47,12 @@
 //!                        the agent's tunnel, or the relay's registry
 //! ```
 //!
-//! A program loads its [`config`], sets up devices and routes with [`netlink`] and confines itself
+//! A program loads its [`config`], sets up devices and routes with `mobile-netlink` and confines itself
 //! with [`confine`]. While it runs, it establishes TLS connections, passes them to the
 //! [`driver::Handle`] of a session, and reacts to [`driver::DriverEvent`]s.
 //!
-//! Everything that waits for the network is asynchronous and needs a tokio runtime. [`nft`],
-//! [`netlink::netfilter`] and [`control::Client`] block.
+//! Everything that waits for the network is asynchronous and needs a tokio runtime. [`nft`]
+//! and [`control::Client`] block.
 //!
 //! # Example
 //!
@@ -110,7 +107,6 @@ pub mod isolation;
 pub mod keys;
 pub mod log;
 pub mod metrics;
-pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod notify;

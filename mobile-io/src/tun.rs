@@ -67,8 +67,8 @@ impl Tun {
     /// necessary.
     ///
     /// If `persist` is true, the device continues to exist after this process has exited and can be
-    /// opened again. A new device has no address and is down; use
-    /// [`Netlink`](crate::netlink::Netlink) to configure it. Must be called in a tokio runtime.
+    /// opened again. A new device has no address and is down; the crate `mobile-netlink` configures
+    /// it. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the device is in use or may not be opened, or when there is no TUN driver.

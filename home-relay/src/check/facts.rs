@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_io::control::{Client as ControlClient, ControlError};
 use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
-use mobile_io::netlink::Netlink;
+use mobile_netlink::Netlink;
 use mobile_io::{isolation, sysctl};
 
 use crate::admin::{AdminReply, Request};

@@ -2,7 +2,7 @@
 //! names, for the log, and the actions that undo them, for a start that fails half-way.
 
 use ipnet::IpNet;
-use mobile_io::netlink::Netlink;
+use mobile_netlink::Netlink;
 use mobile_io::{sysctl, tun};
 use tracing::warn;
 

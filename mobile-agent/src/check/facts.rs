@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_io::control::{Client, ControlError};
 use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
+use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
 use mobile_io::{isolation, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -302,7 +302,7 @@ async fn links(
         for family in Family::ALL {
             routes.extend(netlink.routes(config.routing.table, family).await?);
         }
-        Ok::<_, mobile_io::netlink::NetlinkError>((observed, snapshot, rules, routes))
+        Ok::<_, mobile_netlink::NetlinkError>((observed, snapshot, rules, routes))
     };
     let (observed, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
     let device = &config.tunnel.device;

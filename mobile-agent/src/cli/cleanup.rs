@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use mobile_io::control::{Client, ControlError};
-use mobile_io::netlink::Netlink;
+use mobile_netlink::Netlink;
 use mobile_io::shutdown;
 use mobile_io::state_file::StateFile;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use mobile_io::invitation::Invitation;
 use mobile_io::keys::PrivateKey;
-use mobile_io::netlink::Netlink;
+use mobile_netlink::Netlink;
 use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use mobile_io::confine::Confinement;
 use mobile_io::control::Listener;
 use mobile_io::keys::PrivateKey;
-use mobile_io::netlink::Netlink;
+use mobile_netlink::Netlink;
 use mobile_io::state_file::StateFile;
 use mobile_io::tun::{self, Tun};
 use mobile_proto::Limits;

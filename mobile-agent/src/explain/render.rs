@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use mobile_io::netlink::{Family, ListedRule, RouteLookup};
+use mobile_netlink::{Family, ListedRule, RouteLookup};
 use mobile_io::text::printable;
 
 use crate::config::Routing;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::netlink::{Netlink, NetlinkError, TableWatch};
+use mobile_netlink::{Netlink, NetlinkError, TableWatch};
 use mobile_io::nft::{self, NftError};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};

@@ -1,7 +1,7 @@
 //! Removes the MOBILE route. Attempts every step, returns every error, and ignores objects that are
 //! already gone.
 
-use mobile_io::netlink::{Family, Netlink, NetlinkError};
+use mobile_netlink::{Family, Netlink, NetlinkError};
 use mobile_io::tun;
 
 use super::conflicting_rules::is_ours;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use mobile_io::check::Level;
 use mobile_io::keys::PublicKey;
-use mobile_io::netlink::Family;
+use mobile_netlink::Family;
 
 use super::super::reach::Reached;
 use super::*;
