@@ -22,7 +22,7 @@ use crate::config;
 impl Cli {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        mobile_io::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
+        mobile_host::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
         let config = || config::Config::load(&self.config);
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mobile_host::metrics::is_host_name;
 use mobile_io::invitation::is_endpoint;
-use mobile_io::metrics::is_host_name;
 use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
@@ -345,7 +345,7 @@ impl Config {
     /// Reads the configuration file and environment variables, checks the settings, and resolves
     /// the path of the private key.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        mobile_io::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
+        mobile_host::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
     }
 
     /// Checks the parsed configuration and resolves the path of the private key, which is relative

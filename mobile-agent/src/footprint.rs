@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::state_file::StateFile;
+use mobile_host::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};

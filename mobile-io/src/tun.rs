@@ -1,5 +1,7 @@
 //! Opens, reads and writes the TUN device without blocking.
 
+mod trial;
+
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -14,6 +16,8 @@ use nix::sys::ioctl::ioctl_param_type;
 use rustix::io::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub use trial::try_open;
 
 use crate::tunnel_options::Offloading;
 

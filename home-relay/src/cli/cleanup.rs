@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use mobile_io::shutdown;
-use mobile_io::state_file::StateFile;
+use mobile_host::shutdown;
+use mobile_host::state_file::StateFile;
 use mobile_io::tun::TunError;
 
 use super::clients::connect_to;

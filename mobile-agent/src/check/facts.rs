@@ -9,10 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mobile_io::control::{Client, ControlError};
+use mobile_host::control::{Client, ControlError};
+use mobile_host::sysctl;
 use mobile_io::keys::{PrivateKey, PublicKey};
+use mobile_io::tun;
 use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
-use mobile_io::{isolation, sysctl};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::load_programs;
@@ -184,7 +185,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
         programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(&config)),
-        tun: root.then(isolation::try_tun),
+        tun: root.then(tun::try_open),
         nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
         resolved,

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use mobile_io::check::{Finding, Level};
+use mobile_host::check::{Finding, Level};
 use mobile_netlink::ListedRule;
 
 use super::facts::{Bpffs, ConfigFile, Facts, Links};

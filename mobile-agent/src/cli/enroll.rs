@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use mobile_host::text::printable;
 use mobile_io::invitation::Invitation;
 use mobile_io::keys::PrivateKey;
-use mobile_netlink::Netlink;
-use mobile_io::text::printable;
 use mobile_io::tls::{self, TlsStream};
 use mobile_io::transport;
+use mobile_netlink::Netlink;
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply};
 use rustls::ClientConfig;
 use tempfile::NamedTempFile;

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use ipnet::IpNet;
-use mobile_io::confine::Confinement;
-use mobile_io::control::Listener;
+use mobile_host::confine::Confinement;
+use mobile_host::control::Listener;
+use mobile_host::state_file::StateFile;
 use mobile_io::keys::PrivateKey;
-use mobile_netlink::Netlink;
-use mobile_io::state_file::StateFile;
 use mobile_io::tun::{self, Tun};
+use mobile_netlink::Netlink;
 use mobile_proto::Limits;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};

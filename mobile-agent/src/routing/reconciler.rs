@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use mobile_host::sysctl;
 use mobile_netlink::{Family, Netlink, NetlinkError, Route, RouteInterest, Watch};
-use mobile_io::sysctl;
 use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};

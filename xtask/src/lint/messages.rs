@@ -16,9 +16,10 @@ use crate::shell;
 pub(crate) const FILE: &str = "docs/messages.txt";
 
 /// The crates whose messages a user reads.
-const CRATES: [&str; 7] = [
+const CRATES: [&str; 8] = [
     "crates/libmobile/src/",
     "crates/mobile-control/src/",
+    "crates/mobile-host/src/",
     "crates/mobile-netlink/src/",
     "crates/mobile-proto/src/",
     "home-relay/src/",

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mobile_io::check::Level;
+use mobile_host::check::Level;
 use mobile_io::keys::PublicKey;
 use mobile_netlink::Family;
 
