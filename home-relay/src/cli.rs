@@ -45,7 +45,7 @@ mod tests {
     use std::path::PathBuf;
 
     use clap::{CommandFactory as _, Parser as _};
-    use mobile_io::keys::PublicKey;
+    use mobile_transport::keys::PublicKey;
 
     use super::args::OutputFormat;
     use super::*;

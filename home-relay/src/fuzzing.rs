@@ -5,9 +5,9 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 use mobile_host::control;
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::{KEY_LEN, PublicKey};
 use mobile_proto::enroll::{TOKEN_LEN, Token};
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::{KEY_LEN, PublicKey};
 
 use crate::admin::{AdminReply, Request};
 use crate::cli::init;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
-use mobile_io::keys::PublicKey;
-use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
+use mobile_transport::keys::PublicKey;
+use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 /// The configuration's path unless `--config` names another.
@@ -309,7 +309,7 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.relay.endpoint {
             ensure!(
-                mobile_io::invitation::is_endpoint(endpoint),
+                mobile_transport::invitation::is_endpoint(endpoint),
                 "[relay] endpoint {endpoint:?} is not HOST:PORT, for example \"relay.example.org:443\" or \"[2001:db8::1]:443\""
             );
         }

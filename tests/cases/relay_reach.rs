@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::keys::PublicKey;
 use mobile_tests::{
     Agent, LabOptions, LineProcess, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, port,
     program, until,
 };
+use mobile_transport::keys::PublicKey;
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;

@@ -6,7 +6,7 @@
 //!
 //! # Modules by subject
 //!
-//! **What the operator says and sees**:
+//! **Interfaces to the operator**:
 //!
 //! - [`config`] merges the configuration file, environment variables and flags.
 //! - [`log`] and [`metrics`] report what happens; [`declare_metrics!`] declares the metrics of a
@@ -16,25 +16,25 @@
 //!   side effects in separate namespaces.
 //! - [`text`] escapes text of other users before it is shown.
 //!
-//! **What systemd and the kernel are told**:
+//! **Process and kernel**:
 //!
 //! - [`notify`] and [`shutdown`] talk to systemd.
 //! - [`confine`] drops the rights that a started daemon does not need.
 //! - [`sysctl`] accesses /proc/sys, [`nft`] runs the `nft` program, and [`netns`] identifies
 //!   network namespaces.
-//! - [`allocator`] and [`descriptors`] set the limits of the process.
+//! - [`allocator`] tunes the memory allocator, and [`descriptors`] raises the limit on open files.
 //!
-//! **What remains in files**:
+//! **Files**:
 //!
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
 //! - [`ownership`] passes files that root creates to the user of the service.
 //!
-//! # The life of a daemon
+//! # How a daemon uses the crate
 //!
 //! A program loads its [`config`], starts its [`log`], opens its [`control`] socket and its
 //! [`metrics`], records in its [`state_file`] what it creates in the kernel, confines itself with
-//! [`confine`], and reports [`notify::ready`]. The allocator is part of the crate: a program for
-//! musl that links the crate uses the allocator of [`allocator`].
+//! [`confine`], and reports [`notify::ready`]. Linking the crate into a program for musl replaces
+//! musl's allocator (see [`allocator`]).
 //!
 //! [`control::Listener`] and [`metrics::serve`] are asynchronous and need a tokio runtime. [`nft`]
 //! and [`control::Client`] block.

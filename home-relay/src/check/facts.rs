@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_host::control::{Client as ControlClient, ControlError};
 use mobile_host::sysctl;
-use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
-use mobile_io::tun;
 use mobile_netlink::Netlink;
+use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
+use mobile_transport::tun;
 
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;

@@ -201,7 +201,7 @@ mod tests {
     use std::path::PathBuf;
 
     use mobile_host::check::Level;
-    use mobile_io::keys::PublicKey;
+    use mobile_transport::keys::PublicKey;
 
     use super::*;
 

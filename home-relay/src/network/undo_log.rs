@@ -3,8 +3,8 @@
 
 use ipnet::IpNet;
 use mobile_host::sysctl;
-use mobile_io::tun;
 use mobile_netlink::Netlink;
+use mobile_transport::tun;
 use tracing::warn;
 
 use super::nft;

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_host::control::{Client, ControlError};
 use mobile_host::sysctl;
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tun;
 use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::tun;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::load_programs;
@@ -263,7 +263,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
     }
 }
 
-fn error_text(error: Option<mobile_io::keys::KeyError>) -> String {
+fn error_text(error: Option<mobile_transport::keys::KeyError>) -> String {
     error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
 }
 

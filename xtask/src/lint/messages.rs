@@ -22,9 +22,9 @@ const CRATES: [&str; 8] = [
     "crates/mobile-host/src/",
     "crates/mobile-netlink/src/",
     "crates/mobile-proto/src/",
+    "crates/mobile-transport/src/",
     "home-relay/src/",
     "mobile-agent/src/",
-    "mobile-io/src/",
 ];
 
 /// The macros that have a message as an argument, each with the message's kind in the list.

@@ -1,9 +1,9 @@
-//! The shell around the protocol: gives a session its device, its TLS connections and the time.
+//! Runs a session of the tunnel protocol: connects it to a TUN device, to TLS connections and to
+//! the time.
 //!
-//! A session of `mobile-proto` has neither sockets nor a clock. This crate runs it: the [`driver`]
-//! connects a session to TLS connections, to a TUN device and to the time. The crate makes no
-//! policy decisions: the agent and the relay decide which uplink to use, which client to serve and
-//! what to route.
+//! A session of `mobile-proto` has neither sockets nor a clock; this crate is the shell around it.
+//! The crate makes no policy decisions: the agent and the relay decide which uplink to use, which
+//! client to serve and what to route.
 //!
 //! # Modules by subject
 //!
@@ -20,7 +20,7 @@
 //! - [`transport`] opens the TCP connection of a path and tunes it. `tcp_info` reads its counters
 //!   from the kernel; the driver chooses the congestion control and the send limit by them.
 //!
-//! **What a user configures**:
+//! **Identity and settings**:
 //!
 //! - [`keys`] loads and saves the Ed25519 keys, and [`invitation`] is the text with which a new
 //!   client enrols.
@@ -48,8 +48,8 @@
 //! The relay prints an invitation, and the agent reads the relay's address and key from it:
 //!
 //! ```
-//! use mobile_io::invitation::{Invitation, new_token};
-//! use mobile_io::keys::PrivateKey;
+//! use mobile_transport::invitation::{Invitation, new_token};
+//! use mobile_transport::keys::PrivateKey;
 //!
 //! let relay = PrivateKey::generate()?.public();
 //! let endpoint = "relay.example.org:443".to_owned();
