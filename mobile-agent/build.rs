@@ -10,7 +10,7 @@ const TOOLCHAIN_FILE: &str = include_str!("../rust-toolchain.toml");
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=../rust-toolchain.toml");
-    println!("cargo::rerun-if-changed=../mobile-ebpf-common/src");
+    println!("cargo::rerun-if-changed=../crates/mobile-ebpf-common/src");
     if !in_path("bpf-linker") {
         bail!(
             "bpf-linker is not installed: it links the eBPF programs. \

@@ -18,7 +18,7 @@ use config::{Config, ENV_PREFIX};
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let (text, variables) = mobile_fuzz::file_and_variables(data);
     let path = Path::new("/etc/mobile/agent.toml");
-    let read = mobile_io::config::parse::<Config>(path, &text, ENV_PREFIX, variables, &[]);
+    let read = mobile_host::config::parse::<Config>(path, &text, ENV_PREFIX, variables, &[]);
     match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
         Ok(config) => {
             assert!(config.identity.private_key_file.is_absolute());

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use mobile_control::{Call, CallRequest};
-use mobile_io::control::parse;
+use mobile_host::control::parse;
 use serde::Serialize;
 
 #[path = "../../mobile-agent/src/config.rs"]

@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::{Event, Hello, Limits, PathId, Session, SessionId};
 
-#[path = "../../mobile-proto/tests/common/mod.rs"]
+#[path = "../../crates/mobile-proto/tests/common/mod.rs"]
 mod common;
 
 const ID: SessionId = SessionId([1; 16]);

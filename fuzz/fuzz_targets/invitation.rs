@@ -3,9 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mobile_io::invitation::{Invitation, is_endpoint};
-use mobile_io::keys::{KEY_LEN, PublicKey};
 use mobile_proto::enroll::{TOKEN_LEN, Token};
+use mobile_transport::invitation::{Invitation, is_endpoint};
+use mobile_transport::keys::{KEY_LEN, PublicKey};
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let text = mobile_fuzz::text(data);

@@ -1,8 +1,9 @@
 //! Fuzzes resumption: a client and a relay with packets in both directions, bytes in pieces, and
 //! paths that stall, die and change.
 //!
-//! The fuzzer chooses operations of the model tests (`mobile-proto/tests/common/world.rs`), and the
-//! target checks the invariant of these tests: accepted packets are delivered, once and in order.
+//! The fuzzer chooses operations of the model tests (`crates/mobile-proto/tests/common/world.rs`),
+//! and the target checks the invariant of these tests: accepted packets are delivered, once and in
+//! order.
 #![no_main]
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::Limits;
 
-#[path = "../../mobile-proto/tests/common/mod.rs"]
+#[path = "../../crates/mobile-proto/tests/common/mod.rs"]
 mod common;
 
 use common::Direction;

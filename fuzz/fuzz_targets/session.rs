@@ -11,7 +11,7 @@ use mobile_proto::{
     TransportSample,
 };
 
-#[path = "../../mobile-proto/tests/common/mod.rs"]
+#[path = "../../crates/mobile-proto/tests/common/mod.rs"]
 mod common;
 
 const ID: SessionId = SessionId([1; 16]);

@@ -6,8 +6,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::PublicKey;
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Lease;

@@ -8,7 +8,7 @@ mod judge;
 
 use std::path::Path;
 
-use mobile_io::check::CheckReport;
+use mobile_host::check::CheckReport;
 
 /// Inspects this host and the configuration file `config`, and reports whether the relay can serve.
 pub(crate) async fn check(config: &Path) -> CheckReport {

@@ -22,7 +22,7 @@ use crate::config;
 impl Cli {
     /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        mobile_io::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
+        mobile_host::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
         let config = || config::Config::load(&self.config);
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),
@@ -45,7 +45,7 @@ mod tests {
     use std::path::PathBuf;
 
     use clap::{CommandFactory as _, Parser as _};
-    use mobile_io::keys::PublicKey;
+    use mobile_transport::keys::PublicKey;
 
     use super::args::OutputFormat;
     use super::*;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_io::invitation::is_endpoint;
-use mobile_io::metrics::is_host_name;
-use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
+use mobile_host::metrics::is_host_name;
+use mobile_transport::invitation::is_endpoint;
+use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
@@ -259,7 +259,7 @@ impl Default for Limits {
         Self {
             // Each connection costs a socket, some 10 KiB for TLS, and what it has sent: at most 4
             // KiB before its ClientHello is complete, and 24 KiB before its handshake is
-            // ([`mobile_io::tls::accept`]). The worst case is 38 MiB.
+            // ([`mobile_transport::tls::accept`]). The worst case is 38 MiB.
             half_open: 1024,
             // A slow sender holds a connection for `handshake_timeout`; a dozen such sources are
             // needed before it is noticed.
@@ -345,7 +345,7 @@ impl Config {
     /// Reads the configuration file and environment variables, checks the settings, and resolves
     /// the path of the private key.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        mobile_io::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
+        mobile_host::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
     }
 
     /// Checks the parsed configuration and resolves the path of the private key, which is relative

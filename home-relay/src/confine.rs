@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::confine::{Capabilities, Confinement, FileAccess};
+use mobile_host::confine::{Capabilities, Confinement, FileAccess};
 
 use crate::config::Config;
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mobile_io::state_file::StateFile;
+use mobile_host::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::args::DEFAULT_PATH;

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use ipnet::Ipv4Net;
-use mobile_io::control;
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::{KEY_LEN, PublicKey};
+use mobile_host::control;
 use mobile_proto::enroll::{TOKEN_LEN, Token};
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::{KEY_LEN, PublicKey};
 
 use crate::admin::{AdminReply, Request};
 use crate::cli::init;
@@ -22,7 +22,7 @@ use crate::store::{Forward, ListedClient, NewClient, Protocol, WantedReach};
 /// Panics when a property does not hold.
 pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     let path = Path::new("/etc/home-relay/relay.toml");
-    let read = mobile_io::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
+    let read = mobile_host::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
     match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
         Ok(config) => {
             assert!(config.identity.private_key_file.is_absolute());

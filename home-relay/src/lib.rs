@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            mobile_io::log::print_fatal(&format!("home-relay: {error:#}"));
+            mobile_host::log::print_fatal(&format!("home-relay: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -8,7 +8,7 @@ pub(crate) mod declared;
 
 use std::sync::{Mutex, PoisonError};
 
-use mobile_io::metrics::Metric;
+use mobile_host::metrics::Metric;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Registry};
 
 /// The reason why a packet was not forwarded.
@@ -376,7 +376,7 @@ impl Metrics {
 
     /// Returns all metrics in Prometheus' text format.
     pub(crate) fn text(&self) -> String {
-        mobile_io::metrics::encode(&self.registry)
+        mobile_host::metrics::encode(&self.registry)
     }
 
     /// Returns how many packets were dropped for this reason.

@@ -10,10 +10,10 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use mobile_io::netlink::netfilter::{self, ConntrackEntry};
-use mobile_io::netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
-use mobile_io::sysctl;
-use mobile_io::tun::Tun;
+use mobile_host::sysctl;
+use mobile_netlink::netfilter::{self, ConntrackEntry};
+use mobile_netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
+use mobile_transport::tun::Tun;
 use tracing::{info, warn};
 
 use self::nft::{HostState, Ruleset};

@@ -14,9 +14,10 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::confine::Confinement;
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::{allocator, control, descriptors, notify, transport};
+use mobile_host::confine::Confinement;
+use mobile_host::{allocator, control, descriptors, notify};
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::transport;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -217,7 +218,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         Some(address) => {
             let [text, health] = [&metrics; 2].map(Arc::clone);
             let hosts = &config.metrics.hosts;
-            Some(mobile_io::metrics::serve(address, hosts, move || text.text(), move || health.health())?)
+            Some(mobile_host::metrics::serve(address, hosts, move || text.text(), move || health.health())?)
         }
         None => None,
     };

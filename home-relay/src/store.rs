@@ -9,8 +9,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::PublicKey;
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::PublicKey;
 use redb::{Database, DatabaseError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

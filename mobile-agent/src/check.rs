@@ -12,7 +12,7 @@ mod reach;
 
 use std::path::Path;
 
-use mobile_io::check::CheckReport;
+use mobile_host::check::CheckReport;
 
 pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;

@@ -28,8 +28,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use mobile_io::control::{Client, ControlError};
-use mobile_io::text::{printable, printable_json, printable_lines};
+use mobile_host::control::{Client, ControlError};
+use mobile_host::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
@@ -76,7 +76,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// Writes an error and its causes to stderr.
 fn complain(error: &anyhow::Error) {
-    mobile_io::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
+    mobile_host::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
 }
 
 /// Joins an error and its causes in one line. Omits a cause whose text the error contains already,

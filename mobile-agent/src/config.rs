@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
-use mobile_io::keys::PublicKey;
-use mobile_io::tunnel_options::{Compression, Offloading, Queueing};
+use mobile_transport::keys::PublicKey;
+use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 /// The configuration's path unless `--config` names another.
@@ -230,7 +230,7 @@ impl Default for Routing {
 
 impl Default for Bpf {
     fn default() -> Self {
-        Self { pin_dir: Path::new("/sys/fs/bpf").join(mobile_io::netns::name("mobile")) }
+        Self { pin_dir: Path::new("/sys/fs/bpf").join(mobile_host::netns::name("mobile")) }
     }
 }
 
@@ -259,7 +259,7 @@ impl Config {
     /// Loads the file that `--config` names, or the default file if it exists.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
-        mobile_io::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
+        mobile_host::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
     }
 
     /// Loads the configuration for a verb that only sends requests to the running agent.
@@ -272,14 +272,14 @@ impl Config {
             if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
                 return Err(error);
             }
-            mobile_io::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
+            mobile_host::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
         })
     }
 
     /// Returns the defaults with the environment's settings, or the plain defaults if a setting of
     /// the environment is invalid.
     pub(crate) fn without_file() -> Self {
-        let read = mobile_io::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
+        let read = mobile_host::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
         read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
     }
 
@@ -309,7 +309,7 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.relay.endpoint {
             ensure!(
-                mobile_io::invitation::is_endpoint(endpoint),
+                mobile_transport::invitation::is_endpoint(endpoint),
                 "[relay] endpoint {endpoint:?} is not HOST:PORT, for example \"relay.example.org:443\" or \"[2001:db8::1]:443\""
             );
         }
@@ -344,7 +344,7 @@ impl Config {
         );
         for host in &self.metrics.hosts {
             ensure!(
-                mobile_io::metrics::is_host_name(host),
+                mobile_host::metrics::is_host_name(host),
                 "[metrics] hosts has {host:?}, which is not a host name: write a name without port, for example \"laptop.example.org\""
             );
         }

@@ -21,9 +21,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_io::confine::Confinement;
-use mobile_io::notify;
-use mobile_io::state_file::StateFile;
+use mobile_host::confine::Confinement;
+use mobile_host::notify;
+use mobile_host::state_file::StateFile;
 use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,11 +42,11 @@ const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Runs `mobile agent` until it is stopped.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
-    mobile_io::log::init(log, "MOBILE_LOG")?;
+    mobile_host::log::init(log, "MOBILE_LOG")?;
     let state_file = footprint::state_file(config)
         .context("cannot determine the path of the file that records kernel objects")?;
     let config = Config::load(config)?;
-    mobile_io::allocator::retain_freed_memory();
+    mobile_host::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
     let thread_confinement = confinement.clone();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use mobile_io::netlink::{Family, Netlink};
+use mobile_netlink::{Family, Netlink};
 
 use crate::config::Config;
 use crate::routing::plan::REMOTE_ADDRESSES;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::state_file::StateFile;
+use mobile_host::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, Bpf, Cgroup, Config, Control, Routing, Tunnel};
@@ -114,7 +114,7 @@ fn read_recorded(state_file: &StateFile) -> Vec<Footprint> {
     recorded.retain(|footprint| {
         let tables = [footprint.table, footprint.relay_table];
         let is_plausible = tables.iter().all(|table| !RESERVED_TABLES.contains(table))
-            && mobile_io::tun::is_device_name(&footprint.device);
+            && mobile_transport::tun::is_device_name(&footprint.device);
         if !is_plausible {
             tracing::warn!(?footprint, "ignoring recorded kernel objects that no agent makes");
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mobile_ebpf_common::CountedEvent;
-use mobile_io::metrics::Metric;
+use mobile_host::metrics::Metric;
 use prometheus::Registry;
 use prometheus::core::Collector;
 
@@ -50,7 +50,7 @@ impl Server {
         let served = {
             let _inside = runtime.enter();
             let (scraped, healthy) = (target.clone(), target.clone());
-            mobile_io::metrics::serve(
+            mobile_host::metrics::serve(
                 listen,
                 hosts,
                 move || scraped.scrape().unwrap_or_default(),
@@ -102,7 +102,7 @@ impl ScrapeTarget {
         });
         let (status, uplinks) = receiver.recv_timeout(SCRAPE_TIMEOUT).ok()?;
         match registry(agent, &status, &uplinks) {
-            Ok(registry) => Some(mobile_io::metrics::encode(&registry)),
+            Ok(registry) => Some(mobile_host::metrics::encode(&registry)),
             Err(error) => {
                 tracing::error!(%error, "cannot gather metrics");
                 None

@@ -19,8 +19,8 @@ mod suspend;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use mobile_io::driver::{self, Handle};
 use mobile_proto::{Limits, PathId, PushConfig, Session, SessionId};
+use mobile_transport::driver::{self, Handle};
 use tokio::sync::{mpsc, watch};
 
 use crate::uplinks::Uplinks;

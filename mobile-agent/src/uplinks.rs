@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use globset::GlobMatcher;
-use mobile_io::netlink::{Netlink, NetlinkError, RouteInterest, Watch};
+use mobile_netlink::{Netlink, NetlinkError, RouteInterest, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 

@@ -68,7 +68,7 @@ impl Library {
 }
 
 fn source(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../libmobile").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/libmobile").join(name)
 }
 
 fn case(name: &str) -> PathBuf {

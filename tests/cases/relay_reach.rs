@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::keys::PublicKey;
 use mobile_tests::{
     Agent, LabOptions, LineProcess, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, port,
     program, until,
 };
+use mobile_transport::keys::PublicKey;
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
@@ -138,7 +138,7 @@ fn tracked(bed: &Testbed, address: IpAddr) -> anyhow::Result<u64> {
 fn tracked_where(bed: &Testbed, is_one: impl Fn([IpAddr; 4]) -> bool + Send + Sync) -> anyhow::Result<u64> {
     bed.lab.relay.enter(|| {
         let found = std::cell::Cell::new(0);
-        mobile_io::netlink::netfilter::delete_connections(|entry| {
+        mobile_netlink::netfilter::delete_connections(|entry| {
             let (original, reply) = (entry.original, entry.reply);
             if is_one([original.0, original.1, reply.0, reply.1]) {
                 found.set(found.get() + 1);

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::transport;
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::transport;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;

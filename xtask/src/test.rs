@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // `fuzz/` is not a package of this workspace, and its tests do not need root.
         return fuzz::test();
     }
-    let package = part.filter(|part| shell::root().join(part).join("Cargo.toml").is_file());
+    let package = part.filter(|part| is_package(part));
     if package.is_none() {
         // Check for root before minutes of building.
         shell::require_root()?;
@@ -73,6 +73,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             end_to_end(&filters)
         }
     }
+}
+
+/// Returns whether the workspace has a package in a folder of this name.
+fn is_package(name: &str) -> bool {
+    ["", "crates"].iter().any(|dir| shell::root().join(dir).join(name).join("Cargo.toml").is_file())
 }
 
 /// Runs every test that needs no lab: unit tests, the protocol's model tests and doc tests.

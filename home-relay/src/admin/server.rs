@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, UserConnectionLimit};
+use mobile_host::control::{Connection, ControlError, Listener, UserConnectionLimit};
 use tracing::{debug, info, warn};
 
 use super::{AdminReply, Request};

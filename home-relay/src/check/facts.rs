@@ -6,10 +6,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mobile_io::control::{Client as ControlClient, ControlError};
-use mobile_io::keys::{KeyError, PrivateKey, PublicKey};
-use mobile_io::netlink::Netlink;
-use mobile_io::{isolation, sysctl};
+use mobile_host::control::{Client as ControlClient, ControlError};
+use mobile_host::sysctl;
+use mobile_netlink::Netlink;
+use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
+use mobile_transport::tun;
 
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
@@ -84,7 +85,7 @@ pub(super) async fn gather(path: &Path) -> Facts {
         Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
         Err(error) => (Err(format!("{error:#}")), None),
     };
-    Facts { root, config, configured, tun: root.then(isolation::try_tun) }
+    Facts { root, config, configured, tun: root.then(tun::try_open) }
 }
 
 async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {

@@ -1,7 +1,7 @@
 //! Turns the facts that `check` gathered into findings, each with its next step. Pure.
 
 use ipnet::IpNet;
-use mobile_io::check::Finding;
+use mobile_host::check::Finding;
 
 use super::facts::{ConfiguredFacts, Facts, PortState};
 use crate::reach::Reach;
@@ -202,8 +202,8 @@ fn dropping(configured: &ConfiguredFacts, chain: &str) -> Finding {
 mod tests {
     use std::path::PathBuf;
 
-    use mobile_io::check::Level;
-    use mobile_io::keys::PublicKey;
+    use mobile_host::check::Level;
+    use mobile_transport::keys::PublicKey;
 
     use super::*;
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_io::invitation::is_endpoint;
-use mobile_io::keys::PublicKey;
+use mobile_transport::invitation::is_endpoint;
+use mobile_transport::keys::PublicKey;
 
 /// The configuration file of a packaged relay.
 pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";

@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn each_line_is_a_client_or_a_comment_or_an_error_with_its_number() {
-        let key = mobile_io::keys::PublicKey::from_bytes([7; 32]);
+        let key = mobile_transport::keys::PublicKey::from_bytes([7; 32]);
         let text = format!("# the office\n\nfirst {key}\n  second\t{key}  \n");
         let names: Vec<String> =
             parse(&text).unwrap().into_iter().map(|new_client| new_client.name).collect();

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use mobile_io::shutdown;
-use mobile_io::state_file::StateFile;
-use mobile_io::tun::TunError;
+use mobile_host::shutdown;
+use mobile_host::state_file::StateFile;
+use mobile_transport::tun::TunError;
 
 use super::clients::connect_to;
 use crate::footprint::{self, Footprint};
@@ -43,7 +43,7 @@ fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
         // Opening a TUN device takes a tokio runtime to register it with.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let guard = runtime.enter();
-        let removed = mobile_io::tun::remove(device);
+        let removed = mobile_transport::tun::remove(device);
         drop(guard);
         if let Err(error @ TunError::Busy(_)) = removed {
             // The relay is running although its socket does not answer, so its rules are in use

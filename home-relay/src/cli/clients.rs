@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use mobile_io::control::{Client as ControlClient, ControlError};
+use mobile_host::control::{Client as ControlClient, ControlError};
 
 use super::table::print_table;
 use crate::admin::{AdminReply, Request};

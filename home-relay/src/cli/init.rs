@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_io::keys::PrivateKey;
-use mobile_io::ownership;
+use mobile_host::ownership;
+use mobile_transport::keys::PrivateKey;
 
 use super::Init;
 use super::args::DEFAULT_PATH;

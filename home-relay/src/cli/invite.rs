@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
-use mobile_io::invitation::{Invitation, TokenHash, new_token};
-use mobile_io::keys::PrivateKey;
+use mobile_transport::invitation::{Invitation, TokenHash, new_token};
+use mobile_transport::keys::PrivateKey;
 
 use super::args::Invite;
 use super::clients::{UNEXPECTED_REPLY, call, connect};

@@ -1,7 +1,7 @@
 //! The declarations of the relay's metrics, and nothing else: `cargo xtask gen` includes this file
 //! to write docs/use/metrics.md.
 
-mobile_io::declare_metrics! {
+mobile_host::declare_metrics! {
     BUILD_INFO: Gauge "homerelay_build_info" ["version"]
         "Always 1; the label is the running version.";
     CLIENTS: Gauge "homerelay_clients" []

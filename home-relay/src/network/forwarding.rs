@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use mobile_io::{ownership, sysctl};
+use mobile_host::{ownership, sysctl};
 use tracing::{info, warn};
 
 use super::undo_log::UndoLog;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use mobile_io::nft;
+use mobile_host::nft;
 
 use super::rules::base_chain;
 use crate::config::{Config, DEFAULT_DEVICE, Inbound, Ipv6Nat, Tracking, Transit};

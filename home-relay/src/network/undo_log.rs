@@ -2,8 +2,9 @@
 //! names, for the log, and the actions that undo them, for a start that fails half-way.
 
 use ipnet::IpNet;
-use mobile_io::netlink::Netlink;
-use mobile_io::{sysctl, tun};
+use mobile_host::sysctl;
+use mobile_netlink::Netlink;
+use mobile_transport::tun;
 use tracing::warn;
 
 use super::nft;

@@ -14,9 +14,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{MAX_PACKET, Offload, Packet};
+use mobile_transport::tun::Tun;
 use tracing::debug;
 
 use super::queue::PacketQueue;

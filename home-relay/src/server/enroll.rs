@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::PublicKey;
-use mobile_io::tls::TlsStream;
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::PublicKey;
+use mobile_transport::tls::TlsStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::netfilter::ConntrackEntry;
+use mobile_netlink::netfilter::ConntrackEntry;
 use tracing::warn;
 
 use super::{AppliedState, Relay};

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use mobile_io::keys::PublicKey;
+use mobile_transport::keys::PublicKey;
 
 use self::known_sources::KnownSources;
 use crate::config::Limits;

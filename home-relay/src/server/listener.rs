@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, HandshakeFailure, RelayConfig, TlsStream};
-use mobile_io::transport;
 use mobile_proto::{Hello, HelloReader};
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::tls::{self, HandshakeFailure, RelayConfig, TlsStream};
+use mobile_transport::transport;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::netlink::{NetlinkError, TableWatch, Watch};
+use mobile_netlink::{NetlinkError, TableWatch, Watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 

@@ -7,10 +7,10 @@ use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mobile_io::coalescing::CoalescingWriter;
-use mobile_io::driver::{DriverEvent, TlsStream};
-use mobile_io::keys::PublicKey;
 use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
+use mobile_transport::coalescing::CoalescingWriter;
+use mobile_transport::driver::{DriverEvent, TlsStream};
+use mobile_transport::keys::PublicKey;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_io::coalescing::CoalescingWriter;
-use mobile_io::driver::{self, DriverEvent, Handle, PacketIo, SessionSnapshot, TlsStream};
-use mobile_io::tun::Tun;
 use mobile_proto::{
     CloseCode, CoalescedSegment, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats,
     Unacknowledged,
 };
+use mobile_transport::coalescing::CoalescingWriter;
+use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo, SessionSnapshot, TlsStream};
+use mobile_transport::tun::Tun;
 use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Demux;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::{tls, transport};
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::{tls, transport};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use mobile_io::keys::PublicKey;
+use mobile_transport::keys::PublicKey;
 use redb::{ReadableDatabase as _, Table, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use tracing::warn;

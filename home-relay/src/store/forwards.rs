@@ -115,7 +115,7 @@ pub(super) fn remove_for_client(transaction: &WriteTransaction, client: &str) ->
 
 #[cfg(test)]
 mod tests {
-    use mobile_io::keys::PublicKey;
+    use mobile_transport::keys::PublicKey;
 
     use super::*;
     use crate::pool::{Lease, Pools};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use mobile_io::invitation::TokenHash;
-use mobile_io::keys::PublicKey;
+use mobile_transport::invitation::TokenHash;
+use mobile_transport::keys::PublicKey;
 use redb::ReadableDatabase as _;
 
 use super::clients::AddressTables;

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use mobile_io::ownership;
+use mobile_host::ownership;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };

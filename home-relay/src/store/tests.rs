@@ -1,4 +1,4 @@
-use mobile_io::keys::PrivateKey;
+use mobile_transport::keys::PrivateKey;
 
 use super::*;
 use crate::pool::Pools;

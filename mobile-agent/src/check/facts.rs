@@ -9,10 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mobile_io::control::{Client, ControlError};
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
-use mobile_io::{isolation, sysctl};
+use mobile_host::control::{Client, ControlError};
+use mobile_host::sysctl;
+use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::tun;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::load_programs;
@@ -187,7 +188,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         cgroup2: cgroup2(&config),
         bpffs: bpffs(&config.bpf.pin_dir),
         programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(&config)),
-        tun: root.then(isolation::try_tun),
+        tun: root.then(tun::try_open),
         nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
         agent,
         resolved,
@@ -265,7 +266,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
     }
 }
 
-fn error_text(error: Option<mobile_io::keys::KeyError>) -> String {
+fn error_text(error: Option<mobile_transport::keys::KeyError>) -> String {
     error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
 }
 
@@ -305,7 +306,7 @@ async fn links(
         for family in Family::ALL {
             routes.extend(netlink.routes(config.routing.table, family).await?);
         }
-        Ok::<_, mobile_io::netlink::NetlinkError>((observed, snapshot, rules, routes))
+        Ok::<_, mobile_netlink::NetlinkError>((observed, snapshot, rules, routes))
     };
     let (observed, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
     let device = &config.tunnel.device;

@@ -3,8 +3,8 @@
 
 use std::net::IpAddr;
 
-use mobile_io::check::{Finding, Level};
-use mobile_io::netlink::ListedRule;
+use mobile_host::check::{Finding, Level};
+use mobile_netlink::ListedRule;
 
 use super::facts::{Bpffs, ConfigFile, Facts, Links};
 use super::reach::Outcome;

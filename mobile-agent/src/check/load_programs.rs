@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mobile_io::isolation::run_isolated;
+use mobile_host::isolation::run_isolated;
 
 use crate::config::{Config, OnFailure};
 use crate::selection::addresses::Addresses;

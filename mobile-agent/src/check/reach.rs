@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use mobile_io::keys::PrivateKey;
-use mobile_io::tls::{self, TlsStream};
+use mobile_transport::keys::PrivateKey;
+use mobile_transport::tls::{self, TlsStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::RelayIdentity;

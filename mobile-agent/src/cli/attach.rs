@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::bail;
-use mobile_io::text::printable;
+use mobile_host::text::printable;
 
 use crate::control::protocol::{Change, Reply, Request};
 

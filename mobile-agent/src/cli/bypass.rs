@@ -19,7 +19,7 @@ pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()>
         }
         (Reply::Done, Bypass::Add { .. } | Bypass::Del { .. }) => Ok(()),
         (Reply::Noted(note), Bypass::Add { .. } | Bypass::Del { .. }) => {
-            eprintln!("mobile: {}", mobile_io::text::printable(&note));
+            eprintln!("mobile: {}", mobile_host::text::printable(&note));
             Ok(())
         }
         (other, _) => Err(super::unexpected(&other)),

@@ -6,10 +6,10 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use mobile_io::control::{Client, ControlError};
-use mobile_io::netlink::Netlink;
-use mobile_io::shutdown;
-use mobile_io::state_file::StateFile;
+use mobile_host::control::{Client, ControlError};
+use mobile_host::shutdown;
+use mobile_host::state_file::StateFile;
+use mobile_netlink::Netlink;
 
 use crate::config::Config;
 use crate::control::protocol::{Reply, Request};
@@ -26,7 +26,7 @@ use crate::selection::cgroup_lock;
 /// With `unless_shutdown`, removes nothing while the machine shuts down, because mobile processes
 /// that still run must not go direct.
 pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
-    mobile_io::log::init(log, "MOBILE_LOG")?;
+    mobile_host::log::init(log, "MOBILE_LOG")?;
     if unless_shutdown && shutdown::is_under_way().context(
         "nothing was removed, because systemd does not tell whether the machine is shutting down: run `mobile cleanup`",
     )? {

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use mobile_io::invitation::Invitation;
-use mobile_io::keys::PrivateKey;
-use mobile_io::netlink::Netlink;
-use mobile_io::text::printable;
-use mobile_io::tls::{self, TlsStream};
-use mobile_io::transport;
+use mobile_host::text::printable;
+use mobile_netlink::Netlink;
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply};
+use mobile_transport::invitation::Invitation;
+use mobile_transport::keys::PrivateKey;
+use mobile_transport::tls::{self, TlsStream};
+use mobile_transport::transport;
 use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -313,8 +313,8 @@ async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<T
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use mobile_io::keys::PublicKey;
     use mobile_proto::enroll::Token;
+    use mobile_transport::keys::PublicKey;
 
     use super::*;
 

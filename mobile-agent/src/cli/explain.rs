@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mobile_io::control::{Client, ControlError};
+use mobile_host::control::{Client, ControlError};
 
 use crate::config::Config;
 use crate::control::protocol::{Reply, Request};

@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::bail;
-use mobile_io::driver::{self, DriverEvent, PacketIo};
-use mobile_io::tls::TlsStream;
 use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
+use mobile_transport::driver::{self, DriverEvent, PacketIo};
+use mobile_transport::tls::TlsStream;
 
 use crate::routing::assignment::Assignment;
 

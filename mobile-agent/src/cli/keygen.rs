@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mobile_io::keys::PrivateKey;
+use mobile_transport::keys::PrivateKey;
 
 use crate::config::Config;
 

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context;
-use mobile_io::text::printable;
+use mobile_host::text::printable;
 
 use crate::config::Config;
 use crate::control::protocol::{Reply, Request};

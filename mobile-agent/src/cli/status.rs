@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mobile_io::text::printable;
+use mobile_host::text::printable;
 
 use crate::config::OnFailure;
 use crate::control::protocol::{Reply, Request};

@@ -1,6 +1,6 @@
 //! Text tables: columns two spaces apart, each as wide as its widest cell.
 
-use mobile_io::text::printable;
+use mobile_host::text::printable;
 
 /// Formats one line per row. Escapes control characters, so that a cell cannot break a line, and
 /// does not pad the last column.

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use mobile_io::control::Client;
-use mobile_io::text::printable;
+use mobile_host::control::Client;
+use mobile_host::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{SHOWN_HANDOVERS, addresses, handover_line, or_dash, relay, session};

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_io::control::{Connection, ControlError, Listener, Peer, UserConnectionLimit};
+use mobile_host::control::{Connection, ControlError, Listener, Peer, UserConnectionLimit};
 use serde::de::DeserializeOwned;
 
 use super::access::admit;

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use mobile_io::keys::PublicKey;
-use mobile_io::tunnel_options::Compression;
 use mobile_proto::{PathId, PathStats};
+use mobile_transport::keys::PublicKey;
+use mobile_transport::tunnel_options::Compression;
 use nix::errno::Errno;
 use tokio::sync::{mpsc, oneshot};
 

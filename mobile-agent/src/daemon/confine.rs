@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::util::KernelVersion;
-use mobile_io::confine::{Capabilities, Confinement, FileAccess};
+use mobile_host::confine::{Capabilities, Confinement, FileAccess};
 use nix::libc;
 
 use crate::config::Config;

@@ -2,7 +2,7 @@
 //! this work delays no packet, however many routes or changes there are.
 
 use anyhow::Context;
-use mobile_io::confine::Confinement;
+use mobile_host::confine::Confinement;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 

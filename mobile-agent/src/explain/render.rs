@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use mobile_io::netlink::{Family, ListedRule, RouteLookup};
-use mobile_io::text::printable;
+use mobile_host::text::printable;
+use mobile_netlink::{Family, ListedRule, RouteLookup};
 
 use crate::config::Routing;
 use crate::selection::instance::Instance;

@@ -2,7 +2,7 @@
 //!
 //! This file is self-contained: `cargo xtask gen` includes it to generate docs/use/metrics.md.
 
-mobile_io::declare_metrics! {
+mobile_host::declare_metrics! {
     BUILD_INFO: Gauge "mobile_build_info" ["version"]
         "Always 1; the label is the version of the running agent.";
     UPTIME: Gauge "mobile_uptime_seconds" []

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use mobile_io::confine::{Capabilities, Confinement};
+use mobile_host::confine::{Capabilities, Confinement};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::cmsg_space;
@@ -32,7 +32,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Runs `mobile agent-process-helper`, whose standard input is the socket to the agent.
 pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
-    mobile_io::log::init(log, "MOBILE_LOG")?;
+    mobile_host::log::init(log, "MOBILE_LOG")?;
     let stdin = std::io::stdin();
     let channel = stdin.as_fd();
     // Ctrl-C and systemd signal the whole process group. The agent still sends jobs then, and the

@@ -34,8 +34,8 @@ fn holds(process: &Path, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mobile_io::tun::Tun;
-    use mobile_io::tunnel_options::Offloading;
+    use mobile_transport::tun::Tun;
+    use mobile_transport::tunnel_options::Offloading;
     use nix::sched::{CloneFlags, unshare};
 
     use super::*;

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mobile_io::keys::PublicKey;
 use mobile_proto::PushConfig;
+use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use super::claim::Objection;

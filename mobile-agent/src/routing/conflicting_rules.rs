@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_io::netlink::{ListedRule, Rule};
+use mobile_netlink::{ListedRule, Rule};
 
 use crate::config::Routing;
 
@@ -88,7 +88,7 @@ impl MoveLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobile_io::netlink::Family;
+    use mobile_netlink::Family;
 
     fn rule(priority: u32, fwmark: Option<(u32, u32)>, inverted: bool, table: u32) -> ListedRule {
         ListedRule {

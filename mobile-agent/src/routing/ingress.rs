@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_io::netlink::{Netlink, NetlinkError, TableWatch};
-use mobile_io::nft::{self, NftError};
+use mobile_host::nft::{self, NftError};
+use mobile_netlink::{Netlink, NetlinkError, TableWatch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 

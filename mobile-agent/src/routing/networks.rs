@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
-use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, RouteKind, TABLE_MAIN, Watch};
+use mobile_netlink::{Family, Netlink, NetlinkError, Route, RouteKind, TABLE_MAIN, Watch};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use mobile_io::netlink::{Family, Route, Rule};
+use mobile_netlink::{Family, Route, Rule};
 
 use super::assignment::Assignment;
 use crate::config;
@@ -118,7 +118,7 @@ pub(crate) fn surplus<T: PartialEq + Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mobile_io::netlink::RouteKind;
+    use mobile_netlink::RouteKind;
 
     const EVERYWHERE: HostIpSupport = HostIpSupport { ipv6: true };
 

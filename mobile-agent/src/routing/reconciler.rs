@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
-use mobile_io::netlink::{Family, Netlink, NetlinkError, Route, RouteInterest, Watch};
-use mobile_io::sysctl;
+use mobile_host::sysctl;
+use mobile_netlink::{Family, Netlink, NetlinkError, Route, RouteInterest, Watch};
 use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
@@ -428,7 +428,7 @@ impl RouteReconciler {
         let (closed, open): (Vec<Route>, Vec<Route>) = plan
             .routes
             .iter()
-            .partition(|route| matches!(route.kind, mobile_io::netlink::RouteKind::Unreachable));
+            .partition(|route| matches!(route.kind, mobile_netlink::RouteKind::Unreachable));
         created += self.ensure_routes(&closed).await?;
         let rules = self.ensure_rules(&plan).await?;
         // Rules that moved, or that became necessary, were not removed by another program.

@@ -1,8 +1,8 @@
 //! Removes the MOBILE route. Attempts every step, returns every error, and ignores objects that are
 //! already gone.
 
-use mobile_io::netlink::{Family, Netlink, NetlinkError};
-use mobile_io::tun;
+use mobile_netlink::{Family, Netlink, NetlinkError};
+use mobile_transport::tun;
 
 use super::conflicting_rules::is_ours;
 use super::ingress;

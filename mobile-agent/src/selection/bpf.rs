@@ -315,7 +315,7 @@ fn config_of(cgroup: &MobileCgroup, marking: Marking<'_>) -> Result<ProgramConfi
         cgroup_id: cgroup.id(),
         slice_id: cgroup.slice().id(),
         key: 0,
-        netns_cookie: mobile_io::netns::cookie().map_err(BpfError::Namespace)?,
+        netns_cookie: mobile_host::netns::cookie().map_err(BpfError::Namespace)?,
         cgroup_level: cgroup.level(),
         mark: marking.mark,
         mark_mask: marking.mask,

@@ -169,7 +169,7 @@ impl MobileCgroup {
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
         let dir =
-            path.map_or_else(|| cgroup2.mount().join(mobile_io::netns::name("mobile")), Path::to_path_buf);
+            path.map_or_else(|| cgroup2.mount().join(mobile_host::netns::name("mobile")), Path::to_path_buf);
         if dir == cgroup2.mount() {
             return Err(CgroupError::Root(dir));
         }

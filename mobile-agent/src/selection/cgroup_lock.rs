@@ -58,7 +58,7 @@ pub(crate) fn may_remove(cgroup: &MobileCgroup) -> Result<bool> {
 }
 
 fn own_namespace() -> Result<u64> {
-    mobile_io::netns::id().map_err(io_error("inspect", Path::new("/proc/thread-self/ns/net")))
+    mobile_host::netns::id().map_err(io_error("inspect", Path::new("/proc/thread-self/ns/net")))
 }
 
 /// Locks the directory of a mobile cgroup until the returned value is dropped.
@@ -88,7 +88,7 @@ mod tests {
         Sandbox::with(|sandbox| {
             let cgroup = &sandbox.cgroup;
             let claimed = acquire(cgroup).unwrap();
-            let own = mobile_io::netns::id().unwrap();
+            let own = mobile_host::netns::id().unwrap();
             assert!(
                 matches!(acquire(cgroup), Err(CgroupError::InUse { owner: Some(owner), .. }) if owner == own)
             );
@@ -110,8 +110,8 @@ mod tests {
     fn default_names_in_another_namespace_contain_the_namespace_id() {
         Sandbox::with(|_| {
             assert_eq!(
-                mobile_io::netns::name("mobile"),
-                format!("mobile-{}", mobile_io::netns::id().unwrap())
+                mobile_host::netns::name("mobile"),
+                format!("mobile-{}", mobile_host::netns::id().unwrap())
             );
         });
     }

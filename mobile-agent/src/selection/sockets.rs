@@ -85,11 +85,11 @@ fn connect_runs_programs(socket: &Socket) -> io::Result<bool> {
 /// Returns those IPv4 and IPv6 sockets of a process that are in the agent's network namespace.
 /// Skips sockets that are closed during the search or cannot be duplicated.
 fn sockets(pid: i32, pidfd: BorrowedFd<'_>) -> impl Iterator<Item = (RawFd, Socket)> {
-    let own_namespace = mobile_io::netns::cookie().ok();
+    let own_namespace = mobile_host::netns::cookie().ok();
     socket_fds(pid).into_iter().filter_map(move |fd| {
         let socket = Socket::from(pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?);
         let is_inet = [Domain::IPV4, Domain::IPV6].contains(&socket.domain().ok()?);
-        let namespace = || mobile_io::netns::cookie_of(socket.as_fd()).ok();
+        let namespace = || mobile_host::netns::cookie_of(socket.as_fd()).ok();
         (is_inet && own_namespace.is_some() && namespace() == own_namespace).then_some((fd, socket))
     })
 }

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use mobile_io::keys::PublicKey;
-use mobile_io::tls;
 use mobile_proto::CloseCode;
+use mobile_transport::keys::PublicKey;
+use mobile_transport::tls;
 
 use crate::status::Problem;
 
@@ -204,7 +204,7 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
-    use mobile_io::tls::HandshakeFailure;
+    use mobile_transport::tls::HandshakeFailure;
 
     use super::*;
 

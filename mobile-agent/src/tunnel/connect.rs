@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures_util::future::FusedFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use mobile_io::keys::{PrivateKey, PublicKey};
-use mobile_io::tls::{self, TlsStream};
-use mobile_io::transport::{self, TransportError};
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::tls::{self, TlsStream};
+use mobile_transport::transport::{self, TransportError};
 use tokio::sync::watch;
 
 use super::cause::{Failure, Fault};

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
-use mobile_io::coalescing::CoalescingWriter;
-use mobile_io::driver::PacketIo;
-use mobile_io::tun::Tun;
 use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
+use mobile_transport::coalescing::CoalescingWriter;
+use mobile_transport::driver::PacketIo;
+use mobile_transport::tun::Tun;
 
 /// Decides which packets from the relay may be delivered to the host virtual device, and counts the
 /// others.

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mobile_io::driver::{DriverEvent, Handle};
 use mobile_proto::{CloseCode, Event, PathId, PushConfig};
+use mobile_transport::driver::{DriverEvent, Handle};
 use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};

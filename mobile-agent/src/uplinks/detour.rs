@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use mobile_io::netlink::{
+use mobile_netlink::{
     Family, InterfaceSnapshot, Netlink, NetlinkError, PROTOCOL_STATIC, Route, RouteKind, Rule, TABLE_MAIN,
 };
 

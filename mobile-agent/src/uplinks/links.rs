@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use mobile_io::netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
+use mobile_netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
 use crate::routing::plan::REMOTE_ADDRESSES;
@@ -97,7 +97,7 @@ pub(crate) async fn route_to(
 ) -> Result<Option<RelayRoute>, NetlinkError> {
     for target in targets {
         if let Some(route) = netlink.lookup_bound(*target, index).await? {
-            let mobile_io::netlink::BoundRoute { table, gateway, metric } = route;
+            let mobile_netlink::BoundRoute { table, gateway, metric } = route;
             return Ok(Some(RelayRoute { table, gateway, metric }));
         }
     }

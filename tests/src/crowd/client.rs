@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use mobile_io::driver::{self, DriverEvent, Handle, PacketIo};
-use mobile_io::tls;
 use mobile_proto::{Event, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
+use mobile_transport::tls;
 
 use super::{PATIENCE, RelayTarget, client_address, key};
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use mobile_io::keys::PrivateKey;
-use mobile_io::tls;
+use mobile_transport::keys::PrivateKey;
+use mobile_transport::tls;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 use tokio::task::{AbortHandle, JoinSet};

@@ -240,7 +240,7 @@ impl Data {
             }
             Self::Text => {
                 let mut files = Vec::new();
-                for folder in ["mobile-agent", "mobile-proto", "mobile-io", "home-relay", "tests", "xtask"] {
+                for folder in ["crates", "mobile-agent", "home-relay", "tests", "xtask"] {
                     sources(&shell::root().join(folder), &mut files)?;
                 }
                 files.sort();

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use mobile_io::metrics::Metric;
+use mobile_host::metrics::Metric;
 
 use crate::shell::{self, step};
 
@@ -98,7 +98,7 @@ fn list_item(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mobile_io::metrics::MetricKind;
+    use mobile_host::metrics::MetricKind;
 
     use super::*;
 

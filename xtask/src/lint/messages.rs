@@ -16,13 +16,15 @@ use crate::shell;
 pub(crate) const FILE: &str = "docs/messages.txt";
 
 /// The crates whose messages a user reads.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 8] = [
+    "crates/libmobile/src/",
+    "crates/mobile-control/src/",
+    "crates/mobile-host/src/",
+    "crates/mobile-netlink/src/",
+    "crates/mobile-proto/src/",
+    "crates/mobile-transport/src/",
     "home-relay/src/",
-    "libmobile/src/",
     "mobile-agent/src/",
-    "mobile-control/src/",
-    "mobile-io/src/",
-    "mobile-proto/src/",
 ];
 
 /// The macros that have a message as an argument, each with the message's kind in the list.
@@ -56,7 +58,7 @@ pub(super) fn list() -> Result<String> {
         let tree = syn::parse_file(&file.text).with_context(|| format!("cannot parse {}", file.name))?;
         let mut messages = Messages::default();
         messages.visit_file(&tree);
-        let name = dir.trim_end_matches("/src/");
+        let name = dir.trim_start_matches("crates/").trim_end_matches("/src/");
         found.extend(messages.0.into_iter().map(|(kind, text)| format!("{name}: {kind}: {text}\n")));
     }
     Ok(found.into_iter().collect())

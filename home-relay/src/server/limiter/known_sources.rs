@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use mobile_io::keys::PublicKey;
+use mobile_transport::keys::PublicKey;
 
 use super::sweep_is_due;
 

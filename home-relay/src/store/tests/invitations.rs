@@ -1,4 +1,4 @@
-use mobile_io::invitation::new_token;
+use mobile_transport::invitation::new_token;
 
 use super::*;
 

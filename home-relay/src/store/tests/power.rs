@@ -134,7 +134,7 @@ fn acknowledged_changes_survive_a_power_cut_at_any_write() {
                 }
                 _ => {
                     in_flight = Some(name.clone());
-                    let token = TokenHash::of(&mobile_io::invitation::new_token().unwrap());
+                    let token = TokenHash::of(&mobile_transport::invitation::new_token().unwrap());
                     let invited = store.invite(&name, token, BUSY_TIMEOUT, Lease::default(), &pools(), NOW);
                     let done = invited.and_then(|_| store.redeem(token, &key(), &pools(), NOW));
                     done.map(|client| acknowledged.push(client))

@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mobile_io::check::Level;
-use mobile_io::keys::PublicKey;
-use mobile_io::netlink::Family;
+use mobile_host::check::Level;
+use mobile_netlink::Family;
+use mobile_transport::keys::PublicKey;
 
 use super::super::reach::Reached;
 use super::*;
@@ -289,7 +289,7 @@ fn one_uplink_that_reaches_the_relay_suffices_unless_the_key_is_refused() {
     assert_fault(&reached([Ok(WORKS), Err(blocked())]), Level::Warn, "relay over wlan0", "no answer");
     let both = faults(&reached([Err(blocked()), Err(blocked())]));
     assert_eq!(both.iter().filter(|(level, ..)| *level == Level::Fail).count(), 2, "{both:?}");
-    let refused = Failure::tls(&mobile_io::tls::HandshakeFailure::Refused, &key(2));
+    let refused = Failure::tls(&mobile_transport::tls::HandshakeFailure::Refused, &key(2));
     assert_fault(&reached([Ok(WORKS), Err(refused)]), Level::Fail, "relay over wlan0", "authorize");
 }
 

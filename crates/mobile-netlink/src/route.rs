@@ -242,7 +242,7 @@ impl fmt::Display for Route {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{ip, with_a_pair};
+    use super::super::tests::{ip, with_a_pair, write_sysctl};
     use super::super::{PROTOCOL_STATIC, TABLE_MAIN};
     use super::*;
 
@@ -391,7 +391,7 @@ mod tests {
                 format!("cannot set the route over device {oif} to 10.9.0.0/16 of metric 0 in table 7700: ");
             assert!(error.starts_with(&what) && error.contains("Nexthop has invalid gateway"), "{error}");
 
-            crate::sysctl::write("net/ipv6/conf/left/disable_ipv6", "1").unwrap();
+            write_sysctl("net/ipv6/conf/left/disable_ipv6", "1");
             let route = Route::device(Family::V6.any(), TABLE, oif, None);
             assert!(netlink.ensure_route(&route).await.unwrap_err().is_family_unavailable());
         });

@@ -10,7 +10,7 @@ use netlink_packet_route::route::{
 };
 
 use super::{Route, RouteKind};
-use crate::netlink::Family;
+use crate::Family;
 
 impl Route {
     /// Returns the netlink message that describes this route in a request.
@@ -57,7 +57,7 @@ impl Route {
 
     /// Parses a route from a netlink message; returns one [`Route`] for each device that the route
     /// leads through.
-    pub(in crate::netlink) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
+    pub(crate) fn from_message(message: RouteNetlinkMessage) -> Vec<Self> {
         let RouteNetlinkMessage::NewRoute(message) = message else { return Vec::new() };
         Self::parse(&message).unwrap_or_default()
     }

@@ -189,7 +189,7 @@ fn is_usable(flags: AddressFlags, family: Family) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{ip, with_a_pair};
+    use super::super::tests::{ip, with_a_pair, write_sysctl};
     use super::*;
 
     fn net(text: &str) -> IpNet {
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_device_without_ipv6_is_distinguished_from_other_errors() {
         with_a_pair(async {
-            crate::sysctl::write("net/ipv6/conf/left/disable_ipv6", "1").unwrap();
+            write_sysctl("net/ipv6/conf/left/disable_ipv6", "1");
             let netlink = Netlink::new().unwrap();
             let index = netlink.link_index("left").await.unwrap();
             let error = netlink.ensure_address(index, net("fd77::2/128")).await.unwrap_err();

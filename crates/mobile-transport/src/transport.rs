@@ -6,11 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Once;
 use std::time::Duration;
 
+use mobile_host::sysctl;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
-use crate::sysctl;
 
 /// The maximum number of unsent bytes in the kernel before the socket stops being writable.
 ///

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs the C library: `sh libmobile/install.sh BUILD [PREFIX]`. BUILD is the directory with
-# libmobile.so, such as target/release; PREFIX is /usr/local by default. If DESTDIR is set, it is
-# prepended to PREFIX, as packagers expect.
+# Installs the C library: `sh crates/libmobile/install.sh BUILD [PREFIX]`. BUILD is the directory
+# with libmobile.so, such as target/release; PREFIX is /usr/local by default. If DESTDIR is set, it
+# is prepended to PREFIX, as packagers expect.
 set -eu
 
-build=${1:?usage: sh libmobile/install.sh BUILD [PREFIX]}
+build=${1:?usage: sh crates/libmobile/install.sh BUILD [PREFIX]}
 prefix=${2:-/usr/local}
 root=${DESTDIR:-}$prefix
 here=$(dirname "$0")
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../Cargo.toml" | head -n 1)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/../../Cargo.toml" | head -n 1)
 
 install -d "$root/lib/pkgconfig" "$root/include"
 install -m 755 "$build/libmobile.so" "$root/lib/libmobile.so.$version"

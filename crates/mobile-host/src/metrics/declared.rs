@@ -83,7 +83,7 @@ impl Metric {
 /// `ALL` of all of them:
 ///
 /// ```
-/// mobile_io::declare_metrics! {
+/// mobile_host::declare_metrics! {
 ///     SENT: Counter "lamp_sent_total" ["colour"] "Signals sent.";
 ///     LIT: Gauge "lamp_lit" [] "1 while it is lit.";
 /// }

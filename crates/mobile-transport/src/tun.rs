@@ -1,5 +1,7 @@
 //! Opens, reads and writes the TUN device without blocking.
 
+mod trial;
+
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -14,6 +16,8 @@ use nix::sys::ioctl::ioctl_param_type;
 use rustix::io::{readv, writev};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub use trial::try_open;
 
 use crate::tunnel_options::Offloading;
 
@@ -67,8 +71,8 @@ impl Tun {
     /// necessary.
     ///
     /// If `persist` is true, the device continues to exist after this process has exited and can be
-    /// opened again. A new device has no address and is down; use
-    /// [`Netlink`](crate::netlink::Netlink) to configure it. Must be called in a tokio runtime.
+    /// opened again. A new device has no address and is down; the crate `mobile-netlink` configures
+    /// it. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// When the device is in use or may not be opened, or when there is no TUN driver.

@@ -2,8 +2,9 @@
 //!
 //! The crate is *sans-IO*: it opens no socket, reads no clock, starts no task and does no
 //! encryption. Time is an argument of its functions, and bytes are passed in and out as slices. The
-//! driver in `mobile-io` connects it to TCP, TLS 1.3 and timers; tests drive it with a virtual
-//! clock. The wire format and the state machines are specified in `docs/understand/protocol.md`.
+//! driver in `mobile-transport` connects it to TCP, TLS 1.3 and timers; tests drive it with a
+//! virtual clock. The wire format and the state machines are specified in
+//! `docs/understand/protocol.md`.
 //!
 //! # Sessions and paths
 //!

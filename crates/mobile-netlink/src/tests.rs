@@ -1,5 +1,7 @@
 //! Tests with the real kernel, each in a network namespace that ends with the test's thread.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use super::{Family, Netlink, NetlinkError, Route, Rule, Watch};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs `test` in a new network namespace, on its own thread and runtime. Requires root.
-pub(crate) fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) {
+pub(super) fn in_new_namespace(test: impl Future<Output = ()> + Send + 'static) {
     let thread = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests run as root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -39,10 +41,15 @@ pub(super) fn with_a_pair(test: impl Future<Output = ()> + Send + 'static) {
 /// causes a second later.
 pub(super) fn with_a_quiet_pair(test: impl Future<Output = ()> + Send + 'static) {
     in_new_namespace(async {
-        crate::sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
+        write_sysctl("net/ipv6/conf/default/accept_dad", "0");
         make_a_pair();
         test.await;
     });
+}
+
+/// Writes `value` to the setting `name` below /proc/sys of this thread's network namespace.
+pub(super) fn write_sysctl(name: &str, value: &str) {
+    fs::write(Path::new("/proc/sys").join(name), value).unwrap();
 }
 
 fn make_a_pair() {
@@ -57,7 +64,7 @@ fn make_a_pair() {
 }
 
 /// Runs the `ip` command in this thread's network namespace, as another program would.
-pub(crate) fn ip(arguments: &str) -> String {
+pub(super) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
     let problem = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments}: {problem}");
@@ -67,8 +74,8 @@ pub(crate) fn ip(arguments: &str) -> String {
 #[test]
 fn a_host_with_ipv6_disabled_causes_no_other_errors() {
     with_a_pair(async {
-        crate::sysctl::write("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-        crate::sysctl::write("net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        write_sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+        write_sysctl("net/ipv6/conf/default/disable_ipv6", "1");
         let netlink = Netlink::new().unwrap();
         let index = netlink.link_index("left").await.unwrap();
         let is_fine = |outcome: Result<bool, NetlinkError>| match outcome {

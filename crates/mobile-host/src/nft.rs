@@ -124,11 +124,11 @@ fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::tests::in_new_namespace;
+    use crate::isolation::run_isolated;
 
     #[test]
     fn a_table_is_created_listed_and_deleted() {
-        in_new_namespace(async {
+        run_isolated(|| {
             let (inet, arp) = (("inet", "ours"), ("arp", "ours"));
             assert!(!exists(inet).unwrap());
             assert_eq!(list(&[inet]).unwrap(), None);
@@ -144,17 +144,19 @@ mod tests {
             assert!(both.contains("table inet ours") && both.contains("table arp ours"), "{both}");
             assert!(delete(inet).unwrap());
             assert!(!exists(inet).unwrap());
-        });
+        })
+        .unwrap();
     }
 
     #[test]
     fn a_script_is_applied_as_a_whole_or_not_at_all() {
-        in_new_namespace(async {
+        run_isolated(|| {
             check("table inet ours {}\n").unwrap();
             assert!(!exists(("inet", "ours")).unwrap());
             let error = apply("table inet ours {}\ndelete table inet theirs\n").unwrap_err().to_string();
             assert!(error.starts_with("nft: ") && error.contains("theirs"), "{error}");
             assert!(!exists(("inet", "ours")).unwrap());
-        });
+        })
+        .unwrap();
     }
 }

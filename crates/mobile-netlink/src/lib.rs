@@ -1,9 +1,60 @@
-//! Reads and changes the kernel's network configuration over netlink: devices, addresses, routes
-//! and rules.
+//! Reads, changes and watches the kernel's network configuration over netlink.
 //!
-//! All clones of a [`Netlink`] handle share one socket, which carries one request at a time. The
-//! `ensure_*` functions are idempotent: they establish a state and return whether they had to
-//! change anything. [`Watch`] and [`TableWatch`] wait for changes by other programs.
+//! The agent and the relay decide which addresses, routes and rules a host gets; this crate carries
+//! the decisions out and reports what other programs change. The crate depends on no other crate
+//! of the workspace, and its names are the kernel's: see rtnetlink(7) and ip(8).
+//!
+//! # Reading and changing
+//!
+//! [`Netlink`] is a handle to the network configuration of one network namespace, that of the
+//! thread that opens it. All clones of the handle share one socket, which carries one request at a
+//! time.
+//!
+//! - Devices: [`Netlink::links`] lists them; other functions set their state, MTU and group.
+//!   [`Netlink::snapshot`] reads devices and addresses together.
+//! - Addresses: [`Netlink::addresses`], [`Netlink::ensure_address`].
+//! - Routes: [`Route`] describes one in any table. [`Netlink::lookup`] asks the kernel which route
+//!   it would choose for a packet with a mark, and [`Netlink::lookup_bound`] for a socket that is
+//!   bound to a device.
+//! - Policy routing rules: [`Rule`] describes one that this project makes, and [`ListedRule`] one
+//!   of any program.
+//!
+//! The `ensure_*` functions are idempotent: they establish a state and return whether they had to
+//! change anything. The `del_*` functions return whether there was anything to delete.
+//!
+//! # Watching
+//!
+//! [`Watch`] waits for changes of devices, addresses, routes and rules, and [`TableWatch`] for
+//! changes of an nftables table. The kernel drops notifications when a socket's buffer is full;
+//! both then report a change, so that their owner reads the state again.
+//!
+//! # Netfilter
+//!
+//! [`netfilter`] deletes tracked connections and reads nftables counters. Its functions and
+//! [`table_exists`] block; everything else is asynchronous and needs a tokio runtime.
+//!
+//! # Errors
+//!
+//! A [`NetlinkError`] names the action that failed. A host without IPv6 is not faulty:
+//! [`NetlinkError::is_family_unavailable`] tells such a failure from all others.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use mobile_netlink::{Family, Netlink, NetlinkError, Route};
+//!
+//! /// Lets packets that look up this table fail, until the table has a better route.
+//! async fn close(table: u32) -> Result<(), NetlinkError> {
+//!     let netlink = Netlink::new()?;
+//!     for family in Family::ALL {
+//!         match netlink.ensure_route(&Route::unreachable(family, table)).await {
+//!             Err(error) if error.is_family_unavailable() => {}
+//!             outcome => drop(outcome?),
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod address;
 mod channel;
@@ -18,7 +69,7 @@ mod rule;
 mod snapshot;
 mod subscription;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 mod watch;
 
 use std::fmt;

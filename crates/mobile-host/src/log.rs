@@ -20,7 +20,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub enum LogError {
     /// The log level is invalid.
     #[error(
-        "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_io=debug`"
+        "invalid log level `{level}` from {origin}: use error, warn, info, debug, trace, or directives such as `info,mobile_transport=debug`"
     )]
     BadLevel {
         /// The invalid text that was given as the level.
@@ -182,7 +182,7 @@ mod tests {
     fn the_flag_wins_over_the_variable_and_info_is_the_default() {
         let level = |flag, variable| filter(flag, "MOBILE_LOG", variable).unwrap().to_string();
         assert_eq!(level(Some("debug"), Some("warn")), "debug");
-        assert_eq!(level(None, Some("warn,mobile_io=trace")), "mobile_io=trace,warn");
+        assert_eq!(level(None, Some("warn,mobile_transport=trace")), "mobile_transport=trace,warn");
         assert_eq!(level(None, Some(" ")), "info");
         assert_eq!(level(None, None), "info");
     }
@@ -191,7 +191,11 @@ mod tests {
     fn an_invalid_level_is_reported_with_its_source() {
         for (flag, variable, expected) in [
             (Some("debgu"), None, "invalid log level `debgu` from --log: "),
-            (None, Some("info,mobile_io=loud"), "invalid log level `info,mobile_io=loud` from MOBILE_LOG: "),
+            (
+                None,
+                Some("info,mobile_transport=loud"),
+                "invalid log level `info,mobile_transport=loud` from MOBILE_LOG: ",
+            ),
             (Some(""), None, "invalid log level `` from --log: "),
         ] {
             let error = filter(flag, "MOBILE_LOG", variable).unwrap_err().to_string();

@@ -12,12 +12,11 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mobile_host::ownership;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
-
-use crate::ownership;
 
 /// The length of an Ed25519 seed, and of a public key, in bytes.
 pub const KEY_LEN: usize = 32;
