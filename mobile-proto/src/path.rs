@@ -156,6 +156,12 @@ impl Path {
         self.state = state;
     }
 
+    /// Ends the path after a violation of the protocol: only CLOSE is left to be sent.
+    pub(crate) fn fail(&mut self, now: Instant) {
+        self.close(now, CloseCode::ProtocolError, PathState::Failed);
+        (self.partial_frame, self.decoder) = (Vec::new(), None);
+    }
+
     /// Appends SEQ with `number`, the number of the next record sent on the path.
     pub(crate) fn put_seq(&mut self, number: u64, out: &mut Vec<u8>) {
         self.tx_number = Some(number);

@@ -257,21 +257,17 @@ impl Session {
     /// activation follows when WELCOME arrives.
     pub fn activate(&mut self, now: Instant, path: PathId, keep: &[PathId]) {
         let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
-        if chosen.is_none() || self.role != Role::Client {
-            return;
-        }
+        let Some(chosen) = chosen.filter(|_| self.role == Role::Client) else { return };
         // This activation replaces one that still waits.
         self.paths.iter_mut().for_each(|path| path.pending_activation = None);
-        let Some(mut chosen) = self.take(path) else { return };
-        if chosen.is_ready() {
-            self.send_activate(now, &mut chosen, keep);
-        } else {
-            chosen.pending_activation = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
-            if self.epoch != 0 {
-                self.send_activate(now, &mut chosen, keep);
-            }
+        let is_ready = self.paths[chosen].is_ready();
+        if !is_ready {
+            let keep = keep.iter().copied().take(Activate::MAX_KEEP).collect();
+            self.paths[chosen].pending_activation = Some(keep);
         }
-        self.paths.push(chosen);
+        if is_ready || self.epoch != 0 {
+            self.send_activate(now, chosen, keep);
+        }
     }
 
     /// Queues CLOSE on a path, which is removed once [`Self::poll_transmit`] has written the frame.
@@ -458,10 +454,6 @@ impl Session {
         self.paths.iter().position(|open| open.id == path)
     }
 
-    fn take(&mut self, path: PathId) -> Option<Path> {
-        self.find(path).map(|index| self.paths.swap_remove(index))
-    }
-
     fn make_room_for(&mut self, path: PathId) -> Result<(), ProtocolError> {
         if self.paths.len() >= self.limits.max_paths {
             let standby = self.paths.iter().filter(|open| self.active != Some(open.id));
@@ -477,7 +469,9 @@ impl Session {
 
     /// Removes a path without an event.
     fn remove_path(&mut self, path: PathId) {
-        self.take(path);
+        if let Some(index) = self.find(path) {
+            self.paths.swap_remove(index);
+        }
         self.deactivate(path);
     }
 
@@ -487,6 +481,27 @@ impl Session {
         self.events.push(Event::PathClosed { path, code });
     }
 
+    /// Closes the other paths for which `doomed` returns true, and reports them to the caller.
+    /// Returns the new index of the path at `index`.
+    fn close_others(&mut self, index: usize, code: CloseCode, doomed: impl Fn(&Path) -> bool) -> usize {
+        let (mut at, mut kept) = (0, 0);
+        let mut closed = Vec::new();
+        self.paths.retain(|path| {
+            let keep = at == index || !doomed(path);
+            if !keep {
+                closed.push(path.id);
+            }
+            kept += usize::from(keep && at < index);
+            at += 1;
+            keep
+        });
+        for path in closed {
+            self.deactivate(path);
+            self.events.push(Event::PathClosed { path, code });
+        }
+        kept
+    }
+
     fn deactivate(&mut self, path: PathId) {
         if self.active == Some(path) {
             self.active = None;
@@ -494,15 +509,24 @@ impl Session {
     }
 
     /// Queues ACTIVATE on a path and moves transmission to it.
-    fn send_activate(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
+    fn send_activate(&mut self, now: Instant, index: usize, keep: &[PathId]) {
         self.switch += 1;
         let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
-        Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
-        path.request_ping(now, self.is_unanswered(path));
+        let activate = Activate { epoch, switch, rx_next, keep: keep.to_vec() };
+        activate.put(&mut self.paths[index].control);
+        self.request_ping(now, index);
+        let path = &mut self.paths[index];
         path.confirming_nonce = Some(path.next_nonce());
         path.activated_early = path.state == PathState::Connecting && path.hello_sent_at.is_none();
+        let id = path.id;
         self.ack.reset();
-        self.switch_to(path.id);
+        self.switch_to(id);
+    }
+
+    /// Requests that a PING is sent on a path.
+    fn request_ping(&mut self, now: Instant, index: usize) {
+        let unanswered = self.is_unanswered(&self.paths[index]);
+        self.paths[index].request_ping(now, unanswered);
     }
 
     /// Moves transmission to `path`. If it is already active, its stream continues unchanged.

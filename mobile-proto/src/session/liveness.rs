@@ -62,7 +62,8 @@ impl Session {
     }
 
     /// Records that something sent on a path was answered.
-    pub(super) fn on_progress(&mut self, now: Instant, path: &mut Path) {
+    pub(super) fn on_progress(&mut self, now: Instant, index: usize) {
+        let path = &mut self.paths[index];
         if path.health.on_progress(now) {
             self.events.push(Event::PathRecovered { path: path.id });
         }
@@ -106,32 +107,25 @@ impl Session {
 
     /// Client: handles DOUBT, which means that the relay gets no answers on the active path. The
     /// client judges the path by its own evidence, so the only effect is that it probes the path.
-    pub(super) fn handle_doubt(&mut self, now: Instant, from: &mut Path) {
+    pub(super) fn handle_doubt(&mut self, now: Instant) {
         let recent = |at: Instant| now.saturating_duration_since(at) < MIN_DOUBT_INTERVAL;
         if self.last_doubt.is_some_and(recent) {
             return;
         }
-        let index = self.active.and_then(|active| self.find(active));
-        let unanswered = self.is_unanswered(index.map_or(&*from, |index| &self.paths[index]));
-        let active = match index {
-            Some(index) => Some(&mut self.paths[index]),
-            None => Some(&mut *from).filter(|from| self.active == Some(from.id)),
-        };
-        // Probing shows nothing new about an unresponsive path.
-        let can_probe = |active: &&mut Path| active.is_ready() && !active.health.is_unresponsive();
-        let Some(active) = active.filter(can_probe) else { return };
+        let Some(index) = self.active.and_then(|active| self.find(active)) else { return };
+        let active = &self.paths[index];
+        if !active.is_ready() || active.health.is_unresponsive() {
+            // Probing shows nothing new about an unresponsive path.
+            return;
+        }
         self.last_doubt = Some(now);
-        active.request_ping(now, unanswered);
-        let (id, started) = (active.id, active.health.start_probing(now));
-        if started {
+        self.request_ping(now, index);
+        let active = &mut self.paths[index];
+        if active.health.start_probing(now) {
+            let id = active.id;
             self.stats.liveness_probes += 1;
             self.events.push(Event::PathProbing { path: id });
             self.ping_others(now, id);
-            // This path is not in the list while its input is parsed.
-            if from.id != id && from.is_ready() && from.needs_rtt(now) {
-                let unanswered = self.is_unanswered(from);
-                from.request_ping(now, unanswered);
-            }
         }
     }
 
@@ -156,10 +150,8 @@ impl Session {
     /// Sends a PING on each path for which `chosen` returns true.
     fn ping_each(&mut self, now: Instant, chosen: impl Fn(&Path) -> bool) {
         for index in 0..self.paths.len() {
-            let unanswered = self.is_unanswered(&self.paths[index]);
-            let path = &mut self.paths[index];
-            if chosen(path) {
-                path.request_ping(now, unanswered);
+            if chosen(&self.paths[index]) {
+                self.request_ping(now, index);
             }
         }
     }
