@@ -12,7 +12,8 @@ mod heuristic;
 pub(crate) use codec::{Decoder, Encoder};
 pub(crate) use heuristic::Heuristic;
 
-use crate::Packet;
+use crate::frame::Compressed;
+use crate::{Packet, ProtocolError};
 
 /// The identifier of zstd in HELLO and WELCOME, the first frames of a path.
 pub(crate) const ZSTD: u8 = 1;
@@ -53,5 +54,27 @@ impl SendCompression {
         }
         *self = Self::Off;
         None
+    }
+}
+
+/// The state of compression for the packets received on a path.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveCompression {
+    /// The decoder, created with the first compressed packet.
+    decoder: Option<Box<Decoder>>,
+}
+
+impl ReceiveCompression {
+    /// Decompresses the packet of a COMPRESSED frame.
+    ///
+    /// # Errors
+    /// If the packet does not have the length that the frame declares, or if the frame does not
+    /// continue the path's stream.
+    pub(crate) fn decode(&mut self, frame: &Compressed<'_>) -> Result<Packet<'_>, ProtocolError> {
+        let decoder = match &mut self.decoder {
+            Some(decoder) => decoder,
+            none => none.insert(Box::new(Decoder::new()?)),
+        };
+        Ok(Packet { bytes: decoder.decode(frame.length, frame.bytes)?, offload: frame.offload })
     }
 }

@@ -25,7 +25,7 @@ pub use takeover::Unacknowledged;
 use crate::buffer_pool::BufferPool;
 use crate::compression::Heuristic;
 use crate::message::Activate;
-use crate::path::{Path, PathState};
+use crate::path::{Path, PathState, RelayPath};
 use crate::queue::{Record, SegmentRange, SendQueue};
 use crate::replay::ReplayBuffer;
 use crate::segment_budget::SegmentBudget;
@@ -202,13 +202,14 @@ impl Session {
     /// Client: queues HELLO on a new path. An open path with the same id is dropped.
     pub fn open_path(&mut self, now: Instant, path: PathId) {
         self.remove_path(path);
-        let mut new = Path::new(now, path, PathState::Connecting, self.epoch, self.switch);
+        let mut new = Path::connect(now, path, self.epoch);
         let (session, epoch, switch) = (self.id, self.epoch, self.switch);
         let compression = self.limits.compression;
         Hello { session, epoch, path, switch, compression }.put(&mut new.control);
         // An ACTIVATE that still waits will have a higher switch counter than this HELLO, so it has
         // to name the path.
-        for keep in self.paths.iter_mut().filter_map(|path| path.pending_activation.as_mut()) {
+        let clients = self.paths.iter_mut().filter_map(|path| path.side.client_mut());
+        for keep in clients.filter_map(|client| client.pending_activation.as_mut()) {
             if keep.len() < Activate::MAX_KEEP && !keep.contains(&path) {
                 keep.push(path);
             }
@@ -237,11 +238,11 @@ impl Session {
             self.close_and_report(path, CloseCode::Replaced);
         }
         self.make_room_for(path)?;
-        let mut new = Path::new(now, path, PathState::Ready, self.epoch, hello.switch);
-        new.stale_epoch = hello.epoch != self.epoch;
-        new.stats.last_heard = Some(now);
+        let stale_epoch = hello.epoch != self.epoch;
+        let relay = RelayPath { switch: hello.switch, stale_epoch, ..RelayPath::default() };
+        let mut new = Path::accept(now, path, relay);
         new.set_compression(hello.compression && self.limits.compression);
-        self.put_welcome(new.tx_compression.is_on(), &mut new.control);
+        self.put_welcome(new.tx.compression.is_on(), &mut new.control);
         self.add(new);
         Ok(())
     }
@@ -259,11 +260,11 @@ impl Session {
         let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
         let Some(chosen) = chosen.filter(|_| self.role == Role::Client) else { return };
         // This activation replaces one that still waits.
-        self.paths.iter_mut().for_each(|path| path.pending_activation = None);
+        let clients = self.paths.iter_mut().filter_map(|path| path.side.client_mut());
+        clients.for_each(|client| client.pending_activation = None);
         let is_ready = self.paths[chosen].is_ready();
-        if !is_ready {
-            let keep = keep.iter().copied().take(Activate::MAX_KEEP).collect();
-            self.paths[chosen].pending_activation = Some(keep);
+        if !is_ready && let Some(client) = self.paths[chosen].side.client_mut() {
+            client.pending_activation = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
         }
         if is_ready || self.epoch != 0 {
             self.send_activate(now, chosen, keep);
@@ -392,7 +393,8 @@ impl Session {
         if self.role == Role::Server && self.config.as_ref() != Some(&config) {
             self.config = Some(config);
             self.config_version += 1;
-            self.paths.iter_mut().for_each(|path| path.config_due = true);
+            let relays = self.paths.iter_mut().filter_map(|path| path.side.relay_mut());
+            relays.for_each(|relay| relay.config_due = true);
         }
     }
 
@@ -516,8 +518,10 @@ impl Session {
         activate.put(&mut self.paths[index].control);
         self.request_ping(now, index);
         let path = &mut self.paths[index];
-        path.confirming_nonce = Some(path.next_nonce());
-        path.activated_early = path.state == PathState::Connecting && path.hello_sent_at.is_none();
+        if let Some(client) = path.side.client_mut() {
+            client.confirming_nonce = Some(path.pings.next_nonce());
+            client.activated_early = path.state == PathState::Connecting && client.hello_sent_at.is_none();
+        }
         let id = path.id;
         self.ack.reset();
         self.switch_to(id);

@@ -74,6 +74,13 @@ enum HeldSegment {
 }
 
 impl Freeze {
+    /// Updates the inner TCP flows with a packet of the peer that is delivered to the TUN.
+    pub(super) fn note_delivered(&mut self, packet: &[u8]) {
+        if let Some(segment) = Segment::parse(packet) {
+            self.flows.on_delivered(&segment);
+        }
+    }
+
     /// Adopts the state of a former session, unless this session already tracks flows. Returns
     /// whether it did.
     pub(super) fn take_over(&mut self, former: Self) -> bool {
@@ -124,13 +131,6 @@ impl Session {
         match self.active.and_then(|path| self.find(path)) {
             Some(index) => self.paths[index].health.is_unresponsive(),
             None => true,
-        }
-    }
-
-    /// Updates the inner TCP flows with a packet of the peer that is delivered to the TUN.
-    pub(super) fn note_delivered(&mut self, packet: &[u8]) {
-        if let Some(segment) = Segment::parse(packet) {
-            self.freeze.flows.on_delivered(&segment);
         }
     }
 

@@ -3,10 +3,9 @@
 use std::time::Instant;
 
 use super::{Event, Role, Session};
-use crate::compression::Decoder;
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
-use crate::path::{Path, PathState};
+use crate::path::{ClientPath, Path, PathState, RelayPath};
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
 /// The effect of a received frame on its path.
@@ -41,7 +40,7 @@ impl Session {
         }
         match self.read_frames(now, index, bytes, deliver) {
             Ok(FrameOutcome::Open(index)) => {
-                if self.paths[index].pong_due.is_some() {
+                if self.paths[index].pings.pong_due.is_some() {
                     // An idle peer's PING: this end is probably idle, too.
                     self.paths[index].trim();
                     self.trim_if_idle();
@@ -71,7 +70,7 @@ impl Session {
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
         // The buffer is not borrowed from the path, because a frame in it may change all paths.
-        let mut partial_frame = std::mem::take(&mut self.paths[index].partial_frame);
+        let mut partial_frame = std::mem::take(&mut self.paths[index].rx.partial_frame);
         while !partial_frame.is_empty() && !bytes.is_empty() {
             match frame::decode(&partial_frame)? {
                 Decoded::Incomplete { need } => {
@@ -110,11 +109,11 @@ impl Session {
         }
         let path = &mut self.paths[index];
         let carries = |kind: u8| frame::is_data(kind) || kind == frame::COMPRESSED;
-        if !path.stale_epoch && partial_frame.first().is_some_and(|&kind| carries(kind)) {
+        if !path.is_stale() && partial_frame.first().is_some_and(|&kind| carries(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
             self.ack.schedule(now, &self.limits);
         }
-        path.partial_frame = partial_frame;
+        path.rx.partial_frame = partial_frame;
         Ok(FrameOutcome::Open(index))
     }
 
@@ -126,8 +125,7 @@ impl Session {
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
-        let path = &mut self.paths[index];
-        let (state, stale) = (path.state, path.stale_epoch);
+        let (state, stale) = (self.paths[index].state, self.paths[index].is_stale());
         let connecting = state == PathState::Connecting;
         match (kind, self.role) {
             (frame::CLOSE, _) => return Ok(FrameOutcome::Closed(message::decode_close(payload)?)),
@@ -135,12 +133,14 @@ impl Session {
             (frame::WELCOME, Role::Client) if state == PathState::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
-            (frame::COMPRESSED, _) => self.handle_compressed(now, index, payload, deliver)?,
+            (frame::COMPRESSED, _) if !self.may_decompress(index) => {
+                return Err(unexpected(kind, "on a path where compression was not agreed"));
+            }
+            // The frame is decoded even on a stale path, because later frames refer to it.
+            (frame::COMPRESSED, _) => self.handle_record(now, index, kind, payload, deliver)?,
             (frame::SEQ | frame::ACK, Role::Server) if stale => self.stats.stale_frames += 1,
             (kind, Role::Server) if stale && frame::is_data(kind) => self.stats.stale_frames += 1,
-            (kind, _) if frame::is_data(kind) => {
-                self.handle_data(now, index, frame::read_packet(kind, payload)?, deliver)?;
-            }
+            (kind, _) if frame::is_data(kind) => self.handle_record(now, index, kind, payload, deliver)?,
             (frame::SEQ, _) => self.handle_seq(now, index, message::decode_number("SEQ", payload)?),
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
@@ -148,13 +148,15 @@ impl Session {
                 // An unchanged ACK is progress, too: it shows that more of a record has arrived.
                 self.on_progress(now, index);
             }
-            (frame::PING, _) => path.pong_due = Some(message::decode_nonce("PING", payload)?),
+            (frame::PING, _) => {
+                self.paths[index].pings.pong_due = Some(message::decode_nonce("PING", payload)?);
+            }
             (frame::PONG, _) => {
                 let nonce = message::decode_nonce("PONG", payload)?;
-                if path.handle_pong(now, nonce) {
+                if self.paths[index].handle_pong(now, nonce) {
                     self.on_progress(now, index);
                 }
-                self.confirm_if(index, |path| path.confirming_nonce.is_some_and(|by| nonce >= by));
+                self.confirm_if(index, |client| client.confirming_nonce.is_some_and(|by| nonce >= by));
             }
             (frame::ACTIVATE, Role::Server) => return self.handle_activate(now, index, payload),
             (frame::DOUBT, Role::Client) => {
@@ -167,16 +169,41 @@ impl Session {
         Ok(FrameOutcome::Open(index))
     }
 
-    fn handle_data(
+    /// Returns whether both ends agreed to compression on a path. A client has announced in HELLO
+    /// that it reads compressed packets; a WELCOME on a closing path is ignored.
+    fn may_decompress(&self, index: usize) -> bool {
+        match self.role {
+            Role::Client => self.limits.compression,
+            Role::Server => self.paths[index].stats.compression,
+        }
+    }
+
+    /// Handles a frame with a record, and delivers the packet if it is the next one.
+    fn handle_record(
         &mut self,
         now: Instant,
         index: usize,
-        packet: Packet<'_>,
+        kind: u8,
+        payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
         let path = &mut self.paths[index];
-        let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
-        path.rx_number = Some(number + 1);
+        let stale = path.is_stale();
+        let packet = if kind == frame::COMPRESSED {
+            let frame = frame::read_compressed(payload)?;
+            let packet = path.rx.compression.decode(&frame)?;
+            self.stats.rx_compressible_bytes += packet.len() as u64;
+            self.stats.rx_compressed_bytes += frame.bytes.len() as u64;
+            packet
+        } else {
+            frame::read_packet(kind, payload)?
+        };
+        if stale {
+            self.stats.stale_frames += 1;
+            return Ok(());
+        }
+        let number = path.rx.number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
+        path.rx.number = Some(number + 1);
         self.ack.received(now, packet.len(), &self.limits);
         // The numbers of a path continue from a SEQ, and `rx_next` is never behind that: so
         // `number` is never beyond it.
@@ -189,7 +216,7 @@ impl Session {
             self.stats.rx_packets += 1;
             self.stats.rx_bytes += packet.len() as u64;
             path.stats.rx_packets += 1;
-            self.note_delivered(packet.bytes);
+            self.freeze.note_delivered(packet.bytes);
             deliver(packet);
         } else {
             self.stats.duplicates += 1;
@@ -198,46 +225,10 @@ impl Session {
         Ok(())
     }
 
-    fn handle_compressed(
-        &mut self,
-        now: Instant,
-        index: usize,
-        payload: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
-    ) -> Result<(), ProtocolError> {
-        let path = &mut self.paths[index];
-        // A client has announced in HELLO that it reads compressed packets; a WELCOME on a closing
-        // path is ignored.
-        let agreed = match self.role {
-            Role::Client => self.limits.compression,
-            Role::Server => path.stats.compression,
-        };
-        if !agreed {
-            return Err(unexpected(frame::COMPRESSED, "on a path where compression was not agreed"));
-        }
-        // The decoder is taken out of the path while its packet is processed.
-        let mut decoder = match path.decoder.take() {
-            Some(decoder) => decoder,
-            None => Box::new(Decoder::new()?),
-        };
-        let frame::Compressed { offload, length, bytes } = frame::read_compressed(payload)?;
-        let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
-        self.stats.rx_compressible_bytes += packet.len() as u64;
-        self.stats.rx_compressed_bytes += bytes.len() as u64;
-        if path.stale_epoch {
-            // The frame is decoded anyway, because later frames refer to it.
-            self.stats.stale_frames += 1;
-        } else {
-            self.handle_data(now, index, packet, deliver)?;
-        }
-        self.paths[index].decoder = Some(decoder);
-        Ok(())
-    }
-
     /// Handles SEQ, the number of the next record on the path. If it is beyond the expected number,
     /// the sender has given up all records between.
     fn handle_seq(&mut self, now: Instant, index: usize, first: u64) {
-        self.paths[index].rx_number = Some(first);
+        self.paths[index].rx.number = Some(first);
         if first > self.rx_next {
             self.stats.lost = self.stats.lost.saturating_add(first - self.rx_next);
             self.rx_next = first;
@@ -263,7 +254,7 @@ impl Session {
         let resumed = welcome.epoch == self.epoch;
         if resumed {
             self.handle_ack(welcome.rx_next)?;
-        } else if self.paths[index].epoch != self.epoch {
+        } else if self.paths[index].side.client().is_none_or(|client| client.epoch != self.epoch) {
             // The relay answered a HELLO that named an older epoch than another path has learnt
             // since. Which of the two answers is newer is unknown; the next HELLO will show.
             return Ok(FrameOutcome::Closed(CloseCode::SessionGone));
@@ -271,20 +262,17 @@ impl Session {
             index = self.adopt_epoch(now, index, welcome.epoch, welcome.rx_next);
         }
         let path = &mut self.paths[index];
-        path.epoch = self.epoch;
-        path.set_compression(welcome.compression && self.limits.compression);
-        path.state = PathState::Ready;
-        path.sample_due = true;
-        if let Some(sent) = path.hello_sent_at {
-            path.on_rtt_measured(now.saturating_duration_since(sent));
-        }
+        path.on_welcome(now, self.epoch, welcome.compression && self.limits.compression);
         let id = path.id;
         self.apply_config(welcome.config, !resumed);
         self.events.push(Event::PathReady { path: id, resumed });
         self.on_progress(now, index);
         // An ACTIVATE that was written later may have crossed this WELCOME; a PONG will answer it.
-        self.confirm_if(index, |path| resumed && path.activated_early && path.confirming_nonce.is_some());
-        if let Some(keep) = self.paths[index].pending_activation.take()
+        self.confirm_if(index, |client| {
+            resumed && client.activated_early && client.confirming_nonce.is_some()
+        });
+        let client = self.paths[index].side.client_mut();
+        if let Some(keep) = client.and_then(|client| client.pending_activation.take())
             && (!resumed || self.active != Some(id))
         {
             self.send_activate(now, index, &keep);
@@ -294,10 +282,13 @@ impl Session {
 
     /// Reports [`Event::PathConfirmed`] once, if the path is still the active one and `answered`
     /// says that the relay has answered on it.
-    fn confirm_if(&mut self, index: usize, answered: impl Fn(&Path) -> bool) {
+    fn confirm_if(&mut self, index: usize, answered: impl Fn(&ClientPath) -> bool) {
         let path = &mut self.paths[index];
-        if self.active == Some(path.id) && answered(path) {
-            path.confirming_nonce = None;
+        if let Some(client) = path.side.client_mut()
+            && self.active == Some(path.id)
+            && answered(client)
+        {
+            client.confirming_nonce = None;
             self.events.push(Event::PathConfirmed { path: path.id });
         }
     }
@@ -314,11 +305,11 @@ impl Session {
         self.rx_next = 0;
         self.ack.reset();
         // The relay ignores what was written early for the former epoch.
-        self.paths.iter_mut().for_each(|path| path.tx_number = None);
+        self.paths.iter_mut().for_each(|path| path.tx.number = None);
         // A path that waits for its own WELCOME can carry data for the new epoch.
+        let pending = |at: usize| self.paths[at].side.client()?.pending_activation.clone();
         let mut others = (0..self.paths.len()).filter(|&at| at != index);
-        if let Some(at) = others.find(|&at| self.paths[at].pending_activation.is_some()) {
-            let keep = self.paths[at].pending_activation.clone().unwrap_or_default();
+        if let Some((at, keep)) = others.find_map(|at| Some((at, pending(at)?))) {
             self.send_activate(now, at, &keep);
         }
         index
@@ -345,8 +336,11 @@ impl Session {
         let path = &mut self.paths[index];
         // Written before the client knew that the relay has lost the session: the client will
         // repeat it. Until then the data received here has numbers of the former epoch.
-        path.stale_epoch = activate.epoch != self.epoch;
-        if path.stale_epoch {
+        let stale = activate.epoch != self.epoch;
+        if let Some(relay) = path.side.relay_mut() {
+            relay.stale_epoch = stale;
+        }
+        if stale {
             self.stats.stale_frames += 1;
             return Ok(FrameOutcome::Open(index));
         }
@@ -360,7 +354,9 @@ impl Session {
         self.switch = activate.switch;
         self.switch_to(id);
         // A path opened after this ACTIVATE was written cannot be in its list.
-        let freed = |other: &Path| !activate.keep.contains(&other.id) && other.switch < activate.switch;
+        let earlier = |relay: &RelayPath| relay.switch < activate.switch;
+        let freed =
+            |other: &Path| !activate.keep.contains(&other.id) && other.side.relay().is_some_and(earlier);
         let index = self.close_others(index, CloseCode::Replaced, freed);
         // The client replays from its oldest unacknowledged record: the sooner it gets the
         // acknowledgement, the less it sends again.

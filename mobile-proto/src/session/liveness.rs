@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::{Event, Role, Session};
-use crate::health::RELAY_MAX_PINGS;
 use crate::path::Path;
 use crate::{PathId, PathStats, TransportSample};
 
@@ -82,10 +81,7 @@ impl Session {
         }
         let (unanswered, active) = (self.is_unanswered(path), self.active == Some(path.id));
         let path = &mut self.paths[index];
-        let mut context = path.health_context(&self.limits, unanswered, active);
-        if self.role == Role::Server {
-            context.max_pings = RELAY_MAX_PINGS;
-        }
+        let context = path.health_context(&self.limits, unanswered, active);
         let update = path.health.on_timeout(now, context);
         if update.send_ping && path.is_ready() {
             path.request_ping(now, unanswered);
@@ -143,7 +139,7 @@ impl Session {
     /// `probing`, which may be dead.
     fn ping_others(&mut self, now: Instant, probing: PathId) {
         if self.role == Role::Client {
-            self.ping_each(now, |path| path.id != probing && path.is_ready() && path.needs_rtt(now));
+            self.ping_each(now, |path| path.id != probing && path.is_ready() && path.pings.needs_rtt(now));
         }
     }
 
@@ -161,6 +157,11 @@ impl Session {
     /// unanswered.
     fn send_doubt(&mut self) {
         let others = self.paths.iter_mut().filter(|path| self.active != Some(path.id));
-        others.for_each(|path| path.doubt_due = path.is_ready());
+        for path in others {
+            let is_ready = path.is_ready();
+            if let Some(relay) = path.side.relay_mut() {
+                relay.doubt_due = is_ready;
+            }
+        }
     }
 }

@@ -29,10 +29,8 @@ impl Session {
         }
         self.paths.retain(|path| !is_due(path.forget_at(), now));
         let idle = |path: &Path| is_due(path.idle_at(&self.limits), now);
-        if self.role == Role::Server {
-            let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
-            idle.into_iter().for_each(|path| self.close_and_report(path, CloseCode::Timeout));
-        }
+        let idle: Vec<PathId> = self.paths.iter().filter(|path| idle(path)).map(|path| path.id).collect();
+        idle.into_iter().for_each(|path| self.close_and_report(path, CloseCode::Timeout));
         // This comes last, because the active path may just have been removed.
         self.give_up_aged(now);
         self.update_outage(now);
@@ -43,21 +41,15 @@ impl Session {
 
     fn path_deadline(&self, index: usize) -> Option<Instant> {
         let path = &self.paths[index];
-        let quiet = match self.role {
-            Role::Client => path.ping_at(&self.limits),
-            Role::Server => path.idle_at(&self.limits),
-        };
-        self.health_deadline(path).into_iter().chain(quiet).chain(path.forget_at()).min()
+        let quiet = path.ping_at(&self.limits).into_iter().chain(path.idle_at(&self.limits));
+        quiet.chain(self.health_deadline(path)).chain(path.forget_at()).min()
     }
 
     fn check_path(&mut self, now: Instant, index: usize) {
         self.check_health(now, index);
-        // Only the client keeps paths alive; the relay measures with PINGs while data flows.
-        let unanswered = self.is_unanswered(&self.paths[index]);
-        let path = &mut self.paths[index];
-        if self.role == Role::Client && is_due(path.ping_at(&self.limits), now) {
-            path.request_ping(now, unanswered);
-            path.trim();
+        if is_due(self.paths[index].ping_at(&self.limits), now) {
+            self.request_ping(now, index);
+            self.paths[index].trim();
             self.trim_if_idle();
         }
     }

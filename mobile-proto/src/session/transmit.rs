@@ -3,10 +3,10 @@
 
 use std::time::Instant;
 
-use super::{Role, Session};
+use super::Session;
 use crate::compression::{self, Heuristic};
 use crate::message::{self, VersionedConfig, Welcome};
-use crate::path::{Path, PathState};
+use crate::path::{Path, PathSide, PathState};
 use crate::queue::Record;
 use crate::{Limits, PathId, Stats, frame};
 
@@ -89,8 +89,8 @@ impl Session {
                 self.ack.reset();
             }
             // Before WELCOME, the answer to HELLO measures the RTT.
-            if records && self.paths[index].is_ready() && self.paths[index].needs_rtt(now) {
-                self.paths[index].put_ping(now, out);
+            if records && self.paths[index].is_ready() && self.paths[index].pings.needs_rtt(now) {
+                self.paths[index].pings.put(now, out);
             }
             self.update_outage(now);
             while out.len() < limit && self.transmit_record(now, index, out) {
@@ -117,9 +117,7 @@ impl Session {
     pub fn wants_transmit(&self, path: PathId) -> bool {
         let Some(index) = self.find(path) else { return false };
         let path = &self.paths[index];
-        !path.control.is_empty()
-            || (path.is_ready()
-                && (path.pong_due.is_some() || path.ping_due || path.config_due || path.doubt_due))
+        path.has_control()
             || (self.active == Some(path.id)
                 && (self.ack.is_due() || self.can_send_record() || self.pending_seq(index).is_some()))
     }
@@ -140,29 +138,33 @@ impl Session {
         if !path.control.is_empty() {
             out.extend_from_slice(&path.control);
             path.control.clear();
-            if path.state == PathState::Connecting && path.hello_sent_at.is_none() {
+            if let PathSide::Client(client) = &mut path.side
+                && path.state == PathState::Connecting
+                && client.hello_sent_at.is_none()
+            {
                 path.health.start_waiting(now);
-                path.hello_sent_at = Some(now);
+                client.hello_sent_at = Some(now);
             }
         }
         if !path.is_ready() {
             return;
         }
-        if path.config_due
-            && self.role == Role::Server
+        if let PathSide::Relay(relay) = &mut path.side
+            && std::mem::take(&mut relay.config_due)
             && let Some(config) = &self.config
         {
             VersionedConfig::put(out, self.config_version, config);
         }
-        path.config_due = false;
-        if let Some(nonce) = path.pong_due.take() {
+        if let Some(nonce) = path.pings.pong_due.take() {
             message::put_nonce(out, frame::PONG, nonce);
         }
-        if std::mem::take(&mut path.doubt_due) {
+        if let PathSide::Relay(relay) = &mut path.side
+            && std::mem::take(&mut relay.doubt_due)
+        {
             frame::put(out, frame::DOUBT, &[]);
         }
-        if path.ping_due {
-            path.put_ping(now, out);
+        if path.pings.due {
+            path.pings.put(now, out);
         }
     }
 
@@ -187,7 +189,7 @@ impl Session {
     /// Returns the record number to send in SEQ although no record follows, so that the peer counts
     /// the records given up before it as lost even if nothing else is sent for long.
     fn pending_seq(&self, index: usize) -> Option<u64> {
-        self.replay.gap().filter(|&number| self.paths[index].tx_number < Some(number))
+        self.replay.gap().filter(|&number| self.paths[index].tx.number < Some(number))
     }
 
     /// Writes the next record: the oldest that the active path has not carried yet. Returns false
@@ -226,7 +228,7 @@ fn put_record(
     out: &mut Vec<u8>,
 ) {
     let (bucket, length) = (record.bucket(), record.packet.len());
-    let compress = path.tx_compression.is_on()
+    let compress = path.tx.compression.is_on()
         && length >= compression::MIN_LENGTH
         && heuristic.should_compress(bucket, length);
     if let Some(compressed) = path.put_record(number, record.packet(), compress, out) {
