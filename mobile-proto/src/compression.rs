@@ -12,7 +12,6 @@ mod heuristic;
 pub(crate) use codec::{Decoder, Encoder};
 pub(crate) use heuristic::Heuristic;
 
-use crate::frame::Compressed;
 use crate::{Packet, ProtocolError};
 
 /// The identifier of zstd in HELLO and WELCOME, the first frames of a path.
@@ -59,22 +58,33 @@ impl SendCompression {
 
 /// The state of compression for the packets received on a path.
 #[derive(Debug, Default)]
-pub(crate) struct ReceiveCompression {
-    /// The decoder, created with the first compressed packet.
-    decoder: Option<Box<Decoder>>,
+pub(crate) enum ReceiveCompression {
+    /// The peer may send no compressed packets: compression was not agreed.
+    #[default]
+    Off,
+    /// The peer may send compressed packets; the decoder is created with the first one.
+    Agreed,
+    /// The decoder is running since the first compressed packet.
+    Active(Box<Decoder>),
 }
 
 impl ReceiveCompression {
-    /// Decompresses the packet of a COMPRESSED frame.
+    /// Returns the state of a new path, given whether compression was `agreed`.
+    pub(crate) fn new(agreed: bool) -> Self {
+        if agreed { Self::Agreed } else { Self::Off }
+    }
+
+    /// Returns the decoder of the path's compressed packets; `None` if compression was not agreed.
     ///
     /// # Errors
-    /// If the packet does not have the length that the frame declares, or if the frame does not
-    /// continue the path's stream.
-    pub(crate) fn decode(&mut self, frame: &Compressed<'_>) -> Result<Packet<'_>, ProtocolError> {
-        let decoder = match &mut self.decoder {
-            Some(decoder) => decoder,
-            none => none.insert(Box::new(Decoder::new()?)),
-        };
-        Ok(Packet { bytes: decoder.decode(frame.length, frame.bytes)?, offload: frame.offload })
+    /// If memory is exhausted.
+    pub(crate) fn decoder(&mut self) -> Result<Option<&mut Decoder>, ProtocolError> {
+        if let Self::Agreed = self {
+            *self = Self::Active(Box::new(Decoder::new()?));
+        }
+        match self {
+            Self::Active(decoder) => Ok(Some(decoder)),
+            Self::Off | Self::Agreed => Ok(None),
+        }
     }
 }

@@ -65,16 +65,22 @@ pub(crate) struct ReceiveState {
 }
 
 impl Path {
-    /// Creates a client's path, which waits for WELCOME. Its HELLO names `epoch`.
-    pub(crate) fn connect(now: Instant, id: PathId, epoch: u64) -> Self {
+    /// Creates a client's path, which waits for WELCOME. Its HELLO names `epoch`, and announces
+    /// that the client reads compressed packets if `compression` is set.
+    pub(crate) fn connect(now: Instant, id: PathId, epoch: u64, compression: bool) -> Self {
         let side = PathSide::Client(ClientPath { epoch, ..ClientPath::default() });
-        Self::new(now, id, PathState::Connecting, side)
+        let mut path = Self::new(now, id, PathState::Connecting, side);
+        // Agreed already, because a closing path reads packets but ignores WELCOME.
+        path.rx.compression = ReceiveCompression::new(compression);
+        path
     }
 
-    /// Creates a relay's path, whose HELLO has arrived just now.
-    pub(crate) fn accept(now: Instant, id: PathId, relay: RelayPath) -> Self {
+    /// Creates a relay's path, whose HELLO has arrived just now. WELCOME agrees to `compression`.
+    pub(crate) fn accept(now: Instant, id: PathId, relay: RelayPath, compression: bool) -> Self {
         let mut path = Self::new(now, id, PathState::Ready, PathSide::Relay(relay));
         path.stats.last_heard = Some(now);
+        path.rx.compression = ReceiveCompression::new(compression);
+        path.set_send_compression(compression);
         path
     }
 
@@ -138,7 +144,7 @@ impl Path {
         let PathSide::Client(client) = &mut self.side else { return };
         client.epoch = epoch;
         let hello_sent_at = client.hello_sent_at;
-        self.set_compression(compression);
+        self.set_send_compression(compression);
         self.state = PathState::Ready;
         self.sample_due = true;
         if let Some(sent) = hello_sent_at {
@@ -175,7 +181,7 @@ impl Path {
     }
 
     /// Sets whether both ends agreed to compression on this path.
-    pub(crate) fn set_compression(&mut self, compression: bool) {
+    fn set_send_compression(&mut self, compression: bool) {
         self.tx.compression = if compression { SendCompression::Agreed } else { SendCompression::Off };
         self.stats.compression = compression;
     }
@@ -299,7 +305,7 @@ mod tests {
     #[test]
     fn any_pong_counts_and_only_the_last_one_measures_the_rtt() {
         let now = Instant::now();
-        let mut path = Path::accept(now, PathId(1), RelayPath::default());
+        let mut path = Path::accept(now, PathId(1), RelayPath::default(), false);
         let mut out = Vec::new();
         path.pings.put(now, &mut out);
         path.pings.put(now + Duration::from_millis(5), &mut out);

@@ -28,9 +28,9 @@ impl Session {
     /// Client: queues HELLO on a new path. An open path with the same id is dropped.
     pub fn open_path(&mut self, now: Instant, path: PathId) {
         self.paths.remove(path);
-        let mut new = Path::connect(now, path, self.epoch);
         let (session, epoch, switch) = (self.id, self.epoch, self.switch);
         let compression = self.limits.compression;
+        let mut new = Path::connect(now, path, epoch, compression);
         Hello { session, epoch, path, switch, compression }.put(&mut new.control);
         // An ACTIVATE that still waits will have a higher switch counter than this HELLO, so it has
         // to name the path.

@@ -136,9 +136,6 @@ impl Session {
             (frame::WELCOME, Side::Client(_)) if state == PathState::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
-            (frame::COMPRESSED, _) if !self.may_decompress(index) => {
-                return Err(unexpected(kind, "on a path where compression was not agreed"));
-            }
             // The frame is decoded even on a stale path, because later frames refer to it.
             (frame::COMPRESSED, _) => self.handle_record(now, index, kind, payload, deliver)?,
             (frame::SEQ | frame::ACK, Side::Relay(_)) if stale => self.stats.stale_frames += 1,
@@ -177,15 +174,6 @@ impl Session {
         Ok(FrameOutcome::Open(index))
     }
 
-    /// Returns whether both ends agreed to compression on a path. A client has announced in HELLO
-    /// that it reads compressed packets; a WELCOME on a closing path is ignored.
-    fn may_decompress(&self, index: usize) -> bool {
-        match self.side {
-            Side::Client(_) => self.limits.compression,
-            Side::Relay(_) => self.paths[index].stats.compression,
-        }
-    }
-
     /// Handles a frame with a record, and delivers the packet if it is the next one.
     fn handle_record(
         &mut self,
@@ -198,10 +186,12 @@ impl Session {
         let path = &mut self.paths[index];
         let stale = path.is_stale();
         let packet = if kind == frame::COMPRESSED {
-            let frame = frame::read_compressed(payload)?;
-            let packet = path.rx.compression.decode(&frame)?;
+            let decoder = path.rx.compression.decoder()?;
+            let decoder = decoder.ok_or(unexpected(kind, "on a path where compression was not agreed"))?;
+            let frame::Compressed { offload, length, bytes } = frame::read_compressed(payload)?;
+            let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
             self.stats.rx_compressible_bytes += packet.len() as u64;
-            self.stats.rx_compressed_bytes += frame.bytes.len() as u64;
+            self.stats.rx_compressed_bytes += bytes.len() as u64;
             packet
         } else {
             frame::read_packet(kind, payload)?

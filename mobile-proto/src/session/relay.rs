@@ -44,9 +44,8 @@ impl Session {
         }
         let stale_epoch = hello.epoch != self.epoch;
         let side = RelayPath { switch: hello.switch, stale_epoch, ..RelayPath::default() };
-        let mut new = Path::accept(now, path, side);
         let compression = hello.compression && self.limits.compression;
-        new.set_compression(compression);
+        let mut new = Path::accept(now, path, side, compression);
         let VersionedConfig { version, config } = &relay.config;
         Welcome::put(&mut new.control, self.epoch, self.receiver.next(), *version, config, compression);
         if self.paths.find(path).is_some() {
