@@ -12,7 +12,7 @@ mod heuristic;
 pub(crate) use codec::{Decoder, Encoder};
 pub(crate) use heuristic::Heuristic;
 
-use crate::Packet;
+use crate::{Packet, ProtocolError};
 
 /// The identifier of zstd in HELLO and WELCOME, the first frames of a path.
 pub(crate) const ZSTD: u8 = 1;
@@ -53,5 +53,38 @@ impl SendCompression {
         }
         *self = Self::Off;
         None
+    }
+}
+
+/// The state of compression for the packets received on a path.
+#[derive(Debug, Default)]
+pub(crate) enum ReceiveCompression {
+    /// The peer may send no compressed packets: compression was not agreed.
+    #[default]
+    Off,
+    /// The peer may send compressed packets; the decoder is created with the first one.
+    Agreed,
+    /// The decoder is running since the first compressed packet.
+    Active(Box<Decoder>),
+}
+
+impl ReceiveCompression {
+    /// Returns the state of a new path, given whether compression was `agreed`.
+    pub(crate) fn new(agreed: bool) -> Self {
+        if agreed { Self::Agreed } else { Self::Off }
+    }
+
+    /// Returns the decoder of the path's compressed packets; `None` if compression was not agreed.
+    ///
+    /// # Errors
+    /// If memory is exhausted.
+    pub(crate) fn decoder(&mut self) -> Result<Option<&mut Decoder>, ProtocolError> {
+        if let Self::Agreed = self {
+            *self = Self::Active(Box::new(Decoder::new()?));
+        }
+        match self {
+            Self::Active(decoder) => Ok(Some(decoder)),
+            Self::Off | Self::Agreed => Ok(None),
+        }
     }
 }

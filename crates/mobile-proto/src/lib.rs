@@ -53,7 +53,8 @@
 //!
 //! # Modules
 //!
-//! - `session`: the [`Session`], with its input, transmission, timers and the freeze of inner TCP
+//! - `session`: the [`Session`], composed of its paths, a sender, a receiver and the state of its
+//!   role
 //! - `path`, `health`: one path, and whether it is dead, slow or well
 //! - `queue`, `replay`, `buffer_pool`: packets to be sent (FQ-CoDel), records to be acknowledged,
 //!   and reused buffers

@@ -1,13 +1,15 @@
-//! The state of one path: its lifecycle, its incomplete frame and its timers.
+//! The state of one path: its lifecycle, its two directions and its timers.
+
+mod pings;
+mod side;
 
 use std::time::{Duration, Instant};
 
-use crate::compression::{Decoder, SendCompression};
-use crate::health::{Health, MAX_PINGS, PathContext};
+use crate::compression::{ReceiveCompression, SendCompression};
+use crate::health::{Health, MAX_PINGS, PathContext, RELAY_MAX_PINGS};
 use crate::{CloseCode, Limits, Packet, PathId, PathStats, frame, message};
-
-/// Interval of RTT measurements while data flows; they cost 30 bytes a second.
-const RTT_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) use pings::Pings;
+pub(crate) use side::{ClientPath, PathSide, RelayPath};
 
 /// Time after which a path is dropped whose transport cannot even take the few bytes of CLOSE,
 /// perhaps because the driver has dropped it long ago.
@@ -31,58 +33,58 @@ pub(crate) enum PathState {
 pub(crate) struct Path {
     pub(crate) id: PathId,
     pub(crate) state: PathState,
-    /// Client: the epoch named in HELLO, then the one named in WELCOME. Relay: its own epoch.
-    pub(crate) epoch: u64,
-    /// The client's switch counter when the path was opened.
-    pub(crate) switch: u64,
-    /// Client: the paths to keep, of an activation that waits for WELCOME or may have to be
-    /// repeated then.
-    pub(crate) pending_activation: Option<Vec<PathId>>,
-    /// Relay: whether received records are numbered for another epoch, until an ACTIVATE for this
-    /// epoch arrives.
-    pub(crate) stale_epoch: bool,
-    /// Client: the nonce of the PING sent with ACTIVATE. A PONG with this nonce, or a later one, is
-    /// the relay's answer to ACTIVATE.
-    pub(crate) confirming_nonce: Option<u64>,
-    /// Client: whether ACTIVATE was written directly after HELLO, so that WELCOME answers both.
-    pub(crate) activated_early: bool,
+    pub(crate) side: PathSide,
     /// Encoded control frames that wait to be sent.
     pub(crate) control: Vec<u8>,
-    /// Whether the configuration has to be sent.
-    pub(crate) config_due: bool,
-    /// The nonce of the newest received PING that has not been answered; a PONG for older ones is
-    /// of no use to the peer.
-    pub(crate) pong_due: Option<u64>,
-    /// Whether a PING has to be sent.
-    pub(crate) ping_due: bool,
-    /// Relay: whether DOUBT has to be sent, because the active path is probing or unresponsive.
-    pub(crate) doubt_due: bool,
-    /// The record number of the next DATA frame sent on this path, as the peer counts; `None`
-    /// before SEQ.
-    pub(crate) tx_number: Option<u64>,
-    /// The record number of the next DATA frame received on this path; `None` before SEQ.
-    pub(crate) rx_number: Option<u64>,
-    /// The start of a frame whose remainder has not arrived yet.
-    pub(crate) partial_frame: Vec<u8>,
-    /// The compression of the packets sent on this path.
-    pub(crate) tx_compression: SendCompression,
-    /// The decoder of the compressed packets received on this path; created with the first one.
-    pub(crate) decoder: Option<Box<Decoder>>,
+    pub(crate) pings: Pings,
+    pub(crate) tx: SendState,
+    pub(crate) rx: ReceiveState,
     pub(crate) health: Health,
     /// Whether a transport sample is useful now, although no judgement depends on it.
     pub(crate) sample_due: bool,
-    /// Client: when HELLO was sent; `None` before.
-    pub(crate) hello_sent_at: Option<Instant>,
     pub(crate) stats: PathStats,
     closing_since: Option<Instant>,
-    /// The nonces of the oldest and the newest sent PING that have not been answered.
-    pings: Option<(u64, u64)>,
-    last_ping: Option<Instant>,
-    nonce: u64,
+}
+
+/// The state of the records that a path sends.
+#[derive(Debug, Default)]
+pub(crate) struct SendState {
+    /// The record number of the next DATA frame, as the peer counts; `None` before SEQ.
+    pub(crate) number: Option<u64>,
+    pub(crate) compression: SendCompression,
+}
+
+/// The state of the frames that a path receives.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveState {
+    /// The record number of the next DATA frame; `None` before SEQ.
+    pub(crate) number: Option<u64>,
+    /// The start of a frame whose remainder has not arrived yet.
+    pub(crate) partial_frame: Vec<u8>,
+    pub(crate) compression: ReceiveCompression,
 }
 
 impl Path {
-    pub(crate) fn new(now: Instant, id: PathId, state: PathState, epoch: u64, switch: u64) -> Self {
+    /// Creates a client's path, which waits for WELCOME. Its HELLO names `epoch`, and announces
+    /// that the client reads compressed packets if `compression` is set.
+    pub(crate) fn connect(now: Instant, id: PathId, epoch: u64, compression: bool) -> Self {
+        let side = PathSide::Client(ClientPath { epoch, ..ClientPath::default() });
+        let mut path = Self::new(now, id, PathState::Connecting, side);
+        // Agreed already, because a closing path reads packets but ignores WELCOME.
+        path.rx.compression = ReceiveCompression::new(compression);
+        path
+    }
+
+    /// Creates a relay's path, whose HELLO has arrived just now. WELCOME agrees to `compression`.
+    pub(crate) fn accept(now: Instant, id: PathId, relay: RelayPath, compression: bool) -> Self {
+        let mut path = Self::new(now, id, PathState::Ready, PathSide::Relay(relay));
+        path.stats.last_heard = Some(now);
+        path.rx.compression = ReceiveCompression::new(compression);
+        path.set_send_compression(compression);
+        path
+    }
+
+    fn new(now: Instant, id: PathId, state: PathState, side: PathSide) -> Self {
         let stats = PathStats {
             ready: false,
             active: false,
@@ -103,30 +105,15 @@ impl Path {
         Self {
             id,
             state,
-            epoch,
-            switch,
-            pending_activation: None,
-            stale_epoch: false,
-            confirming_nonce: None,
-            activated_early: false,
+            side,
             control: Vec::new(),
-            config_due: false,
-            pong_due: None,
-            ping_due: false,
-            doubt_due: false,
-            tx_number: None,
-            rx_number: None,
-            partial_frame: Vec::new(),
-            tx_compression: SendCompression::default(),
-            decoder: None,
+            pings: Pings::default(),
+            tx: SendState::default(),
+            rx: ReceiveState::default(),
             health: Health::default(),
             sample_due: true,
-            hello_sent_at: None,
             stats,
             closing_since: None,
-            pings: None,
-            last_ping: None,
-            nonce: 0,
         }
     }
 
@@ -138,6 +125,31 @@ impl Path {
     /// Returns whether only CLOSE is left to be sent.
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.state, PathState::Closing | PathState::Failed)
+    }
+
+    /// Returns whether received records are numbered for another epoch than the relay's.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.side.relay().is_some_and(|relay| relay.stale_epoch)
+    }
+
+    /// Returns whether frames wait to be sent that belong to no record.
+    pub(crate) fn has_control(&self) -> bool {
+        let relay = |relay: &RelayPath| relay.config_due || relay.doubt_due;
+        let due = self.pings.pong_due.is_some() || self.pings.due || self.side.relay().is_some_and(relay);
+        !self.control.is_empty() || (self.is_ready() && due)
+    }
+
+    /// Makes a client's path ready: its WELCOME has arrived, for this epoch.
+    pub(crate) fn on_welcome(&mut self, now: Instant, epoch: u64, compression: bool) {
+        let PathSide::Client(client) = &mut self.side else { return };
+        client.epoch = epoch;
+        let hello_sent_at = client.hello_sent_at;
+        self.set_send_compression(compression);
+        self.state = PathState::Ready;
+        self.sample_due = true;
+        if let Some(sent) = hello_sent_at {
+            self.on_rtt_measured(now.saturating_duration_since(sent));
+        }
     }
 
     /// Records received bytes. Returns whether an unresponsive path has recovered by this.
@@ -156,15 +168,21 @@ impl Path {
         self.state = state;
     }
 
+    /// Ends the path after a violation of the protocol: only CLOSE is left to be sent.
+    pub(crate) fn fail(&mut self, now: Instant) {
+        self.close(now, CloseCode::ProtocolError, PathState::Failed);
+        self.rx = ReceiveState::default();
+    }
+
     /// Appends SEQ with `number`, the number of the next record sent on the path.
     pub(crate) fn put_seq(&mut self, number: u64, out: &mut Vec<u8>) {
-        self.tx_number = Some(number);
+        self.tx.number = Some(number);
         frame::put_number(out, frame::SEQ, number);
     }
 
     /// Sets whether both ends agreed to compression on this path.
-    pub(crate) fn set_compression(&mut self, compression: bool) {
-        self.tx_compression = if compression { SendCompression::Agreed } else { SendCompression::Off };
+    fn set_send_compression(&mut self, compression: bool) {
+        self.tx.compression = if compression { SendCompression::Agreed } else { SendCompression::Off };
         self.stats.compression = compression;
     }
 
@@ -177,12 +195,12 @@ impl Path {
         compress: bool,
         out: &mut Vec<u8>,
     ) -> Option<usize> {
-        if self.tx_number != Some(number) {
+        if self.tx.number != Some(number) {
             self.put_seq(number, out);
         }
-        self.tx_number = Some(number + 1);
+        self.tx.number = Some(number + 1);
         self.stats.tx_packets += 1;
-        if compress && let Some(compressed) = self.tx_compression.encode(packet) {
+        if compress && let Some(compressed) = self.tx.compression.encode(packet) {
             frame::put_compressed(out, packet, compressed);
             return Some(compressed.len());
         }
@@ -190,38 +208,21 @@ impl Path {
         None
     }
 
-    /// Appends a PING frame.
-    pub(crate) fn put_ping(&mut self, now: Instant, out: &mut Vec<u8>) {
-        self.nonce += 1;
-        let oldest = self.pings.map_or(self.nonce, |(oldest, _)| oldest);
-        self.pings = Some((oldest, self.nonce));
-        self.last_ping = Some(now);
-        self.ping_due = false;
-        message::put_nonce(out, frame::PING, self.nonce);
-    }
-
-    /// Returns the nonce of the next PING.
-    pub(crate) fn next_nonce(&self) -> u64 {
-        self.nonce + 1
-    }
-
     /// Handles a PONG. Returns whether it answers an open PING; the answer to the newest PING
     /// measures the RTT.
     pub(crate) fn handle_pong(&mut self, now: Instant, nonce: u64) -> bool {
-        let asked = |(oldest, newest): &(u64, u64)| (*oldest..=*newest).contains(&nonce);
-        let Some((_, newest)) = self.pings.filter(asked) else { return false };
-        self.pings = (nonce < newest).then_some((nonce + 1, newest));
+        if !self.pings.on_pong(nonce) {
+            return false;
+        }
         self.sample_due = true;
-        if nonce == newest
-            && let Some(sent) = self.last_ping
-        {
-            self.on_rtt_measured(now.saturating_duration_since(sent));
+        if let Some(rtt) = self.pings.round_trip(now, nonce) {
+            self.on_rtt_measured(rtt);
         }
         true
     }
 
     /// Updates the smoothed RTT (RFC 6298) with one measurement.
-    pub(crate) fn on_rtt_measured(&mut self, rtt: Duration) {
+    fn on_rtt_measured(&mut self, rtt: Duration) {
         self.stats.srtt = Some(self.stats.srtt.map_or(rtt, |srtt| srtt * 7 / 8 + rtt / 8));
     }
 
@@ -232,20 +233,13 @@ impl Path {
         if !unanswered {
             self.health.start_waiting(now);
         }
-        self.ping_due = true;
+        self.pings.due = true;
     }
 
     /// Returns whether an answer is missing: to HELLO, to a PING, or to a PING that could not be
     /// sent yet.
     pub(crate) fn is_unanswered(&self) -> bool {
-        self.state == PathState::Connecting || self.pings.is_some() || self.ping_due
-    }
-
-    /// Returns whether the RTT has to be measured again while data flows.
-    pub(crate) fn needs_rtt(&self, now: Instant) -> bool {
-        self.pings.is_none()
-            && !self.ping_due
-            && self.last_ping.is_none_or(|at| now.saturating_duration_since(at) >= RTT_INTERVAL)
+        self.state == PathState::Connecting || self.pings.is_unanswered()
     }
 
     /// Returns the values with which the path's health is judged, given whether anything sent is
@@ -261,21 +255,28 @@ impl Path {
             unanswered: unanswered && !self.is_closing(),
             connecting: self.state == PathState::Connecting,
             judged: self.is_ready() || active,
-            max_pings: MAX_PINGS,
+            max_pings: match self.side {
+                PathSide::Client(_) => MAX_PINGS,
+                PathSide::Relay(_) => RELAY_MAX_PINGS,
+            },
             srtt: self.stats.srtt,
         }
     }
 
-    /// Client: returns when to send a PING because nothing was received for a keepalive interval.
+    /// Returns when a client sends a PING because nothing was received for a keepalive interval.
+    /// Only the client keeps paths alive; the relay measures with PINGs while data flows.
     pub(crate) fn ping_at(&self, limits: &Limits) -> Option<Instant> {
-        if !self.is_ready() || self.ping_due {
+        self.side.client()?;
+        if !self.is_ready() || self.pings.due {
             return None;
         }
-        self.last_activity().max(self.last_ping.unwrap_or(self.stats.opened)).checked_add(limits.keepalive)
+        let last_sent = self.pings.last_sent().unwrap_or(self.stats.opened);
+        self.last_activity().max(last_sent).checked_add(limits.keepalive)
     }
 
-    /// Relay: returns when to free the path because nothing was received for too long.
+    /// Returns when a relay frees the path because nothing was received for too long.
     pub(crate) fn idle_at(&self, limits: &Limits) -> Option<Instant> {
+        self.side.relay()?;
         self.last_activity().checked_add(limits.keepalive.saturating_mul(limits.idle_keepalives))
     }
 
@@ -286,8 +287,8 @@ impl Path {
 
     /// Frees unused memory of the path while no data flows.
     pub(crate) fn trim(&mut self) {
-        if self.partial_frame.is_empty() {
-            self.partial_frame = Vec::new();
+        if self.rx.partial_frame.is_empty() {
+            self.rx.partial_frame = Vec::new();
         }
         self.control.shrink_to_fit();
     }
@@ -304,10 +305,10 @@ mod tests {
     #[test]
     fn any_pong_counts_and_only_the_last_one_measures_the_rtt() {
         let now = Instant::now();
-        let mut path = Path::new(now, PathId(1), PathState::Ready, 1, 0);
+        let mut path = Path::accept(now, PathId(1), RelayPath::default(), false);
         let mut out = Vec::new();
-        path.put_ping(now, &mut out);
-        path.put_ping(now + Duration::from_millis(5), &mut out);
+        path.pings.put(now, &mut out);
+        path.pings.put(now + Duration::from_millis(5), &mut out);
         assert!(!path.handle_pong(now, 3), "never sent");
         assert!(path.handle_pong(now + Duration::from_millis(20), 1));
         assert_eq!(path.stats.srtt, None);

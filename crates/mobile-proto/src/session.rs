@@ -1,123 +1,53 @@
 //! A session: both sides of the protocol in one type.
 //!
-//! This module has the public methods and the lifecycle of the paths. Its submodules:
+//! This module composes a session of its parts and has the methods that both roles share. Its
+//! submodules are the parts:
+//!
+//! - `paths` holds the open paths, and which of them is active,
+//! - `sender` queues, numbers and keeps the packets to send,
+//! - `receiver` delivers received records in order, and acknowledges them,
+//! - `side`, `client` and `relay` hold and do what only one of the two roles does,
+//! - `events` queues the events for the caller;
+//!
+//! and what the parts do together:
 //!
 //! - `input` parses received bytes,
 //! - `transmit` writes the bytes to send,
 //! - `timers` handles timeouts,
 //! - `liveness` acts on the health of the paths,
 //! - `freeze` keeps inner TCP alive during an outage,
-//! - `takeover` passes the remaining state to the next session,
-//! - `events` queues the events for the caller.
+//! - `takeover` passes the remaining state to the next session.
 
+mod client;
 mod events;
 mod freeze;
 mod input;
 mod liveness;
+mod paths;
+mod receiver;
+mod relay;
+mod sender;
+mod side;
 mod takeover;
 mod timers;
 mod transmit;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use client::Client;
+pub use events::Event;
+use events::Events;
+use paths::Paths;
+use receiver::Receiver;
+use relay::Relay;
+use sender::{Admission, Sender};
+pub use sender::{DropReason, Enqueue};
+use side::Side;
 pub use takeover::Unacknowledged;
 
-use crate::buffer_pool::BufferPool;
-use crate::compression::Heuristic;
-use crate::message::Activate;
 use crate::path::{Path, PathState};
-use crate::queue::{Record, SegmentRange, SendQueue};
-use crate::replay::ReplayBuffer;
-use crate::segment_budget::SegmentBudget;
-use crate::{
-    CloseCode, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
-    Stats,
-};
-
-/// The result of [`Session::enqueue`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Enqueue {
-    /// The packet was accepted and will be sent.
-    Queued,
-    /// The packet was dropped and counted.
-    Dropped(DropReason),
-}
-
-/// The reason why a packet was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
-    /// The queue has no room.
-    QueueFull,
-    /// In an outage, an earlier packet with the same TCP data is already held; the new packet may
-    /// have replaced it.
-    Duplicate,
-    /// The packet is empty or longer than [`MAX_PACKET`].
-    BadLength,
-}
-
-/// A change in a session of which the caller has to know, or on which it has to act.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Client: WELCOME arrived, and the path can be activated.
-    PathReady {
-        /// The path that is ready.
-        path: PathId,
-        /// Whether the relay knew the session. If false (a new session, or a restarted relay), the
-        /// unacknowledged records were renumbered and are sent again.
-        resumed: bool,
-    },
-    /// Client: the relay's configuration is new or has changed.
-    Config(PushConfig),
-    /// Both sides: transmission moved to this path.
-    PathActivated {
-        /// The path that is active.
-        path: PathId,
-        /// The path that was active before, if any.
-        previous: Option<PathId>,
-        /// Number of records that are sent again.
-        replayed: u64,
-        /// Number of packets dropped on this side since the previous switch.
-        dropped: u64,
-    },
-    /// Client: the relay has answered the activation of the path that was activated last.
-    PathConfirmed {
-        /// The path that was confirmed.
-        path: PathId,
-    },
-    /// The path is closed, by the peer or by this side. The caller drops the transport.
-    PathClosed {
-        /// The path that was closed.
-        path: PathId,
-        /// The reason for closing it.
-        code: CloseCode,
-    },
-    /// An answer is overdue on the path, which may still be alive: the session sends small segments
-    /// to find out. Reported once each time that this happens.
-    PathProbing {
-        /// The path that is probed.
-        path: PathId,
-    },
-    /// The path is dead by all evidence: several segments went unanswered, or nothing was received
-    /// for too long. Reported once, until [`Event::PathRecovered`].
-    PathUnresponsive {
-        /// The path that is unresponsive.
-        path: PathId,
-        /// The time for which nothing sent on the path was answered.
-        silent_for: Duration,
-    },
-    /// A path that was unresponsive delivers again.
-    PathRecovered {
-        /// The path that recovered.
-        path: PathId,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Client,
-    Server,
-}
+use crate::queue::Record;
+use crate::{CloseCode, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, SessionId, Stats};
 
 /// One session of a client or of a relay.
 ///
@@ -126,177 +56,74 @@ enum Role {
 /// [again](Self::poll_timeout).
 #[derive(Debug)]
 pub struct Session {
-    role: Role,
     id: SessionId,
     limits: Limits,
+    side: Side,
     /// The epoch, a random number of the session object at the relay; 0 in a client until the first
     /// WELCOME.
     epoch: u64,
-    config: Option<PushConfig>,
-    config_version: u64,
-    /// The open paths, in no order. A session has few paths, so a list is faster than a map.
-    paths: Vec<Path>,
-    active: Option<PathId>,
     /// The number of the client's latest activation of a path; at the relay, the highest number
     /// received.
     switch: u64,
-    buffers: BufferPool,
-    queue: SendQueue,
-    replay: ReplayBuffer,
-    /// The number of the next received record to deliver.
-    rx_next: u64,
-    ack: transmit::AckState,
-    freeze: freeze::Freeze,
-    compression_heuristic: Heuristic,
-    segment_budget: SegmentBudget,
-    events: events::Events,
-    /// Client: when the session last acted on DOUBT, the relay's report that it gets no answers on
-    /// the active path.
-    last_doubt: Option<Instant>,
+    paths: Paths,
+    sender: Sender,
+    receiver: Receiver,
+    events: Events,
     stats: Stats,
-    /// The value of [`Stats::dropped`] when transmission last moved to another path.
-    dropped_before: u64,
 }
 
 impl Session {
     /// Creates a client's session. `id` has to be random and new for each start of the agent.
     #[must_use]
     pub fn client(id: SessionId, limits: Limits) -> Self {
-        Self::new(Role::Client, id, 0, limits, None)
+        Self::new(Side::Client(Client::default()), id, 0, limits)
     }
 
     /// Creates a relay's session. `epoch` has to be random, not zero, and new for each session
     /// object.
     #[must_use]
     pub fn server(id: SessionId, epoch: u64, limits: Limits, config: PushConfig) -> Self {
-        Self::new(Role::Server, id, epoch, limits, Some(config))
+        Self::new(Side::Relay(Relay::new(config)), id, epoch, limits)
     }
 
-    fn new(role: Role, id: SessionId, epoch: u64, limits: Limits, config: Option<PushConfig>) -> Self {
-        let queue = if limits.fair { SendQueue::fair(id.0, limits.target_delay) } else { SendQueue::fifo() };
+    fn new(side: Side, id: SessionId, epoch: u64, limits: Limits) -> Self {
         Self {
-            role,
             id,
-            limits,
+            side,
             epoch,
-            config,
-            config_version: 0,
-            paths: Vec::new(),
-            active: None,
             switch: 0,
-            buffers: BufferPool::default(),
-            queue,
-            replay: ReplayBuffer::default(),
-            rx_next: 0,
-            ack: transmit::AckState::default(),
-            freeze: freeze::Freeze::default(),
-            compression_heuristic: Heuristic::default(),
-            segment_budget: SegmentBudget::default(),
-            events: events::Events::default(),
-            last_doubt: None,
+            paths: Paths::default(),
+            sender: Sender::new(id, &limits),
+            receiver: Receiver::default(),
+            events: Events::default(),
             stats: Stats::default(),
-            dropped_before: 0,
+            limits,
         }
-    }
-
-    /// Client: queues HELLO on a new path. An open path with the same id is dropped.
-    pub fn open_path(&mut self, now: Instant, path: PathId) {
-        self.remove_path(path);
-        let mut new = Path::new(now, path, PathState::Connecting, self.epoch, self.switch);
-        let (session, epoch, switch) = (self.id, self.epoch, self.switch);
-        let compression = self.limits.compression;
-        Hello { session, epoch, path, switch, compression }.put(&mut new.control);
-        // An ACTIVATE that still waits will have a higher switch counter than this HELLO, so it has
-        // to name the path.
-        for keep in self.paths.iter_mut().filter_map(|path| path.pending_activation.as_mut()) {
-            if keep.len() < Activate::MAX_KEEP && !keep.contains(&path) {
-                keep.push(path);
-            }
-        }
-        self.add(new);
-    }
-
-    /// Relay: accepts the path that sent `hello` and queues WELCOME on it.
-    ///
-    /// An open path with the same id is closed with [`Event::PathClosed`]. So the caller has to
-    /// handle the events before it stores the new transport under the id. If the maximum number of
-    /// paths is reached, the standby path that was silent for the longest time is closed.
-    ///
-    /// # Errors
-    /// If this is a client's session, if `hello` is for another session, or if no path can be
-    /// closed.
-    pub fn accept_path(&mut self, now: Instant, hello: &Hello) -> Result<(), ProtocolError> {
-        let path = hello.path;
-        if self.role != Role::Server {
-            return Err(ProtocolError::NotAServer(path));
-        }
-        if hello.session != self.id {
-            return Err(ProtocolError::WrongSession { path, got: hello.session, expected: self.id });
-        }
-        if self.find(path).is_some() {
-            self.close_and_report(path, CloseCode::Replaced);
-        }
-        self.make_room_for(path)?;
-        let mut new = Path::new(now, path, PathState::Ready, self.epoch, hello.switch);
-        new.stale_epoch = hello.epoch != self.epoch;
-        new.stats.last_heard = Some(now);
-        new.set_compression(hello.compression && self.limits.compression);
-        self.put_welcome(new.tx_compression.is_on(), &mut new.control);
-        self.add(new);
-        Ok(())
-    }
-
-    /// Client: makes a path active. The relay keeps `path` and the paths in `keep`, and frees all
-    /// other paths except for those opened later than this call.
-    ///
-    /// Transmission moves to `path` and starts with the oldest unacknowledged record. If `path` is
-    /// already active, only the list of paths to keep is sent.
-    ///
-    /// The path need not be ready ([`Event::PathReady`]). If the relay's epoch is known, everything
-    /// is sent directly after HELLO, one round trip earlier. If the epoch is unknown, the
-    /// activation follows when WELCOME arrives.
-    pub fn activate(&mut self, now: Instant, path: PathId, keep: &[PathId]) {
-        let chosen = self.find(path).filter(|&index| !self.paths[index].is_closing());
-        if chosen.is_none() || self.role != Role::Client {
-            return;
-        }
-        // This activation replaces one that still waits.
-        self.paths.iter_mut().for_each(|path| path.pending_activation = None);
-        let Some(mut chosen) = self.take(path) else { return };
-        if chosen.is_ready() {
-            self.send_activate(now, &mut chosen, keep);
-        } else {
-            chosen.pending_activation = Some(keep.iter().copied().take(Activate::MAX_KEEP).collect());
-            if self.epoch != 0 {
-                self.send_activate(now, &mut chosen, keep);
-            }
-        }
-        self.paths.push(chosen);
     }
 
     /// Queues CLOSE on a path, which is removed once [`Self::poll_transmit`] has written the frame.
     /// Until then its input is still processed. If the path takes no more bytes, it is removed
     /// after 5 seconds.
     pub fn close_path(&mut self, now: Instant, path: PathId, code: CloseCode) {
-        if let Some(index) = self.find(path) {
+        if let Some(index) = self.paths.find(path) {
             self.paths[index].close(now, code, PathState::Closing);
-            self.deactivate(path);
+            self.paths.deactivate(path);
         }
     }
 
     /// Removes a path whose transport has failed. The session keeps its unacknowledged records.
     pub fn path_lost(&mut self, _now: Instant, path: PathId) {
-        self.remove_path(path);
+        self.paths.remove(path);
     }
 
     /// Queues a packet from the TUN for transmission. Without an active path the packet waits for
     /// one.
     pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
         let packet = packet.into();
-        match self.admit_packet(now, packet) {
+        match self.admit(now, packet) {
             Ok(range) => {
-                let bytes = self.buffers.copy(packet.bytes);
-                self.push(Record::new(bytes, packet.offload, now, range))
+                let bytes = self.sender.buffers.copy(packet.bytes);
+                self.sender.push(Record::new(bytes, packet.offload, now, range), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
@@ -314,37 +141,22 @@ impl Session {
         offload: Offload,
     ) -> Enqueue {
         let bytes = buffer.get(..length).unwrap_or_default();
-        match self.admit_packet(now, Packet { bytes, offload }) {
+        match self.admit(now, Packet { bytes, offload }) {
             Ok(range) => {
-                let adopted = self.buffers.adopt(buffer, length);
-                self.push(Record::new(adopted, offload, now, range))
+                let adopted = self.sender.buffers.adopt(buffer, length);
+                self.sender.push(Record::new(adopted, offload, now, range), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
     }
 
-    fn admit_packet(&mut self, now: Instant, packet: Packet<'_>) -> Result<Option<SegmentRange>, DropReason> {
+    fn admit(&mut self, now: Instant, packet: Packet<'_>) -> Admission {
         if packet.bytes.is_empty() || packet.len() > MAX_PACKET {
             self.stats.dropped_bad_length += 1;
             return Err(DropReason::BadLength);
         }
-        let cost = self.buffers.capacity_for(packet.len()) + size_of::<Record>();
-        match self.admit(now, packet, cost) {
-            freeze::Admission::Queue(range) => Ok(range),
-            freeze::Admission::Drop(reason) => Err(reason),
-        }
-    }
-
-    fn push(&mut self, mut record: Record) -> Enqueue {
-        self.count_enqueued(record.packet.len());
-        match self.queue.supersede(&mut record) {
-            Some(needless) => {
-                self.stats.thinned += 1;
-                self.buffers.recycle(needless);
-            }
-            None => self.queue.push(record),
-        }
-        Enqueue::Queued
+        self.update_outage(now);
+        self.sender.admit(now, packet, &self.limits, &mut self.stats)
     }
 
     /// Returns whether the caller should continue to read packets from the TUN.
@@ -356,11 +168,7 @@ impl Session {
     /// because the TUN must never block an application for a whole outage.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let spare = self.limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
-        self.is_cut_off()
-            || self.queue.is_empty()
-            || self.queue.cost()
-                < if self.queue.is_delayed() { spare } else { self.limits.active_queue_bytes.min(spare) }
+        self.paths.is_cut_off() || self.sender.has_room(&self.limits)
     }
 
     /// Returns whether flows take turns, so that little should be queued in the transports below
@@ -374,7 +182,7 @@ impl Session {
     /// delay ([`Limits::target_delay`]), because the delay does not show that its sender is too
     /// fast.
     pub fn set_growing(&mut self, growing: bool) {
-        self.queue.set_growing(growing);
+        self.sender.queue.set_growing(growing);
     }
 
     /// Returns the next event. Only the latest event is queued of those that report a state (the
@@ -389,15 +197,6 @@ impl Session {
     #[must_use]
     pub fn pending_events(&self) -> usize {
         self.events.len()
-    }
-
-    /// Relay: sends a new configuration on all paths.
-    pub fn set_config(&mut self, config: PushConfig) {
-        if self.role == Role::Server && self.config.as_ref() != Some(&config) {
-            self.config = Some(config);
-            self.config_version += 1;
-            self.paths.iter_mut().for_each(|path| path.config_due = true);
-        }
     }
 
     /// Returns the session's counters.
@@ -420,13 +219,13 @@ impl Session {
     /// Returns the path on which packets are sent, if any.
     #[must_use]
     pub fn active_path(&self) -> Option<PathId> {
-        self.active
+        self.paths.active_id()
     }
 
     /// Returns the relay's configuration, once it is known.
     #[must_use]
     pub fn config(&self) -> Option<&PushConfig> {
-        self.config.as_ref()
+        self.side.config()
     }
 
     /// Returns the relay's epoch; 0 while it is unknown.
@@ -438,87 +237,36 @@ impl Session {
     /// Returns the bytes of packets sent and not acknowledged.
     #[must_use]
     pub fn unacked_bytes(&self) -> usize {
-        self.replay.bytes()
+        self.sender.replay.bytes()
     }
 
     /// Returns the bytes of packets not sent yet.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.queue.bytes()
-    }
-
-    /// Adds a path. Grows the list by one, because `Vec` would reserve room for four paths at once,
-    /// while nearly every session has one or two, and a relay has thousands of sessions.
-    fn add(&mut self, path: Path) {
-        self.paths.reserve_exact(1);
-        self.paths.push(path);
-    }
-
-    fn find(&self, path: PathId) -> Option<usize> {
-        self.paths.iter().position(|open| open.id == path)
-    }
-
-    fn take(&mut self, path: PathId) -> Option<Path> {
-        self.find(path).map(|index| self.paths.swap_remove(index))
-    }
-
-    fn make_room_for(&mut self, path: PathId) -> Result<(), ProtocolError> {
-        if self.paths.len() >= self.limits.max_paths {
-            let standby = self.paths.iter().filter(|open| self.active != Some(open.id));
-            let quietest = standby.min_by_key(|open| open.stats.last_heard).map(|open| open.id);
-            let max = self.limits.max_paths;
-            self.close_and_report(
-                quietest.ok_or(ProtocolError::TooManyPaths { path, max })?,
-                CloseCode::Replaced,
-            );
-        }
-        Ok(())
-    }
-
-    /// Removes a path without an event.
-    fn remove_path(&mut self, path: PathId) {
-        self.take(path);
-        self.deactivate(path);
+        self.sender.queue.bytes()
     }
 
     /// Removes a path and reports it to the caller.
     fn close_and_report(&mut self, path: PathId, code: CloseCode) {
-        self.remove_path(path);
+        self.paths.remove(path);
         self.events.push(Event::PathClosed { path, code });
     }
 
-    fn deactivate(&mut self, path: PathId) {
-        if self.active == Some(path) {
-            self.active = None;
-        }
-    }
-
-    /// Queues ACTIVATE on a path and moves transmission to it.
-    fn send_activate(&mut self, now: Instant, path: &mut Path, keep: &[PathId]) {
-        self.switch += 1;
-        let (epoch, switch, rx_next) = (self.epoch, self.switch, self.rx_next);
-        Activate { epoch, switch, rx_next, keep: keep.to_vec() }.put(&mut path.control);
-        path.request_ping(now, self.is_unanswered(path));
-        path.confirming_nonce = Some(path.next_nonce());
-        path.activated_early = path.state == PathState::Connecting && path.hello_sent_at.is_none();
-        self.ack.reset();
-        self.switch_to(path.id);
+    /// Closes the other paths for which `doomed` returns true, and reports them to the caller.
+    /// Returns the new index of the path at `index`.
+    fn close_others(&mut self, index: usize, code: CloseCode, doomed: impl Fn(&Path) -> bool) -> usize {
+        let (index, closed) = self.paths.remove_others(index, doomed);
+        closed.into_iter().for_each(|path| self.events.push(Event::PathClosed { path, code }));
+        index
     }
 
     /// Moves transmission to `path`. If it is already active, its stream continues unchanged.
     fn switch_to(&mut self, path: PathId) {
-        if self.active != Some(path) {
-            let previous = self.active.replace(path);
-            let replayed = self.replay.rewind();
-            let dropped =
-                self.stats.dropped() - std::mem::replace(&mut self.dropped_before, self.stats.dropped());
+        if !self.paths.is_active(path) {
+            let previous = self.paths.activate(path);
+            let (replayed, dropped) = self.sender.rewind(&self.stats);
             self.stats.switches += 1;
             self.events.push(Event::PathActivated { path, previous, replayed, dropped });
         }
-    }
-
-    fn count_enqueued(&mut self, len: usize) {
-        self.stats.enqueued_packets += 1;
-        self.stats.enqueued_bytes += len as u64;
     }
 }

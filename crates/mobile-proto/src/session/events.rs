@@ -6,8 +6,66 @@
 //! of paths.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use super::Event;
+use crate::{CloseCode, PathId, PushConfig};
+
+/// A change in a session of which the caller has to know, or on which it has to act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Client: WELCOME arrived, and the path can be activated.
+    PathReady {
+        /// The path that is ready.
+        path: PathId,
+        /// Whether the relay knew the session. If false (a new session, or a restarted relay), the
+        /// unacknowledged records were renumbered and are sent again.
+        resumed: bool,
+    },
+    /// Client: the relay's configuration is new or has changed.
+    Config(PushConfig),
+    /// Both sides: transmission moved to this path.
+    PathActivated {
+        /// The path that is active.
+        path: PathId,
+        /// The path that was active before, if any.
+        previous: Option<PathId>,
+        /// Number of records that are sent again.
+        replayed: u64,
+        /// Number of packets dropped on this side since the previous switch.
+        dropped: u64,
+    },
+    /// Client: the relay has answered the activation of the path that was activated last.
+    PathConfirmed {
+        /// The path that was confirmed.
+        path: PathId,
+    },
+    /// The path is closed, by the peer or by this side. The caller drops the transport.
+    PathClosed {
+        /// The path that was closed.
+        path: PathId,
+        /// The reason for closing it.
+        code: CloseCode,
+    },
+    /// An answer is overdue on the path, which may still be alive: the session sends small segments
+    /// to find out. Reported once each time that this happens.
+    PathProbing {
+        /// The path that is probed.
+        path: PathId,
+    },
+    /// The path is dead by all evidence: several segments went unanswered, or nothing was received
+    /// for too long. Reported once, until [`Event::PathRecovered`].
+    PathUnresponsive {
+        /// The path that is unresponsive.
+        path: PathId,
+        /// The time for which nothing sent on the path was answered.
+        silent_for: Duration,
+    },
+    /// A path that was unresponsive delivers again.
+    PathRecovered {
+        /// The path that recovered.
+        path: PathId,
+    },
+}
 
 /// The events that the caller has not polled yet.
 #[derive(Debug, Default)]
@@ -70,10 +128,7 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::{CloseCode, PathId, PushConfig};
 
     const ONE: PathId = PathId(1);
     const TWO: PathId = PathId(2);

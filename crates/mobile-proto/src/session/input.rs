@@ -2,17 +2,18 @@
 
 use std::time::Instant;
 
-use super::{Event, Role, Session};
-use crate::compression::Decoder;
+use super::side::Side;
+use super::{Event, Session};
 use crate::frame::{self, Decoded};
-use crate::message::{self, Activate, VersionedConfig, Welcome};
-use crate::path::{Path, PathState};
+use crate::message::{self, VersionedConfig};
+use crate::path::PathState;
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
 /// The effect of a received frame on its path.
-#[derive(PartialEq, Eq)]
-enum FrameOutcome {
-    Open,
+pub(super) enum FrameOutcome {
+    /// The path stays open and now has this index in the list: it moves when a frame makes the
+    /// session close other paths.
+    Open(usize),
     Closed(CloseCode),
 }
 
@@ -20,8 +21,9 @@ impl Session {
     /// Handles decrypted bytes received on a path, in pieces of any size. Each new inner packet is
     /// passed to `deliver` once, in order. Only the remainder of an incomplete frame is copied.
     ///
-    /// # Errors If the peer violates the protocol. In that case CLOSE is queued and further input
-    /// of the path is ignored; the session continues.
+    /// # Errors
+    /// If the peer violates the protocol. In that case CLOSE is queued and further input of the
+    /// path is ignored; the session continues.
     pub fn handle_input(
         &mut self,
         now: Instant,
@@ -29,40 +31,33 @@ impl Session {
         bytes: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        // The path is taken out of the list while its frames are parsed, so that they can change
-        // the others.
-        let Some(mut path) = self.take(path) else {
+        let readable = self.paths.find(path).filter(|&index| self.paths[index].state != PathState::Failed);
+        let Some(index) = readable else {
             self.stats.stray_bytes += bytes.len() as u64;
             return Ok(());
         };
-        if path.state == PathState::Failed {
-            self.stats.stray_bytes += bytes.len() as u64;
-            self.paths.push(path);
-            return Ok(());
+        if self.paths[index].on_bytes_received(now, bytes.len()) {
+            self.events.push(Event::PathRecovered { path });
         }
-        if path.on_bytes_received(now, bytes.len()) {
-            self.events.push(Event::PathRecovered { path: path.id });
-        }
-        match self.read_frames(now, &mut path, bytes, deliver) {
-            Ok(FrameOutcome::Open) => {
-                if path.pong_due.is_some() {
+        match self.read_frames(now, index, bytes, deliver) {
+            Ok(FrameOutcome::Open(index)) => {
+                if self.paths[index].pings.pong_due.is_some() {
                     // An idle peer's PING: this end is probably idle, too.
-                    path.trim();
-                    self.trim_if_idle();
+                    self.paths[index].trim();
+                    self.sender.trim_if_idle();
                 }
-                self.paths.push(path);
                 Ok(())
             }
             Ok(FrameOutcome::Closed(code)) => {
-                self.close_and_report(path.id, code);
+                self.close_and_report(path, code);
                 Ok(())
             }
             Err(error) => {
                 self.stats.protocol_errors += 1;
-                self.deactivate(path.id);
-                path.close(now, CloseCode::ProtocolError, PathState::Failed);
-                path.partial_frame = Vec::new();
-                self.paths.push(path);
+                self.paths.deactivate(path);
+                if let Some(index) = self.paths.find(path) {
+                    self.paths[index].fail(now);
+                }
                 Err(error)
             }
         }
@@ -71,11 +66,12 @@ impl Session {
     fn read_frames(
         &mut self,
         now: Instant,
-        path: &mut Path,
+        mut index: usize,
         mut bytes: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
-        let mut partial_frame = std::mem::take(&mut path.partial_frame);
+        // The buffer is not borrowed from the path, because a frame in it may change all paths.
+        let mut partial_frame = std::mem::take(&mut self.paths[index].rx.partial_frame);
         while !partial_frame.is_empty() && !bytes.is_empty() {
             match frame::decode(&partial_frame)? {
                 Decoded::Incomplete { need } => {
@@ -89,9 +85,9 @@ impl Session {
             }
         }
         if let Decoded::Frame { kind, payload, .. } = frame::decode(&partial_frame)? {
-            let outcome = self.handle_frame(now, path, kind, payload, deliver)?;
-            if outcome != FrameOutcome::Open {
-                return Ok(outcome);
+            match self.handle_frame(now, index, kind, payload, deliver)? {
+                FrameOutcome::Open(at) => index = at,
+                closed @ FrameOutcome::Closed(_) => return Ok(closed),
             }
             partial_frame.clear();
         }
@@ -105,263 +101,112 @@ impl Session {
                 }
                 Decoded::Frame { kind, payload, consumed } => {
                     bytes = &bytes[consumed..];
-                    let outcome = self.handle_frame(now, path, kind, payload, deliver)?;
-                    if outcome != FrameOutcome::Open {
-                        return Ok(outcome);
+                    match self.handle_frame(now, index, kind, payload, deliver)? {
+                        FrameOutcome::Open(at) => index = at,
+                        closed @ FrameOutcome::Closed(_) => return Ok(closed),
                     }
                 }
             }
         }
+        let path = &mut self.paths[index];
         let carries = |kind: u8| frame::is_data(kind) || kind == frame::COMPRESSED;
-        if !path.stale_epoch && partial_frame.first().is_some_and(|&kind| carries(kind)) {
+        if !path.is_stale() && partial_frame.first().is_some_and(|&kind| carries(kind)) {
             // A long record on a slow path: tell the sender that its bytes arrive.
-            self.ack.schedule(now, &self.limits);
+            self.receiver.ack.schedule(now, &self.limits);
         }
-        path.partial_frame = partial_frame;
-        Ok(FrameOutcome::Open)
+        path.rx.partial_frame = partial_frame;
+        Ok(FrameOutcome::Open(index))
     }
 
     fn handle_frame(
         &mut self,
         now: Instant,
-        path: &mut Path,
+        index: usize,
         kind: u8,
         payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
-        let connecting = path.state == PathState::Connecting;
-        match (kind, self.role) {
+        let (state, stale) = (self.paths[index].state, self.paths[index].is_stale());
+        let connecting = state == PathState::Connecting;
+        match (kind, &self.side) {
             (frame::CLOSE, _) => return Ok(FrameOutcome::Closed(message::decode_close(payload)?)),
-            (frame::WELCOME, Role::Client) if connecting => return self.handle_welcome(now, path, payload),
-            (frame::WELCOME, Role::Client) if path.state == PathState::Closing => {}
+            (frame::WELCOME, Side::Client(_)) if connecting => {
+                return self.handle_welcome(now, index, payload);
+            }
+            (frame::WELCOME, Side::Client(_)) if state == PathState::Closing => {}
             (frame::FIRST_IGNORABLE.., _) => self.stats.skipped_frames += 1,
             _ if connecting => return Err(unexpected(kind, "before WELCOME")),
-            (frame::COMPRESSED, _) => self.handle_compressed(now, path, payload, deliver)?,
-            (frame::SEQ | frame::ACK, Role::Server) if path.stale_epoch => self.stats.stale_frames += 1,
-            (kind, Role::Server) if path.stale_epoch && frame::is_data(kind) => self.stats.stale_frames += 1,
-            (kind, _) if frame::is_data(kind) => {
-                self.handle_data(now, path, frame::read_packet(kind, payload)?, deliver)?;
+            // The frame is decoded even on a stale path, because later frames refer to it.
+            (frame::COMPRESSED, _) => self.handle_record(now, index, kind, payload, deliver)?,
+            (frame::SEQ | frame::ACK, Side::Relay(_)) if stale => self.stats.stale_frames += 1,
+            (kind, Side::Relay(_)) if stale && frame::is_data(kind) => self.stats.stale_frames += 1,
+            (kind, _) if frame::is_data(kind) => self.handle_record(now, index, kind, payload, deliver)?,
+            (frame::SEQ, _) => {
+                let number = message::decode_number("SEQ", payload)?;
+                self.paths[index].rx.number = Some(number);
+                self.receiver.skip_to(now, number, &self.limits, &mut self.stats);
             }
-            (frame::SEQ, _) => self.handle_seq(now, path, message::decode_number("SEQ", payload)?),
             (frame::ACK, _) => {
                 self.stats.acks_received += 1;
-                self.handle_ack(message::decode_number("ACK", payload)?)?;
+                let upto = message::decode_number("ACK", payload)?;
+                self.sender.acknowledge(upto, &mut self.stats)?;
                 // An unchanged ACK is progress, too: it shows that more of a record has arrived.
-                self.on_progress(now, path);
+                self.on_progress(now, index);
             }
-            (frame::PING, _) => path.pong_due = Some(message::decode_nonce("PING", payload)?),
+            (frame::PING, _) => {
+                self.paths[index].pings.pong_due = Some(message::decode_nonce("PING", payload)?);
+            }
             (frame::PONG, _) => {
                 let nonce = message::decode_nonce("PONG", payload)?;
-                if path.handle_pong(now, nonce) {
-                    self.on_progress(now, path);
+                if self.paths[index].handle_pong(now, nonce) {
+                    self.on_progress(now, index);
                 }
-                self.confirm_if(path, |path| path.confirming_nonce.is_some_and(|by| nonce >= by));
+                self.confirm_if(index, |client| client.confirming_nonce.is_some_and(|by| nonce >= by));
             }
-            (frame::ACTIVATE, Role::Server) => self.handle_activate(now, path, payload)?,
-            (frame::DOUBT, Role::Client) => {
+            (frame::ACTIVATE, Side::Relay(_)) => return self.handle_activate(now, index, payload),
+            (frame::DOUBT, Side::Client(_)) => {
                 message::decode_empty("DOUBT", payload)?;
-                self.handle_doubt(now, path);
+                self.handle_doubt(now);
             }
-            (frame::CONFIG, Role::Client) => self.apply_config(VersionedConfig::decode(payload)?, false),
+            (frame::CONFIG, Side::Client(_)) => self.apply_config(VersionedConfig::decode(payload)?, false),
             _ => return Err(unexpected(kind, "from this peer in this state")),
         }
-        Ok(FrameOutcome::Open)
+        Ok(FrameOutcome::Open(index))
     }
 
-    fn handle_data(
+    /// Handles a frame with a record, and delivers the packet if it is the next one.
+    fn handle_record(
         &mut self,
         now: Instant,
-        path: &mut Path,
-        packet: Packet<'_>,
+        index: usize,
+        kind: u8,
+        payload: &[u8],
         deliver: &mut dyn FnMut(Packet<'_>),
     ) -> Result<(), ProtocolError> {
-        let number = path.rx_number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
-        path.rx_number = Some(number + 1);
-        self.ack.received(now, packet.len(), &self.limits);
-        // The numbers of a path continue from a SEQ, and `rx_next` is never behind that: so
-        // `number` is never beyond it.
-        if number == self.rx_next {
-            self.rx_next += 1;
-            if !self.segment_budget.admit(now, packet) {
-                self.stats.dropped_segments += 1;
-                return Ok(());
-            }
-            self.stats.rx_packets += 1;
-            self.stats.rx_bytes += packet.len() as u64;
-            path.stats.rx_packets += 1;
-            self.note_delivered(packet.bytes);
+        let path = &mut self.paths[index];
+        let stale = path.is_stale();
+        let packet = if kind == frame::COMPRESSED {
+            let decoder = path.rx.compression.decoder()?;
+            let decoder = decoder.ok_or(unexpected(kind, "on a path where compression was not agreed"))?;
+            let frame::Compressed { offload, length, bytes } = frame::read_compressed(payload)?;
+            let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
+            self.stats.rx_compressible_bytes += packet.len() as u64;
+            self.stats.rx_compressed_bytes += bytes.len() as u64;
+            packet
+        } else {
+            frame::read_packet(kind, payload)?
+        };
+        if stale {
+            self.stats.stale_frames += 1;
+            return Ok(());
+        }
+        let number = path.rx.number.ok_or(unexpected(frame::DATA, "before the first SEQ"))?;
+        path.rx.number = Some(number + 1);
+        let path_stats = &mut path.stats;
+        if self.receiver.accept(now, number, packet, &self.limits, path_stats, &mut self.stats) {
+            self.sender.freeze.note_delivered(packet.bytes);
             deliver(packet);
-        } else {
-            self.stats.duplicates += 1;
-            path.stats.duplicates += 1;
         }
-        Ok(())
-    }
-
-    fn handle_compressed(
-        &mut self,
-        now: Instant,
-        path: &mut Path,
-        payload: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
-    ) -> Result<(), ProtocolError> {
-        // A client has announced in HELLO that it reads compressed packets; a WELCOME on a closing
-        // path is ignored.
-        let agreed = match self.role {
-            Role::Client => self.limits.compression,
-            Role::Server => path.stats.compression,
-        };
-        if !agreed {
-            return Err(unexpected(frame::COMPRESSED, "on a path where compression was not agreed"));
-        }
-        // The decoder is taken out of the path while its packet is processed.
-        let mut decoder = match path.decoder.take() {
-            Some(decoder) => decoder,
-            None => Box::new(Decoder::new()?),
-        };
-        let frame::Compressed { offload, length, bytes } = frame::read_compressed(payload)?;
-        let packet = Packet { bytes: decoder.decode(length, bytes)?, offload };
-        self.stats.rx_compressible_bytes += packet.len() as u64;
-        self.stats.rx_compressed_bytes += bytes.len() as u64;
-        if path.stale_epoch {
-            // The frame is decoded anyway, because later frames refer to it.
-            self.stats.stale_frames += 1;
-        } else {
-            self.handle_data(now, path, packet, deliver)?;
-        }
-        path.decoder = Some(decoder);
-        Ok(())
-    }
-
-    /// Handles SEQ, the number of the next record on the path. If it is beyond the expected number,
-    /// the sender has given up all records between.
-    fn handle_seq(&mut self, now: Instant, path: &mut Path, first: u64) {
-        path.rx_number = Some(first);
-        if first > self.rx_next {
-            self.stats.lost = self.stats.lost.saturating_add(first - self.rx_next);
-            self.rx_next = first;
-            self.ack.schedule(now, &self.limits);
-        }
-    }
-
-    fn handle_ack(&mut self, upto: u64) -> Result<(), ProtocolError> {
-        let (buffers, stats) = (&mut self.buffers, &mut self.stats);
-        self.replay.acknowledge(upto, |record| {
-            stats.acked_packets += 1;
-            buffers.recycle(record.packet);
-        })
-    }
-
-    fn handle_welcome(
-        &mut self,
-        now: Instant,
-        path: &mut Path,
-        payload: &[u8],
-    ) -> Result<FrameOutcome, ProtocolError> {
-        let welcome = Welcome::decode(payload)?;
-        let resumed = welcome.epoch == self.epoch;
-        if resumed {
-            self.handle_ack(welcome.rx_next)?;
-        } else if path.epoch != self.epoch {
-            // The relay answered a HELLO that named an older epoch than another path has learnt
-            // since. Which of the two answers is newer is unknown; the next HELLO will show.
-            return Ok(FrameOutcome::Closed(CloseCode::SessionGone));
-        } else {
-            self.adopt_epoch(now, welcome.epoch, welcome.rx_next);
-            path.tx_number = None;
-        }
-        path.epoch = self.epoch;
-        path.set_compression(welcome.compression && self.limits.compression);
-        path.state = PathState::Ready;
-        path.sample_due = true;
-        if let Some(sent) = path.hello_sent_at {
-            path.on_rtt_measured(now.saturating_duration_since(sent));
-        }
-        self.apply_config(welcome.config, !resumed);
-        self.events.push(Event::PathReady { path: path.id, resumed });
-        self.on_progress(now, path);
-        // An ACTIVATE that was written later may have crossed this WELCOME; a PONG will answer it.
-        self.confirm_if(path, |path| resumed && path.activated_early && path.confirming_nonce.is_some());
-        if let Some(keep) = path.pending_activation.take()
-            && (!resumed || self.active != Some(path.id))
-        {
-            self.send_activate(now, path, &keep);
-        }
-        Ok(FrameOutcome::Open)
-    }
-
-    /// Reports [`Event::PathConfirmed`] once, if the path is still the active one and `answered`
-    /// says that the relay has answered on it.
-    fn confirm_if(&mut self, path: &mut Path, answered: impl Fn(&Path) -> bool) {
-        if self.active == Some(path.id) && answered(path) {
-            path.confirming_nonce = None;
-            self.events.push(Event::PathConfirmed { path: path.id });
-        }
-    }
-
-    /// Adopts the epoch of a relay that has lost this session's state, or never had it. The records
-    /// of both directions are numbered anew, and the unacknowledged ones are sent first.
-    fn adopt_epoch(&mut self, now: Instant, epoch: u64, rx_next: u64) {
-        let former = |path: &Path| path.state != PathState::Connecting;
-        let gone: Vec<_> = self.paths.iter().filter(|path| former(path)).map(|path| path.id).collect();
-        gone.into_iter().for_each(|path| self.close_and_report(path, CloseCode::SessionGone));
-        self.stats.renumbered += u64::from(self.epoch != 0);
-        self.epoch = epoch;
-        self.replay.renumber(rx_next);
-        self.rx_next = 0;
-        self.ack.reset();
-        // The relay ignores what was written early for the former epoch.
-        self.paths.iter_mut().for_each(|path| path.tx_number = None);
-        // A path that waits for its own WELCOME can carry data for the new epoch.
-        if let Some(at) = self.paths.iter().position(|path| path.pending_activation.is_some()) {
-            let mut waiting = self.paths.swap_remove(at);
-            let keep = waiting.pending_activation.clone().unwrap_or_default();
-            self.send_activate(now, &mut waiting, &keep);
-            self.paths.push(waiting);
-        }
-    }
-
-    fn apply_config(&mut self, new: VersionedConfig, new_epoch: bool) {
-        if !new_epoch && self.config.is_some() && new.version < self.config_version {
-            return;
-        }
-        self.config_version = new.version;
-        if self.config.as_ref() != Some(&new.config) {
-            self.config = Some(new.config.clone());
-            self.events.push(Event::Config(new.config));
-        }
-    }
-
-    fn handle_activate(
-        &mut self,
-        now: Instant,
-        path: &mut Path,
-        payload: &[u8],
-    ) -> Result<(), ProtocolError> {
-        let activate = Activate::decode(payload)?;
-        // Written before the client knew that the relay has lost the session: the client will
-        // repeat it. Until then the data received here has numbers of the former epoch.
-        path.stale_epoch = activate.epoch != self.epoch;
-        if path.stale_epoch {
-            self.stats.stale_frames += 1;
-            return Ok(());
-        }
-        self.handle_ack(activate.rx_next)?;
-        if activate.switch <= self.switch || path.is_closing() {
-            // The client has switched again since, and that ACTIVATE arrived first.
-            self.stats.stale_activates += 1;
-            return Ok(());
-        }
-        self.switch = activate.switch;
-        // A path opened after this ACTIVATE was written cannot be in its list.
-        let freed = |other: &Path| !activate.keep.contains(&other.id) && other.switch < activate.switch;
-        let freed: Vec<_> = self.paths.iter().filter(|other| freed(other)).map(|other| other.id).collect();
-        self.switch_to(path.id);
-        freed.into_iter().for_each(|other| self.close_and_report(other, CloseCode::Replaced));
-        // The client replays from its oldest unacknowledged record: the sooner it gets the
-        // acknowledgement, the less it sends again.
-        self.ack.send_now();
-        path.request_ping(now, self.is_unanswered(path));
         Ok(())
     }
 }

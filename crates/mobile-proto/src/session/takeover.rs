@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::Session;
 use super::freeze::Freeze;
+use super::sender::{self, Sender};
 use crate::queue::Record;
-use crate::{MAX_PACKET, PacketBuf};
+use crate::{Limits, MAX_PACKET, PacketBuf, Stats};
 
 /// The packets that a session passes on to its successor: those that the peer has not acknowledged,
 /// then those not sent yet, in order.
@@ -50,8 +51,8 @@ impl Session {
     /// for a session that replaces this one.
     #[must_use]
     pub fn into_unacknowledged(self) -> Unacknowledged {
-        let records = self.replay.into_records().chain(self.queue.into_records()).collect();
-        Unacknowledged { records, freeze: self.freeze }
+        let Sender { replay, queue, freeze, .. } = self.sender;
+        Unacknowledged { records: replay.into_records().chain(queue.into_records()).collect(), freeze }
     }
 
     /// Takes over the packets of another session, ahead of the packets that this session has not
@@ -61,27 +62,33 @@ impl Session {
     /// dropped to make room, and are sent before all others. The rest is queued. Packets that the
     /// queue cannot hold either are dropped, the newest first, and counted.
     pub fn requeue(&mut self, left: Unacknowledged) {
+        self.sender.requeue(left, &self.limits, &mut self.stats);
+    }
+}
+
+impl Sender {
+    fn requeue(&mut self, left: Unacknowledged, limits: &Limits, stats: &mut Stats) {
         let Unacknowledged { records, freeze } = left;
         let known = self.freeze.take_over(freeze);
         let mut rest = Vec::new();
         for mut record in records {
             if record.packet.is_empty() || record.packet.len() > MAX_PACKET {
-                self.stats.dropped_bad_length += 1;
+                stats.dropped_bad_length += 1;
                 continue;
             }
-            self.count_enqueued(record.packet.len());
+            sender::count_enqueued(&record, stats);
             if !known {
-                record.range = self.track_packet(&record.packet);
+                record.range = self.freeze.track_packet(&record.packet);
             }
-            if rest.is_empty() && self.replay.cost() + record.cost() <= self.limits.replay_bytes {
+            if rest.is_empty() && self.replay.cost() + record.cost() <= limits.replay_bytes {
                 self.replay.push_unsent(record);
             } else {
                 rest.push(record);
             }
         }
         rest.into_iter().rev().for_each(|record| self.queue.push_front(record));
-        while self.queue.cost() > self.limits.queue_bytes {
-            self.stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
+        while self.queue.cost() > limits.queue_bytes {
+            stats.dropped_queue_full += u64::from(self.queue.pop_newest().is_some());
         }
     }
 }

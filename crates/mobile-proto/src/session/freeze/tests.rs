@@ -1,13 +1,14 @@
 mod bounds;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::segment::tests::{Sample, sums_are_zero};
 use crate::segment::{ACK, FIN};
-use crate::{Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
+use crate::{DropReason, Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Duration that is longer than the grace period before senders are frozen.
@@ -363,7 +364,7 @@ fn in_an_outage_the_newest_datagrams_stay_and_no_flow_displaces_all_others() {
     let others: usize = (4002..4010).map(|port| bulk(&mut ends, port)).sum();
     assert!(others <= one, "all flows have three quarters: {others}");
     assert_eq!(ends.client.enqueue(ends.now, &udp(100, 1000)), Enqueue::Queued);
-    assert!(ends.client.queue.cost() <= limits.queue_bytes);
+    assert!(ends.client.sender.queue.cost() <= limits.queue_bytes);
     ends.connect();
     let datagrams: Vec<u8> = ends.at_server.iter().filter(|it| it[9] == 17).map(|it| it[1]).collect();
     let first = datagrams[0];

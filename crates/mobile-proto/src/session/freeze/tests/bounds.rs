@@ -40,7 +40,7 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     let answer = Segment::parse(&local(&mut ends.server, ends.now)[0]).unwrap();
     assert_eq!((answer.seq, answer.ack, answer.window), (1000, 5000, 0), "the flow is still tracked");
     assert_eq!(ends.server.stats().dropped_duplicate, 1, "the range of the held data is known");
-    assert!(ends.server.queue.cost() <= limits.queue_bytes);
+    assert!(ends.server.sender.queue.cost() <= limits.queue_bytes);
     ends.connect();
     assert!(ends.at_client.starts_with(&sent), "{} of {}", ends.at_client.len(), sent.len());
     assert!(ends.at_client.len() > sent.len() + 30, "the newest of the other packets are queued");
@@ -95,11 +95,11 @@ fn a_probe_beside_data_needs_no_search() {
     let mut ends = established(&Limits::default());
     ends.cut();
     let _ = ends.send(data(1000, 10));
-    let paid = ends.client.freeze.search_paid_until;
+    let paid = ends.client.sender.freeze.search_paid_until;
     for _ in 0..1000 {
         assert_eq!(ends.send(data(999, 0)), Enqueue::Dropped(DropReason::Duplicate));
     }
-    assert_eq!(ends.client.freeze.search_paid_until, paid);
+    assert_eq!(ends.client.sender.freeze.search_paid_until, paid);
 }
 
 /// Tests that, of any number of probes of a closed window, only one is queued, even when the
@@ -151,7 +151,7 @@ fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
         let _ = ends.server.enqueue(ends.now, &from_far(4000, number));
     }
     let _ = ends.server.enqueue(ends.now, &from_far(4001, 1));
-    let held = |ends: &Ends| ends.server.replay.cost() + ends.server.queue.cost();
+    let held = |ends: &Ends| ends.server.sender.replay.cost() + ends.server.sender.queue.cost();
     let before = held(&ends);
     ends.now += limits.thin_after - SECOND;
     ends.server.handle_timeout(ends.now);
