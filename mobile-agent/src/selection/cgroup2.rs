@@ -179,7 +179,7 @@ mod tests {
     fn a_thread_in_its_own_mount_namespace_finds_the_same_mount() {
         let here = Cgroup2::find(None).ok();
         // Without root there is no namespace to look from.
-        if let Ok(there) = mobile_io::isolation::run_isolated(|| Cgroup2::find(None).ok()) {
+        if let Ok(there) = mobile_host::isolation::run_isolated(|| Cgroup2::find(None).ok()) {
             assert_eq!(there, here);
         }
     }
