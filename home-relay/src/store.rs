@@ -60,7 +60,8 @@ pub(crate) struct NewClient {
     /// address and a new one gets a free address.
     #[serde(default)]
     pub(crate) wanted: Lease,
-    /// The change of the client's reach.
+    /// The reach that the client is to have. Without one, a known client keeps its reach, and a new
+    /// client has that of `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: WantedReach,
 }

@@ -37,8 +37,8 @@ fn listed(bed: &Testbed, pid: i32) -> anyhow::Result<Option<Value>> {
     Ok(list.into_iter().find(|process| process["pid"] == pid))
 }
 
-/// Checks that `mobile ps` reports `made` TCP connections of a process in all, `open` of them still
-/// open, which carried `bytes` in each direction.
+/// Checks what `mobile ps` reports of a process: `made` TCP connections in total, `open` of them
+/// still open, and `bytes` carried in each direction.
 fn carried(bed: &Testbed, pid: i32, open: usize, made: u64, bytes: u64) -> Outcome {
     let process = listed(bed, pid)?.expect("it is mobile");
     let expected = json!({"connections": made, "bytes_sent": bytes, "bytes_received": bytes});

@@ -63,10 +63,11 @@ enum Bench {
     /// Measures the round trip of a keystroke, on an idle uplink and during a bulk transfer; also
     /// of the competitors
     Latency(latency::Args),
-    /// Measures a bulk transfer over a link of 100 Mbit/s that loses packets; also of the
-    /// competitors
+    /// Measures a bulk transfer over a link of 100 Mbit/s that loses packets, through mobile and
+    /// through the competitors
     Lossy(lossy::Args),
-    /// Measures how many small datagrams per second pass without loss; also of the competitors
+    /// Measures how many small datagrams per second pass without loss, through mobile and through
+    /// the competitors
     Pps(pps::Args),
     /// Measures a relay with many clients: memory and processor time per client, handshake rate,
     /// and the effect of floods

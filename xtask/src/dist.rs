@@ -26,8 +26,7 @@ pub(crate) struct Args {
     /// Gives the packages this version instead of the workspace's
     #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
     version: String,
-    /// Makes only Debian packages, of the two programs in this folder, instead of building static
-    /// programs
+    /// Packs the two programs in DIR into Debian packages, and builds nothing
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Writes everything to this folder instead of target/dist

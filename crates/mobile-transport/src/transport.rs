@@ -65,7 +65,7 @@ pub enum TransportError {
     /// The relay cannot listen on the address.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
-        /// The address in the configuration.
+        /// The address of `[listen] address` in the relay's configuration.
         address: SocketAddr,
         /// The error of the system call.
         source: io::Error,

@@ -16,8 +16,8 @@ use super::{StoreError, database};
 
 /// The name of the database file in the state directory.
 pub(super) const FILE: &str = "relay.redb";
-/// The version of the database format. Format 1 had only clients, and no version; 2 added
-/// invitations, 3 forwards, and 4 freed addresses.
+/// The version of the database format. Format 1 had only clients, and no version. Format 2 added
+/// invitations, format 3 added forwards, and format 4 added a table of freed addresses.
 pub(super) const VERSION: u64 = 4;
 /// The definition of a table whose rows are JSON, so that a field can be added without a new
 /// format.

@@ -57,8 +57,8 @@ fn set_socket_mobile(socket: &Socket, Mark { mark, mask, key }: Mark, mobile: bo
     }
 }
 
-/// Sets SO_MARK, with the key appended to the mark. The eBPF programs read the key; the kernel
-/// ignores it.
+/// Sets SO_MARK to `mark`, followed by the secret `key`, by which the eBPF programs recognise a
+/// change made by the agent. The kernel reads only the mark.
 fn set_mark(socket: &Socket, mark: u32, key: u64) -> io::Result<()> {
     let value = [mark, key as u32, (key >> 32) as u32];
     // SAFETY: the kernel and the programs read at most the size of `value`, which lives for the

@@ -76,7 +76,7 @@ impl Sender {
         Enqueue::Queued
     }
 
-    /// Returns whether more packets should be read from the TUN while a path delivers.
+    /// Returns whether the queue has room for another packet from the TUN while a path delivers.
     pub(super) fn has_room(&self, limits: &Limits) -> bool {
         let spare = limits.queue_bytes.saturating_sub(MAX_PACKET + size_of::<Record>());
         self.queue.is_empty()

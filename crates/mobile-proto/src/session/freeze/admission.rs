@@ -31,8 +31,8 @@ enum HeldSegment {
 
 impl Sender {
     /// Decides whether a packet from the TUN is queued. Updates the inner TCP flows, and answers
-    /// the sender of the packet if an outage has lasted for long enough. A packet that replaces an
-    /// older copy counts as dropped.
+    /// the sender of the packet if an outage has lasted for long enough. If the packet replaces an
+    /// older copy in the queue, one of the two counts as dropped.
     pub(in crate::session) fn admit(
         &mut self,
         now: Instant,

@@ -235,8 +235,8 @@ fn after_a_killed_relay_every_path_is_dead_and_the_best_uplink_is_dialled_at_onc
     rig.expect_connect("wlan0");
 }
 
-/// Regression: the healthy time of a path was counted from its beginning although it had stalled
-/// since, so that each stall counted as the first.
+/// Regression: the healthy time of a path was counted from its opening, even if it had stalled
+/// meanwhile. So each stall cleared the earlier failures and counted as the first.
 #[test]
 fn a_path_that_stalls_repeatedly_is_avoided_for_longer_each_time() {
     let (mut rig, eth, wlan) = connected_with_standby();
