@@ -154,8 +154,8 @@ impl<S> Grid<S> {
         figures.map(|(_, figure)| figure).max_by(f64::total_cmp)
     }
 
-    /// Returns, for a plot of one column, each contestant's name and the spread of its runs, without
-    /// other builds of this project.
+    /// Returns, for a plot of one column, each contestant's name and the spread of its runs,
+    /// without other builds of this project.
     pub(crate) fn bars(
         &self,
         column: usize,
