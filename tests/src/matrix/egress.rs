@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use nix::net::if_::if_indextoname;
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::ns::Ns;
@@ -44,7 +45,8 @@ impl EgressWatch {
         let socket = ns.enter(|| -> Result<Socket> {
             let all = Protocol::from(i32::from((libc::ETH_P_ALL as u16).to_be()));
             let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all)).context("a packet socket")?;
-            socket.set_recv_buffer_size(BUFFER)?;
+            // Beyond net.core.rmem_max, which is 208 KiB on the kernels of the virtual machines.
+            setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
             socket.set_read_timeout(Some(IDLE))?;
             Ok(socket)
         })?;
