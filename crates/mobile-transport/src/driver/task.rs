@@ -53,13 +53,15 @@ thread_local! {
     static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs a driver until it stops.
-pub(super) async fn run(
+/// Returns the future that runs a driver until it stops.
+pub(super) fn run<I: PacketIo>(
     session: Session,
-    io: impl PacketIo,
+    io: I,
     commands: mpsc::UnboundedReceiver<Command>,
     event_sender: mpsc::Sender<DriverEvent>,
-) {
+) -> impl Future<Output = ()> {
+    // The future has the driver in one place: made or taken apart inside of it, the session would
+    // be stored up to three times, at 1.5 KiB each.
     let mut driver = Driver {
         session,
         io,
@@ -72,22 +74,10 @@ pub(super) async fn run(
         stopping: None,
         sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
-    let end = poll_fn(|cx| driver.poll(cx)).await;
-    driver.collect_events(now());
-    let Driver { session, events, paths, commands, .. } = driver;
-    drop((paths, commands));
-    match end {
-        Outcome::TakenOver(reply) => {
-            // If the caller has gone, the packets are discarded.
-            let _ = reply.send(session.into_unacknowledged());
-        }
-        Outcome::Stopped(replies) => {
-            for reply in replies {
-                let _ = reply.send(());
-            }
-        }
+    async move {
+        let outcome = poll_fn(|cx| driver.poll(cx)).await;
+        driver.end(outcome).finish(DriverEvent::Stopped).await;
     }
-    events.finish(DriverEvent::Stopped).await;
 }
 
 enum Outcome {
@@ -126,6 +116,26 @@ enum SourceState {
 }
 
 impl<I: PacketIo> Driver<I> {
+    /// Drops the paths, tells the callers that waited for the end, and returns the events that the
+    /// owner has not received.
+    fn end(mut self, outcome: Outcome) -> EventQueue {
+        self.collect_events(now());
+        let Self { session, events, paths, commands, .. } = self;
+        drop((paths, commands));
+        match outcome {
+            Outcome::TakenOver(reply) => {
+                // If the caller has gone, the packets are discarded.
+                let _ = reply.send(session.into_unacknowledged());
+            }
+            Outcome::Stopped(replies) => {
+                for reply in replies {
+                    let _ = reply.send(());
+                }
+            }
+        }
+        events
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         for _ in 0..ROUNDS_PER_POLL {
             let now = now();

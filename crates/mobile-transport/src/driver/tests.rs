@@ -446,6 +446,17 @@ async fn unacknowledged_packets_can_be_taken_over() {
     assert!(pair.client.handle.take_over().await.is_empty());
 }
 
+/// Regression: the future had the session three times, which cost a relay 4 KiB for each client.
+#[tokio::test]
+async fn the_future_of_a_driver_has_its_session_once() {
+    let (_commands, inbox) = mpsc::unbounded_channel();
+    let (sender, _events) = mpsc::channel(1);
+    let device = Arc::new(MemoryDevice::default());
+    let driver = task::run(Session::client(SESSION, limits()), device, inbox, sender);
+    let size = size_of_val(&driver);
+    assert!(size < size_of::<Session>() * 2, "{size} bytes");
+}
+
 #[tokio::test]
 async fn a_refused_key_is_reported_as_refused() {
     for _ in 0..20 {
