@@ -88,7 +88,7 @@ pub(super) enum ConfigFile {
     Read(PathBuf),
     /// The default file does not exist, and no environment variable names a relay.
     NotEnrolled,
-    /// This user may not read the file; the text is the error.
+    /// The file exists, but the user of the check may not read it; the text is the error.
     NotAllowed(String),
     /// The file cannot be used; the text is the error.
     Invalid(String),

@@ -10,7 +10,7 @@ use crate::config::Routing;
 use crate::selection::instance::Instance;
 use crate::selection::process::{Connection, Process};
 
-/// What the route of a connection depends on: the configuration and the state of the host.
+/// The configuration and the state of the host on which the route of a connection depends.
 pub(super) struct HostState<'a> {
     /// The section `[routing]` of the configuration.
     pub(super) routing: &'a Routing,

@@ -8,7 +8,7 @@ mobile_host::declare_metrics! {
     UPTIME: Gauge "mobile_uptime_seconds" []
         "Time since the agent started.";
     CONNECTED: Gauge "mobile_connected" []
-        "1 while a path to the relay is active.";
+        "1 while a path to the relay is active and its assignment is in force or refused.";
     RTT: Gauge "mobile_rtt_seconds" []
         "Smoothed round-trip time to the relay on the active path; absent without one.";
     UPLINK_STATE: Gauge "mobile_uplink_state" ["uplink", "state"]
