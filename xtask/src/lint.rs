@@ -2,7 +2,9 @@
 //! error.
 
 mod bounds;
+mod imports;
 pub(crate) mod messages;
+mod sizes;
 mod sources;
 mod words;
 
@@ -19,12 +21,28 @@ pub(crate) struct Args {
     /// check nothing else
     #[arg(long)]
     pub(crate) words: bool,
+
+    /// Print which modules of each crate import which, and check nothing else
+    #[arg(long, conflicts_with = "words")]
+    pub(crate) imports: bool,
+
+    /// Check imports and sizes, and nothing else
+    #[arg(long, conflicts_with_all = ["words", "imports"])]
+    pub(crate) structure: bool,
 }
 
 /// Runs the checks, the quickest first.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.words {
         return words::report();
+    }
+    if args.imports {
+        print!("{}", imports::picture()?);
+        return Ok(());
+    }
+    if args.structure {
+        imports::check()?;
+        return sizes::check();
     }
     step("formatting");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;

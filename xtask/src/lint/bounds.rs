@@ -1,5 +1,14 @@
-//! The bounds of the counts in `cargo xtask lint --words`, each with its reason, and the names that
-//! are retired.
+//! The bounds of sizes and of the counts in `cargo xtask lint --words`, each with its reason, and
+//! the names that are retired.
+
+/// The largest number of lines in a source file: about the length that is read in one go.
+pub(super) const FILE_LINES: usize = 400;
+
+/// The largest number of lines in the body of a function: it fits on one screen.
+pub(super) const FUNCTION_LINES: usize = 60;
+
+/// The largest number of fields in a type. A type with more has mostly two jobs.
+pub(super) const TYPE_FIELDS: usize = 12;
 
 /// Widest line of a comment or of Markdown prose, in characters: two panes fit on one screen, and a
 /// diff of a paragraph shows the sentence that changed.
