@@ -235,7 +235,8 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
         )));
     }
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(ControlError::AlreadyRunning(path.to_owned())),
+        Ok(stream) if !peer::service_has_ended(&stream) => Err(ControlError::AlreadyRunning(path.to_owned())),
+        Ok(_) => fs::remove_file(path).map_err(io_error),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(io_error)
         }
@@ -378,6 +379,31 @@ mod tests {
         raw.write_all(b"{\"half").await.unwrap();
         drop(raw);
         assert_eq!(connection.recv::<Message>().await.unwrap(), None);
+    }
+
+    /// A child that a killed service was about to start still holds the listening socket.
+    #[tokio::test]
+    async fn a_socket_that_outlives_its_service_is_stale() {
+        use nix::libc;
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
+        use std::os::fd::AsRawFd;
+
+        let (_dir, path) = socket_path();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let held = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(held.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        // SAFETY: the child makes two system calls and touches no memory.
+        let service = unsafe {
+            match libc::fork() {
+                0 => libc::_exit(libc::listen(held.as_raw_fd(), 8)),
+                child => child,
+            }
+        };
+        // SAFETY: the status is not asked for.
+        assert_eq!(unsafe { libc::waitpid(service, std::ptr::null_mut(), 0) }, service);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert!(matches!(Client::connect(&path), Err(ControlError::NotRunning { .. })));
+        Listener::bind(&path, 0o600, None).unwrap();
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use mobile_proto::{Offload, Packet, VNET_HEADER_LEN};
 use nix::errno::Errno;
@@ -37,6 +38,13 @@ pub struct Tun {
     fd: AsyncFd<OwnedFd>,
     coalesces_datagrams: bool,
 }
+
+/// How long a device may stay open after its program was killed: a child of the program, between
+/// `fork` and `exec`, still holds every descriptor of its parent.
+const LEFTOVER_TIME: Duration = Duration::from_secs(1);
+
+/// The pause between two attempts to open a device that is in use.
+const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
 
 /// The reason why a TUN device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -266,7 +274,18 @@ mod request {
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 }
 
+/// Opens the device, or creates it. Waits up to [`LEFTOVER_TIME`] for a device that is in use.
 fn open(name: &str) -> Result<tun::Device, TunError> {
+    let deadline = Instant::now() + LEFTOVER_TIME;
+    loop {
+        match open_now(name) {
+            Err(TunError::Busy(_)) if Instant::now() < deadline => std::thread::sleep(LEFTOVER_PAUSE),
+            opened => return opened,
+        }
+    }
+}
+
+fn open_now(name: &str) -> Result<tun::Device, TunError> {
     check_name(name)?;
     let mut config = tun::Configuration::default();
     config.tun_name(name);

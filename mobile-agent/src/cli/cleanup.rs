@@ -4,11 +4,13 @@
 //! Files stay: the configuration, the key and the addresses cached in `[state] dir`.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use mobile_host::control::{Client, ControlError};
 use mobile_host::shutdown;
 use mobile_host::state_file::StateFile;
+use mobile_host::text::printable;
 use mobile_netlink::Netlink;
 
 use crate::config::Config;
@@ -19,6 +21,12 @@ use crate::routing;
 use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::cgroup_lock;
+
+/// How long an agent that closes its connections may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause before such an agent is asked again.
+const END_PAUSE: Duration = Duration::from_millis(20);
 
 /// Asks a running agent to remove everything and to end; without an agent, removes everything
 /// itself.
@@ -37,21 +45,33 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
     let names = footprint::for_cleanup(config, &record)?;
     for config in &names {
-        match Client::connect(&config.control.socket) {
-            // The agent reads the record too.
-            Ok(mut agent) => {
-                return match super::ask(&mut agent, &Request::Cleanup)? {
-                    // The agent may lack the right to remove its record's directory.
-                    Reply::Done => record.remove().map_err(Into::into),
-                    other => Err(super::unexpected(&other)),
-                };
-            }
-            Err(ControlError::NotRunning { .. }) => {}
-            Err(error) => return Err(error.into()),
+        // The agent reads the record too.
+        match ask_agent(&config.control.socket)? {
+            // The agent may lack the right to remove its record's directory.
+            Some(Reply::Done) => return record.remove().map_err(Into::into),
+            Some(Reply::Refused(reason)) => bail!("{}", printable(&reason)),
+            Some(other) => return Err(super::unexpected(&other)),
+            None => {}
         }
     }
     ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: run `sudo mobile cleanup`");
     super::runtime()?.block_on(remove_everything(&names, &record, None))
+}
+
+/// Asks the agent that listens on `socket` to clean up; returns `None` if no agent runs, or if it
+/// ended without a reply.
+fn ask_agent(socket: &Path) -> anyhow::Result<Option<Reply>> {
+    let deadline = Instant::now() + END_TIMEOUT;
+    loop {
+        let answer = Client::connect(socket).and_then(|mut agent| agent.call::<_, Reply>(&Request::Cleanup));
+        match answer {
+            Ok(reply) => return Ok(Some(reply)),
+            Err(ControlError::NotRunning { .. }) => return Ok(None),
+            // The agent was ending while it was asked: it holds its objects until it has ended.
+            Err(ControlError::HungUp(_)) if Instant::now() < deadline => std::thread::sleep(END_PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Removes the kernel objects that each configuration in `names` names, then `record`, the file

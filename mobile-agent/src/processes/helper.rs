@@ -1,6 +1,6 @@
 //! The main loop of the process helper: handles the agent's jobs until the agent has ended.
 
-use std::io::{IoSliceMut, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -33,7 +33,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs `mobile agent-process-helper`, whose standard input is the socket to the agent.
 pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     mobile_host::log::init(log, "MOBILE_LOG")?;
-    let stdin = std::io::stdin();
+    let stdin = io::stdin();
     let channel = stdin.as_fd();
     // Ctrl-C and systemd signal the whole process group. The agent still sends jobs then, and the
     // helper ends with the agent.
@@ -53,10 +53,12 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
         };
         let caller = descriptors.next();
         let worker = Arc::clone(&worker);
-        let work = move || {
-            if let Err(error) = handle(&worker, stream, caller) {
-                tracing::warn!(%error, "cannot send the result of a job to the agent");
+        let work = move || match handle(&worker, stream, caller) {
+            Ok(()) => {}
+            Err(error) if is_broken_pipe(&error) => {
+                tracing::debug!("the agent ended before the result of a job was sent");
             }
+            Err(error) => tracing::warn!(%error, "cannot send the result of a job to the agent"),
         };
         // If the thread cannot start, its stream closes, and the agent reports that to its client.
         if let Err(error) = std::thread::Builder::new().name("job".into()).spawn(work) {
@@ -64,6 +66,11 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns whether an error is that of a write to an agent that has ended.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Returns the capabilities and system calls that the process helper needs for its jobs. Files are

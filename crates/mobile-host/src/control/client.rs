@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ControlError, MAX_REPLY, MAX_REQUEST, parse, to_line};
+use super::{ControlError, MAX_REPLY, MAX_REQUEST, parse, peer, to_line};
 
 /// A connection of a command-line program to a service.
 #[derive(Debug)]
@@ -25,6 +25,9 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ControlError> {
         let path = path.to_owned();
         match UnixStream::connect(&path) {
+            Ok(stream) if peer::service_has_ended(&stream) => {
+                Err(ControlError::NotRunning { path, source: io::ErrorKind::ConnectionRefused.into() })
+            }
             Ok(stream) => Ok(Self { path, reader: BufReader::new(stream) }),
             Err(source) => Err(match source.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -88,7 +91,12 @@ impl Client {
         parse(&line).map(Some)
     }
 
+    /// Converts the error of a system call on the connection. A service that ends resets it.
     fn io_error(&self, source: io::Error) -> ControlError {
-        ControlError::Io { path: self.path.clone(), source }
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::HungUp(path),
+            _ => ControlError::Io { path, source },
+        }
     }
 }

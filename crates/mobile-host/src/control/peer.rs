@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::kill;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 
 /// The peer of a Unix socket, as the kernel recorded it when the peer connected.
 #[derive(Debug)]
@@ -27,6 +29,18 @@ impl Peer {
         let (pid, uid, gid) = (credentials.pid(), credentials.uid(), credentials.gid());
         Ok(Self { pid, uid, gid, pidfd: pidfd_of(stream, pid) })
     }
+}
+
+/// Returns whether the service to which a client has connected no longer exists.
+///
+/// The listening socket of a killed service can outlive it: a child between `fork` and `exec` still
+/// holds every descriptor of its parent, so that the kernel accepts connections that nobody answers.
+/// The kernel reports the process that called `listen`.
+pub(super) fn service_has_ended(stream: &impl AsFd) -> bool {
+    // The kernel reports 0 for a process outside this PID namespace.
+    getsockopt(stream, PeerCredentials).is_ok_and(|service| {
+        service.pid() > 0 && kill(Pid::from_raw(service.pid()), None) == Err(Errno::ESRCH)
+    })
 }
 
 /// Returns a pidfd of the process that connected; `None` if the process has terminated.
