@@ -8,68 +8,12 @@ use std::time::Duration;
 
 use mobile_proto::TransportSample;
 use nix::errno::Errno;
-use nix::libc;
+use nix::libc::{self, tcp_info};
 use tokio::net::TcpStream;
-
-/// The kernel's `struct tcp_info` (uapi/linux/tcp.h), up to the last field that this module needs.
-///
-/// The struct in the libc crate ends before that field. The kernel only ever appends fields.
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-struct TcpInfo {
-    state: u8,
-    ca_state: u8,
-    retransmits: u8,
-    probes: u8,
-    backoff: u8,
-    options: u8,
-    window_scales: u8,
-    flags: u8,
-    rto: u32,
-    ato: u32,
-    snd_mss: u32,
-    rcv_mss: u32,
-    unacked: u32,
-    sacked: u32,
-    lost: u32,
-    retrans: u32,
-    fackets: u32,
-    last_data_sent: u32,
-    last_ack_sent: u32,
-    last_data_recv: u32,
-    last_ack_recv: u32,
-    pmtu: u32,
-    rcv_ssthresh: u32,
-    rtt: u32,
-    rttvar: u32,
-    snd_ssthresh: u32,
-    snd_cwnd: u32,
-    advmss: u32,
-    reordering: u32,
-    rcv_rtt: u32,
-    rcv_space: u32,
-    total_retrans: u32,
-    pacing_rate: u64,
-    max_pacing_rate: u64,
-    bytes_acked: u64,
-    bytes_received: u64,
-    segs_out: u32,
-    segs_in: u32,
-    notsent_bytes: u32,
-    min_rtt: u32,
-    data_segs_in: u32,
-    data_segs_out: u32,
-    delivery_rate: u64,
-    busy_time: u64,
-    rwnd_limited: u64,
-    sndbuf_limited: u64,
-    delivered: u32,
-    delivered_ce: u32,
-}
 
 /// The minimum length in bytes of `struct tcp_info` that the kernel must fill in; kernels before
 /// 4.18 lack the field `delivered`.
-const MIN_LENGTH: usize = offset_of!(TcpInfo, delivered) + size_of::<u32>();
+const MIN_LENGTH: usize = offset_of!(tcp_info, tcpi_delivered) + size_of::<u32>();
 
 /// The kernel's statistics of the sending direction of a TCP connection.
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,32 +76,34 @@ pub(crate) struct Bbr {
 /// Returns the statistics of a connection for the liveness check; `None` if the kernel does not
 /// provide them.
 pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
-    read(tcp).ok().map(|info| info.sample())
+    read(tcp).ok().map(|info| sample(&info))
 }
 
 /// Returns the statistics of a connection for the send limit; `None` if the kernel does not provide
 /// them.
 pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
     let info = read(tcp).ok()?;
-    let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.notsent_bytes));
+    let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.tcpi_notsent_bytes));
     // SACK counts segments. Assume the average length of the segments in flight, not the MSS,
     // because segments that only carry inner acknowledgements are short.
     let sent = outstanding.saturating_sub(unsent);
-    let sacked =
-        (sent * u64::from(info.sacked)).checked_div(info.unacked.into()).unwrap_or_default().min(sent);
+    let sacked = (sent * u64::from(info.tcpi_sacked))
+        .checked_div(info.tcpi_unacked.into())
+        .unwrap_or_default()
+        .min(sent);
     Some(SendState {
         outstanding: outstanding - sacked,
         unsent,
-        acked_bytes: info.bytes_acked.saturating_add(sacked),
-        cwnd: info.snd_cwnd.into(),
-        mss: info.snd_mss.into(),
-        pacing_rate: info.pacing_rate,
-        rtt: from_micros(info.rtt),
-        rttvar: from_micros(info.rttvar),
-        min_rtt: known_rtt(info.min_rtt),
-        recovering: info.ca_state >= CA_RECOVERY,
-        retransmitted: info.total_retrans > 0,
-        left_slow_start: info.snd_ssthresh < INFINITE_SSTHRESH,
+        acked_bytes: info.tcpi_bytes_acked.saturating_add(sacked),
+        cwnd: info.tcpi_snd_cwnd.into(),
+        mss: info.tcpi_snd_mss.into(),
+        pacing_rate: info.tcpi_pacing_rate,
+        rtt: from_micros(info.tcpi_rtt),
+        rttvar: from_micros(info.tcpi_rttvar),
+        min_rtt: known_rtt(info.tcpi_min_rtt),
+        recovering: info.tcpi_ca_state >= CA_RECOVERY,
+        retransmitted: info.tcpi_total_retrans > 0,
+        left_slow_start: info.tcpi_snd_ssthresh < INFINITE_SSTHRESH,
         bbr: bbr(tcp),
     })
 }
@@ -226,9 +172,9 @@ fn known_rtt(rtt: u32) -> Option<Duration> {
     (rtt != u32::MAX).then(|| from_micros(rtt))
 }
 
-fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
-    let mut info = TcpInfo::default();
-    let mut length = size_of::<TcpInfo>() as libc::socklen_t;
+fn read(tcp: &TcpStream) -> io::Result<tcp_info> {
+    let mut info = zeroed();
+    let mut length = size_of::<tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes, all of them inside `info`, which is made of
     // integers only, so that any bytes are a value of it.
     let outcome = unsafe {
@@ -239,20 +185,24 @@ fn read(tcp: &TcpStream) -> io::Result<TcpInfo> {
     if (length as usize) < MIN_LENGTH { Err(io::ErrorKind::Unsupported.into()) } else { Ok(info) }
 }
 
-impl TcpInfo {
-    fn sample(&self) -> TransportSample {
-        let gone = self.sacked.saturating_add(self.lost);
-        TransportSample {
-            delivered: self.delivered,
-            in_flight: self.unacked.saturating_sub(gone).saturating_add(self.retrans),
-            unacked: self.unacked,
-            // `segs_out` would include bare acknowledgements, which are never acknowledged.
-            segs_out: self.data_segs_out,
-            retransmitted: self.total_retrans,
-            last_ack: Duration::from_millis(u64::from(self.last_ack_recv)),
-            srtt: from_micros(self.rtt),
-            rttvar: from_micros(self.rttvar),
-        }
+/// Returns statistics of zeros, which an older kernel leaves in the fields that it does not have.
+fn zeroed() -> tcp_info {
+    // SAFETY: the C structure consists of integers, for which zeros are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+fn sample(info: &tcp_info) -> TransportSample {
+    let gone = info.tcpi_sacked.saturating_add(info.tcpi_lost);
+    TransportSample {
+        delivered: info.tcpi_delivered,
+        in_flight: info.tcpi_unacked.saturating_sub(gone).saturating_add(info.tcpi_retrans),
+        unacked: info.tcpi_unacked,
+        // `tcpi_segs_out` would include bare acknowledgements, which are never acknowledged.
+        segs_out: info.tcpi_data_segs_out,
+        retransmitted: info.tcpi_total_retrans,
+        last_ack: Duration::from_millis(u64::from(info.tcpi_last_ack_recv)),
+        srtt: from_micros(info.tcpi_rtt),
+        rttvar: from_micros(info.tcpi_rttvar),
     }
 }
 
@@ -309,10 +259,10 @@ mod tests {
 
     #[test]
     fn segments_deemed_lost_are_not_in_flight() {
-        let info = TcpInfo { unacked: 10, sacked: 2, lost: 5, retrans: 1, ..TcpInfo::default() };
-        assert_eq!(info.sample().in_flight, 4);
-        let nonsense = TcpInfo { unacked: 1, sacked: u32::MAX, lost: 9, ..TcpInfo::default() };
-        assert_eq!(nonsense.sample().in_flight, 0);
+        let info = tcp_info { tcpi_unacked: 10, tcpi_sacked: 2, tcpi_lost: 5, tcpi_retrans: 1, ..zeroed() };
+        assert_eq!(sample(&info).in_flight, 4);
+        let nonsense = tcp_info { tcpi_unacked: 1, tcpi_sacked: u32::MAX, tcpi_lost: 9, ..zeroed() };
+        assert_eq!(sample(&nonsense).in_flight, 0);
         assert_eq!(MIN_LENGTH, 196);
     }
 }

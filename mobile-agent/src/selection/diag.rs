@@ -31,8 +31,8 @@ const ATTRIBUTE: usize = 4;
 const MESSAGE: usize = 72;
 
 /// The offsets of the counters in `struct tcp_info` (linux/tcp.h, Linux 4.1).
-const BYTES_ACKED: usize = 120;
-const BYTES_RECEIVED: usize = 128;
+const BYTES_ACKED: usize = offset_of!(libc::tcp_info, tcpi_bytes_acked);
+const BYTES_RECEIVED: usize = offset_of!(libc::tcp_info, tcpi_bytes_received);
 
 /// The TCP states to list, as a bit mask: all but TIME_WAIT (whose socket is gone), CLOSE and
 /// LISTEN.
