@@ -11,12 +11,13 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::addr;
 use crate::binaries::program;
-use crate::lab::{Lab, addr};
+use crate::lab::Lab;
 use crate::line_process::LineProcess;
+use crate::port;
 use crate::process::Process;
 use crate::pulse::{Pulse, PulseMode};
-use crate::services::port;
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 

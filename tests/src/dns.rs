@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::Lab;
 use crate::ns::Ns;
-use crate::services::{TcpService, UdpService, port};
+use crate::port;
+use crate::services::{TcpService, UdpService};
 
 /// The length of a DNS message's header in bytes.
 const HEADER: usize = 12;

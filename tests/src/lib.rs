@@ -65,6 +65,7 @@
 //! | compare with other tunnels | [`competitors`] |
 //! | play random events under checked flows | [`chaos`] |
 
+pub mod addr;
 mod binaries;
 mod booted_machine;
 pub mod call_timing;
@@ -84,6 +85,7 @@ mod line_process;
 mod link;
 pub mod matrix;
 mod ns;
+pub mod port;
 mod postgres;
 mod process;
 mod product;
@@ -108,7 +110,7 @@ pub use captive_portal::CaptivePortal;
 pub use capture::Capture;
 pub use cgroup::LabCgroup;
 pub use forge::{Forger, Sniffer, TcpNumbers};
-pub use lab::{Lab, LabOptions, addr};
+pub use lab::{Lab, LabOptions};
 pub use line_process::LineProcess;
 pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};
 pub use ns::Ns;
@@ -117,7 +119,7 @@ pub use process::{CommandOutput, Process, finish_within};
 pub use product::{Agent, METRICS, RELAY_PORT, Relay};
 pub use pty::Terminal;
 pub use relay_name::{RelayLocation, RelayName};
-pub use services::{Services, TcpService, UdpService, port};
+pub use services::{Services, TcpService, UdpService};
 pub use storm::{many_routes, netlink_storm, route_storm};
 pub use testbed::Testbed;
 pub use tether::Tether;

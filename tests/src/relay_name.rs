@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::product::RELAY_PORT;
 use crate::testbed::Testbed;
 

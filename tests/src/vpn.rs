@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::process::{Process, finish_within};
 use crate::uplink::Uplink;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::ends::{EndState, serve};
+use crate::addr;
 use crate::binaries::program;
-use crate::lab::addr;
 use crate::line_process::LineProcess;
 use crate::services::TcpService;
 use crate::testbed::Testbed;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::{Change, Competitor, CompetitorKind, INNER, device, make_gateway, needs_tun, pids, use_tunnel};
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_for};
