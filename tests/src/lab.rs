@@ -171,6 +171,15 @@ impl Lab {
         &self.name
     }
 
+    /// Returns a device name that no other running lab uses, made of `prefix`, the process id and
+    /// the number in the lab's name.
+    ///
+    /// wireguard-go and vtun make sockets and locks of that name, which all namespaces share.
+    pub(crate) fn unique_device(&self, prefix: &str) -> String {
+        let rest = self.name.trim_start_matches(|letter: char| !letter.is_ascii_digit());
+        format!("{prefix}{}", rest.replace('-', "n"))
+    }
+
     /// Returns the cgroup that contains every program of the lab.
     #[must_use]
     pub fn cgroup(&self) -> &LabCgroup {

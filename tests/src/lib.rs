@@ -103,6 +103,7 @@ mod uplink;
 mod vm;
 mod vpn;
 mod wait;
+mod wireguard;
 
 pub use binaries::{BIN_DIR, program};
 pub use booted_machine::BootedMachine;
