@@ -33,6 +33,7 @@ mod outage;
 mod packages;
 mod programs;
 mod refusals;
+mod relay_connections;
 mod relay_reach;
 mod relay_recovery;
 mod reload;
