@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mobile_tests::{LineProcess, PATIENCE, Process, TcpService, Testbed, UplinkName, http, port, wait_for};
 
-use crate::{Outcome, server, urls};
+use crate::{Outcome, echo_sessions, server, urls};
 
 /// The length of the outage. Without a freeze, TCP would give up after 3 s with the retries that
 /// [`impatient`] sets.
@@ -48,13 +48,7 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
             std::thread::sleep(TICK);
         }
     })?;
-    let mut echoes = Vec::new();
-    for address in server(port::ECHO) {
-        let mut talk = bed.mobile_labtool(&["tcp", &address])?;
-        talk.next_line()?;
-        assert_eq!(talk.request("before")?, "before");
-        echoes.push(talk);
-    }
+    let mut echoes = echo_sessions(&bed)?;
     let [four, _] = server(TICKS);
     let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
     ticks.next_line()?;

@@ -102,10 +102,7 @@ fn the_relays_own_port_is_not_tracked_and_a_firewall_that_asks_for_state_still_l
 #[test]
 fn a_revoked_clients_connections_end_and_its_address_goes_to_nobody_for_long() -> Outcome {
     let mut bed = Testbed::new()?;
-    let _echo = TcpService::start(&bed.lab.host, 7, |mut stream, _| {
-        let mut copy = stream.try_clone().expect("a second handle");
-        let _ = std::io::copy(&mut copy, &mut stream);
-    })?;
+    let _echo = TcpService::echo(&bed.lab.host, port::ECHO)?;
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     let tool = program("labtool")?;
     let at_relay = format!("{}:2001", addr::RELAY4);

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_tests::{LabOptions, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, until};
+use mobile_tests::{
+    LabOptions, Ns, PATIENCE, TcpService, Testbed, UdpService, addr, finish_within, port, until,
+};
 use socket2::{Domain, Socket, Type};
 
 use crate::Outcome;
@@ -284,10 +286,7 @@ fn what_a_client_reaches_is_set_for_all_and_for_one_and_changes_while_it_is_conn
     authorize("internet,192.168.77.0/24")?;
     assert_eq!(bed.relay.client("laptop")?["reach"], "internet,192.168.77.0/24");
     // An open connection ends when its destination becomes unreachable.
-    let _echo = TcpService::start(&machine, 7, |mut stream, _| {
-        let mut copy = stream.try_clone().expect("a second handle");
-        let _ = std::io::copy(&mut copy, &mut stream);
-    })?;
+    let _echo = TcpService::echo(&machine, port::ECHO)?;
     let mut talk = bed.mobile_labtool(&["tcp", &format!("{private}:7")])?;
     talk.next_line()?;
     assert_eq!(talk.request("before")?, "before");

@@ -31,7 +31,7 @@ impl Services {
     pub fn start(ns: &Ns) -> Result<Self> {
         let telnet_ns = ns.clone();
         let tcp = vec![
-            TcpService::start(ns, port::ECHO, |stream, _| echo(&stream))?,
+            TcpService::echo(ns, port::ECHO)?,
             TcpService::start(ns, port::DISCARD, |mut stream, _| {
                 let _ = std::io::copy(&mut stream, &mut std::io::sink());
             })?,
@@ -102,6 +102,11 @@ impl TcpService {
         serve: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
     ) -> Result<Self> {
         Self::start_over(ns, Protocol::TCP, port, serve)
+    }
+
+    /// Starts a service that sends back all it receives.
+    pub fn echo(ns: &Ns, port: u16) -> Result<Self> {
+        Self::start(ns, port, |stream, _| echo(&stream))
     }
 
     /// Starts a service as [`TcpService::start`] does, over `protocol`: TCP, or MPTCP if the kernel
