@@ -123,7 +123,7 @@ struct Typing {
 }
 
 impl Sessions {
-    /// Lets both servers' shells echo a word, and returns whether each did: the mobile session's
+    /// Lets the shell of each session echo a word, and returns whether it did: the mobile session's
     /// within [`PATIENCE`], then the plain session's within `plain_patience`.
     fn ask(&self, word: &str, plain_patience: Duration) -> [bool; 2] {
         self.mobile.type_echo(word);
@@ -143,8 +143,8 @@ impl Sessions {
         Ok(Typing { start, cut, end: start.elapsed() })
     }
 
-    /// Leaves the line of typed keys in both sessions, and waits for the mobile session only:
-    /// whether the plain one still answers is found out by asking it.
+    /// Leaves the line of typed keys in both sessions. Waits for the mobile session only, since the
+    /// plain one may not answer any more.
     fn end_typing(&self) {
         self.mobile.end_typing();
         self.plain.end_typing();
