@@ -24,6 +24,17 @@ impl Shell {
         Ok(())
     }
 
+    /// Starts a child process that carries 300 bytes each way over a TCP connection of its own, and
+    /// returns its process id. Of the shell's connections, it inherits all but descriptor 4.
+    fn child_with_connection(&mut self) -> anyhow::Result<i32> {
+        let pid = self.0.request(&format!(
+            "(exec 5<>/dev/tcp/{}/{} 4>&-; printf %0300d 0 >&5; read -N 300 -u 5 x; echo $BASHPID; read -u 5 x) &",
+            addr::SERVER4,
+            port::ECHO
+        ))?;
+        Ok(pid.parse()?)
+    }
+
     fn close(&mut self, fd: u8) -> Outcome {
         assert_eq!(self.0.request(&format!("exec {fd}>&-; echo closed"))?, "closed");
         Ok(())
@@ -73,12 +84,7 @@ fn ps_reports_the_exact_bytes_of_each_process_over_a_handover_and_a_restart() ->
     carried(&bed, pid, 1, 2, 21_500)?;
 
     // A child has an account of its own; inherited connections stay on its parent's.
-    let child = shell.0.request(&format!(
-        "(exec 5<>/dev/tcp/{}/{} 4>&-; printf %0300d 0 >&5; read -N 300 -u 5 x; echo $BASHPID; read -u 5 x) &",
-        addr::SERVER4,
-        port::ECHO
-    ))?;
-    let child: i32 = child.parse()?;
+    let child = shell.child_with_connection()?;
     carried(&bed, child, 1, 1, 300)?;
     carried(&bed, pid, 1, 2, 21_500)?;
 

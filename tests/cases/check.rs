@@ -2,27 +2,20 @@
 //! repair faults.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use mobile_tests::{
-    CaptivePortal, CommandOutput, LabOptions, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
-    port,
+    CaptivePortal, CommandOutput, PATIENCE, RELAY_PORT, TcpService, Testbed, addr, finish_within,
+    in_mount_namespace, port,
 };
 
-use crate::{Outcome, copy, server};
-
-/// Installs both programs without starting them; the links have no delay.
-fn installed() -> anyhow::Result<Testbed> {
-    Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
-}
+use crate::{Outcome, copy, installed_without_delay, server};
 
 /// Runs `mobile check` with an `/etc/resolv.conf` that names a local stub resolver (127.0.0.53).
 fn check(bed: &Testbed) -> anyhow::Result<CommandOutput> {
     let resolv = local_resolver(bed)?;
     let command = bed.agent.command(&["check"]);
-    let mut shell = bed.lab.host.command("unshare");
-    shell.args(["--mount", "--propagation", "private", "sh", "-c"]);
-    shell.arg(format!("mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"", resolv.display()));
+    let under = in_mount_namespace(&format!("mount --bind {} /etc/resolv.conf", resolv.display()));
+    let mut shell = bed.lab.host.command_line(&under);
     shell.arg(command.get_program()).args(command.get_args());
     finish_within(&mut shell, None, PATIENCE)
 }
@@ -47,7 +40,7 @@ fn assert_line(done: &CommandOutput, start: &str, part: &str) {
 
 #[test]
 fn a_healthy_machine_gets_ok_on_every_line() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.start()?;
     let done = check(&bed)?;
     assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
@@ -84,7 +77,7 @@ fn a_healthy_machine_gets_ok_on_every_line() -> Outcome {
 
 #[test]
 fn without_the_relay_every_uplink_fails() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     let done = check(&bed)?;
     assert_eq!(done.code(), 1, "{done:?}");
     for uplink in ["eth0", "wlan0"] {
@@ -95,7 +88,7 @@ fn without_the_relay_every_uplink_fails() -> Outcome {
 
 #[test]
 fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.start()?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     let done = check(&bed)?;
@@ -114,7 +107,7 @@ fn a_key_that_one_side_does_not_accept_fails_with_the_cure() -> Outcome {
 
 #[test]
 fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.start()?;
     let portal = CaptivePortal::install(&bed.lab.visited[1])?;
     let done = check(&bed)?;
@@ -129,7 +122,7 @@ fn a_portal_on_one_uplink_is_a_warning_while_the_other_works() -> Outcome {
 
 #[test]
 fn strict_reverse_path_filters_on_several_uplinks_are_a_warning() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.start()?;
     bed.lab.host.run(&["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"])?;
     for device in ["eth0", "wlan0"] {
@@ -143,7 +136,7 @@ fn strict_reverse_path_filters_on_several_uplinks_are_a_warning() -> Outcome {
 
 #[test]
 fn a_full_tunnels_rule_with_no_room_before_it_fails() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.start()?;
     let rule = ["priority", "2", "not", "fwmark", "0xca6c", "table", "51820"];
     bed.lab.host.run(&[&["ip", "-4", "rule", "add"], &rule[..]].concat())?;
@@ -163,7 +156,7 @@ fn a_full_tunnels_rule_with_no_room_before_it_fails() -> Outcome {
 
 #[test]
 fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.start()?;
     let open = bed.lab.dir().join("open");
     std::fs::create_dir(&open)?;
@@ -184,7 +177,7 @@ fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
 
 #[test]
 fn the_relays_own_check_passes_before_and_while_it_serves() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     for serving in ["is free", "is served by the running relay"] {
         let done = bed.relay.cli(&["check"])?;
         assert_eq!((done.code(), faults(&done)), (0, vec![]), "{done:?}");
@@ -201,7 +194,7 @@ fn the_relays_own_check_passes_before_and_while_it_serves() -> Outcome {
 
 #[test]
 fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     let relay = &bed.lab.relay;
     let squatter = TcpService::start(relay, RELAY_PORT, |_, _| {})?;
     bed.relay.configure("pool", "ipv4", "198.51.100.0/24")?;
@@ -222,7 +215,7 @@ fn the_relays_check_finds_the_port_taken_the_pool_in_use_and_another_firewall() 
 
 #[test]
 fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.agent.configure("routing", "bypass", vec![format!("{}/128", addr::SERVER6)])?;
     bed.start()?;
     let explain = |target: &str| bed.agent.cli(&["explain", target])?.ok();

@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mobile_tests::{
-    CommandOutput, LineProcess, PATIENCE, Terminal, Testbed, UplinkName, addr, finish_within, program,
-};
+use mobile_tests::{LineProcess, Ns, PATIENCE, Terminal, Testbed, UplinkName, addr, finish_within, program};
 use nix::errno::Errno;
 
 use crate::Outcome;
@@ -144,75 +142,105 @@ fn the_papers_program_runs_telnet_with_the_persistent_address_over_a_handover() 
     bed.finish()
 }
 
+/// The error number that a caller of libmobile gets when a function succeeds.
+const DONE: Errno = Errno::UnknownErrno;
+
+/// A program on the host that calls one function of libmobile and prints the error number.
+struct Asker<'a> {
+    library: &'a Library,
+    host: Ns,
+    program: PathBuf,
+}
+
+impl<'a> Asker<'a> {
+    /// Compiles the program, with `more` arguments for the compiler.
+    fn compile(bed: &Testbed, library: &'a Library, more: &[&str]) -> anyhow::Result<Self> {
+        let program = library.compile(&case("ask.c"), more)?;
+        Ok(Self { library, host: bed.lab.host.clone(), program })
+    }
+
+    fn as_root(&self, args: &[&str]) -> anyhow::Result<Errno> {
+        let mut command = self.host.command(&self.program);
+        error_number(self.library.place(command.args(args)))
+    }
+
+    fn as_user(&self, args: &[&str]) -> anyhow::Result<Errno> {
+        let mut command = self.host.command_as(USER, &self.program);
+        error_number(self.library.place(command.args(args)))
+    }
+}
+
+/// Runs a command that prints an error number.
+fn error_number(command: &mut Command) -> anyhow::Result<Errno> {
+    Ok(Errno::from_raw(run(command)?.trim().parse()?))
+}
+
 #[test]
 fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     let mut bed = Testbed::new()?;
     let library = Library::install(&bed)?;
-    let ask = library.compile(&case("ask.c"), &[])?;
-    let number =
-        |done: CommandOutput| -> anyhow::Result<Errno> { Ok(Errno::from_raw(done.ok()?.trim().parse()?)) };
-    let done = Errno::UnknownErrno;
-    let asked = |args: &[&str]| {
-        let mut command = bed.lab.host.command(&ask);
-        number(finish_within(library.place(command.args(args)), None, PATIENCE)?)
-    };
-    let asked_as_user = |args: &[&str]| {
-        let mut command = bed.lab.host.command_as(USER, &ask);
-        number(finish_within(library.place(command.args(args)), None, PATIENCE)?)
-    };
-
-    // A process of another user, and one of the same user.
+    let ask = Asker::compile(&bed, &library, &[])?;
+    // A process of root, and one of a user.
     let shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
-    let roots = shell.pid().to_string();
     let theirs = LineProcess::start(&mut bed.lab.host.command_as(USER, "sh"))?;
     let users = theirs.pid().to_string();
-    let is_mobile = |pid: &str| -> anyhow::Result<bool> {
-        Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
-    };
-    assert_eq!(asked_as_user(&["mobile", &roots, "1"])?, Errno::EPERM);
-    assert!(!is_mobile(&roots)?);
-    for pid in [&roots, &users] {
-        for (flag, mobile) in [("1", true), ("1", true), ("0", false), ("0", false)] {
-            assert_eq!(asked(&["mobile", pid, flag])?, done);
-            assert_eq!(is_mobile(pid)?, mobile);
-        }
-    }
-    assert_eq!(asked_as_user(&["mobile", &users, "1"])?, done);
-    assert!(is_mobile(&users)?);
-    assert_eq!(asked(&["mobile", "0", "1"])?, done);
-    assert_eq!(asked(&["mobile", "0", "2"])?, Errno::EINVAL);
-    assert_eq!(asked(&["mobile", "-1", "1"])?, Errno::EINVAL);
-    assert_eq!(asked(&["mobile", &i32::MAX.to_string(), "1"])?, Errno::ESRCH);
-    let elsewhere = LineProcess::start(&mut bed.lab.server.command("sh"))?;
-    assert_eq!(asked(&["mobile", &elsewhere.pid().to_string(), "1"])?, Errno::EOPNOTSUPP);
+    setmobile_of_processes(&bed, &ask, &shell.pid().to_string(), &users)?;
 
     for gateway in ["null", "0.0.0.0", &bed.agent.address4.to_string(), &addr::RELAY4.to_string()] {
-        assert_eq!(asked_as_user(&["route", gateway])?, done, "{gateway}");
+        assert_eq!(ask.as_user(&["route", gateway])?, DONE, "{gateway}");
     }
-    assert_eq!(asked(&["route", "192.0.2.200"])?, Errno::EADDRNOTAVAIL);
+    assert_eq!(ask.as_root(&["route", "192.0.2.200"])?, Errno::EADDRNOTAVAIL);
 
     // Many calls at once from one process.
     let threads = library.compile(&case("threads.c"), &["-pthread"])?;
     let mut command = bed.lab.host.command(&threads);
-    assert_eq!(finish_within(library.place(command.arg(&users)), None, PATIENCE)?.ok()?.trim(), "0");
+    assert_eq!(run(library.place(command.arg(&users)))?.trim(), "0");
 
-    // A program with another user's rights must not be led to another agent.
-    let trusting = library.compile(&case("ask.c"), &[&format!("-Wl,-rpath,{}", library.lib())])?;
-    run(Command::new("chmod").arg("4755").arg(&trusting))?;
-    let route = ["route", &bed.agent.address4.to_string()];
-    assert_ne!(asked_as_user(&route)?, done);
-    run(Command::new("chmod").arg("0755").arg(&trusting))?;
-    assert_eq!(asked_as_user(&route)?, done);
+    setuid_program_asks_no_other_agent(&bed, &library)?;
 
-    drop((shell, theirs, elsewhere));
+    drop((shell, theirs));
     bed.agent.kill()?;
-    let mut command = bed.lab.host.command(&ask);
-    let refused = number(finish_within(library.place(command.args(["mobile", "0", "1"])), None, PATIENCE)?)?;
-    assert_eq!(refused, Errno::ECONNREFUSED);
-    let mut command = bed.lab.host.command(&ask);
+    assert_eq!(ask.as_root(&["mobile", "0", "1"])?, Errno::ECONNREFUSED);
+    let mut command = bed.lab.host.command(&ask.program);
     library.place(command.args(["mobile", "0", "1"])).env("MOBILE_CONTROL_SOCKET", "/nonexistent/agent.sock");
-    assert_eq!(number(finish_within(&mut command, None, PATIENCE)?)?, Errno::ENOENT);
+    assert_eq!(error_number(&mut command)?, Errno::ENOENT);
     bed.finish()
+}
+
+/// Checks the error numbers of `inet_setmobile` for a process of root and one of a user, both on
+/// the host, and for process ids and flags that do not exist.
+fn setmobile_of_processes(bed: &Testbed, ask: &Asker<'_>, roots: &str, users: &str) -> Outcome {
+    let is_mobile = |pid: &str| -> anyhow::Result<bool> {
+        Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
+    };
+    assert_eq!(ask.as_user(&["mobile", roots, "1"])?, Errno::EPERM);
+    assert!(!is_mobile(roots)?);
+    for pid in [roots, users] {
+        for (flag, mobile) in [("1", true), ("1", true), ("0", false), ("0", false)] {
+            assert_eq!(ask.as_root(&["mobile", pid, flag])?, DONE);
+            assert_eq!(is_mobile(pid)?, mobile);
+        }
+    }
+    assert_eq!(ask.as_user(&["mobile", users, "1"])?, DONE);
+    assert!(is_mobile(users)?);
+    assert_eq!(ask.as_root(&["mobile", "0", "1"])?, DONE);
+    assert_eq!(ask.as_root(&["mobile", "0", "2"])?, Errno::EINVAL);
+    assert_eq!(ask.as_root(&["mobile", "-1", "1"])?, Errno::EINVAL);
+    assert_eq!(ask.as_root(&["mobile", &i32::MAX.to_string(), "1"])?, Errno::ESRCH);
+    let elsewhere = LineProcess::start(&mut bed.lab.server.command("sh"))?;
+    assert_eq!(ask.as_root(&["mobile", &elsewhere.pid().to_string(), "1"])?, Errno::EOPNOTSUPP);
+    Ok(())
+}
+
+/// Checks that a program with another user's rights is not led to another agent by its environment.
+fn setuid_program_asks_no_other_agent(bed: &Testbed, library: &Library) -> Outcome {
+    let trusting = Asker::compile(bed, library, &[&format!("-Wl,-rpath,{}", library.lib())])?;
+    let route = ["route", &bed.agent.address4.to_string()];
+    run(Command::new("chmod").arg("4755").arg(&trusting.program))?;
+    assert_ne!(trusting.as_user(&route)?, DONE);
+    run(Command::new("chmod").arg("0755").arg(&trusting.program))?;
+    assert_eq!(trusting.as_user(&route)?, DONE);
+    Ok(())
 }
 
 #[test]
@@ -238,13 +266,9 @@ for flag in (1, 0):
 fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let library = Library::install(&bed)?;
-    let ask = library.compile(&case("ask.c"), &[])?;
+    let ask = Asker::compile(&bed, &library, &[])?;
     let host = bed.lab.host.clone();
-    let set = || -> anyhow::Result<Errno> {
-        let mut command = host.command(&ask);
-        let said = finish_within(library.place(command.args(["route", "null"])), None, PATIENCE)?.ok()?;
-        Ok(Errno::from_raw(said.trim().parse()?))
-    };
+    let set = || ask.as_root(&["route", "null"]);
     // The agent has not reached the relay yet.
     bed.agent.start()?;
     assert_eq!(set()?, Errno::ENETDOWN);
@@ -254,7 +278,7 @@ fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() 
     bed.expect_warning("relay not reachable over this uplink");
     for _ in 0..10 {
         host.run(&["ip", "route", "flush", "table", "7700"])?;
-        assert_eq!(set()?, Errno::UnknownErrno);
+        assert_eq!(set()?, DONE);
         let routes = host.run(&["ip", "route", "show", "table", "7700"])?;
         assert!(routes.contains("default dev mobile0"), "{routes}");
     }

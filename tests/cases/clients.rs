@@ -77,10 +77,7 @@ fn clients_of_one_relay_do_not_reach_each_other() -> Outcome {
 fn an_ordinary_server_on_the_host_answers_at_the_persistent_address_over_a_handover() -> Outcome {
     let mut bed = Testbed::new()?;
     // The server's answers match the second rule, which is for the source address.
-    let _echo = mobile_tests::TcpService::start(&bed.lab.host, 7, |mut stream, _| {
-        let mut copy = stream.try_clone().expect("a second handle");
-        let _ = std::io::copy(&mut copy, &mut stream);
-    })?;
+    let _echo = mobile_tests::TcpService::echo(&bed.lab.host, port::ECHO)?;
     let tool = mobile_tests::program("labtool")?;
     for address in [format!("{}:7", bed.agent.address4), format!("[{}]:7", bed.agent.address6)] {
         let mut talk = LineProcess::start(bed.lab.relay.command(&tool).args(["tcp", &address]))?;

@@ -32,8 +32,16 @@ enum ClientState {
     Gone,
 }
 
-/// One administrator, who uses client names of its own, and the state of the relay's store that its
-/// acknowledged commands must have caused.
+/// The acknowledged commands of a worker, over all lives of the relay.
+#[derive(Default)]
+struct Progress {
+    /// The number of names and addresses that the worker has used.
+    count: u32,
+    /// The state of each client name that these commands must have caused.
+    known: BTreeMap<String, ClientState>,
+}
+
+/// One administrator, who uses client names of its own.
 struct Worker<'a> {
     relay: &'a Relay,
     ns: Ns,
@@ -41,14 +49,26 @@ struct Worker<'a> {
     stop: &'a AtomicBool,
     random: StdRng,
     prefix: String,
-    count: u32,
-    known: BTreeMap<String, ClientState>,
+    progress: Progress,
     /// The client name whose last command the relay did not acknowledge, so that the store may hold
     /// the old or the new state.
     doubtful: Option<String>,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    fn new(bed: &'a Testbed, stop: &'a AtomicBool, number: usize, seed: u64, progress: Progress) -> Self {
+        Self {
+            relay: &bed.relay,
+            ns: bed.lab.relay.clone(),
+            dir: bed.lab.dir().to_owned(),
+            stop,
+            random: StdRng::seed_from_u64(seed),
+            prefix: format!("w{number}"),
+            progress,
+            doubtful: None,
+        }
+    }
+
     /// Runs a command about the client `name` and returns the output, or `None` if the relay did
     /// not acknowledge the command.
     fn acknowledged(&mut self, name: &str, args: &[&str]) -> Result<Option<String>> {
@@ -62,8 +82,8 @@ impl Worker<'_> {
     }
 
     fn fresh(&mut self) -> String {
-        self.count += 1;
-        format!("{}-{}", self.prefix, self.count)
+        self.progress.count += 1;
+        format!("{}-{}", self.prefix, self.progress.count)
     }
 
     /// Authorises and revokes clients, and changes their addresses, until `stop` is set or a
@@ -71,6 +91,7 @@ impl Worker<'_> {
     fn administer(&mut self) -> Result<()> {
         while !self.stop.load(Ordering::Relaxed) {
             let clients: Vec<(String, String)> = self
+                .progress
                 .known
                 .iter()
                 .filter_map(|(name, known)| match known {
@@ -86,8 +107,9 @@ impl Worker<'_> {
             let said = match what {
                 0 => self.acknowledged(&name, &["authorize", &name, &key])?,
                 1 => {
-                    self.count += 1;
-                    let ipv4 = format!("10.77.{}.{}", 100 + self.count / 200, 1 + self.count % 200);
+                    self.progress.count += 1;
+                    let count = self.progress.count;
+                    let ipv4 = format!("10.77.{}.{}", 100 + count / 200, 1 + count % 200);
                     self.acknowledged(&name, &["authorize", &name, &key, "--ipv4", &ipv4])?
                 }
                 _ => self.acknowledged(&name, &["revoke", &name])?,
@@ -97,7 +119,7 @@ impl Worker<'_> {
                 2 => ClientState::Gone,
                 _ => ClientState::Client { key, ipv4: said.lines().next().context("an address")?.to_owned() },
             };
-            self.known.insert(name, known);
+            self.progress.known.insert(name, known);
         }
         Ok(())
     }
@@ -113,13 +135,13 @@ impl Worker<'_> {
             };
             // Acknowledged, so it must be stored. A relay that is killed meanwhile does not report
             // the addresses.
-            self.known.insert(name.clone(), ClientState::Invited { ipv4: String::new() });
+            self.progress.known.insert(name.clone(), ClientState::Invited { ipv4: String::new() });
             let Some(ipv4) =
                 self.relay.client(&name).ok().and_then(|it| Some(it["ipv4"].as_str()?.to_owned()))
             else {
                 return Ok(());
             };
-            self.known.insert(name.clone(), ClientState::Invited { ipv4: ipv4.clone() });
+            self.progress.known.insert(name.clone(), ClientState::Invited { ipv4: ipv4.clone() });
             let config = self.config(&name);
             let mut enroll = self.ns.command(program("mobile")?);
             enroll.args(["enroll", "-", "--config"]).arg(&config);
@@ -141,7 +163,7 @@ impl Worker<'_> {
             }
             // The agent has stored its configuration, so the relay must have stored the client. Its
             // key is looked up below.
-            self.known.insert(name, ClientState::Client { key: String::new(), ipv4 });
+            self.progress.known.insert(name, ClientState::Client { key: String::new(), ipv4 });
         }
         Ok(())
     }
@@ -154,10 +176,10 @@ impl Worker<'_> {
     /// store.
     fn verify(&mut self, found: &BTreeMap<String, ClientState>) -> Result<()> {
         for (name, known) in found.iter().filter(|(name, _)| name.starts_with(&self.prefix)) {
-            let expected = self.known.get(name).is_some_and(|it| *it != ClientState::Gone);
+            let expected = self.progress.known.get(name).is_some_and(|it| *it != ClientState::Gone);
             ensure!(expected || self.doubtful.as_ref() == Some(name), "{name} was not made: {known:?}");
         }
-        for (name, known) in &mut self.known {
+        for (name, known) in &mut self.progress.known {
             let now = found.get(name).cloned().unwrap_or(ClientState::Gone);
             if let (ClientState::Invited { ipv4 }, ClientState::Invited { .. }) = (&*known, &now)
                 && ipv4.is_empty()
@@ -192,9 +214,9 @@ impl Worker<'_> {
         if let Some(name) = self.doubtful.take()
             && let Some(now) = found.get(&name)
         {
-            self.known.insert(name, now.clone());
+            self.progress.known.insert(name, now.clone());
         }
-        self.known.retain(|_, known| *known != ClientState::Gone);
+        self.progress.known.retain(|_, known| *known != ClientState::Gone);
         Ok(())
     }
 }
@@ -229,66 +251,61 @@ fn a_relay_killed_at_any_instant_forgets_nothing_it_acknowledged() -> Outcome {
     bed.relay.configure("pool", "ipv4", "10.77.0.0/16")?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     let stop = AtomicBool::new(false);
-    let mut kept: Vec<(u32, BTreeMap<String, ClientState>)> = vec![(0, BTreeMap::new()); 2];
+    let mut kept = [Progress::default(), Progress::default()];
     let begun = Instant::now();
     for round in 0..KILLS {
         bed.relay.start()?;
         stop.store(false, Ordering::Relaxed);
         let life = LIFE.mul_f64(random.random());
-        let mut workers: Vec<Worker<'_>> = kept
-            .drain(..)
-            .enumerate()
-            .map(|(index, (count, known))| Worker {
-                relay: &bed.relay,
-                ns: bed.lab.relay.clone(),
-                dir: bed.lab.dir().to_owned(),
-                stop: &stop,
-                random: StdRng::seed_from_u64(random.random()),
-                prefix: format!("w{index}"),
-                count,
-                known,
-                doubtful: None,
-            })
-            .collect();
-        std::thread::scope(|scope| {
-            let running: Vec<_> = workers
-                .iter_mut()
-                .enumerate()
-                .map(|(index, worker)| {
-                    scope.spawn(move || if index == 0 { worker.administer() } else { worker.join() })
-                })
-                .collect();
-            std::thread::sleep(life);
-            bed.relay.signal(Signal::SIGKILL)?;
-            stop.store(true, Ordering::Relaxed);
-            running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
-        })?;
-        // A process takes a moment to die and its socket with it. A store that does not open fails
-        // below.
-        let _ = until("the relay to be dead", || bed.relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
+        let mut number = 0;
+        let mut workers = kept.map(|progress| {
+            let worker = Worker::new(&bed, &stop, number, random.random(), progress);
+            number += 1;
+            worker
+        });
+        work_until_killed(&bed.relay, &mut workers, life)?;
         let found = read_store(&bed.relay).with_context(|| format!("seed {seed}, round {round}"))?;
         for worker in &mut workers {
             worker.verify(&found).with_context(|| format!("seed {seed}, round {round}"))?;
         }
         // A laptop has both key and configuration, or neither, whenever it was killed.
-        for name in workers[1].known.keys() {
+        for name in workers[1].progress.known.keys() {
             let config = workers[1].config(name);
             let key = config.with_file_name("agent.key");
             ensure!(!config.exists() || key.exists(), "seed {seed}, round {round}: {name} has no key");
         }
-        kept = workers.into_iter().map(|worker| (worker.count, worker.known)).collect();
+        kept = workers.map(|worker| worker.progress);
         bed.relay.kill()?;
     }
-    let enrolled = kept[1].1.values().filter(|known| matches!(known, ClientState::Client { .. })).count();
-    let pending = kept[1].1.len() - enrolled;
+    let [administered, joined] = kept;
+    let enrolled = joined.known.values().filter(|known| matches!(known, ClientState::Client { .. })).count();
+    let pending = joined.known.len() - enrolled;
     println!(
         "{KILLS} kills, {} names authorised and moved, {enrolled} enrolled, {pending} invited, in {:?}",
-        kept[0].0,
+        administered.count,
         begun.elapsed()
     );
     ensure!(
-        kept[0].0 > KILLS && enrolled > 10 && pending > 10,
+        administered.count > KILLS && enrolled > 10 && pending > 10,
         "too little was acknowledged to mean anything"
     );
     bed.finish()
+}
+
+/// Lets the first worker administer clients and the second one enrol them, kills the relay after
+/// the time `life`, and waits until the workers have ended and the relay's socket is gone.
+fn work_until_killed(relay: &Relay, workers: &mut [Worker<'_>; 2], life: Duration) -> Outcome {
+    let [administrator, inviter] = workers;
+    let stop = administrator.stop;
+    std::thread::scope(|scope| {
+        let running = [scope.spawn(|| administrator.administer()), scope.spawn(|| inviter.join())];
+        std::thread::sleep(life);
+        relay.signal(Signal::SIGKILL)?;
+        stop.store(true, Ordering::Relaxed);
+        running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
+    })?;
+    // A process takes a moment to die and its socket with it. A store that does not open fails in
+    // the case.
+    let _ = until("the relay to be dead", || relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
+    Ok(())
 }

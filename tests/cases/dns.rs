@@ -138,13 +138,8 @@ fn getent(
 ) -> anyhow::Result<IpAddr> {
     let argv = with_resolver(&scene.bed.lab, resolver, &["getent", database, "name.example"])?;
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    let mut command = if mobile {
-        scene.bed.agent.run(&argv)
-    } else {
-        let mut command = scene.bed.lab.host.command(argv[0]);
-        command.args(&argv[1..]);
-        command
-    };
+    let mut command =
+        if mobile { scene.bed.agent.run(&argv) } else { scene.bed.lab.host.command_line(&argv) };
     if tcp {
         over_tcp(&mut command);
     }

@@ -1,7 +1,7 @@
 //! Ports of the relay that are forwarded to a client.
 
 use mobile_tests::{
-    Agent, LabOptions, LineProcess, Services, TcpService, Terminal, Testbed, UplinkName, addr, until,
+    Agent, LabOptions, LineProcess, Services, TcpService, Terminal, Testbed, UplinkName, addr, port, until,
 };
 
 use crate::Outcome;
@@ -55,10 +55,7 @@ fn forwards_are_in_force_at_once_survive_a_restart_and_end_with_their_client() -
     // Added before the relay runs: stored, and in force once it does.
     bed.relay.cli(&["forward", "add", "tcp", "2001", "laptop:7"])?.ok()?;
     bed.start()?;
-    let _echo = TcpService::start(&bed.lab.host, 7, |mut stream, _| {
-        let mut copy = stream.try_clone().expect("a second handle");
-        let _ = std::io::copy(&mut copy, &mut stream);
-    })?;
+    let _echo = TcpService::echo(&bed.lab.host, port::ECHO)?;
     bed.relay.cli(&["forward", "add", "tcp", "2002", "laptop:7"])?.ok()?;
     for address in [at_relay(2001), at_relay(2002)].concat() {
         assert!(answers(&bed, &address), "{address}");

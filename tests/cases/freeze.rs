@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mobile_tests::{LineProcess, PATIENCE, Process, TcpService, Testbed, UplinkName, http, port, wait_for};
 
-use crate::{Outcome, server, urls};
+use crate::{Outcome, echo_sessions, server, urls};
 
 /// The length of the outage. Without a freeze, TCP would give up after 3 s with the retries that
 /// [`impatient`] sets.
@@ -48,13 +48,7 @@ fn connections_outlive_an_outage_of_20_s_with_data_pending_both_ways() -> Outcom
             std::thread::sleep(TICK);
         }
     })?;
-    let mut echoes = Vec::new();
-    for address in server(port::ECHO) {
-        let mut talk = bed.mobile_labtool(&["tcp", &address])?;
-        talk.next_line()?;
-        assert_eq!(talk.request("before")?, "before");
-        echoes.push(talk);
-    }
+    let mut echoes = echo_sessions(&bed)?;
     let [four, _] = server(TICKS);
     let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
     ticks.next_line()?;
@@ -146,25 +140,7 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
         // Ten ticks and their acknowledgements are always in flight.
         bed.lab.uplink(uplink).set_delay(TICK * 5);
     }
-    let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let counters = (Arc::clone(&sent), Arc::clone(&received));
-    let _ticks = TcpService::start(&bed.lab.server, TICKS, move |stream, _| {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // Each line is too long to be retransmitted together with the next one.
-                while writeln!(&stream, "{:01000}", counters.0.fetch_add(1, Ordering::Relaxed)).is_ok() {
-                    std::thread::sleep(TICK);
-                }
-            });
-            for (line, expected) in BufReader::new(&stream).lines().map_while(Result::ok).zip(1..) {
-                // Lines after a wrong one do not count.
-                if line.parse() != Ok(expected) {
-                    break;
-                }
-                counters.1.store(expected, Ordering::Relaxed);
-            }
-        });
-    })?;
+    let service = NumberService::start(&bed)?;
     let [four, _] = server(TICKS);
     let mut ticks = bed.mobile_labtool(&["tcp", &four])?;
     let mut said = 0;
@@ -189,7 +165,7 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     bed.agent.wait_connected()?;
 
     let back = Instant::now();
-    let (last_tick, last_said) = (sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
+    let (last_tick, last_said) = (service.sent.load(Ordering::Relaxed), say(&mut ticks, 1, TICK)?);
     let heard = Cell::new(0);
     let lines = lines_until(&mut ticks, back, LONGEST_PAUSE, |line| {
         heard.set(line.parse().unwrap_or(0));
@@ -198,7 +174,7 @@ fn both_programs_killed_in_an_outage_end_no_connection_with_data_in_flight_both_
     // The first line says that it is connected.
     assert_eq!(lines, 1 + heard.get() + 1, "each tick was heard, from 0");
     wait_for("what was said last", LONGEST_PAUSE, || {
-        Ok((received.load(Ordering::Relaxed) >= last_said).then_some(()))
+        Ok((service.received.load(Ordering::Relaxed) >= last_said).then_some(()))
     })?;
     bed.expect_warnings_of_all_kinds();
     bed.finish()
@@ -221,6 +197,41 @@ fn a_connection_made_in_an_outage_is_there_at_its_end() -> Outcome {
     eprintln!("connected {:?} after the tunnel's return", back.elapsed());
     assert_eq!(talk.request("hello")?, "hello");
     bed.finish()
+}
+
+/// A service at the port [`TICKS`] that sends an increasing number every [`TICK`], and receives
+/// numbers.
+struct NumberService {
+    /// The next number to send.
+    sent: Arc<AtomicU64>,
+    /// The last number received, if the client has sent all numbers from 1 in order.
+    received: Arc<AtomicU64>,
+    _service: TcpService,
+}
+
+impl NumberService {
+    fn start(bed: &Testbed) -> anyhow::Result<Self> {
+        let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counters = (Arc::clone(&sent), Arc::clone(&received));
+        let _service = TcpService::start(&bed.lab.server, TICKS, move |stream, _| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // Each line is too long to be retransmitted together with the next one.
+                    while writeln!(&stream, "{:01000}", counters.0.fetch_add(1, Ordering::Relaxed)).is_ok() {
+                        std::thread::sleep(TICK);
+                    }
+                });
+                for (line, expected) in BufReader::new(&stream).lines().map_while(Result::ok).zip(1..) {
+                    // Lines after a wrong one do not count.
+                    if line.parse() != Ok(expected) {
+                        break;
+                    }
+                    counters.1.store(expected, Ordering::Relaxed);
+                }
+            });
+        })?;
+        Ok(Self { sent, received, _service })
+    }
 }
 
 /// Makes TCP at both ends give up after three retransmissions (`tcp_retries2`).

@@ -102,9 +102,7 @@ fn a_control_master_of_ssh_is_named_and_a_second_plain_session_is_not() -> Outco
         options.iter().chain(extra).map(|&word| word.to_owned()).collect()
     };
     let start = |extra: &[&str], log: &str| {
-        let argv = ssh(extra);
-        let mut command = host.command(&argv[0]);
-        Process::start("ssh", command.args(&argv[1..]), &bed.lab.dir().join(log))
+        Process::start("ssh", &mut host.command_line(&ssh(extra)), &bed.lab.dir().join(log))
     };
     let ask = |socket: &str| {
         let argv = ssh(&["-S", socket, &target, "echo $SSH_CLIENT"]);

@@ -4,31 +4,12 @@
 use std::time::Duration;
 
 use mobile_tests::{
-    CaptivePortal, Family, LabOptions, LineProcess, RelayLocation, RelayName, Testbed, Tether, UplinkName,
-    addr, port, until, wait_for,
+    CaptivePortal, Family, LabOptions, RelayLocation, RelayName, Testbed, Tether, UplinkName, addr, until,
+    wait_for,
 };
 use nix::sys::signal::Signal;
 
-use crate::{Outcome, ip_of, server};
-
-/// Opens an echo connection over each family and checks that it works.
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
-    let mut talks = Vec::new();
-    for server in server(port::ECHO) {
-        let mut talk = bed.mobile_labtool(&["tcp", &server])?;
-        talk.next_line()?;
-        talks.push(talk);
-    }
-    go_on(&mut talks, "before")?;
-    Ok(talks)
-}
-
-fn go_on(talks: &mut [LineProcess], what: &str) -> Outcome {
-    for talk in talks {
-        assert_eq!(talk.request(what)?, what);
-    }
-    Ok(())
-}
+use crate::{Outcome, assert_echo, echo_sessions, ip_of};
 
 fn handovers(bed: &Testbed) -> anyhow::Result<u64> {
     Ok(bed.agent.status()?["handovers"].as_u64().expect("a count"))
@@ -49,7 +30,7 @@ const WAKINGS: [Waking; 5] = [
 #[test]
 fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for (what, change, uplink) in WAKINGS {
         bed.agent.signal(Signal::SIGSTOP)?;
         // Data sent while the agent is stopped waits in the kernel.
@@ -64,7 +45,7 @@ fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> O
             assert_eq!(talk.next_line()?, "asleep", "{what}");
         }
         bed.agent.wait_active(uplink)?;
-        go_on(&mut talks, what)?;
+        assert_echo(&mut talks, what)?;
     }
     bed.expect_quick_replug();
     // After waking, an agent may take its own sleep for the path's silence.
@@ -75,11 +56,11 @@ fn connections_go_on_after_a_suspend_whatever_network_the_laptop_wakes_in() -> O
 #[test]
 fn renumbering_on_the_same_link_keeps_the_connections_and_the_uplink() -> Outcome {
     let bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for _ in 0..3 {
         let before = handovers(&bed)?;
         bed.lab.eth().renumber()?;
-        go_on(&mut talks, "renumbered")?;
+        assert_echo(&mut talks, "renumbered")?;
         bed.agent.wait_status("the handover to be counted", |status| {
             status["handovers"].as_u64().is_some_and(|count| count > before)
         })?;
@@ -97,12 +78,12 @@ fn renumbering_on_the_same_link_keeps_the_connections_and_the_uplink() -> Outcom
 #[test]
 fn another_gateway_on_the_same_link_keeps_the_connections() -> Outcome {
     let bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for _ in 0..2 {
         let old = bed.lab.eth().gateway4();
         bed.lab.eth().change_gateway()?;
         assert_ne!(bed.lab.eth().gateway4(), old);
-        go_on(&mut talks, "by another router")?;
+        assert_echo(&mut talks, "by another router")?;
         bed.agent.wait_active(UplinkName::Eth)?;
     }
     bed.finish()
@@ -121,10 +102,10 @@ fn an_uplink_without_a_default_route_is_not_used_and_says_why_until_the_route_ap
     assert_eq!(eth["state"], "unusable", "{eth}");
     assert!(eth["reason"].as_str().is_some_and(|reason| reason.contains("no default route")), "{eth}");
     assert!(!eth["addresses"].as_array().expect("a list").is_empty(), "{eth}");
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
-    go_on(&mut talks, "after")?;
+    assert_echo(&mut talks, "after")?;
     bed.finish()
 }
 
@@ -141,18 +122,18 @@ fn behind_a_captive_portal_the_other_uplink_serves_until_the_portal_opens() -> O
     for (field, named) in [("reason", "another service answers at"), ("next_step", "captive portal")] {
         assert!(eth[field].as_str().is_some_and(|text| text.contains(named)), "{eth}");
     }
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     drop(portal);
     bed.agent.wait_active(UplinkName::Eth)?;
-    go_on(&mut talks, "logged in")?;
+    assert_echo(&mut talks, "logged in")?;
 
     // The portal closes again, on the uplink in use.
     let portal = CaptivePortal::install(&bed.lab.visited[1])?;
-    go_on(&mut talks, "locked out")?;
+    assert_echo(&mut talks, "locked out")?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     drop(portal);
     bed.agent.wait_active(UplinkName::Eth)?;
-    go_on(&mut talks, "let in")?;
+    assert_echo(&mut talks, "let in")?;
     bed.expect_warning("portal");
     bed.expect_warning("gone silent");
     bed.expect_warning("no answer from the relay");
@@ -164,11 +145,11 @@ fn a_relay_whose_name_leads_to_another_address_later_is_found_there() -> Outcome
     let mut bed = Testbed::installed(&LabOptions::default())?;
     let name = RelayName::install(&mut bed, &RelayLocation::First.addresses())?;
     bed.start()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for place in [RelayLocation::Second, RelayLocation::First] {
         place.move_relay_here(&bed.lab)?;
         name.set(&place.addresses())?;
-        go_on(&mut talks, "moved")?;
+        assert_echo(&mut talks, "moved")?;
         bed.agent.wait_connected()?;
         let reached = bed.agent.status()?["relay"]["address"].as_str().expect("an address").to_owned();
         assert!(place.addresses().contains(&ip_of(&reached)), "{place:?}: {reached}");
@@ -186,7 +167,7 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
     bed.lab.eth().remove_family(Family::Four)?;
     bed.lab.wlan().remove_family(Family::Six)?;
     bed.start()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     let reached = |bed: &Testbed| -> anyhow::Result<String> {
         Ok(bed.agent.status()?["relay"]["address"].as_str().unwrap_or_default().to_owned())
     };
@@ -194,7 +175,7 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
     bed.lab.eth().take_down()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_eq!(reached(&bed)?, format!("{four}:443"));
-    go_on(&mut talks, "over IPv4 only")?;
+    assert_echo(&mut talks, "over IPv4 only")?;
 
     // The reverse: the path's family goes while the other family stays.
     bed.lab.eth().bring_up()?;
@@ -206,7 +187,7 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
             let status = bed.agent.status()?;
             Ok((status["active_uplink"] == "eth0" && reached(&bed)? == address).then_some(()))
         })?;
-        go_on(&mut talks, "one family left")?;
+        assert_echo(&mut talks, "one family left")?;
     }
     bed.expect_quick_replug();
     bed.finish()
@@ -215,24 +196,24 @@ fn uplinks_of_one_family_only_carry_the_session_when_the_relay_has_it() -> Outco
 #[test]
 fn an_uplink_without_the_relays_family_is_not_used_and_says_why() -> Outcome {
     let bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     // The endpoint is an IPv4 address.
     bed.lab.eth().remove_family(Family::Four)?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     let eth = bed.agent.uplink("eth0")?;
     assert_eq!(eth["state"], "unusable", "{eth}");
     assert!(eth["reason"].as_str().is_some_and(|reason| reason.contains("family")), "{eth}");
-    go_on(&mut talks, "IPv6 only")?;
+    assert_echo(&mut talks, "IPv6 only")?;
     bed.lab.eth().bring_up()?;
     bed.agent.wait_active(UplinkName::Eth)?;
-    go_on(&mut talks, "both families")?;
+    assert_echo(&mut talks, "both families")?;
     bed.finish()
 }
 
 #[test]
 fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     let on = |device: &'static str| {
         move |status: &serde_json::Value| {
             status["session"] == "connected" && status["active_uplink"] == device
@@ -241,9 +222,9 @@ fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Ou
     for _ in 0..2 {
         let tether = Tether::plug_in(&bed.lab, 50)?;
         bed.agent.wait_status("the tunnel on the tether", on(Tether::DEVICE))?;
-        go_on(&mut talks, "tethered")?;
+        assert_echo(&mut talks, "tethered")?;
         drop(tether);
-        go_on(&mut talks, "pulled out")?;
+        assert_echo(&mut talks, "pulled out")?;
         bed.agent.wait_status("the tunnel on eth0", on("eth0"))?;
         assert!(bed.agent.uplink(Tether::DEVICE).is_err(), "the tether is still listed");
     }
@@ -253,10 +234,10 @@ fn a_tether_carries_the_session_from_its_appearance_to_its_disappearance() -> Ou
     bed.lab.wlan().take_down()?;
     let tether = Tether::plug_in(&bed.lab, 700)?;
     bed.agent.wait_status("the tunnel on the tether", on(Tether::DEVICE))?;
-    go_on(&mut talks, "nothing else")?;
+    assert_echo(&mut talks, "nothing else")?;
     drop(tether);
     bed.lab.eth().bring_up()?;
-    go_on(&mut talks, "home again")?;
+    assert_echo(&mut talks, "home again")?;
     bed.expect_quick_replug();
     bed.finish()
 }

@@ -33,6 +33,7 @@ mod outage;
 mod packages;
 mod programs;
 mod refusals;
+mod relay_connections;
 mod relay_reach;
 mod relay_recovery;
 mod reload;
@@ -54,8 +55,9 @@ mod watch;
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::time::Duration;
 
-use mobile_tests::{PATIENCE, Testbed, addr, finish_within};
+use mobile_tests::{LabOptions, LineProcess, PATIENCE, Testbed, addr, finish_within, port};
 
 /// The result of a case.
 type Outcome = anyhow::Result<()>;
@@ -68,6 +70,31 @@ fn server(port: u16) -> [String; 2] {
 /// Returns the server's URLs of `path`, for IPv4 and IPv6.
 fn urls(path: &str) -> [String; 2] {
     [format!("http://{}{path}", addr::SERVER4), format!("http://[{}]{path}", addr::SERVER6)]
+}
+
+/// Installs both programs without starting them; the links have no delay.
+fn installed_without_delay() -> anyhow::Result<Testbed> {
+    Testbed::installed(&LabOptions { delay: Some(Duration::ZERO), ..LabOptions::default() })
+}
+
+/// Opens an echo session of a mobile process over each family, and checks that both work.
+fn echo_sessions(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
+    let mut sessions = Vec::new();
+    for server in server(port::ECHO) {
+        let mut session = bed.mobile_labtool(&["tcp", &server])?;
+        session.next_line()?;
+        sessions.push(session);
+    }
+    assert_echo(&mut sessions, "before")?;
+    Ok(sessions)
+}
+
+/// Asserts that a line sent over each echo session comes back as the next one.
+fn assert_echo(sessions: &mut [LineProcess], line: &str) -> Outcome {
+    for session in sessions {
+        assert_eq!(session.request(line)?, line);
+    }
+    Ok(())
 }
 
 /// Copies a program with `cp`, since a program that any process has open for writing cannot be

@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use mobile_tests::{BootedMachine, Lab, Relay, UplinkName, addr, until};
 
-use crate::packages::{VERSION, install, packages};
+use crate::packages::{VERSION, install, packages, warned_only_of};
 use crate::{Outcome, ip_of, urls};
 
 /// The lab's mobile host as a machine with systemd, on which the agent is installed from its
@@ -67,9 +67,7 @@ impl Laptop {
     /// Ends the case. Checks that neither program has logged a warning, as the agent would for any
     /// kernel state that it had to restore.
     pub(crate) fn finish(self) -> Outcome {
-        let loud = "journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT=mobile.service";
-        let loud = self.machine.run(loud)?;
-        ensure!(loud.trim().is_empty(), "the agent warned:\n{loud}");
+        warned_only_of(&self.machine, "mobile", &[])?;
         self.finish_off()
     }
 

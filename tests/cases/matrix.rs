@@ -174,6 +174,25 @@ struct Cell {
     astray: bool,
 }
 
+impl Cell {
+    /// Joins a socket's reports and its packets among all that `left` the host. The persistent
+    /// addresses are those of the client.
+    fn new(
+        timing: AttachTiming,
+        first: Value,
+        after: Option<Value>,
+        left: &HashMap<u16, EgressDevices>,
+        persistent: [IpAddr; 2],
+    ) -> Result<Self> {
+        let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
+        let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
+        let left = left.get(&number).cloned().unwrap_or_default();
+        let from_us = |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
+        let astray = left.iter().any(|(device, packet)| device != "mobile0" && from_us(packet));
+        Ok(Self { timing, kind: text("kind"), family: text("family"), first, after, left, astray })
+    }
+}
+
 const OPEN: &str = "open";
 const CONNECT: &str = "connect 1500";
 const SEND: &str = "send 2500";
@@ -181,6 +200,8 @@ const SEND: &str = "send 2500";
 /// seconds apart by then, so the step waits nine seconds for the next one.
 const SEND_AFTER: &str = "send 9000";
 
+/// Uses the sockets of all processes while the agent is in a state and, if the state can be ended,
+/// after it.
 fn measure(state: State) -> Result<Vec<Cell>> {
     let mut bed = Testbed::installed(&LabOptions::default())?;
     // The server connects to the listening sockets, which only a routed pool allows.
@@ -195,40 +216,11 @@ fn measure(state: State) -> Result<Vec<Cell>> {
     let watch = EgressWatch::start(&bed.lab.host, SOCKET_NUMBERS)?;
     let mut processes = AttachTiming::ALL.map(|timing| SocketProcess::start(&bed, timing));
     let mut processes: Vec<SocketProcess> = processes.iter_mut().map(take).collect::<Result<_>>()?;
-    steps(&mut processes, |timing| match timing {
-        AttachTiming::Mobile | AttachTiming::Ordinary => &[],
-        AttachTiming::AttachedAfterSocket | AttachTiming::DetachedAfterSocket => &[OPEN],
-        AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
-    })?;
-    for process in &processes {
-        let verb = match process.timing {
-            AttachTiming::Mobile | AttachTiming::Ordinary => continue,
-            AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect => "attach",
-            AttachTiming::DetachedAfterSocket | AttachTiming::DetachedAfterConnect => "detach",
-        };
-        bed.agent.cli(&[verb, &process.pid()])?.ok()?;
-    }
+    attach_and_detach(&bed, &mut processes)?;
     let _before = watch.take()?;
 
     state.enter(&mut bed)?;
-    steps(&mut processes, |timing| match timing {
-        AttachTiming::Mobile | AttachTiming::Ordinary => &[OPEN],
-        _ => &[],
-    })?;
-    let callers = callers(&bed, &processes);
-    let rest = |timing| -> &'static [&'static str] {
-        match timing {
-            AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[SEND],
-            _ => &[CONNECT, SEND],
-        }
-    };
-    for process in &mut processes {
-        rest(process.timing).iter().try_for_each(|step| process.start_step(step))?;
-    }
-    if state == State::Upgrading {
-        bed.agent.start()?;
-    }
-    processes.iter_mut().try_for_each(|process| process.wait(SEND))?;
+    let callers = use_sockets(state, &mut bed, &mut processes)?;
     let first: Vec<Vec<Value>> = processes.iter().map(|process| process.reports.clone()).collect();
     let is_back = state.leave(&mut bed)?;
     if is_back {
@@ -242,27 +234,57 @@ fn measure(state: State) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
     for (process, first) in processes.iter().zip(first) {
         for (first, last) in first.into_iter().zip(&process.reports) {
-            let text = |key: &str| first[key].as_str().unwrap_or_default().to_owned();
-            let number = u16::try_from(first["number"].as_u64().context("a number")?)?;
-            let left = left.get(&number).cloned().unwrap_or_default();
-            let from_us =
-                |packet: &str| persistent.iter().any(|ours| packet.starts_with(&format!("{ours} ")));
-            let astray = left.iter().any(|(device, packet)| device != "mobile0" && from_us(packet));
-            cells.push(Cell {
-                timing: process.timing,
-                kind: text("kind"),
-                family: text("family"),
-                first,
-                after: is_back.then(|| last.clone()),
-                left,
-                astray,
-            });
+            let after = is_back.then(|| last.clone());
+            cells.push(Cell::new(process.timing, first, after, &left, persistent)?);
         }
     }
     drop(processes);
     bed.expect_warnings_of_all_kinds();
     bed.finish()?;
     Ok(cells)
+}
+
+/// Makes processes mobile or ordinary that change with sockets open, after the steps before the
+/// change.
+fn attach_and_detach(bed: &Testbed, processes: &mut [SocketProcess]) -> Outcome {
+    steps(processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[],
+        AttachTiming::AttachedAfterSocket | AttachTiming::DetachedAfterSocket => &[OPEN],
+        AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[OPEN, CONNECT, SEND],
+    })?;
+    for process in processes {
+        let verb = match process.timing {
+            AttachTiming::Mobile | AttachTiming::Ordinary => continue,
+            AttachTiming::AttachedAfterSocket | AttachTiming::AttachedAfterConnect => "attach",
+            AttachTiming::DetachedAfterSocket | AttachTiming::DetachedAfterConnect => "detach",
+        };
+        bed.agent.cli(&[verb, &process.pid()])?.ok()?;
+    }
+    Ok(())
+}
+
+/// Takes every socket through its remaining steps up to the first sending in a state, and returns
+/// the threads that call the listening sockets meanwhile.
+fn use_sockets(state: State, bed: &mut Testbed, processes: &mut [SocketProcess]) -> Result<Vec<Caller>> {
+    steps(processes, |timing| match timing {
+        AttachTiming::Mobile | AttachTiming::Ordinary => &[OPEN],
+        _ => &[],
+    })?;
+    let callers = callers(bed, processes);
+    let rest = |timing| -> &'static [&'static str] {
+        match timing {
+            AttachTiming::AttachedAfterConnect | AttachTiming::DetachedAfterConnect => &[SEND],
+            _ => &[CONNECT, SEND],
+        }
+    };
+    for process in &mut *processes {
+        rest(process.timing).iter().try_for_each(|step| process.start_step(step))?;
+    }
+    if state == State::Upgrading {
+        bed.agent.start()?;
+    }
+    processes.iter_mut().try_for_each(|process| process.wait(SEND))?;
+    Ok(callers)
 }
 
 fn take(process: &mut Result<SocketProcess>) -> Result<SocketProcess> {

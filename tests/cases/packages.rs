@@ -31,10 +31,58 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     let relay = BootedMachine::boot(&lab, &lab.relay)?;
     let laptop = BootedMachine::boot(&lab, &lab.host)?;
     let sshd = Services::sshd(&lab.server, lab.dir(), &["server.example.org"])?;
+    prepare_for_guide(&lab, &laptop)?;
+    let [relay_package, agent_package] = packages(VERSION)?;
+    relay.copy_in(&relay_package)?;
+    laptop.copy_in(&agent_package)?;
+    let mut session = follow_guide(&relay, &laptop)?;
+
+    let connected = |uplink: UplinkName| {
+        until(&format!("the tunnel on {}", uplink.device()), || {
+            laptop.run("mobile status").is_ok_and(|status| status.contains(uplink.device()))
+        })
+    };
+    connected(UplinkName::Eth)?;
+    let client = session.request("echo $SSH_CLIENT")?;
+    ensure!(client.starts_with(&addr::RELAY4.to_string()), "the server sees {client}");
+    lab.eth().cut()?;
+    connected(UplinkName::Wlan)?;
+    ensure!(session.request("echo after a handover")? == "after a handover");
+
+    // `enroll` wrote a file that only its owner may read, and still the agent serves every user.
+    for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
+        laptop.run(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups mobile {verb}"))?;
+    }
+
+    // After a kill nothing is cleaned up, nothing goes directly, and systemd starts another daemon.
+    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
+        let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
+        let before = machine.run(&cleaned)?;
+        machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
+        ensure!(session.request("echo after a kill")? == "after a kill");
+        ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
+    }
+
+    upgrade(&relay, &laptop, &mut session)?;
+    ensure!(sshd.output().matches("Accepted publickey").count() == 1, "{}", sshd.output());
+    drop(session);
+
+    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
+        // The relay was away for a moment, twice.
+        warned_only_of(machine, unit, &["path lost", "relay not reachable over this uplink"])?;
+    }
+    purged(&relay, "home-relay", "home-relay")?;
+    purged(&laptop, "mobile-agent", "mobile")?;
+    lab.passed();
+    Ok(())
+}
+
+/// Gives the laptop what the guide presupposes, host names and a server that accepts the login, and
+/// settings with which several labs can run at a time.
+fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
     for key in ["id", "known_hosts"] {
         laptop.copy_in(&lab.dir().join(key))?;
     }
-    // The guide presupposes host names and a server that accepts the login.
     let (at_relay, at_server) = (addr::RELAY4, addr::SERVER4);
     laptop.run(&format!(
         "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\
@@ -49,10 +97,12 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
          Environment=MOBILE_CGROUP_PATH={cgroup} MOBILE_ROUTING_MARK={mark} MOBILE_ROUTING_MARK_MASK=4294901760\n' \
          >/etc/systemd/system/$unit.service.d/lab.conf; done"
     ))?;
-    let [relay_package, agent_package] = packages(VERSION)?;
-    relay.copy_in(&relay_package)?;
-    laptop.copy_in(&agent_package)?;
+    Ok(())
+}
 
+/// Runs every command of the guide on its machine, and returns the session that the last command
+/// starts.
+fn follow_guide(relay: &BootedMachine, laptop: &BootedMachine) -> anyhow::Result<LineProcess> {
     let mut invitation = String::new();
     let mut session = None;
     for GuideStep { machine, commands } in guide::steps("use/getting-started.md")? {
@@ -74,59 +124,31 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
             other => bail!("the guide knows a machine {other:?} that this case does not"),
         }
     }
-    let mut session = session.context("the guide starts no session")?;
-    let connected = |uplink: UplinkName| {
-        until(&format!("the tunnel on {}", uplink.device()), || {
-            laptop.run("mobile status").is_ok_and(|status| status.contains(uplink.device()))
-        })
-    };
-    connected(UplinkName::Eth)?;
-    let client = session.request("echo $SSH_CLIENT")?;
-    ensure!(client.starts_with(&at_relay.to_string()), "the server sees {client}");
-    lab.eth().cut()?;
-    connected(UplinkName::Wlan)?;
-    ensure!(session.request("echo after a handover")? == "after a handover");
+    session.context("the guide starts no session")
+}
 
-    // `enroll` wrote a file that only its owner may read, and still the agent serves every user.
-    for verb in ["run -- true", "status", "ps", "explain server.example.org"] {
-        laptop.run(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups mobile {verb}"))?;
-    }
-
-    // After a kill nothing is cleaned up, nothing goes directly, and systemd starts another daemon.
-    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
-        let cleaned = format!("systemctl show -P InvocationID {unit}-cleanup");
-        let before = machine.run(&cleaned)?;
-        machine.run(&format!("systemctl kill --signal=KILL {unit}"))?;
-        ensure!(session.request("echo after a kill")? == "after a kill");
-        ensure!(machine.run(&cleaned)? == before, "{unit} was cleaned up after");
-    }
-
+/// Installs the next version of both packages during a session, which must go on with new daemons.
+fn upgrade(relay: &BootedMachine, laptop: &BootedMachine, session: &mut LineProcess) -> Outcome {
     let daemon =
         |machine: &BootedMachine, unit: &str| machine.run(&format!("systemctl show -P MainPID {unit}"));
-    let before = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
+    let before = [daemon(relay, "home-relay")?, daemon(laptop, "mobile")?];
     let [relay_package, agent_package] = packages(&format!("{VERSION}+next"))?;
-    install(&relay, &relay_package)?;
+    install(relay, &relay_package)?;
     ensure!(session.request("echo after an upgrade of the relay")? == "after an upgrade of the relay");
-    install(&laptop, &agent_package)?;
+    install(laptop, &agent_package)?;
     ensure!(session.request("echo after an upgrade of the agent")? == "after an upgrade of the agent");
-    let after = [daemon(&relay, "home-relay")?, daemon(&laptop, "mobile")?];
+    let after = [daemon(relay, "home-relay")?, daemon(laptop, "mobile")?];
     ensure!(before[0] != after[0] && before[1] != after[1], "not restarted: {before:?} {after:?}");
-    ensure!(sshd.output().matches("Accepted publickey").count() == 1, "{}", sshd.output());
-    drop(session);
+    Ok(())
+}
 
-    for (machine, unit) in [(&relay, "home-relay"), (&laptop, "mobile")] {
-        let loud =
-            format!("journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT={unit}.service");
-        let loud = machine.run(&loud)?;
-        // The relay was away for a moment, twice.
-        let expected = ["path lost", "relay not reachable over this uplink"];
-        let odd: Vec<&str> =
-            loud.lines().filter(|line| !expected.iter().any(|it| line.contains(it))).collect();
-        ensure!(odd.is_empty(), "{unit} warned:\n{}", odd.join("\n"));
-    }
-    purged(&relay, "home-relay", "home-relay")?;
-    purged(&laptop, "mobile-agent", "mobile")?;
-    lab.passed();
+/// Checks that a unit has logged no warning but those that contain one of the texts `expected`.
+pub(crate) fn warned_only_of(machine: &BootedMachine, unit: &str, expected: &[&str]) -> Outcome {
+    let loud = format!("journalctl --no-pager --output=cat --priority=warning _SYSTEMD_UNIT={unit}.service");
+    let loud = machine.run(&loud)?;
+    let lines = loud.lines().filter(|line| !line.trim().is_empty());
+    let odd: Vec<&str> = lines.filter(|line| !expected.iter().any(|it| line.contains(it))).collect();
+    ensure!(odd.is_empty(), "{unit} warned:\n{}", odd.join("\n"));
     Ok(())
 }
 

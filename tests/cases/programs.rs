@@ -204,8 +204,8 @@ fn a_go_program_with_a_resolver_of_its_own_scrapes_by_name_over_a_handover() -> 
         ])
     };
     let argv = prometheus("theirs", PORT, "")?;
-    let mut theirs = lab.server.command(&argv[0]);
-    let mut theirs = Process::start("prometheus", theirs.args(&argv[1..]), &lab.dir().join("theirs.txt"))?;
+    let mut command = lab.server.command_line(&argv);
+    let mut theirs = Process::start("prometheus", &mut command, &lab.dir().join("theirs.txt"))?;
     theirs.wait_output("Server is ready", PATIENCE)?;
     let job = format!(
         "scrape_configs: [{{job_name: lab, static_configs: [{{targets: ['name.example:{PORT}']}}]}}]\n"

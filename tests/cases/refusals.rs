@@ -3,16 +3,11 @@
 use std::process::Command;
 
 use mobile_tests::{
-    CommandOutput, LabOptions, LineProcess, Ns, PATIENCE, Process, Relay, Testbed, addr, finish_within, port,
-    wait_for,
+    CommandOutput, LineProcess, Ns, PATIENCE, Process, Relay, Testbed, addr, finish_within,
+    in_mount_namespace, port, wait_for,
 };
 
-use crate::{Outcome, copy, server, urls};
-
-/// Installs both programs without starting them; the links have no delay.
-fn installed() -> anyhow::Result<Testbed> {
-    Testbed::installed(&LabOptions { delay: Some(std::time::Duration::ZERO), ..LabOptions::default() })
-}
+use crate::{Outcome, copy, installed_without_delay, server, urls};
 
 /// Runs a daemon that must refuse to start (exit with code 1), and returns its stderr.
 fn refused(command: &mut Command) -> anyhow::Result<String> {
@@ -25,15 +20,7 @@ fn refused(command: &mut Command) -> anyhow::Result<String> {
 /// Runs a daemon that must refuse to start, in a mount namespace that the shell command `prepare`
 /// has changed, and returns its stderr.
 fn refused_after(bed: &Testbed, prepare: &str, command: &Command) -> anyhow::Result<String> {
-    let mut shell = bed.lab.host.command("unshare");
-    shell.args([
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        &format!("{prepare} && exec \"$0\" \"$@\""),
-    ]);
+    let mut shell = bed.lab.host.command_line(&in_mount_namespace(prepare));
     shell.arg(command.get_program()).args(command.get_args());
     refused(&mut shell)
 }
@@ -46,7 +33,7 @@ fn assert_says(text: &str, parts: &[&str]) {
 
 #[test]
 fn a_wrong_relay_key_is_refused_by_the_agent() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     let other =
         bed.agent.cli(&["keygen", "--out", &bed.lab.dir().join("other.key").display().to_string()])?.ok()?;
     bed.agent.configure("relay", "public_key", other.trim())?;
@@ -63,7 +50,7 @@ fn a_wrong_relay_key_is_refused_by_the_agent() -> Outcome {
 
 #[test]
 fn an_unauthorised_client_is_refused_by_the_relay_and_told_so() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.relay.cli(&["revoke", "laptop"])?.ok()?;
     bed.relay.start()?;
     bed.agent.start()?;
@@ -82,7 +69,7 @@ fn an_unauthorised_client_is_refused_by_the_relay_and_told_so() -> Outcome {
 
 #[test]
 fn a_revoked_client_is_cut_off_at_once_and_stays_out() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.start()?;
     let [four, _] = server(port::ECHO);
     let mut talk = bed.mobile_labtool(&["tcp", &four])?;
@@ -106,7 +93,7 @@ fn a_revoked_client_is_cut_off_at_once_and_stays_out() -> Outcome {
 
 #[test]
 fn a_packet_with_another_source_address_goes_no_further_than_the_relay() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.start()?;
     let (own4, own6) = (bed.agent.address4.octets(), bed.agent.address6.segments());
     let foreign4 = std::net::Ipv4Addr::from([own4[0], own4[1], own4[2], own4[3] ^ 0x55]).to_string();
@@ -161,7 +148,7 @@ fn rejected(bed: &Testbed) -> anyhow::Result<u64> {
 
 #[test]
 fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     for (config, command, wrong, right) in [
         (bed.agent.config(), bed.agent.command(&["agent"]), "devcie", "device"),
         (bed.relay.config(), bed.relay.command(&["serve"]), "devcie", "device"),
@@ -194,7 +181,7 @@ fn squat(bed: &Testbed, ns: &Ns, port: u16) -> anyhow::Result<Process> {
 
 #[test]
 fn a_busy_port_is_named_and_nothing_is_left() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     let squatter = squat(&bed, &bed.lab.relay, mobile_tests::RELAY_PORT)?;
     let said = refused(&mut bed.relay.command(&["serve"]))?;
     assert_says(&said, &["443", "in use"]);
@@ -224,7 +211,7 @@ fn a_busy_port_is_named_and_nothing_is_left() -> Outcome {
 
 #[test]
 fn without_a_tun_device_both_say_so_and_leave_nothing() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
         let said = refused_after(&bed, "mount -t tmpfs none /dev/net", &command)?;
         assert_says(&said, &["/dev/net/tun"]);
@@ -235,7 +222,7 @@ fn without_a_tun_device_both_say_so_and_leave_nothing() -> Outcome {
 
 #[test]
 fn without_cgroup2_the_agent_says_so_and_leaves_nothing() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     let said =
         refused_after(&bed, "umount -l $(findmnt -nt cgroup2 -o TARGET)", &bed.agent.command(&["agent"]))?;
     assert_says(&said, &["cgroup2"]);
@@ -245,7 +232,7 @@ fn without_cgroup2_the_agent_says_so_and_leaves_nothing() -> Outcome {
 
 #[test]
 fn without_root_both_say_so_and_leave_nothing() -> Outcome {
-    let bed = installed()?;
+    let bed = installed_without_delay()?;
     let open = bed.lab.dir().join("open");
     std::fs::create_dir(&open)?;
     // All files may be read and written; only the right to make devices and routes is missing.
@@ -263,7 +250,7 @@ fn without_root_both_say_so_and_leave_nothing() -> Outcome {
 
 #[test]
 fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.start()?;
     let mut shell = LineProcess::start(&mut bed.agent.run(&["sh"]))?;
     let missing = bed.lab.dir().join("nowhere/relay.toml");
@@ -277,7 +264,7 @@ fn a_missing_configuration_or_one_that_exists_leaves_a_running_relay_alone() -> 
 
 #[test]
 fn cleanup_leaves_the_rules_of_a_relay_that_lost_its_socket() -> Outcome {
-    let mut bed = installed()?;
+    let mut bed = installed_without_delay()?;
     bed.start()?;
     std::fs::remove_file(bed.lab.dir().join("relay.sock"))?;
     assert_says(&refused(&mut bed.relay.command(&["cleanup"]))?, &["home0", "in use", "stop the relay"]);

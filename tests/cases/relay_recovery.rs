@@ -4,12 +4,10 @@
 use std::os::unix::fs::symlink;
 
 use anyhow::Context as _;
-use mobile_tests::{
-    LineProcess, METRICS, PATIENCE, Process, Testbed, addr, finish_within, port, program, until,
-};
+use mobile_tests::{METRICS, PATIENCE, Process, Testbed, addr, finish_within, program, until};
 use nix::sys::signal::Signal;
 
-use crate::{Outcome, ip_of, server, urls};
+use crate::{Outcome, assert_echo, echo_sessions, ip_of, urls};
 
 const RESTORED: &str = "homerelay_network_restored_total";
 
@@ -29,17 +27,6 @@ fn mobile_connects(bed: &Testbed) -> Outcome {
     Ok(())
 }
 
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
-    server(port::ECHO)
-        .iter()
-        .map(|server| {
-            let mut talk = bed.mobile_labtool(&["tcp", server])?;
-            talk.next_line()?;
-            Ok(talk)
-        })
-        .collect()
-}
-
 #[test]
 fn a_relay_restores_its_rules_after_the_ruleset_was_flushed_or_changed() -> Outcome {
     let mut bed = Testbed::new()?;
@@ -48,7 +35,7 @@ fn a_relay_restores_its_rules_after_the_ruleset_was_flushed_or_changed() -> Outc
     let rules = || relay.run(&["nft", "list", "ruleset"]);
     let before = rules()?;
     assert!(before.contains("masquerade") && before.contains("dnat"), "{before}");
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     // `flush ruleset` as Debian's /etc/nftables.conf begins; then smaller changes to the relay's
     // table.
     for (number, change) in [
@@ -67,9 +54,7 @@ fn a_relay_restores_its_rules_after_the_ruleset_was_flushed_or_changed() -> Outc
         until("it to be counted, once", || {
             bed.relay.counter(RESTORED).is_ok_and(|count| count == number as u64 + 1)
         })?;
-        for talk in &mut talks {
-            assert_eq!(talk.request(change)?, change);
-        }
+        assert_echo(&mut talks, change)?;
         mobile_connects(&bed)?;
     }
     assert_eq!(bed.relay.log().matches("another program changed: nftables table inet home_relay").count(), 5);
@@ -101,7 +86,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_restored() -> Outcome 
         Ok(all)
     };
     let before = state()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for change in [
         "sysctl -w net.ipv4.ip_forward=0",
         "sysctl -w net.ipv6.conf.all.forwarding=0",
@@ -119,9 +104,7 @@ fn settings_addresses_and_routes_of_the_relays_device_are_restored() -> Outcome 
         })?;
         until("it to be counted", || bed.relay.counter(RESTORED).is_ok_and(|count| count > counted))
             .with_context(|| format!("after `{change}`"))?;
-        for talk in &mut talks {
-            assert_eq!(talk.request(change)?, change);
-        }
+        assert_echo(&mut talks, change)?;
         mobile_connects(&bed)?;
     }
     drop(talks);
@@ -176,7 +159,7 @@ fn a_relay_whose_rules_cannot_be_restored_says_so_and_a_reload_applies_them() ->
 #[test]
 fn without_its_device_the_relay_ends_with_the_reason_and_the_next_relay_adopts_all() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     bed.lab.relay.run(&["ip", "link", "del", "home0"])?;
     until("the relay to end", || {
         bed.relay.log().contains("device home0 is gone: another program removed it")
@@ -185,9 +168,7 @@ fn without_its_device_the_relay_ends_with_the_reason_and_the_next_relay_adopts_a
     let _it_has_ended = bed.relay.kill();
     bed.relay.start()?;
     bed.agent.wait_connected()?;
-    for talk in &mut talks {
-        assert_eq!(talk.request("still here")?, "still here");
-    }
+    assert_echo(&mut talks, "still here")?;
     mobile_connects(&bed)?;
     drop(talks);
     bed.expect_warning("relay");

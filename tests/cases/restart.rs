@@ -1,32 +1,20 @@
 //! Connections of mobile processes survive a kill and a restart of either program.
 
-use mobile_tests::{LineProcess, Testbed, port};
+use mobile_tests::{LineProcess, Testbed};
 
-use crate::{Outcome, server};
-
-fn talks(bed: &Testbed) -> anyhow::Result<Vec<LineProcess>> {
-    let mut talks = Vec::new();
-    for server in server(port::ECHO) {
-        let mut talk = bed.mobile_labtool(&["tcp", &server])?;
-        talk.next_line()?;
-        assert_eq!(talk.request("before")?, "before");
-        talks.push(talk);
-    }
-    Ok(talks)
-}
+use crate::{Outcome, assert_echo, echo_sessions};
 
 fn go_on(talks: &mut [LineProcess]) -> Outcome {
     for talk in &mut *talks {
         assert_eq!(talk.next_line()?, "meanwhile");
-        assert_eq!(talk.request("after")?, "after");
     }
-    Ok(())
+    assert_echo(talks, "after")
 }
 
 #[test]
 fn connections_go_on_after_the_agent_was_killed_and_started_again() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for _ in 0..2 {
         bed.agent.kill()?;
         for talk in &mut talks {
@@ -46,7 +34,7 @@ fn connections_go_on_after_the_agent_was_killed_and_started_again() -> Outcome {
 #[test]
 fn connections_go_on_after_the_relay_was_killed_and_started_again() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     for _ in 0..2 {
         bed.relay.kill()?;
         for talk in &mut talks {
@@ -63,7 +51,7 @@ fn connections_go_on_after_the_relay_was_killed_and_started_again() -> Outcome {
 #[test]
 fn connections_go_on_after_an_orderly_restart_of_both() -> Outcome {
     let mut bed = Testbed::new()?;
-    let mut talks = talks(&bed)?;
+    let mut talks = echo_sessions(&bed)?;
     bed.relay.stop()?;
     bed.agent.stop()?;
     for talk in &mut talks {

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use mobile_tests::{Agent, LabOptions, PATIENCE, TcpService, Testbed, addr, finish_within, http, until};
+use mobile_tests::{
+    Agent, LabOptions, PATIENCE, TcpService, Testbed, addr, finish_within, http, port, until,
+};
 
 use crate::{Outcome, ip_of, urls};
 
@@ -148,10 +150,7 @@ fn clients_reach_each_other_where_they_are_one_network() -> Outcome {
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     other.start()?;
     other.wait_connected()?;
-    let _echo = TcpService::start(&bed.lab.host, 7, |mut stream, _| {
-        let mut copy = stream.try_clone().expect("a second handle");
-        let _ = std::io::copy(&mut copy, &mut stream);
-    })?;
+    let _echo = TcpService::echo(&bed.lab.host, port::ECHO)?;
     bed.relay.configure("clients", "isolate", false)?;
     assert_eq!(bed.relay.cli(&["reload"])?.ok()?, "[clients] isolate\n");
     let tool = mobile_tests::program("labtool")?.display().to_string();

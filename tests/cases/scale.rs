@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use mobile_tests::{LabOptions, LineProcess, Testbed, addr, port, program};
+use mobile_tests::{Agent, LabOptions, LineProcess, Testbed, addr, port, program};
 
 use crate::{Outcome, server};
 
@@ -63,18 +63,7 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     // Packets must pass while the agent inspects the crowd.
     let mut talk = bed.mobile_labtool(&["tcp", &server(port::ECHO)[0]])?;
     talk.next_line()?;
-    let worst = std::thread::scope(|scope| -> anyhow::Result<Duration> {
-        let looking =
-            scope.spawn(|| (0..5).try_for_each(|_| bed.agent.cli(&["ps", "--json"])?.ok().map(drop)));
-        let mut worst = Duration::ZERO;
-        while !looking.is_finished() {
-            let start = Instant::now();
-            assert_eq!(talk.request("key")?, "key");
-            worst = worst.max(start.elapsed());
-        }
-        looking.join().expect("it did not panic")?;
-        Ok(worst)
-    })?;
+    let worst = slowest_keystroke_beside_ps(&bed.agent, &mut talk)?;
     println!("keystroke beside ps: {worst:.0?} at most");
     assert!(worst < KEYSTROKE, "a keystroke took {worst:?}");
     assert_eq!(shell.request("echo here")?, "here");
@@ -85,6 +74,22 @@ fn a_thousand_processes_with_ten_thousand_connections_keep_nobody_waiting() -> O
     bed.expect_warning("gone silent");
     drop((crowd, talk, shell, taker));
     bed.finish()
+}
+
+/// Sends keystrokes one after the other to an echo service while `mobile ps` runs five times, and
+/// returns the longest time that an echo took.
+fn slowest_keystroke_beside_ps(agent: &Agent, echo: &mut LineProcess) -> anyhow::Result<Duration> {
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| (0..5).try_for_each(|_| agent.cli(&["ps", "--json"])?.ok().map(drop)));
+        let mut worst = Duration::ZERO;
+        while !looking.is_finished() {
+            let start = Instant::now();
+            assert_eq!(echo.request("key")?, "key");
+            worst = worst.max(start.elapsed());
+        }
+        looking.join().expect("it did not panic")?;
+        Ok(worst)
+    })
 }
 
 /// Returns the processor time that a process has used in user and system mode.

@@ -5,6 +5,7 @@
 //! and every flow must survive without a wrong or missing byte.
 
 mod ends;
+mod flow_plan;
 mod flows;
 mod options;
 mod resource_usage;

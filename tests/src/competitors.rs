@@ -11,12 +11,14 @@ use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::addr;
 use crate::binaries::program;
-use crate::lab::{Lab, addr};
+use crate::lab::Lab;
 use crate::line_process::LineProcess;
+use crate::port;
 use crate::process::Process;
 use crate::pulse::{Pulse, PulseMode};
-use crate::services::port;
+use crate::topology;
 use crate::uplink::UplinkName;
 use crate::wait::{PATIENCE, wait_for};
 
@@ -132,27 +134,10 @@ fn pids(running: &[Process]) -> Option<[i32; 2]> {
 /// The addresses inside every tunnel: the relay's and the host's.
 const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2)];
 
-/// Returns a device name that no other running lab uses, made of the process id and the number in
-/// the lab's name.
-///
-/// wireguard-go and vtun make sockets and locks of that name, which all namespaces share.
-fn device(lab: &Lab, prefix: &str) -> String {
-    let rest = lab.name().trim_start_matches(|letter: char| !letter.is_ascii_digit());
-    format!("{prefix}{}", rest.replace('-', "n"))
-}
-
 /// Makes the relay's machine forward and masquerade the tunnel's packets, as home-relay does for
 /// its own.
 fn make_gateway(lab: &Lab) -> Result<()> {
-    lab.relay.sysctl("net/ipv4/ip_forward", "1")?;
-    lab.relay.feed(
-        &["nft", "-f", "-"],
-        &format!(
-            "table ip peer {{\n chain postrouting {{\n  type nat hook postrouting priority srcnat\n  \
-             ip saddr {} oifname wan0 masquerade\n }}\n}}\n",
-            INNER[1]
-        ),
-    )
+    topology::masquerade(&lab.relay, "peer", INNER[1])
 }
 
 /// Waits until the tunnel's device has its address, adds the route to the server over the device,

@@ -12,8 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::lab::Lab;
+use crate::mount_namespace::in_mount_namespace;
 use crate::ns::Ns;
-use crate::services::{TcpService, UdpService, port};
+use crate::port;
+use crate::services::{TcpService, UdpService};
 
 /// The length of a DNS message's header in bytes.
 const HEADER: usize = 12;
@@ -130,9 +132,8 @@ pub fn ask(transport: Transport, resolver: SocketAddr) -> Result<(IpAddr, Socket
 pub fn with_resolver(lab: &Lab, resolver: IpAddr, argv: &[&str]) -> Result<Vec<String>> {
     let file = lab.dir().join(format!("resolv-{}.conf", resolver.to_string().replace(':', "-")));
     std::fs::write(&file, format!("nameserver {resolver}\n"))?;
-    let mount = format!("mount --bind {} /etc/resolv.conf && exec \"$0\" \"$@\"", file.display());
-    let under = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount];
-    Ok(under.iter().chain(argv).map(|&arg| arg.to_owned()).collect())
+    let under = in_mount_namespace(&format!("mount --bind {} /etc/resolv.conf", file.display()));
+    Ok(under.into_iter().chain(argv.iter().map(|&arg| arg.to_owned())).collect())
 }
 
 /// Makes glibc's resolver use TCP for the queries of `command`.

@@ -18,20 +18,6 @@ use crate::services::Services;
 use crate::topology;
 use crate::uplink::{Uplink, UplinkName};
 
-/// The fixed addresses of the lab's relay and server.
-pub mod addr {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
-    /// The relay's public IPv4 address.
-    pub const RELAY4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-    /// The relay's public IPv6 address.
-    pub const RELAY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 2);
-    /// The server's IPv4 address.
-    pub const SERVER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-    /// The server's IPv6 address.
-    pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x52, 0, 0, 0, 0, 2);
-}
-
 /// The options of a lab.
 #[derive(Debug, Clone)]
 pub struct LabOptions {
@@ -120,33 +106,10 @@ impl Lab {
         // The loose setting, as systemd's default. With the strict one a host cannot use two
         // uplinks at a time.
         host.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
-        let uplinks = UplinkName::ALL.map(|name| -> Result<Uplink> {
-            let visited = &visited[usize::from(name == UplinkName::Eth)];
-            let (near, far) = ((&host, name.device()), (visited, "lan0"));
-            let link = match options.delay {
-                Some(delay) => {
-                    let link = LinkEmulator::new(near, far)?;
-                    link.set_delay(delay);
-                    Some(link)
-                }
-                None => {
-                    topology::veth(near.0, near.1, far.0, far.1)?;
-                    None
-                }
-            };
-            let [a, b, c] = name.private4();
-            visited.ip(&[
-                "link set lan0 up txqueuelen 10000",
-                &format!("address add {a}.{b}.{c}.1/24 dev lan0"),
-                &format!("address add {}1/64 dev lan0 nodad", name.prefix6()),
-            ])?;
-            host.ip(&[&format!("link set {} txqueuelen 10000", name.device())])?;
-            let uplink = Uplink::new(name, link, &host, visited);
-            uplink.bring_up()?;
-            Ok(uplink)
-        });
-        let [wlan, eth] = uplinks;
-        let uplinks = [wlan?, eth?];
+        let uplinks = [
+            add_uplink(&host, &visited[0], UplinkName::Wlan, options.delay)?,
+            add_uplink(&host, &visited[1], UplinkName::Eth, options.delay)?,
+        ];
         let services = Services::start(&server)?;
         Ok(Self {
             cgroup,
@@ -206,6 +169,15 @@ impl Lab {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns a device name that no other running lab uses, made of `prefix`, the process id and
+    /// the number in the lab's name.
+    ///
+    /// wireguard-go and vtun make sockets and locks of that name, which all namespaces share.
+    pub(crate) fn unique_device(&self, prefix: &str) -> String {
+        let rest = self.name.trim_start_matches(|letter: char| !letter.is_ascii_digit());
+        format!("{prefix}{}", rest.replace('-', "n"))
     }
 
     /// Returns the cgroup that contains every program of the lab.
@@ -280,6 +252,33 @@ impl Lab {
             }
         }
     }
+}
+
+/// Connects the host to a visited network, over an emulated link with a one-way `delay` or, without
+/// a delay, over a plain veth pair, and brings the uplink up.
+fn add_uplink(host: &Ns, visited: &Ns, name: UplinkName, delay: Option<Duration>) -> Result<Uplink> {
+    let (near, far) = ((host, name.device()), (visited, "lan0"));
+    let link = match delay {
+        Some(delay) => {
+            let link = LinkEmulator::new(near, far)?;
+            link.set_delay(delay);
+            Some(link)
+        }
+        None => {
+            topology::veth(near.0, near.1, far.0, far.1)?;
+            None
+        }
+    };
+    let [a, b, c] = name.private4();
+    visited.ip(&[
+        "link set lan0 up txqueuelen 10000",
+        &format!("address add {a}.{b}.{c}.1/24 dev lan0"),
+        &format!("address add {}1/64 dev lan0 nodad", name.prefix6()),
+    ])?;
+    host.ip(&[&format!("link set {} txqueuelen 10000", name.device())])?;
+    let uplink = Uplink::new(name, link, host, visited);
+    uplink.bring_up()?;
+    Ok(uplink)
 }
 
 fn allow_congestion_control(name: &str) -> Result<()> {

@@ -65,6 +65,7 @@
 //! | compare with other tunnels | [`competitors`] |
 //! | play random events under checked flows | [`chaos`] |
 
+pub mod addr;
 mod binaries;
 mod booted_machine;
 pub mod call_timing;
@@ -83,7 +84,9 @@ mod lab;
 mod line_process;
 mod link;
 pub mod matrix;
+mod mount_namespace;
 mod ns;
+pub mod port;
 mod postgres;
 mod process;
 mod product;
@@ -101,6 +104,7 @@ mod uplink;
 mod vm;
 mod vpn;
 mod wait;
+mod wireguard;
 
 pub use binaries::{BIN_DIR, program};
 pub use booted_machine::BootedMachine;
@@ -108,16 +112,17 @@ pub use captive_portal::CaptivePortal;
 pub use capture::Capture;
 pub use cgroup::LabCgroup;
 pub use forge::{Forger, Sniffer, TcpNumbers};
-pub use lab::{Lab, LabOptions, addr};
+pub use lab::{Lab, LabOptions};
 pub use line_process::LineProcess;
 pub use link::{Blackhole, Direction, LinkCounters, LinkEmulator};
+pub use mount_namespace::in_mount_namespace;
 pub use ns::Ns;
 pub use postgres::Postgres;
 pub use process::{CommandOutput, Process, finish_within};
 pub use product::{Agent, METRICS, RELAY_PORT, Relay};
 pub use pty::Terminal;
 pub use relay_name::{RelayLocation, RelayName};
-pub use services::{Services, TcpService, UdpService, port};
+pub use services::{Services, TcpService, UdpService};
 pub use storm::{many_routes, netlink_storm, route_storm};
 pub use testbed::Testbed;
 pub use tether::Tether;

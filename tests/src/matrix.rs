@@ -18,8 +18,9 @@ use socket2::Protocol;
 
 pub use egress::{EgressDevices, EgressWatch};
 
+use crate::addr;
 use crate::binaries::program;
-use crate::lab::{Lab, addr};
+use crate::lab::Lab;
 use crate::line_process::LineProcess;
 use crate::ns::Ns;
 use crate::services::{TcpService, UdpService, whoami};

@@ -85,6 +85,14 @@ impl Ns {
         command
     }
 
+    /// Returns a command as [`Ns::command`] does, from a program and its arguments.
+    #[must_use]
+    pub fn command_line(&self, argv: &[impl AsRef<std::ffi::OsStr>]) -> Command {
+        let mut command = self.command(&argv[0]);
+        command.args(&argv[1..]);
+        command
+    }
+
     /// Returns a command as [`Ns::command`] does, run as the user `uid` without supplementary
     /// groups.
     pub fn command_as(&self, uid: u32, program: impl AsRef<std::ffi::OsStr>) -> Command {

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, bail};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-use crate::lab::addr;
+use crate::addr;
 use crate::line_process::LineProcess;
-use crate::services::port;
+use crate::port;
 use crate::wait::wait_for;
 
 /// The interval at which numbers are sent over the measured connection.

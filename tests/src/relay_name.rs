@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
+use crate::mount_namespace::in_mount_namespace;
 use crate::product::RELAY_PORT;
 use crate::testbed::Testbed;
 
@@ -24,8 +26,8 @@ impl RelayName {
     pub fn install(bed: &mut Testbed, addresses: &[IpAddr]) -> Result<Self> {
         let name = Self { hosts: bed.lab.dir().join("hosts") };
         name.set(addresses)?;
-        let mount = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", name.hosts.display());
-        bed.agent.start_under(&["unshare", "--mount", "--propagation", "private", "sh", "-c", &mount]);
+        let under = in_mount_namespace(&format!("mount --bind {} /etc/hosts", name.hosts.display()));
+        bed.agent.start_under(&under.each_ref().map(String::as_str));
         bed.agent.configure("relay", "endpoint", format!("{NAME}:{RELAY_PORT}"))?;
         Ok(name)
     }

@@ -16,33 +16,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::ns::Ns;
+use crate::port;
 use crate::process::Process;
 use crate::pulse::PULSE;
-
-/// The ports of the server's services: well-known ones, and some of the lab's own.
-pub mod port {
-    /// Echo, over TCP and UDP.
-    pub const ECHO: u16 = 7;
-    /// Discard, over TCP, as in the paper's measurements.
-    pub const DISCARD: u16 = 9;
-    /// OpenSSH's server, started by [`Services::sshd`](super::Services::sshd).
-    pub const SSH: u16 = 22;
-    /// The telnetd of GNU inetutils; its login program is a shell.
-    pub const TELNET: u16 = 23;
-    /// DNS, used by cases that start a resolver; see [`crate::dns`].
-    pub const DNS: u16 = 53;
-    /// HTTP, as `tests/src/http.rs` answers it.
-    pub const HTTP: u16 = 80;
-    /// A service, over TCP and UDP, that answers each line or datagram with its source address.
-    pub const WHOAMI: u16 = 1001;
-    /// A service that sends the numbers from 0 upwards, eight bytes each, one every
-    /// [`crate::pulse::PULSE`].
-    pub const NUMBERS: u16 = 1002;
-    /// The port at which [`crate::datagrams`] counts datagrams.
-    pub const DATAGRAMS: u16 = 1003;
-    /// The port of iperf3's server.
-    pub const IPERF3: u16 = 5201;
-}
 
 /// The services that need no configuration, started with every lab.
 pub struct Services {
@@ -55,7 +31,7 @@ impl Services {
     pub fn start(ns: &Ns) -> Result<Self> {
         let telnet_ns = ns.clone();
         let tcp = vec![
-            TcpService::start(ns, port::ECHO, |stream, _| echo(&stream))?,
+            TcpService::echo(ns, port::ECHO)?,
             TcpService::start(ns, port::DISCARD, |mut stream, _| {
                 let _ = std::io::copy(&mut stream, &mut std::io::sink());
             })?,
@@ -126,6 +102,11 @@ impl TcpService {
         serve: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
     ) -> Result<Self> {
         Self::start_over(ns, Protocol::TCP, port, serve)
+    }
+
+    /// Starts a service that sends back all it receives.
+    pub fn echo(ns: &Ns, port: u16) -> Result<Self> {
+        Self::start(ns, port, |stream, _| echo(&stream))
     }
 
     /// Starts a service as [`TcpService::start`] does, over `protocol`: TCP, or MPTCP if the kernel

@@ -70,6 +70,19 @@ pub(crate) fn make_visited(internet: &Ns, visited: &Ns, name: UplinkName) -> Res
     )
 }
 
+/// Makes a machine forward and masquerade the packets of a tunnel that ends there, which come from
+/// `inner`, with rules in the nftables table `table`.
+pub(crate) fn masquerade(ns: &Ns, table: &str, inner: Ipv4Addr) -> Result<()> {
+    ns.sysctl("net/ipv4/ip_forward", "1")?;
+    ns.feed(
+        &["nft", "-f", "-"],
+        &format!(
+            "table ip {table} {{\n chain postrouting {{\n  type nat hook postrouting priority srcnat\n  \
+             ip saddr {inner} oifname wan0 masquerade\n }}\n}}\n"
+        ),
+    )
+}
+
 fn make_router(ns: &Ns) -> Result<()> {
     ns.sysctl("net/ipv4/ip_forward", "1")?;
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")

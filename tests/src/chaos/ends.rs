@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::flows::FlowPlan;
+use super::flow_plan::FlowPlan;
 use super::stream::Stream;
 
 /// The bytes per write of an interactive flow, which at its rate make one packet every 50 ms.

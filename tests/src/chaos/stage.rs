@@ -1,6 +1,6 @@
 //! Performs the events of a chaos test's script in a lab, and undoes each when its time is over.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -110,21 +110,8 @@ impl Stage {
             }
             EventKind::AgentRestarted => agent.stop().and_then(|()| agent.start()),
             EventKind::RelayRestarted => relay.stop().and_then(|()| relay.start()),
-            EventKind::RelayMoved => {
-                let (name, place) = &mut self.relay;
-                *place = place.other();
-                place.move_relay_here(lab)?;
-                name.set(&place.addresses())
-            }
-            EventKind::Suspended => {
-                agent.signal(Signal::SIGSTOP)?;
-                let asleep = Instant::now();
-                netlink_storm(&lab.host, OVERRUN_FLIPS)?;
-                uplink.bring_up()?;
-                uplink.renumber()?;
-                std::thread::sleep(event.lasting.saturating_sub(asleep.elapsed()));
-                agent.signal(Signal::SIGCONT)
-            }
+            EventKind::RelayMoved => self.move_relay(),
+            EventKind::Suspended => self.suspend_agent(event.uplink, event.lasting),
             EventKind::Use => agent.cli(&["use", uplink.device()])?.ok().map(drop),
             EventKind::UseAuto => agent.cli(&["use", "auto"])?.ok().map(drop),
             // The event does not wait until the kernel has announced the change; that is the
@@ -161,22 +148,49 @@ impl Stage {
                 lab.eth().take_down()
             }
             EventKind::Storm => netlink_storm(&lab.host, STORM_FLIPS),
-            EventKind::Tether => {
-                // There is only one telephone: unplug it first if it is plugged in.
-                self.tether = None;
-                let tether = Tether::plug_in(lab, TETHER_METRIC)?;
-                tether.link.set_rate(Some(RATE));
-                self.tether = Some(tether);
-                Ok(())
-            }
-            EventKind::Portal => {
-                let portal = &mut self.portals[index(event.uplink)];
-                if portal.is_none() {
-                    *portal = Some(CaptivePortal::install(&lab.visited[index(event.uplink)])?);
-                }
-                Ok(())
-            }
+            EventKind::Tether => self.plug_in_tether(),
+            EventKind::Portal => self.install_portal(event.uplink),
         }
+    }
+
+    /// Moves the relay to its other address and changes its name's records.
+    fn move_relay(&mut self) -> Result<()> {
+        let (name, place) = &mut self.relay;
+        *place = place.other();
+        place.move_relay_here(&self.bed.lab)?;
+        name.set(&place.addresses())
+    }
+
+    /// Stops the agent for the time `lasting`, in which netlink events overrun its sockets' buffers
+    /// and an uplink gets other addresses.
+    fn suspend_agent(&self, uplink: UplinkName, lasting: Duration) -> Result<()> {
+        let Testbed { agent, lab, .. } = &self.bed;
+        let uplink = lab.uplink(uplink);
+        agent.signal(Signal::SIGSTOP)?;
+        let asleep = Instant::now();
+        netlink_storm(&lab.host, OVERRUN_FLIPS)?;
+        uplink.bring_up()?;
+        uplink.renumber()?;
+        std::thread::sleep(lasting.saturating_sub(asleep.elapsed()));
+        agent.signal(Signal::SIGCONT)
+    }
+
+    /// Plugs the telephone in. There is only one: it is unplugged first if it is plugged in.
+    fn plug_in_tether(&mut self) -> Result<()> {
+        self.tether = None;
+        let tether = Tether::plug_in(&self.bed.lab, TETHER_METRIC)?;
+        tether.link.set_rate(Some(RATE));
+        self.tether = Some(tether);
+        Ok(())
+    }
+
+    /// Installs a captive portal in the visited network of an uplink that has none.
+    fn install_portal(&mut self, uplink: UplinkName) -> Result<()> {
+        let portal = &mut self.portals[index(uplink)];
+        if portal.is_none() {
+            *portal = Some(CaptivePortal::install(&self.bed.lab.visited[index(uplink)])?);
+        }
+        Ok(())
     }
 
     fn end(&mut self, kind: EventKind, uplink: UplinkName) -> Result<()> {

@@ -7,8 +7,9 @@ use anyhow::{Result, ensure};
 use socket2::Protocol;
 
 use super::{Change, Competitor, CompetitorKind};
+use crate::addr;
 use crate::binaries::program;
-use crate::lab::{Lab, addr};
+use crate::lab::Lab;
 use crate::pulse::{Pulse, PulseMode};
 use crate::services::{TcpService, echo, numbers};
 use crate::uplink::UplinkName;

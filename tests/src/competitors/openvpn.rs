@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use super::{Change, Competitor, CompetitorKind, INNER, make_gateway, needs_tun, pids, use_tunnel};
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::process::Process;
 use crate::uplink::UplinkName;
 use crate::wait::PATIENCE;

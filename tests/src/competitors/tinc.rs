@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::{Change, Competitor, CompetitorKind, INNER, make_gateway, needs_tun, pids, use_tunnel};
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::process::{Process, finish_within};
 use crate::wait::{PATIENCE, wait_for};

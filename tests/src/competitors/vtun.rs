@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use super::{Change, Competitor, CompetitorKind, INNER, device, make_gateway, needs_tun, pids, use_tunnel};
-use crate::lab::{Lab, addr};
+use super::{Change, Competitor, CompetitorKind, INNER, make_gateway, needs_tun, pids, use_tunnel};
+use crate::addr;
+use crate::lab::Lab;
 use crate::process::Process;
 use crate::wait::{PATIENCE, wait_for};
 
@@ -45,7 +46,7 @@ impl Competitor for Vtun {
     fn start(&mut self, lab: &Lab) -> Result<()> {
         make_gateway(lab)?;
         fs::create_dir_all(LOCKS)?;
-        let session = device(lab, "vt");
+        let session = lab.unique_device("vt");
         self.lock = Some(Path::new(LOCKS).join(&session));
         for (side, own, other, keep) in [("server", 0, 1, ""), ("client", 1, 0, "persist keep;")] {
             let options = if side == "server" { "" } else { "timeout 1;" };

@@ -10,7 +10,8 @@ use serde_json::Value;
 use toml::Value as Toml;
 
 use super::{METRICS, Program, RELAY_PORT, Relay, VERB_PATIENCE, set, set_value};
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::ns::Ns;
 use crate::process::{CommandOutput, Process, finish_within};
 use crate::uplink::UplinkName;

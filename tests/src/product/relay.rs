@@ -10,7 +10,8 @@ use serde_json::Value;
 use toml::Value as Toml;
 
 use super::{METRICS, Program, RELAY_PORT, set, set_value};
-use crate::lab::{Lab, addr};
+use crate::addr;
+use crate::lab::Lab;
 use crate::process::{CommandOutput, Process};
 
 /// The program `home-relay` on the relay's machine of the lab.

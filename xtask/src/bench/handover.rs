@@ -20,6 +20,7 @@ mod machine_lock;
 mod measure;
 mod subject;
 mod table;
+mod trigger;
 
 /// Arguments of `cargo xtask bench handover`.
 #[derive(clap::Args)]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mobile_tests::{Lab, LabOptions, PATIENCE, Testbed, UplinkName, addr, port};
+use mobile_tests::{Lab, LabOptions, PATIENCE, Testbed, Uplink, UplinkName, addr, port};
 use serde_json::Value;
 
 use super::screen::Screen;
@@ -66,84 +66,106 @@ fn run_sessions(bed: &Testbed) -> Result<DemoResult> {
     step(&format!(
         "the tunnel is up on {before}; starting `mobile run -- telnet` and plain `telnet` to the same server"
     ));
-    let mut mobile = Session::open("mobile run -- telnet server", &mut agent.run(&["telnet", &server]))?;
-    let mut plain = Session::open("telnet server", lab.host.command("telnet").arg(&server))?;
+    let mut sessions = Sessions {
+        mobile: Session::open("mobile run -- telnet server", &mut agent.run(&["telnet", &server]))?,
+        plain: Session::open("telnet server", lab.host.command("telnet").arg(&server))?,
+    };
     let mut notes = vec![seen_by_server(lab)?];
 
     step("typing into both sessions: echo hello-1");
-    mobile.type_echo("hello-1");
-    plain.type_echo("hello-1");
-    let first = (mobile.shows_line("hello-1", PATIENCE), plain.shows_line("hello-1", PATIENCE));
+    let first = sessions.ask("hello-1", PATIENCE);
 
     step(&format!("holding a key down in both sessions and cutting {before}"));
-    mobile.begin_typing();
-    plain.begin_typing();
-    let start = Instant::now();
-    hold_key(&mut mobile, &mut plain, BEFORE);
-    let cut = start.elapsed();
-    let cutting = uplink(lab, &before)?;
-    cutting.link().cut()?;
-    hold_key(&mut mobile, &mut plain, AFTER);
-    let end = start.elapsed();
+    let typing = sessions.type_over_cut(uplink(lab, &before)?)?;
 
     step("typing into both sessions: echo hello-2");
-    mobile.end_typing();
-    plain.end_typing();
-    // Only the mobile session is waited for; whether the plain one still answers is checked below.
-    let _ = mobile.is_ready(PATIENCE);
-    mobile.type_echo("hello-2");
-    plain.type_echo("hello-2");
-    let second = (mobile.shows_line("hello-2", PATIENCE), plain.shows_line("hello-2", LAST_CHANCE));
+    sessions.end_typing();
+    let second = sessions.ask("hello-2", LAST_CHANCE);
 
-    let handover = Handover::read(&agent.status()?);
-    let mut uplinks = vec![(0, before.clone())];
-    if let Some(handover) = &handover {
-        let since = start.elapsed().saturating_sub(handover.age);
+    let mut uplinks = vec![(0, before)];
+    if let Some(handover) = Handover::read(&agent.status()?) {
+        let since = typing.start.elapsed().saturating_sub(handover.age);
         uplinks.push((ms(since), handover.to.clone()));
-        let noticed = since.saturating_sub(handover.blackout).saturating_sub(cut);
-        notes.push(format!(
-            "The agent noticed the cut after {} ms ({}) and moved the tunnel to {} in {} ms; records replayed: {}.",
-            ms(noticed),
-            handover.cause,
-            handover.to,
-            ms(handover.blackout),
-            handover.replayed
-        ));
+        notes.push(handover.note(since.saturating_sub(typing.cut)));
     }
+    let Sessions { mut mobile, plain } = sessions;
     let timeline = Timeline {
         rows: [
-            TimelineRow { name: "mobile", echoes: mobile.echoes(start) },
-            TimelineRow { name: "plain", echoes: plain.echoes(start) },
+            TimelineRow { name: "mobile", echoes: mobile.echoes(typing.start) },
+            TimelineRow { name: "plain", echoes: plain.echoes(typing.start) },
         ],
         uplinks,
-        cut: ms(cut),
-        end: ms(end),
+        cut: ms(typing.cut),
+        end: ms(typing.end),
         // Two keys and a round trip: one more lost or late echo makes a silence.
         ordinary: ms(ROUND_TRIP + 2 * KEY_EVERY),
     };
     Ok(DemoResult {
         screens: [mobile.screen(), plain.screen()],
-        answers: [(first.0, second.0), (first.1, second.1)],
+        answers: [(first[0], second[0]), (first[1], second[1])],
         keys: mobile.keys(),
         timeline,
         notes,
     })
 }
 
-/// Presses the key again and again in both sessions for the time `how_long`, and records when its
-/// echoes arrive.
-fn hold_key(mobile: &mut Session, plain: &mut Session, how_long: Duration) {
-    let start = Instant::now();
-    let mut next = start;
-    while start.elapsed() < how_long {
-        if Instant::now() >= next {
-            mobile.press_key();
-            plain.press_key();
-            next += KEY_EVERY;
+/// The two telnet sessions that are compared.
+struct Sessions {
+    mobile: Session,
+    plain: Session,
+}
+
+/// The time at which a key was first pressed, and what followed as the time since then.
+struct Typing {
+    start: Instant,
+    cut: Duration,
+    end: Duration,
+}
+
+impl Sessions {
+    /// Lets the shell of each session echo a word, and returns whether it did: the mobile session's
+    /// within [`PATIENCE`], then the plain session's within `plain_patience`.
+    fn ask(&self, word: &str, plain_patience: Duration) -> [bool; 2] {
+        self.mobile.type_echo(word);
+        self.plain.type_echo(word);
+        [self.mobile.shows_line(word, PATIENCE), self.plain.shows_line(word, plain_patience)]
+    }
+
+    /// Holds a key down in both sessions and cuts the uplink meanwhile.
+    fn type_over_cut(&mut self, uplink: &Uplink) -> Result<Typing> {
+        self.mobile.begin_typing();
+        self.plain.begin_typing();
+        let start = Instant::now();
+        self.hold_key(BEFORE);
+        let cut = start.elapsed();
+        uplink.link().cut()?;
+        self.hold_key(AFTER);
+        Ok(Typing { start, cut, end: start.elapsed() })
+    }
+
+    /// Leaves the line of typed keys in both sessions. Waits for the mobile session only, since the
+    /// plain one may not answer any more.
+    fn end_typing(&self) {
+        self.mobile.end_typing();
+        self.plain.end_typing();
+        let _ = self.mobile.is_ready(PATIENCE);
+    }
+
+    /// Presses the key again and again in both sessions for the time `how_long`, and records when
+    /// its echoes arrive.
+    fn hold_key(&mut self, how_long: Duration) {
+        let start = Instant::now();
+        let mut next = start;
+        while start.elapsed() < how_long {
+            if Instant::now() >= next {
+                self.mobile.press_key();
+                self.plain.press_key();
+                next += KEY_EVERY;
+            }
+            self.mobile.poll_echoes();
+            self.plain.poll_echoes();
+            std::thread::sleep(Duration::from_millis(1));
         }
-        mobile.poll_echoes();
-        plain.poll_echoes();
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -167,9 +189,21 @@ impl Handover {
             age: Duration::try_from_secs_f64(last.get("age_seconds")?.as_f64()?).ok()?,
         })
     }
+
+    /// Returns a line about the handover, which ended the time `ended` after the cut.
+    fn note(&self, ended: Duration) -> String {
+        format!(
+            "The agent noticed the cut after {} ms ({}) and moved the tunnel to {} in {} ms; records replayed: {}.",
+            ms(ended.saturating_sub(self.blackout)),
+            self.cause,
+            self.to,
+            ms(self.blackout),
+            self.replayed
+        )
+    }
 }
 
-fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab mobile_tests::Uplink> {
+fn uplink<'lab>(lab: &'lab Lab, device: &str) -> Result<&'lab Uplink> {
     let name = UplinkName::ALL.into_iter().find(|name| name.device() == device);
     Ok(lab.uplink(name.with_context(|| format!("the lab has no uplink {device}"))?))
 }

@@ -2,17 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use mobile_tests::competitors::Change;
-use mobile_tests::pulse::{PulseMode, monotonic_ms};
-use mobile_tests::{Blackhole, UplinkName};
-
-use super::machine_lock::MachineLock;
-use super::subject::HandoverSubject;
-
-/// The time in which both uplinks are up before the old one goes down, as when walking away from an
-/// access point.
-const OVERLAP: Duration = Duration::from_secs(1);
+use mobile_tests::UplinkName;
+use mobile_tests::pulse::PulseMode;
 
 /// An event of the handover benchmark, which is a row of the table, or two rows for an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -116,49 +107,4 @@ impl Event {
     pub(crate) fn starts_on(self) -> UplinkName {
         if self == Self::Better { UplinkName::Wlan } else { UplinkName::Eth }
     }
-
-    /// Causes the event, and returns the time from which gaps count, in milliseconds of the
-    /// monotonic clock.
-    pub(crate) fn trigger(self, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
-        if let Some(length) = self.outage() {
-            return return_after(length, subject, lock);
-        }
-        let since = monotonic_ms();
-        match self {
-            Self::Use => subject.use_uplink(UplinkName::Wlan)?,
-            Self::Better => {
-                subject.lab().eth().bring_up()?;
-                subject.hook(Change::Up(UplinkName::Eth))?;
-                std::thread::sleep(OVERLAP);
-                subject.lab().wlan().take_down()?;
-                subject.hook(Change::Down(UplinkName::Wlan))?;
-            }
-            Self::LinkDown | Self::LinkDownCold => {
-                subject.lab().eth().take_down()?;
-                subject.hook(Change::Down(UplinkName::Eth))?;
-            }
-            // No hook runs, since no program is told.
-            Self::Blackhole => subject.lab().eth().link().set_blackhole(Blackhole::Both),
-            Self::KillAgent => subject.restart_agent()?,
-            Self::KillRelay => subject.restart_relay()?,
-            Self::Outage1 | Self::Outage10 | Self::Outage60 => unreachable!("handled above"),
-        }
-        Ok(since)
-    }
-}
-
-/// Takes all uplinks down for `length`, brings one up again, and returns the time from which the
-/// gap counts: just before the command that sets the default route, so that the gap includes it.
-fn return_after(length: Duration, subject: &mut HandoverSubject, lock: &mut MachineLock<'_>) -> Result<f64> {
-    for name in UplinkName::ALL {
-        subject.lab().uplink(name).take_down()?;
-        subject.hook(Change::Down(name))?;
-    }
-    lock.sleep_released(length);
-    let eth = subject.lab().eth();
-    eth.bring_up_without_route()?;
-    let since = monotonic_ms();
-    eth.set_routes()?;
-    subject.hook(Change::Up(UplinkName::Eth))?;
-    Ok(since)
 }

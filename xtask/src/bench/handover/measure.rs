@@ -12,6 +12,7 @@ use mobile_tests::pulse::{Pulse, PulseReport, monotonic_ms};
 use super::event::Event;
 use super::machine_lock::MachineLock;
 use super::subject::HandoverSubject;
+use super::trigger::trigger;
 
 /// The shortest gap in the application's data, in milliseconds, that cannot be an ordinary pause of
 /// a connection with 20 ms of round trip.
@@ -43,7 +44,7 @@ pub(crate) fn measure(
     let mut subject = HandoverSubject::start(competitor, event)?;
     let mut pulses: Vec<Pulse> =
         event.modes().iter().map(|mode| subject.pulse(*mode)).collect::<Result<_>>()?;
-    let since = event.trigger(&mut subject, &mut lock)?;
+    let since = trigger(event, &mut subject, &mut lock)?;
     let happened = monotonic_ms();
     let mut gaps = Vec::new();
     for pulse in &mut pulses {

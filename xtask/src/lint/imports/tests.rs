@@ -1,0 +1,67 @@
+//! Tests of the lint on a house of modules.
+
+use super::circles;
+use super::crates::{Crate, Libraries};
+use super::layers::upward;
+use crate::lint::sources::File;
+
+fn file(name: &str, text: &str) -> File {
+    File { name: name.to_owned(), text: text.to_owned() }
+}
+
+fn circles_of(files: Vec<File>) -> Vec<(String, Vec<String>)> {
+    let house = Crate { folder: "house".to_owned(), library: Some("manor".to_owned()), files };
+    let found = circles::find(&[house]).expect("sources");
+    found.into_iter().map(|circle| (circle.folder, circle.modules)).collect()
+}
+
+#[test]
+fn a_circle_is_found_in_use_lines_paths_and_macros() {
+    for seed in [
+        "use crate::hall::Door;",
+        "fn a() { crate::hall::open() }",
+        "fn a() { info!(\"{}\", crate::hall::open()) }",
+        "use super::{x, hall::{Door, Key}};",
+        "use manor::hall::Door;",
+    ] {
+        let files = vec![
+            file("house/src/main.rs", "mod hall; mod kitchen; use hall::Door;"),
+            file("house/src/hall.rs", "use crate::kitchen::stove::Pan; mod key;"),
+            file("house/src/hall/key.rs", "use super::Lock;"),
+            file("house/src/kitchen.rs", "mod stove;"),
+            file("house/src/kitchen/stove.rs", seed.replace("super::{", "super::super::{").as_str()),
+        ];
+        let modules = vec!["hall".to_owned(), "kitchen".to_owned()];
+        assert_eq!(circles_of(files), [("house/src/".to_owned(), modules)], "{seed}");
+    }
+}
+
+#[test]
+fn tests_parents_and_children_make_no_circle() {
+    let files = vec![
+        file("house/src/lib.rs", "pub mod hall; pub mod kitchen;"),
+        file("house/src/hall.rs", "mod key; use crate::kitchen::Pan; use key::Key;"),
+        file("house/src/hall/key.rs", "use super::Lock; use crate::Address;"),
+        file("house/src/kitchen.rs", "pub struct Pan; #[cfg(test)] mod tests { use crate::hall::Door; }"),
+        file("house/src/kitchen/tests.rs", "use crate::hall::Door;"),
+    ];
+    assert_eq!(circles_of(files), []);
+}
+
+#[test]
+fn an_import_from_a_crate_that_is_not_below_is_found() {
+    let folders = [
+        ("mobile_host", "crates/mobile-host"),
+        ("mobile_transport", "crates/mobile-transport"),
+        ("mobile_tests", "tests"),
+    ];
+    let libraries: Libraries = folders.map(|(name, folder)| (name.to_owned(), folder.to_owned())).into();
+    let found = |file| upward(&[file], &libraries).expect("sources");
+    let text = "use mobile_host::log; fn a() { warn!(error = mobile_transport::tun::name()) }";
+    let up = ["    crates/mobile-host -> mobile_transport in crates/mobile-host/src/log.rs"];
+    assert_eq!(found(file("crates/mobile-host/src/log.rs", text)), up);
+    assert_eq!(found(file("home-relay/src/main.rs", text)), [""; 0]);
+    assert_eq!(found(file("tests/cases/main.rs", "use mobile_tests::Lab;")), [""; 0]);
+    let lone = found(file("crates/shed/src/lib.rs", ""));
+    assert_eq!(lone, ["    crates/shed/src/lib.rs: its crate is in no layer"]);
+}
