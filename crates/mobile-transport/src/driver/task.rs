@@ -21,7 +21,9 @@ use tokio::time::Sleep;
 use super::event_queue::EventQueue;
 use super::path::Transport;
 use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
+use crate::rate_control::RateControl;
 use crate::tls::{HandshakeFailure, classify};
+use crate::transport;
 
 /// The maximum numbers of reads, deliveries, packets and writes for each path or packet source in
 /// one round of a poll: enough to amortise the round, and little enough that no source waits long
@@ -231,7 +233,12 @@ impl<I: PacketIo> Driver<I> {
         // Reserve one element, not four: nearly every session has one or two paths, and a relay has
         // thousands of sessions.
         self.paths.reserve_exact(1);
-        self.paths.push(Transport::new(path, stream, self.session.is_fair()));
+        let rate_control = if self.session.is_fair() {
+            RateControl::limited(transport::NOTSENT_LOWAT as usize)
+        } else {
+            RateControl::unlimited()
+        };
+        self.paths.push(Transport::new(path, stream, rate_control));
     }
 
     fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {
@@ -420,11 +427,10 @@ impl<I: PacketIo> Driver<I> {
             }
             if session.wants_transmit(transport.id) {
                 if session.active_path() == Some(transport.id) {
-                    transport.update_send_limit(now);
-                    session.set_growing(transport.is_growing());
+                    transport.update_rate_control(now);
                 }
-                let batch = transport.batch();
-                session.poll_transmit(now, transport.id, transport.out(), batch);
+                let budget = transport.budget();
+                session.poll_transmit(now, transport.id, transport.out(), budget);
             }
             if transport.is_drained() {
                 // Whether the shutdown is pending or complete, there is nothing more to write.
@@ -460,7 +466,7 @@ impl<I: PacketIo> Driver<I> {
         // The session may have closed the path already, with the event still queued.
         self.collect_events(now);
         let transport = self.paths.swap_remove(index);
-        self.session.path_lost(now, transport.id);
+        self.session.path_lost(transport.id);
         if !transport.is_closing() {
             self.report_path_error(now, transport.id, cause);
         }

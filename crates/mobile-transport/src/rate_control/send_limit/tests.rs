@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::tcp_info::Bbr;
+use crate::rate_control::sample::{Bbr, CongestionWindow};
 
 const MS: Duration = Duration::from_millis(1);
 const MAX_BACKLOG: usize = 32 * 1024;
@@ -83,7 +83,7 @@ impl Link {
             }
             // Without a limit of ours the kernel's own limit applies.
             while self.paused_until.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
-                let path = SendState {
+                let path = TcpSample {
                     outstanding: self.in_flight.len() as u64 * PACKET + self.unsent,
                     unsent: self.unsent,
                     acked_bytes: self.acked_bytes,
@@ -92,7 +92,7 @@ impl Link {
                     pacing_rate: self.rate,
                     rttvar: MS / 2,
                     bbr: Some(Bbr { min_rtt: Some(self.min_rtt), rate: self.rate, starting: self.starting }),
-                    ..SendState::default()
+                    ..TcpSample::default()
                 };
                 let late = MS * (self.acked_bytes / PACKET % 2 + 1) as u32;
                 self.paused_until =
@@ -162,7 +162,7 @@ fn a_longer_round_trip_starves_a_path_only_for_a_while() {
 fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
     let now = Instant::now();
     let mut slow = SendLimit::new(MAX_BACKLOG);
-    let path = |unsent, pacing_rate| SendState { unsent, pacing_rate, ..SendState::default() };
+    let path = |unsent, pacing_rate| TcpSample { unsent, pacing_rate, ..TcpSample::default() };
     assert_eq!(slow.update(now, path(0, 1_250_000), false), None);
     assert_eq!(slow.backlog(), Some(5000));
     assert_eq!(slow.update(now, path(4999, 1_250_000), false), None);
@@ -172,7 +172,7 @@ fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
     assert_eq!(slow.update(now, path(1 << 30, 1_000), false), Some(MAX_PAUSE));
     assert_eq!(slow.backlog(), Some(MIN_BACKLOG));
     let mut fast = SendLimit::new(MAX_BACKLOG);
-    let path = SendState { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
+    let path = TcpSample { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
     assert_eq!((fast.update(now, path, false), fast.backlog()), (None, None));
 }
 
@@ -186,9 +186,9 @@ fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     let update = |starting| {
         let (mut limit, now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
-        let path = SendState { pacing_rate: 2_000_000, bbr, ..SendState::default() };
+        let path = TcpSample { pacing_rate: 2_000_000, bbr, ..TcpSample::default() };
         assert_eq!(limit.update(now, path, false), None);
-        let path = SendState { acked_bytes: 36_200, outstanding: 60_000, ..path };
+        let path = TcpSample { acked_bytes: 36_200, outstanding: 60_000, ..path };
         (limit.update(now + 50 * MS, path, false), limit.backlog())
     };
     assert_eq!(update(true), (None, Some(8000)), "as fast as the kernel would like to send");
@@ -237,7 +237,7 @@ fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate, starting: false });
         link.limit.update(
             link.now,
-            SendState { bbr, acked_bytes: link.acked_bytes, ..SendState::default() },
+            TcpSample { bbr, acked_bytes: link.acked_bytes, ..TcpSample::default() },
             write_blocked,
         );
         link.limit.is_growing()
@@ -258,7 +258,7 @@ fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     for slot in 0..10 {
         now += SAMPLE_TIME;
-        let path = SendState { acked_bytes: slot * 2_000_000, outstanding: 4 << 20, ..SendState::default() };
+        let path = TcpSample { acked_bytes: slot * 2_000_000, outstanding: 4 << 20, ..TcpSample::default() };
         limit.update(now, path, true);
     }
     assert!(!limit.is_growing());
@@ -275,10 +275,10 @@ fn bulk_data_does_not_fill_the_congestion_window() {
     link.in_flight.clear();
     link.unsent = 0;
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_250_000, starting: false });
-    let path = SendState { acked_bytes: link.acked_bytes, cwnd: 4, mss: 1448, bbr, ..SendState::default() };
+    let path = TcpSample { acked_bytes: link.acked_bytes, cwnd: 4, mss: 1448, bbr, ..TcpSample::default() };
     let backlog = link.limit.backlog();
     let mut update = |outstanding, recovering| {
-        let wait = link.limit.update(link.now, SendState { outstanding, recovering, ..path }, false);
+        let wait = link.limit.update(link.now, TcpSample { outstanding, recovering, ..path }, false);
         (wait.is_some(), link.limit.batch())
     };
     assert_eq!(update(0, false), (false, Some(2 * 1448)));
@@ -295,12 +295,12 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_800_000, starting: true });
     let mut update = |slot: u64| {
         now += SAMPLE_TIME;
-        let path = SendState {
+        let path = TcpSample {
             acked_bytes: slot * 62_500,
             outstanding: 60_000,
             pacing_rate: 5_000_000,
             bbr,
-            ..SendState::default()
+            ..TcpSample::default()
         };
         limit.update(now, path, false)
     };
@@ -317,7 +317,7 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
 fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
     let (rate, mut now) = (1_250_000, Instant::now());
     let mut limit = SendLimit::new(MAX_BACKLOG);
-    let mut path = SendState {
+    let mut path = TcpSample {
         rtt: 55 * MS,
         rttvar: MS,
         min_rtt: Some(20 * MS),
@@ -326,7 +326,7 @@ fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
         mss: PACKET,
         pacing_rate: 7 * rate,
         bbr: Some(Bbr { min_rtt: Some(20 * MS), rate, starting: true }),
-        ..SendState::default()
+        ..TcpSample::default()
     };
     assert_eq!(limit.update(now, path, false), None);
     for _ in 0..20 {
