@@ -169,12 +169,7 @@ impl Transport {
 
 /// Executes a command of the rate control on the path's socket; returns the outcome of a change of
 /// the congestion control.
-fn execute(
-    tcp: &TcpStream,
-    command: &Command,
-    path: PathId,
-    state: &TcpSample,
-) -> Option<Outcome> {
+fn execute(tcp: &TcpStream, command: &Command, path: PathId, state: &TcpSample) -> Option<Outcome> {
     match command {
         Command::UseBbr => {
             tracing::debug!(%path, ?state, "path is bandwidth-limited: switching congestion control to bbr");
