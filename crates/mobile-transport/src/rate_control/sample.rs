@@ -57,7 +57,7 @@ pub(crate) struct Bbr {
 impl TcpSample {
     /// Returns whether the kernel is still searching for the path's capacity, that is, sends more
     /// in each round trip than was delivered in the one before.
-    pub(super) fn is_starting(&self) -> bool {
+    pub(crate) fn is_starting(&self) -> bool {
         self.bbr.map_or(!self.left_slow_start, |bbr| bbr.starting)
     }
 
