@@ -8,7 +8,13 @@ use super::*;
 
 /// A path on which a segment was lost, and which the network limits.
 fn lossy() -> TcpSample {
-    TcpSample { rtt: 21 * MS, rttvar: MS, min_rtt: Some(20 * MS), retransmitted: true, ..TcpSample::default() }
+    TcpSample {
+        rtt: 21 * MS,
+        rttvar: MS,
+        min_rtt: Some(20 * MS),
+        retransmitted: true,
+        ..TcpSample::default()
+    }
 }
 
 fn observe(control: &mut RateControl, now: Instant, sample: &TcpSample) -> Vec<Command> {

@@ -144,7 +144,7 @@ impl BbrModel {
             (self.min_rtt, self.min_rtt_at) = (ack.rtt, ack.now);
         }
         if expired && !self.is_probing_rtt() {
-            self.window_before = self.window;
+            self.save_window();
             self.phase = Phase::ProbeRtt { until: None };
         }
         let Phase::ProbeRtt { until } = self.phase else { return };
@@ -166,6 +166,13 @@ impl BbrModel {
         }
     }
 
+    /// Keeps the window for the end of a recovery or of a measurement of the round trip
+    /// (`bbr_save_cwnd`).
+    fn save_window(&mut self) {
+        let is_reduced = self.was_recovering || self.is_probing_rtt();
+        self.window_before = if is_reduced { self.window_before.max(self.window) } else { self.window };
+    }
+
     fn pacing_gain(&self) -> f64 {
         match self.phase {
             Phase::Startup => HIGH_GAIN,
@@ -185,7 +192,7 @@ impl BbrModel {
         let target = self.product(gain) + 6.0 * PACKET as f64;
         if ack.recovering && !self.was_recovering {
             // Packet conservation for one round trip.
-            self.window_before = self.window;
+            self.save_window();
             self.window = (ack.in_flight + ack.acked) as f64;
         } else if self.was_recovering && !ack.recovering {
             self.window = self.window.max(self.window_before);

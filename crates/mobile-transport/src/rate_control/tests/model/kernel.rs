@@ -226,10 +226,21 @@ impl Kernel {
         if !self.recovery.holes.is_empty() {
             return (first <= now).then_some(1);
         }
-        match self.in_flight.get(1).and_then(|flying| flying.ack_at) {
-            Some(second) if second <= first + DELAYED_ACK => (second <= now).then_some(2),
+        let (skipped, second) = self.next_arrival();
+        match second {
+            Some(second) if second <= first + DELAYED_ACK => {
+                (second <= now).then_some(if skipped == 0 { 2 } else { 1 })
+            }
             _ => (first + DELAYED_ACK <= now).then_some(1),
         }
+    }
+
+    /// Returns how many segments behind the first were lost before the next that arrives, and the
+    /// time of its acknowledgement; `None` if no other arrives.
+    fn next_arrival(&self) -> (usize, Option<Instant>) {
+        let behind = self.in_flight.iter().skip(1).map(|flying| flying.ack_at);
+        let skipped = behind.clone().take_while(Option::is_none).count();
+        (skipped, behind.flatten().next())
     }
 
     fn acknowledge(&mut self, now: Instant, count: usize) {
