@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
-use mobile_proto::{Event, Hello, Limits, PathId, Session, SessionId};
+use mobile_proto::{Budget, Event, Hello, Limits, PathId, Session, SessionId};
 
 #[path = "../../crates/mobile-proto/tests/common/mod.rs"]
 mod common;
@@ -40,7 +40,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
         match kind % 8 {
             0 if is_client => {
                 session.open_path(now, path);
-                session.poll_transmit(now, path, &mut Vec::new(), 1000);
+                session.poll_transmit(now, path, &mut Vec::new(), Budget::new(1000));
                 news += 2;
             }
             0 => {
@@ -52,7 +52,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
             2 => {
                 now += Duration::from_millis(u64::from(input.word()));
                 session.handle_timeout(now);
-                session.poll_transmit(now, path, &mut Vec::new(), 1000);
+                session.poll_transmit(now, path, &mut Vec::new(), Budget::new(1000));
             }
             // The caller takes its events from time to time.
             3 if kind & 8 == 0 => {

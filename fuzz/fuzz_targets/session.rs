@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::{
-    CloseCode, Event, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, Session, SessionId,
-    TransportSample,
+    Budget, CloseCode, Event, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, Session,
+    SessionId, TransportSample,
 };
 
 #[path = "../../crates/mobile-proto/tests/common/mod.rs"]
@@ -119,7 +119,7 @@ impl Caller {
             7 => self.transmit(path, usize::from(input.word())),
             8 => self.pass(Duration::from_millis(u64::from(input.word()))),
             9 => match input.byte() % 3 {
-                0 => self.session.path_lost(now, path),
+                0 => self.session.path_lost(path),
                 1 => self.session.close_path(now, path, CloseCode::Normal),
                 _ => {
                     let mtu = 1280 + u16::from(input.byte());
@@ -176,7 +176,7 @@ impl Caller {
     fn transmit(&mut self, path: PathId, limit: usize) {
         let wanted = self.session.wants_transmit(path);
         let mut out = Vec::new();
-        self.session.poll_transmit(self.now, path, &mut out, limit);
+        self.session.poll_transmit(self.now, path, &mut out, Budget::new(limit));
         assert!(
             !(wanted && limit == usize::from(u16::MAX) && out.is_empty()),
             "nothing was written although the session wanted to transmit"

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use mobile_host::sysctl;
 use mobile_netlink::netfilter::{self, ConntrackEntry};
 use mobile_netlink::{Netlink, NetlinkError, PROTOCOL_KERNEL, Route, TABLE_MAIN, table_exists};
-use mobile_transport::tun::Tun;
+use mobile_transport::tun::{DeviceLifetime, Tun};
 use tracing::{info, warn};
 
 use self::nft::{HostState, Ruleset};
@@ -130,7 +130,7 @@ impl HomeNetwork {
         };
         // Make the device persistent: while the relay restarts, replies to clients are dropped, as
         // on a slow link. An "unreachable" error instead would end their connections.
-        let tun = Tun::open(&device, true, config.tunnel.offload)?;
+        let tun = Tun::open(&device, DeviceLifetime::Persistent, config.tunnel.offload)?;
         if !adopted {
             undo_log.record(format!("device {device}"), UndoAction::RemoveDevice(device.clone()));
         }

@@ -74,7 +74,9 @@
 //! ```
 //! use std::time::Instant;
 //!
-//! use mobile_proto::{Enqueue, HelloReader, Limits, PathId, PushConfig, Session, SessionId};
+//! use mobile_proto::{
+//!     Budget, Enqueue, HelloReader, Limits, PathId, PushConfig, Session, SessionId,
+//! };
 //!
 //! let (now, path) = (Instant::now(), PathId(1));
 //! let mut client = Session::client(SessionId([7; 16]), Limits::default());
@@ -82,7 +84,7 @@
 //! // The client opens a path. HELLO is the first frame on the wire.
 //! let mut wire = Vec::new();
 //! client.open_path(now, path);
-//! client.poll_transmit(now, path, &mut wire, usize::MAX);
+//! client.poll_transmit(now, path, &mut wire, Budget::new(usize::MAX));
 //!
 //! // The relay reads HELLO, creates the session and accepts the path.
 //! let (hello, _) = HelloReader::new().feed(&wire)?.expect("HELLO is complete");
@@ -93,14 +95,14 @@
 //!
 //! // WELCOME goes back to the client, which activates the path.
 //! wire.clear();
-//! server.poll_transmit(now, path, &mut wire, usize::MAX);
+//! server.poll_transmit(now, path, &mut wire, Budget::new(usize::MAX));
 //! client.handle_input(now, path, &wire, &mut |_| {})?;
 //! client.activate(now, path, &[]);
 //!
 //! // A packet from the client's TUN is delivered at the relay.
 //! assert_eq!(client.enqueue(now, b"an inner packet"), Enqueue::Queued);
 //! wire.clear();
-//! client.poll_transmit(now, path, &mut wire, usize::MAX);
+//! client.poll_transmit(now, path, &mut wire, Budget::new(usize::MAX));
 //! let mut delivered = Vec::new();
 //! server.handle_input(now, path, &wire, &mut |packet| delivered.push(packet.to_vec()))?;
 //! assert_eq!(delivered, [b"an inner packet"]);
@@ -146,7 +148,7 @@ pub use ids::{PathId, SessionId};
 pub use limits::Limits;
 pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
 pub use packet::{Packet, PacketBuf};
-pub use session::{DropReason, Enqueue, Event, Session, Unacknowledged};
+pub use session::{Budget, DropReason, Enqueue, Event, Session, Unacknowledged};
 pub use stats::{PathStats, Stats};
 
 /// The protocol's ALPN name in TLS (RFC 7301). An incompatible version gets another name, so that

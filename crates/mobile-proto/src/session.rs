@@ -44,6 +44,7 @@ use sender::{Admission, Sender};
 pub use sender::{DropReason, Enqueue};
 use side::Side;
 pub use takeover::Unacknowledged;
+pub use transmit::Budget;
 
 use crate::path::{Path, PathState};
 use crate::queue::Record;
@@ -112,7 +113,7 @@ impl Session {
     }
 
     /// Removes a path whose transport has failed. The session keeps its unacknowledged records.
-    pub fn path_lost(&mut self, _now: Instant, path: PathId) {
+    pub fn path_lost(&mut self, path: PathId) {
         self.paths.remove(path);
     }
 
@@ -176,13 +177,6 @@ impl Session {
     #[must_use]
     pub fn is_fair(&self) -> bool {
         self.limits.fair
-    }
-
-    /// Sets whether the rate of the active path is growing. Meanwhile no packet is dropped for its
-    /// delay ([`Limits::target_delay`]), because the delay does not show that its sender is too
-    /// fast.
-    pub fn set_growing(&mut self, growing: bool) {
-        self.sender.queue.set_growing(growing);
     }
 
     /// Returns the next event. Only the latest event is queued of those that report a state (the

@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use mobile_proto::{Enqueue, HelloReader, Limits, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{Budget, Enqueue, HelloReader, Limits, Packet, PathId, PushConfig, Session, SessionId};
 
 struct Counting;
 
@@ -39,7 +39,7 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
     let mut delivered = 0;
     while from.wants_transmit(PATH) {
         wire.clear();
-        from.poll_transmit(now, PATH, wire, 64 << 10);
+        from.poll_transmit(now, PATH, wire, Budget::new(64 << 10));
         for piece in wire.chunks(16 << 10) {
             let mut deliver = |packet: Packet<'_>| delivered += packet.len() as u64;
             to.handle_input(now, PATH, piece, &mut deliver).expect("valid input");
@@ -73,7 +73,7 @@ fn steady_flow(limits: &Limits) {
     let mut server = Session::server(SessionId([1; 16]), 7, limits.clone(), config);
     let mut wire = Vec::new();
     client.open_path(now, PATH);
-    client.poll_transmit(now, PATH, &mut wire, 1000);
+    client.poll_transmit(now, PATH, &mut wire, Budget::new(1000));
     let (hello, _) = HelloReader::new().feed(&wire).expect("valid").expect("complete");
     server.accept_path(now, &hello).expect("its own session");
     pass(now, &mut server, &mut client, &mut wire);

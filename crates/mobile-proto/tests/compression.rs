@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Direction, Pair, packet};
-use mobile_proto::{CloseCode, Enqueue, Hello, HelloReader, Limits, PathId, Session};
+use mobile_proto::{Budget, CloseCode, Enqueue, Hello, HelloReader, Limits, PathId, Session};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
@@ -114,7 +114,7 @@ fn a_client_reads_compressed_packets_on_a_closing_path() {
     pair.client.close_path(now, TWO, CloseCode::Normal);
     // The relay's WELCOME and its packet, sent before CLOSE arrives.
     let mut out = Vec::new();
-    pair.server().poll_transmit(now, TWO, &mut out, usize::MAX);
+    pair.server().poll_transmit(now, TWO, &mut out, Budget::new(usize::MAX));
     let mut came = Vec::new();
     pair.client.handle_input(now, TWO, &out, &mut |packet| came.push(packet.bytes.to_vec())).unwrap();
     assert_eq!(came, [text(1)]);
@@ -155,7 +155,7 @@ fn hello_offers_compression_only_if_it_is_wanted() {
         let mut client: Session = pair.client;
         client.open_path(pair.now, ONE);
         let mut wire = Vec::new();
-        client.poll_transmit(pair.now, ONE, &mut wire, 0);
+        client.poll_transmit(pair.now, ONE, &mut wire, Budget::new(0));
         let (hello, _): (Hello, _) = HelloReader::new().feed(&wire).unwrap().unwrap();
         assert_eq!(hello.compression, compression);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Direction, Pair, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
-    CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
+    Budget, CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
     Unacknowledged,
 };
 
@@ -281,14 +281,14 @@ fn records_are_numbered_from_what_the_relay_expects() {
     let mut client = Session::client(SessionId([1; 16]), Limits::default());
     client.open_path(now, ONE);
     let mut out = Vec::new();
-    client.poll_transmit(now, ONE, &mut out, 1000);
+    client.poll_transmit(now, ONE, &mut out, Budget::new(1000));
     // WELCOME with epoch 1, expecting record 5, and only an MTU.
     let welcome = [0x11, 14, 0, 0, 0, 0, 0, 0, 0, 1, 5, 0, 3, 2, 5, 0xdc];
     client.handle_input(now, ONE, &welcome, &mut |_| {}).unwrap();
     client.activate(now, ONE, &[]);
     assert_eq!(client.enqueue(now, b"packet"), Enqueue::Queued);
     out.clear();
-    client.poll_transmit(now, ONE, &mut out, 1000);
+    client.poll_transmit(now, ONE, &mut out, Budget::new(1000));
     assert!(out.ends_with(b"\x02\x01\x05\x01\x06packet"), "{out:?}");
     client.handle_input(now, ONE, &[0x03, 1, 6], &mut |_| {}).unwrap();
     assert_eq!(client.unacked_bytes(), 0);
@@ -313,13 +313,13 @@ fn on_a_slow_path_a_keystroke_is_not_written_together_with_bulk_data() {
             assert_eq!(pair.send_up(&udp(1, 1500)), Enqueue::Queued);
         }
         // The bulk flow has had its first turn, which is a little more than one of its packets.
-        pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 2000);
+        pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), Budget::new(2000));
         assert_eq!(pair.send_up(&udp(2, 100)), Enqueue::Queued);
         let mut out = Vec::new();
-        pair.client.poll_transmit(pair.now, ONE, &mut out, limit);
+        pair.client.poll_transmit(pair.now, ONE, &mut out, Budget::new(limit));
         assert_eq!(out.len() > 1500, together, "{limit}: {}", out.len());
         assert!(out.len() > 100);
-        pair.client.poll_transmit(pair.now, ONE, &mut out, limit);
+        pair.client.poll_transmit(pair.now, ONE, &mut out, Budget::new(limit));
         assert!(out.len() > 3100, "{}", out.len());
     }
 }
@@ -332,14 +332,14 @@ fn a_replay_on_a_slow_path_is_not_written_one_by_one() {
     for _ in 0..8 {
         assert_eq!(pair.send_up(&udp(1, 1500)), Enqueue::Queued);
     }
-    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 4000);
+    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), Budget::new(4000));
     assert_eq!(pair.send_up(&udp(2, 100)), Enqueue::Queued);
-    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), 1);
+    pair.client.poll_transmit(pair.now, ONE, &mut Vec::new(), Budget::new(1));
     pair.cut(ONE);
     pair.open(TWO);
     pair.settle();
     pair.activate(TWO, &[]);
     let mut out = Vec::new();
-    pair.client.poll_transmit(pair.now, TWO, &mut out, 3000);
+    pair.client.poll_transmit(pair.now, TWO, &mut out, Budget::new(3000));
     assert!(out.len() > 3000, "{}", out.len());
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{Direction, Pair, numbers, packet};
 use mobile_proto::{
-    CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
+    Budget, CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
 };
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usiz
         fine &= result.is_ok();
         let mut out = Vec::new();
         if session.wants_transmit(ONE) && fine {
-            session.poll_transmit(now, ONE, &mut out, usize::MAX);
+            session.poll_transmit(now, ONE, &mut out, Budget::new(usize::MAX));
             assert!(!out.is_empty(), "nothing was written although the session wanted to transmit");
             assert!(!session.wants_transmit(ONE));
         }

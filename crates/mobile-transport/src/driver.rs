@@ -4,11 +4,8 @@
 //! A driver is one task with one poll function, so it needs no locks, and the code shows the order
 //! of all events. Its owner controls it through a [`Handle`] and receives [`DriverEvent`]s.
 
-mod congestion;
-mod cross_traffic;
 mod event_queue;
 mod path;
-mod send_limit;
 mod task;
 #[cfg(test)]
 mod tests;

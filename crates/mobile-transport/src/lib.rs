@@ -18,7 +18,9 @@
 //! - [`tls`] authenticates both ends of a path by their keys. `socket` reads ahead for TLS, and
 //!   limits the bytes that a peer may send during the handshake.
 //! - [`transport`] opens the TCP connection of a path and tunes it. `tcp_info` reads its counters
-//!   from the kernel; the driver chooses the congestion control and the send limit by them.
+//!   from the kernel.
+//! - `rate_control` decides by these counters how much a path may send, and with which congestion
+//!   control.
 //!
 //! **Identity and settings**:
 //!
@@ -65,6 +67,7 @@ pub mod coalescing;
 pub mod driver;
 pub mod invitation;
 pub mod keys;
+mod rate_control;
 mod socket;
 mod tcp_info;
 pub mod tls;

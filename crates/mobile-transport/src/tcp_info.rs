@@ -1,5 +1,5 @@
-//! Reads the kernel's statistics of a TCP connection, for the liveness check and for the send limit
-//! of its path.
+//! Reads the kernel's statistics of a TCP connection, for the liveness check and for the rate
+//! control of its path.
 
 use std::io;
 use std::mem::offset_of;
@@ -11,67 +11,11 @@ use nix::errno::Errno;
 use nix::libc::{self, tcp_info};
 use tokio::net::TcpStream;
 
+use crate::rate_control::{Bbr, CongestionWindow, TcpSample};
+
 /// The minimum length in bytes of `struct tcp_info` that the kernel must fill in; kernels before
 /// 4.18 lack the field `delivered`.
 const MIN_LENGTH: usize = offset_of!(tcp_info, tcpi_delivered) + size_of::<u32>();
-
-/// The kernel's statistics of the sending direction of a TCP connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct SendState {
-    /// The number of bytes written but not acknowledged, not even selectively, whether sent or
-    /// unsent.
-    pub(crate) outstanding: u64,
-    /// The number of outstanding bytes that have not been sent.
-    pub(crate) unsent: u64,
-    /// The total number of bytes acknowledged, including selectively.
-    pub(crate) acked_bytes: u64,
-    /// The congestion window, in segments of at most `mss` bytes.
-    pub(crate) cwnd: u64,
-    pub(crate) mss: u64,
-    /// The pacing rate in bytes per second.
-    pub(crate) pacing_rate: u64,
-    pub(crate) rtt: Duration,
-    pub(crate) rttvar: Duration,
-    /// The minimum round trip of the last five minutes (`tcp_min_rtt_wlen`); `None` before the
-    /// first measurement.
-    pub(crate) min_rtt: Option<Duration>,
-    /// Whether the connection is in loss recovery: data sent since a loss has not been
-    /// acknowledged.
-    pub(crate) recovering: bool,
-    /// Whether any segment was ever retransmitted.
-    pub(crate) retransmitted: bool,
-    /// Whether slow start has ended (RFC 5681): after a loss, after the round trip grew, or after
-    /// half a round trip of acknowledgements without a gap (HyStart, of cubic).
-    pub(crate) left_slow_start: bool,
-    /// The state of bbr; `None` if the connection uses another congestion control.
-    pub(crate) bbr: Option<Bbr>,
-}
-
-impl SendState {
-    /// Returns whether the kernel is still searching for the path's capacity, that is, sends more
-    /// in each round trip than was delivered in the one before.
-    pub(crate) fn is_starting(&self) -> bool {
-        self.bbr.map_or(!self.left_slow_start, |bbr| bbr.starting)
-    }
-
-    /// Returns the minimum round trip: for bbr its own, which covers ten seconds, otherwise the
-    /// kernel's, which covers five minutes.
-    pub(crate) fn base_rtt(&self) -> Option<Duration> {
-        self.bbr.map_or(self.min_rtt, |bbr| bbr.min_rtt)
-    }
-}
-
-/// The state of bbr for one connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Bbr {
-    /// The minimum round trip, which bbr measures again every ten seconds; `None` before the first
-    /// measurement.
-    pub(crate) min_rtt: Option<Duration>,
-    /// The estimated delivery rate in bytes per second, on which the pacing rate is based.
-    pub(crate) rate: u64,
-    /// Whether bbr is in its start-up phase, in which it paces well above the estimated rate.
-    pub(crate) starting: bool,
-}
 
 /// Returns the statistics of a connection for the liveness check; `None` if the kernel does not
 /// provide them.
@@ -79,9 +23,9 @@ pub(crate) fn liveness_sample(tcp: &TcpStream) -> Option<TransportSample> {
     read(tcp).ok().map(|info| sample(&info))
 }
 
-/// Returns the statistics of a connection for the send limit; `None` if the kernel does not provide
-/// them.
-pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
+/// Returns the statistics of a connection for the rate control; `None` if the kernel does not
+/// provide them.
+pub(crate) fn send_sample(tcp: &TcpStream) -> Option<TcpSample> {
     let info = read(tcp).ok()?;
     let (outstanding, unsent) = (outstanding(tcp)?, u64::from(info.tcpi_notsent_bytes));
     // SACK counts segments. Assume the average length of the segments in flight, not the MSS,
@@ -91,12 +35,11 @@ pub(crate) fn send_state(tcp: &TcpStream) -> Option<SendState> {
         .checked_div(info.tcpi_unacked.into())
         .unwrap_or_default()
         .min(sent);
-    Some(SendState {
+    Some(TcpSample {
         outstanding: outstanding - sacked,
         unsent,
         acked_bytes: info.tcpi_bytes_acked.saturating_add(sacked),
-        cwnd: info.tcpi_snd_cwnd.into(),
-        mss: info.tcpi_snd_mss.into(),
+        window: CongestionWindow { segments: info.tcpi_snd_cwnd.into(), mss: info.tcpi_snd_mss.into() },
         pacing_rate: info.tcpi_pacing_rate,
         rtt: from_micros(info.tcpi_rtt),
         rttvar: from_micros(info.tcpi_rttvar),
@@ -245,12 +188,12 @@ mod tests {
         socket2::SockRef::from(&near).set_tcp_congestion(b"bbr").expect("root, and a kernel with bbr");
         near.write_all(&[7; 100]).await.unwrap();
         far.read_exact(&mut [0; 100]).await.unwrap();
-        let path = send_state(&near).unwrap();
+        let path = send_sample(&near).unwrap();
         let bbr = path.bbr.unwrap();
         assert!(bbr.starting && bbr.min_rtt.is_some_and(|rtt| rtt < Duration::from_secs(1)), "{path:?}");
         assert!(bbr.rate > 0 && bbr.rate < 1 << 40, "{path:?}");
         socket2::SockRef::from(&near).set_tcp_congestion(b"cubic").unwrap();
-        let path = send_state(&near).unwrap();
+        let path = send_sample(&near).unwrap();
         assert!(
             path.bbr.is_none() && path.is_starting() && !path.left_slow_start && !path.retransmitted,
             "{path:?}"

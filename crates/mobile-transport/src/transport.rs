@@ -11,6 +11,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
+use crate::rate_control::{CongestionControl, Outcome};
+
 /// The maximum number of unsent bytes in the kernel before the socket stops being writable.
 ///
 /// Data in the kernel can neither be reordered nor moved to another path, so the limit is low.
@@ -183,15 +185,11 @@ fn avoid_bbr_at_start(socket: &SockRef<'_>) {
     }
 }
 
-/// The name of a congestion control, as the kernel returns it.
-pub(crate) type CongestionControl = Vec<u8>;
-
-/// Switches a path to bbr and returns the name of its earlier congestion control; `None` if that
-/// was bbr already or the switch failed.
+/// Switches a path to bbr.
 ///
 /// If the kernel has no bbr or refuses it, the path keeps its congestion control: keystrokes are
 /// slower during an upload, but nothing fails.
-pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
+pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Outcome {
     static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
     let before = socket.tcp_congestion().ok();
@@ -199,15 +197,15 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Option<CongestionControl> {
         LOGGED.call_once(|| {
             tracing::info!(%error, "cannot use {BBR}: paths keep their initial congestion control");
         });
-        return None;
+        return Outcome::Unchanged;
     }
-    before.filter(|name| !is_bbr(name))
+    before.filter(|name| !is_bbr(name)).map_or(Outcome::Unchanged, Outcome::Replaced)
 }
 
-/// Restores the earlier congestion control (`before`) of a path; returns false if the kernel
-/// refuses.
-pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> bool {
-    SockRef::from(tcp).set_tcp_congestion(before).is_ok()
+/// Restores the earlier congestion control (`before`) of a path.
+pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> Outcome {
+    let restored = SockRef::from(tcp).set_tcp_congestion(before);
+    restored.map_or(Outcome::Unchanged, |()| Outcome::Restored)
 }
 
 /// Returns whether the congestion control `name`, which the kernel pads with zero bytes, is bbr.

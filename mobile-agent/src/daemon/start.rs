@@ -16,7 +16,7 @@ use mobile_host::state_file::StateFile;
 use mobile_netlink::Netlink;
 use mobile_proto::Limits;
 use mobile_transport::keys::PrivateKey;
-use mobile_transport::tun::{self, Tun};
+use mobile_transport::tun::{self, DeviceLifetime, Tun};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -311,7 +311,7 @@ async fn make_kernel_objects(
 
     let device = &config.tunnel.device;
     let device_exists = netlink.link_index(device).await.is_ok();
-    let tun = Tun::open(device, true, config.tunnel.offload)?;
+    let tun = Tun::open(device, DeviceLifetime::Persistent, config.tunnel.offload)?;
     undo_log.device = !device_exists;
 
     undo_log.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);

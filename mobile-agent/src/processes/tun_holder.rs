@@ -34,7 +34,7 @@ fn holds(process: &Path, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mobile_transport::tun::Tun;
+    use mobile_transport::tun::{DeviceLifetime, Tun};
     use mobile_transport::tunnel_options::Offloading;
     use nix::sched::{CloneFlags, unshare};
 
@@ -46,7 +46,7 @@ mod tests {
             unshare(CloneFlags::CLONE_NEWNET).expect("these tests run as root");
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let _inside = runtime.enter();
-            let tun = Tun::open("feeder0", false, Offloading::Auto).unwrap();
+            let tun = Tun::open("feeder0", DeviceLifetime::Process, Offloading::Auto).unwrap();
             let own = Path::new("/proc/thread-self");
             assert!(holds(own, "feeder0") && !holds(own, "feeder1"));
             drop(tun);

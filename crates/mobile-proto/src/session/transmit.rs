@@ -16,14 +16,33 @@ use crate::{Limits, PathId, Stats, frame};
 /// at a time is slow, because each write becomes one TLS record, and on a fast path a full one.
 const FULL_TLS_RECORD: usize = 1 << 14;
 
-impl Session {
-    /// Appends frames for a path until about `limit` bytes are in `out`. A frame that starts below
-    /// the limit is written completely.
+/// How much a path may take from its session at a time, as the driver of its transport decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// The number of bytes up to which records are written. A record that starts below is written
+    /// completely; with 0 bytes, only frames are written that do not wait for records.
+    pub bytes: usize,
+    /// Whether the rate of the path is growing.
     ///
-    /// With a limit of 0 only frames are written that do not wait for records. With a limit below a
-    /// full TLS record, an interactive flow is not written together with a bulk transfer, which
-    /// would delay it.
-    pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, limit: usize) {
+    /// Meanwhile no packet is dropped for its delay ([`Limits::target_delay`]), because the delay
+    /// does not show that its sender is too fast.
+    pub growing: bool,
+}
+
+impl Budget {
+    /// Creates the budget of a path whose rate does not grow.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self { bytes, growing: false }
+    }
+}
+
+impl Session {
+    /// Appends frames for a path until about as many bytes are in `out` as the budget has.
+    ///
+    /// With a budget below a full TLS record, an interactive flow is not written together with a
+    /// bulk transfer, which would delay it.
+    pub fn poll_transmit(&mut self, now: Instant, path: PathId, out: &mut Vec<u8>, budget: Budget) {
         let Some(index) = self.paths.find(path) else { return };
         let unanswered = self.is_unanswered(&self.paths[index]);
         let start = out.len();
@@ -33,7 +52,7 @@ impl Session {
             return;
         }
         if self.paths.is_active(path) {
-            let records = limit > 0 && self.sender.can_send_record(&self.limits);
+            let records = budget.bytes > 0 && self.sender.can_send_record(&self.limits);
             self.receiver.put_ack(records || out.len() > start, out, &mut self.stats);
             // Before WELCOME, the answer to HELLO measures the RTT.
             if records && self.paths[index].is_ready() && self.paths[index].pings.needs_rtt(now) {
@@ -41,7 +60,8 @@ impl Session {
             }
             self.update_outage(now);
             let path = &mut self.paths[index];
-            self.sender.transmit(now, path, out, limit, &self.limits, &mut self.stats);
+            self.sender.queue.set_growing(budget.growing);
+            self.sender.transmit(now, path, out, budget.bytes, &self.limits, &mut self.stats);
         }
         let written = out.len() - start;
         self.paths[index].stats.tx_bytes += written as u64;

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mobile_proto::{
-    CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId,
-    Unacknowledged,
+    Budget, CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session,
+    SessionId, Unacknowledged,
 };
 
 use kernel::KernelModel;
@@ -145,16 +145,16 @@ impl Pair {
 
     /// Cuts a wire: both ends notice, and data in flight is lost.
     pub(crate) fn cut(&mut self, path: PathId) {
-        self.client.path_lost(self.now, path);
+        self.client.path_lost(path);
         if let Some(server) = &mut self.server {
-            server.path_lost(self.now, path);
+            server.path_lost(path);
         }
         self.wires.remove(&path);
     }
 
     /// Loses a path at the client only; data in flight upwards still arrives.
     pub(crate) fn lose_at_client(&mut self, path: PathId) {
-        self.client.path_lost(self.now, path);
+        self.client.path_lost(path);
         if let Some(wire) = self.wires.get_mut(&path) {
             wire.client_open = false;
         }
@@ -179,7 +179,7 @@ impl Pair {
         for (&path, wire) in &mut self.wires {
             let mut out = Vec::new();
             if wire.client_open && !wire.full {
-                self.client.poll_transmit(self.now, path, &mut out, limit);
+                self.client.poll_transmit(self.now, path, &mut out, Budget::new(limit));
                 wire.at_client.sent(out.len());
                 wire.up.extend(out.drain(..));
                 wire.client_open = self.client.paths().any(|open| open == path);
@@ -187,7 +187,7 @@ impl Pair {
             if wire.server_open
                 && let Some(server) = &mut self.server
             {
-                server.poll_transmit(self.now, path, &mut out, limit);
+                server.poll_transmit(self.now, path, &mut out, Budget::new(limit));
                 wire.at_server.sent(out.len());
                 wire.down.extend(out.drain(..));
                 wire.server_open = wire.hello.is_some() || server.paths().any(|open| open == path);
@@ -361,12 +361,12 @@ impl Pair {
         if wire.server_open && !wire.client_open && wire.up.is_empty() && !wire.stalled_up {
             wire.server_open = false;
             if let Some(server) = &mut self.server {
-                server.path_lost(self.now, path);
+                server.path_lost(path);
             }
         }
         if wire.client_open && !wire.server_open && wire.down.is_empty() && !wire.stalled_down {
             wire.client_open = false;
-            self.client.path_lost(self.now, path);
+            self.client.path_lost(path);
         }
         if !wire.client_open && !wire.server_open {
             self.wires.remove(&path);

@@ -1,4 +1,4 @@
-//! The transport of one path: its pending output, its send limit and its orderly shutdown.
+//! The transport of one path: its pending output, its rate control and its orderly shutdown.
 
 use std::cell::Cell;
 use std::io;
@@ -6,38 +6,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{PathId, TransportSample};
+use mobile_proto::{Budget, PathId, TransportSample};
 use tokio::io::{AsyncBufRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use super::TlsStream;
-use super::congestion;
-use super::cross_traffic::CrossTraffic;
-use super::send_limit::SendLimit;
-use crate::tcp_info;
-use crate::transport::{self, CongestionControl};
+use crate::rate_control::{Command, Outcome, RateControl, TcpSample, WriteOutcome};
+use crate::{tcp_info, transport};
 
 /// The time that a closed path has to deliver its CLOSE frame: a few round trips of a slow link.
 ///
 /// Dropping the socket at once could destroy the CLOSE. With unread bytes in the socket the kernel
 /// sends a reset, upon which the peer discards data it has not read.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// The number of bytes taken from the session at a time, between a minimum and a maximum: one TLS
-/// record if the last write filled the socket, up to four (one system call) while the socket
-/// accepts every write at once.
-///
-/// The number is small, because more urgent packets can no longer overtake data that was taken from
-/// the session.
-const MIN_BATCH: usize = 16 * 1024;
-const MAX_BATCH: usize = 4 * MIN_BATCH;
-
-/// The number of unsent bytes in the kernel at which [`SendLimit`] counts a path as fast and does
-/// not limit it: the bytes that a path of 64 Mbit/s sends in the 4 ms that a backlog may take.
-const MAX_BACKLOG: usize = transport::NOTSENT_LOWAT as usize;
-
-/// The interval at which the kernel's statistics of a fast path are read; the statistics of a slow
-/// path are read before every write.
-const FAST_SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 
 thread_local! {
     /// The output buffer that no transport on this thread uses at the moment.
@@ -56,39 +37,8 @@ pub(super) struct Transport {
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
-    batch: usize,
-    /// Whether the socket refused some of the output since the kernel's statistics were last read.
-    write_blocked: bool,
-    /// The limit on the data that has left the session's queue and is not yet acknowledged; `None`
-    /// if only the kernel limits it.
-    limit: Option<SendLimit>,
-    congestion: CongestionState,
-    cross_traffic: CrossTraffic,
-    /// Whether the kernel was asked for a larger send buffer.
-    send_buffer_raised: bool,
-    /// The time at which the kernel's statistics were last read; `None` before that.
-    sampled_at: Option<Instant>,
-    /// The time until which only control frames are taken from the session, because enough data is
-    /// in flight; `None` if packets may be taken too.
-    paused_until: Option<Instant>,
+    rate_control: RateControl,
     closing: Option<Closing>,
-}
-
-/// The congestion control that the kernel was told to use on a path.
-#[derive(Debug)]
-enum CongestionState {
-    /// The initial congestion control, until the path turns out to be bandwidth-limited.
-    ///
-    /// After a detection of cross traffic, the path keeps the initial congestion control at least
-    /// until the given time.
-    Initial(Option<Instant>),
-    /// The congestion control bbr, because the path is bandwidth-limited. If the kernel refuses
-    /// bbr, the path keeps its initial congestion control in this state.
-    Bbr {
-        /// The congestion control to restore when cross traffic is detected; `None` if there is
-        /// none, because the path used bbr from the start or the kernel refused a change.
-        previous: Option<CongestionControl>,
-    },
 }
 
 /// The orderly shutdown of a path that the session has closed: write the rest of the output, end
@@ -100,23 +50,8 @@ struct Closing {
 }
 
 impl Transport {
-    pub(super) fn new(id: PathId, stream: TlsStream, fair: bool) -> Self {
-        Self {
-            id,
-            stream,
-            out: Vec::new(),
-            written: 0,
-            unflushed: false,
-            batch: MIN_BATCH,
-            write_blocked: false,
-            limit: fair.then(|| SendLimit::new(MAX_BACKLOG)),
-            congestion: CongestionState::Initial(None),
-            cross_traffic: CrossTraffic::new(),
-            send_buffer_raised: false,
-            sampled_at: None,
-            paused_until: None,
-            closing: None,
-        }
+    pub(super) fn new(id: PathId, stream: TlsStream, rate_control: RateControl) -> Self {
+        Self { id, stream, out: Vec::new(), written: 0, unflushed: false, rate_control, closing: None }
     }
 
     /// Returns received plaintext, empty at the end of the stream. The caller then reports with
@@ -145,83 +80,41 @@ impl Transport {
         self.out.is_empty()
     }
 
-    /// Returns how many bytes of packets to append to `out` next; 0 while the path has enough data
-    /// in flight.
-    pub(super) fn batch(&self) -> usize {
-        if self.paused_until.is_some() {
-            return 0;
-        }
-        let limited_batch = self.limit.as_ref().and_then(SendLimit::batch);
-        limited_batch.map_or(self.batch, |batch| self.batch.min(batch))
-    }
-
-    /// Updates the congestion control, the send buffer and the send limit from the kernel's
-    /// statistics.
-    ///
-    /// If the path has enough data in flight, sets `paused_until`; until then only control frames
-    /// may be taken from the session.
-    pub(super) fn update_send_limit(&mut self, now: Instant) {
-        if self.limit.is_none() && matches!(self.congestion, CongestionState::Bbr { .. }) {
+    /// Passes the kernel's statistics to the rate control if it wants them now, and executes the
+    /// commands that it returns.
+    pub(super) fn update_rate_control(&mut self, now: Instant) {
+        if !self.rate_control.sample_due().is_due(now) {
             return;
         }
-        let recently = |at: Instant| now.saturating_duration_since(at) < FAST_SAMPLE_INTERVAL;
-        let is_fast = self.limit.as_ref().is_none_or(|limit| limit.batch().is_none());
-        if self.paused_until.is_some_and(|until| now < until)
-            || (is_fast && self.sampled_at.is_some_and(recently))
-        {
-            return;
-        }
-        self.sampled_at = Some(now);
-        let write_blocked = std::mem::take(&mut self.write_blocked);
         let tcp = self.stream.get_ref().0.tcp();
-        // Without statistics the path is not limited.
-        self.paused_until = None;
-        let Some(state) = tcp_info::send_state(tcp) else { return };
-        if let CongestionState::Initial(until) = self.congestion
-            && until.is_none_or(|until| until <= now)
-            && congestion::is_bandwidth_limited(&state)
-        {
-            tracing::debug!(path = %self.id, ?state, "path is bandwidth-limited: switching congestion control to bbr");
-            self.congestion = CongestionState::Bbr { previous: transport::switch_to_bbr(tcp) };
-        }
-        if !self.send_buffer_raised && congestion::needs_larger_send_buffer(&state) {
-            self.send_buffer_raised = true;
-            tracing::debug!(path = %self.id, ?state, "path has much data in flight without a queue: raising its send buffer");
-            transport::raise_send_buffer(tcp);
-        }
-        let Some(limit) = &mut self.limit else { return };
-        let wait = limit.update(now, state, write_blocked);
-        self.paused_until = wait.and_then(|wait| now.checked_add(wait));
-        if let CongestionState::Bbr { previous: Some(previous) } = &self.congestion
-            && let Some(release) =
-                self.cross_traffic.observe(now, &state, wait.and_then(|_| limit.in_flight_limit(&state)))
-        {
-            tracing::debug!(path = %self.id, ?state, "competing traffic detected: restoring the initial congestion control");
-            self.congestion = if transport::restore_congestion_control(tcp, previous) {
-                CongestionState::Initial(now.checked_add(release))
-            } else {
-                CongestionState::Bbr { previous: None }
-            };
+        let Some(sample) = tcp_info::send_sample(tcp) else {
+            self.rate_control.sample_unavailable(now);
+            return;
+        };
+        for command in self.rate_control.observe(now, &sample) {
+            if let Some(outcome) = execute(tcp, &command, self.id, &sample) {
+                self.rate_control.report(outcome);
+            }
         }
     }
 
-    /// Returns whether the throughput of the path is expected to rise soon.
-    pub(super) fn is_growing(&self) -> bool {
-        self.cross_traffic.is_suspected() || self.limit.as_ref().is_some_and(SendLimit::is_growing)
+    /// Returns how much the path may take from the session now.
+    pub(super) fn budget(&self) -> Budget {
+        self.rate_control.budget()
     }
 
     /// Returns when to check again whether the path may send more packets; `None` if the path is
     /// not paused.
     pub(super) fn paused_until(&self) -> Option<Instant> {
-        self.paused_until
+        self.rate_control.paused_until()
     }
 
     /// Writes and flushes `out`. When this function returns `Ready`, rustls has also passed all of
     /// the output to the socket.
     pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let drained = self.poll_write_out(cx);
-        self.write_blocked |= drained.is_pending();
-        self.batch = if drained.is_pending() { MIN_BATCH } else { MAX_BATCH.min(self.batch * 2) };
+        let blocked = drained.is_pending();
+        self.rate_control.on_write(if blocked { WriteOutcome::Blocked } else { WriteOutcome::Complete });
         drained
     }
 
@@ -271,5 +164,25 @@ impl Transport {
             closing.shut = true;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Executes a command of the rate control on the path's socket; returns the outcome of a change of
+/// the congestion control.
+fn execute(tcp: &TcpStream, command: &Command, path: PathId, state: &TcpSample) -> Option<Outcome> {
+    match command {
+        Command::UseBbr => {
+            tracing::debug!(%path, ?state, "path is bandwidth-limited: switching congestion control to bbr");
+            Some(transport::switch_to_bbr(tcp))
+        }
+        Command::RestoreCongestionControl(previous) => {
+            tracing::debug!(%path, ?state, "competing traffic detected: restoring the initial congestion control");
+            Some(transport::restore_congestion_control(tcp, previous))
+        }
+        Command::RaiseSendBuffer => {
+            tracing::debug!(%path, ?state, "path has much data in flight without a queue: raising its send buffer");
+            transport::raise_send_buffer(tcp);
+            None
+        }
     }
 }

@@ -8,20 +8,25 @@
 //! again after each transmission. Paths are not polled while events wait for the owner; room in the
 //! owner's channel wakes the task.
 
-use std::cell::Cell;
+mod commands;
+mod paths;
+mod source;
+
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{CloseCode, Event, Hello, MAX_PACKET, PathId, ProtocolError, Session, Unacknowledged};
+use mobile_proto::{Event, PathId, Session, Unacknowledged};
+use paths::SampleScope;
+use source::SourceState;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
 use super::event_queue::EventQueue;
 use super::path::Transport;
-use super::{Command, DriverEvent, PacketIo, SessionSnapshot, TlsStream};
-use crate::tls::{HandshakeFailure, classify};
+use super::{Command, DriverEvent, PacketIo};
+use crate::tls::HandshakeFailure;
 
 /// The maximum numbers of reads, deliveries, packets and writes for each path or packet source in
 /// one round of a poll: enough to amortise the round, and little enough that no source waits long
@@ -40,18 +45,8 @@ const WRITES_PER_ROUND: usize = 4;
 /// or some milliseconds.
 const ROUNDS_PER_POLL: usize = 2;
 
-/// The delay before polling a failed packet source, such as a TUN device that is down, again.
-const SOURCE_RETRY: Duration = Duration::from_secs(1);
-
 /// The time within which a driver stops, whether or not its peer has received the CLOSE.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
-
-thread_local! {
-    /// The packet buffer that no driver on this thread uses at the moment.
-    ///
-    /// A driver holds the buffer only during a read, so thousands of idle ones hold none.
-    static PACKET_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
 
 /// Returns the future that runs a driver until it stops.
 pub(super) fn run<I: PacketIo>(
@@ -104,17 +99,6 @@ struct Stopping {
     replies: Vec<oneshot::Sender<()>>,
 }
 
-/// The reason why the driver stopped reading packets from the source in this round.
-#[derive(PartialEq)]
-enum SourceState {
-    /// The source has no packet and will wake the task.
-    Pending,
-    /// The session has no room for another packet.
-    NoRoom,
-    /// The driver has read the maximum number of packets for one round.
-    BatchDone,
-}
-
 impl<I: PacketIo> Driver<I> {
     /// Drops the paths, tells the callers that waited for the end, and returns the events that the
     /// owner has not received.
@@ -150,7 +134,7 @@ impl<I: PacketIo> Driver<I> {
                 more = self.read_paths(cx, now);
             }
             self.io.flush();
-            self.sample_transports(now, false);
+            self.sample_transports(now, SampleScope::Wanted);
             if self.session.poll_timeout().is_some_and(|due| due <= now) {
                 self.session.handle_timeout(now);
             }
@@ -174,316 +158,10 @@ impl<I: PacketIo> Driver<I> {
         Poll::Pending
     }
 
-    /// Executes the owner's queued commands; returns the outcome if one of them ends the driver.
-    fn handle_commands(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Outcome> {
-        while let Poll::Ready(command) = self.commands.poll_recv(cx) {
-            match command {
-                Some(Command::Open(path, stream)) => {
-                    self.session.open_path(now, path);
-                    self.add_transport(now, path, *stream);
-                }
-                Some(Command::Accept(hello, leftover, stream)) => {
-                    self.accept(now, &hello, &leftover, *stream);
-                }
-                Some(Command::Activate(path, keep)) => self.session.activate(now, path, &keep),
-                Some(Command::Probe) => self.session.probe(now),
-                Some(Command::Close(path, code)) => self.close(now, path, code),
-                Some(Command::SetConfig(config)) => self.session.set_config(config),
-                Some(Command::Snapshot(reply)) => {
-                    // The caller may have stopped waiting.
-                    let _ = reply.send(self.snapshot(now));
-                }
-                Some(Command::TakeOver(reply)) => return Some(Outcome::TakenOver(reply)),
-                Some(Command::Shutdown(code, reply)) => self.stop(now, code, Some(reply)),
-                None => {
-                    // The last handle is gone, so no command will follow. A closed channel is
-                    // always ready; leave the loop to check it once per poll.
-                    self.stop(now, CloseCode::Shutdown, None);
-                    break;
-                }
-            }
-        }
-        None
-    }
-
-    fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
-        if let Err(error) = self.session.accept_path(now, hello) {
-            self.report_path_error(now, hello.path, HandshakeFailure::Protocol(error.to_string()));
-            return;
-        }
-        self.add_transport(now, hello.path, stream);
-        if !leftover.is_empty() {
-            let Self { session, io, .. } = self;
-            if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet))
-            {
-                self.close_for_violation(now, hello.path, &error);
-            }
-        }
-    }
-
-    /// Adds the transport of a path, replacing an older transport with the same path ID.
-    ///
-    /// Moves the events that the session has queued to the event queue first, because they concern
-    /// the older transport.
-    fn add_transport(&mut self, now: Instant, path: PathId, stream: TlsStream) {
-        self.collect_events(now);
-        self.paths.retain(|transport| transport.id != path);
-        // Reserve one element, not four: nearly every session has one or two paths, and a relay has
-        // thousands of sessions.
-        self.paths.reserve_exact(1);
-        self.paths.push(Transport::new(path, stream, self.session.is_fair()));
-    }
-
-    fn close(&mut self, now: Instant, path: PathId, code: CloseCode) {
-        self.session.close_path(now, path, code);
-        self.close_transport(now, path);
-    }
-
-    fn close_transport(&mut self, now: Instant, path: PathId) {
-        for transport in self.paths.iter_mut().filter(|transport| transport.id == path) {
-            transport.close(now);
-        }
-    }
-
-    fn stop(&mut self, now: Instant, code: CloseCode, reply: Option<oneshot::Sender<()>>) {
-        let first = self.stopping.is_none();
-        let stopping = self
-            .stopping
-            .get_or_insert_with(|| Stopping { deadline: now + SHUTDOWN_TIMEOUT, replies: Vec::new() });
-        stopping.replies.extend(reply);
-        if first {
-            let open: Vec<_> = self.paths.iter().map(|transport| transport.id).collect();
-            for path in open {
-                self.close(now, path, code);
-            }
-        }
-    }
-
     /// Returns the outcome for the owner if the driver has finished shutting down.
     fn take_end(&mut self, now: Instant) -> Option<Outcome> {
         let stopping = self.stopping.take_if(|it| self.paths.is_empty() || it.deadline <= now)?;
         Some(Outcome::Stopped(stopping.replies))
-    }
-
-    /// Passes the kernel's TCP statistics of paths to the session: of every path if `all` is true,
-    /// otherwise of those for which the session needs them now.
-    fn sample_transports(&mut self, now: Instant, all: bool) {
-        for transport in self.paths.iter().filter(|transport| !transport.is_closing()) {
-            if (all || self.session.wants_sample(now, transport.id))
-                && let Some(sample) = transport.liveness_sample()
-            {
-                self.session.transport_sample(now, transport.id, sample);
-            }
-        }
-    }
-
-    fn snapshot(&mut self, now: Instant) -> SessionSnapshot {
-        self.sample_transports(now, true);
-        let stats_of = |path| Some((path, self.session.path_stats(path)?));
-        SessionSnapshot {
-            stats: self.session.stats().clone(),
-            paths: self.session.paths().filter_map(stats_of).collect(),
-            active: self.session.active_path(),
-            queued_bytes: self.session.queued_bytes(),
-            unacked_bytes: self.session.unacked_bytes(),
-            epoch: self.session.epoch(),
-            config: self.session.config().cloned(),
-        }
-    }
-
-    /// Reads every path; returns whether there may be more to read.
-    fn read_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let mut more = false;
-        // Iterate backwards, because a failed path is removed.
-        for index in (0..self.paths.len()).rev() {
-            if self.reads_paused {
-                break;
-            }
-            match self.read_path(cx, now, index) {
-                Ok(bound) => more |= bound,
-                Err(cause) => self.drop_path(now, index, cause),
-            }
-        }
-        more
-    }
-
-    /// Reads one path; returns whether there may be more to read.
-    fn read_path(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        index: usize,
-    ) -> Result<bool, HandshakeFailure> {
-        let mut delivered = 0;
-        for _ in 0..READS_PER_ROUND {
-            let Self { session, io, paths, .. } = self;
-            let transport = &mut paths[index];
-            let (path, closing) = (transport.id, transport.is_closing());
-            let bytes = match transport.poll_bytes(cx) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(bytes) => bytes.map_err(|error| classify(&error))?,
-            };
-            if bytes.is_empty() {
-                return Err(HandshakeFailure::Network("the peer closed the connection".into()));
-            }
-            let length = bytes.len();
-            // The session has closed this path, and another path may have the same ID by now.
-            let outcome = if closing {
-                Ok(())
-            } else {
-                session.handle_input(now, path, bytes, &mut |packet| {
-                    delivered += 1;
-                    io.send(packet);
-                })
-            };
-            transport.consume(length);
-            match outcome {
-                Err(error) => self.close_for_violation(now, path, &error),
-                // Report a CLOSE among these bytes before reading the end of the stream behind it.
-                Ok(()) if self.forward_events(cx, now) => {}
-                Ok(()) => return Ok(false),
-            }
-            if delivered >= DELIVERIES_PER_ROUND {
-                break;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Reads packets from the source into the session.
-    fn read_packets(&mut self, cx: &mut Context<'_>, now: Instant) -> SourceState {
-        if self.stopping.is_some() || self.source_retry_at.is_some_and(|retry| now < retry) {
-            return SourceState::Pending;
-        }
-        self.source_retry_at = None;
-        let mut buffer = PACKET_BUFFER.take();
-        buffer.resize(MAX_PACKET, 0);
-        let source = self.read_packets_into(cx, now, &mut buffer);
-        PACKET_BUFFER.set(buffer);
-        source
-    }
-
-    fn read_packets_into(&mut self, cx: &mut Context<'_>, now: Instant, buffer: &mut Vec<u8>) -> SourceState {
-        for _ in 0..PACKETS_PER_ROUND {
-            if !self.wants_packets() {
-                return SourceState::NoRoom;
-            }
-            match self.io.poll_recv(cx, buffer) {
-                Poll::Pending => return SourceState::Pending,
-                Poll::Ready(Ok((length, offload))) => {
-                    self.source_failing = false;
-                    // The session counts the packets that it drops.
-                    let _ = self.session.enqueue_in_place(now, buffer, length, offload);
-                }
-                Poll::Ready(Err(error)) => {
-                    self.source_retry_at = Some(now + SOURCE_RETRY);
-                    if !std::mem::replace(&mut self.source_failing, true) {
-                        tracing::warn!(%error, "cannot read packets from the device; retrying every second");
-                    }
-                    return SourceState::Pending;
-                }
-            }
-        }
-        SourceState::BatchDone
-    }
-
-    /// Returns whether the session accepts packets from the source. Without an active path the
-    /// session accepts every packet, and drops packets itself when its queue is full.
-    fn wants_packets(&self) -> bool {
-        self.session.has_room() || self.session.active_path().is_none()
-    }
-
-    /// Writes to every path; returns whether there may be more to write.
-    fn transmit_paths(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let mut more = false;
-        for index in (0..self.paths.len()).rev() {
-            match self.transmit_path(cx, now, index) {
-                Ok(bound) => more |= bound,
-                Err(error) => {
-                    let cause = self.read_close_reason(cx, now, index).unwrap_or_else(|| classify(&error));
-                    self.drop_path(now, index, cause);
-                }
-            }
-        }
-        more
-    }
-
-    /// Writes to one path; returns whether there may be more to write.
-    fn transmit_path(&mut self, cx: &mut Context<'_>, now: Instant, index: usize) -> std::io::Result<bool> {
-        let Self { session, paths, .. } = self;
-        let transport = &mut paths[index];
-        for _ in 0..WRITES_PER_ROUND {
-            // While the last batch is being written, leave the queue in the session, where packets
-            // can be reordered.
-            if transport.poll_drain(cx)?.is_pending() {
-                return Ok(false);
-            }
-            if session.wants_transmit(transport.id) {
-                if session.active_path() == Some(transport.id) {
-                    transport.update_send_limit(now);
-                    session.set_growing(transport.is_growing());
-                }
-                let batch = transport.batch();
-                session.poll_transmit(now, transport.id, transport.out(), batch);
-            }
-            if transport.is_drained() {
-                // Whether the shutdown is pending or complete, there is nothing more to write.
-                let _ = transport.poll_shutdown_write(cx)?;
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Reads the peer's reason for closing a path that can no longer be written to; returns `None`
-    /// if the peer sent no reason.
-    ///
-    /// The TLS alert with which a relay refuses a key may still be readable after the connection
-    /// was reset.
-    fn read_close_reason(
-        &mut self,
-        cx: &mut Context<'_>,
-        now: Instant,
-        index: usize,
-    ) -> Option<HandshakeFailure> {
-        loop {
-            match self.read_path(cx, now, index) {
-                Ok(true) => {}
-                Ok(false) | Err(HandshakeFailure::Network(_)) => return None,
-                Err(cause) => return Some(cause),
-            }
-        }
-    }
-
-    /// Drops a dead transport, and reports the failure unless the transport was already closing.
-    fn drop_path(&mut self, now: Instant, index: usize, cause: HandshakeFailure) {
-        // The session may have closed the path already, with the event still queued.
-        self.collect_events(now);
-        let transport = self.paths.swap_remove(index);
-        self.session.path_lost(now, transport.id);
-        if !transport.is_closing() {
-            self.report_path_error(now, transport.id, cause);
-        }
-    }
-
-    /// Closes a path whose peer violated the protocol. The session sends a CLOSE for it, and
-    /// continues on its other paths.
-    fn close_for_violation(&mut self, now: Instant, path: PathId, error: &ProtocolError) {
-        self.close_transport(now, path);
-        self.report_path_error(now, path, HandshakeFailure::Protocol(error.to_string()));
-    }
-
-    /// Drops closing transports whose peer has not disconnected in time.
-    fn drop_expired(&mut self, now: Instant) {
-        for index in (0..self.paths.len()).rev() {
-            if self.paths[index].deadline().is_some_and(|deadline| deadline <= now) {
-                self.drop_path(
-                    now,
-                    index,
-                    HandshakeFailure::Network("the peer did not close the connection in time".into()),
-                );
-            }
-        }
     }
 
     fn report_path_error(&mut self, now: Instant, path: PathId, cause: HandshakeFailure) {

@@ -15,6 +15,34 @@ use rustls::{
 use super::Authorise;
 use crate::keys::PublicKey;
 
+/// Verifies the signatures of a TLS 1.3 handshake by which a peer proves that it holds its raw
+/// public key.
+#[derive(Debug)]
+struct RawKeySignatures(WebPkiSupportedAlgorithms);
+
+impl RawKeySignatures {
+    /// The signature schemes that a peer may use.
+    const SCHEMES: [SignatureScheme; 1] = [SignatureScheme::ED25519];
+
+    fn new(provider: &CryptoProvider) -> Self {
+        Self(provider.signature_verification_algorithms)
+    }
+
+    fn verify(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.0)
+    }
+
+    fn refuse_tls12() -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+}
+
 /// The error that the relay's key is not the configured one.
 #[derive(Debug, thiserror::Error)]
 #[error("the relay offered the key {offered} instead of {expected}")]
@@ -27,12 +55,12 @@ pub(super) struct WrongRelayKey {
 #[derive(Debug)]
 pub(super) struct PinnedRelayVerifier {
     expected: PublicKey,
-    algorithms: WebPkiSupportedAlgorithms,
+    signatures: RawKeySignatures,
 }
 
 impl PinnedRelayVerifier {
     pub(super) fn new(expected: PublicKey, provider: &CryptoProvider) -> Self {
-        Self { expected, algorithms: provider.signature_verification_algorithms }
+        Self { expected, signatures: RawKeySignatures::new(provider) }
     }
 }
 
@@ -59,7 +87,7 @@ impl ServerCertVerifier for PinnedRelayVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.3 only".into()))
+        RawKeySignatures::refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -68,12 +96,11 @@ impl ServerCertVerifier for PinnedRelayVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let key = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
+        self.signatures.verify(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        RawKeySignatures::SCHEMES.to_vec()
     }
 
     fn requires_raw_public_keys(&self) -> bool {
@@ -90,12 +117,12 @@ impl ServerCertVerifier for PinnedRelayVerifier {
 /// this handshake (RFC 8446, section 4.4.3) was verified.
 pub(super) struct ClientKeyVerifier {
     authorise: Authorise,
-    algorithms: WebPkiSupportedAlgorithms,
+    signatures: RawKeySignatures,
 }
 
 impl ClientKeyVerifier {
     pub(super) fn new(authorise: Authorise, provider: &CryptoProvider) -> Self {
-        Self { authorise, algorithms: provider.signature_verification_algorithms }
+        Self { authorise, signatures: RawKeySignatures::new(provider) }
     }
 }
 
@@ -127,7 +154,7 @@ impl ClientCertVerifier for ClientKeyVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.3 only".into()))
+        RawKeySignatures::refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -136,8 +163,7 @@ impl ClientCertVerifier for ClientKeyVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let raw_key = SubjectPublicKeyInfoDer::from(cert.as_ref());
-        let valid = verify_tls13_signature_with_raw_key(message, &raw_key, dss, &self.algorithms)?;
+        let valid = self.signatures.verify(message, cert, dss)?;
         let key = PublicKey::from_spki(cert).ok_or(CertificateError::BadEncoding)?;
         if (self.authorise)(&key) {
             return Ok(valid);
@@ -148,7 +174,7 @@ impl ClientCertVerifier for ClientKeyVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        RawKeySignatures::SCHEMES.to_vec()
     }
 
     fn requires_raw_public_keys(&self) -> bool {

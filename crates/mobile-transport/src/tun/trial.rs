@@ -2,7 +2,7 @@
 
 use mobile_host::isolation::run_isolated;
 
-use super::Tun;
+use super::{DeviceLifetime, Tun};
 use crate::tunnel_options::Offloading;
 
 /// The name of the device that [`try_open`] creates in its own network namespace.
@@ -19,7 +19,9 @@ pub fn try_open() -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         let _entered = runtime.enter();
-        Tun::open(TRIAL_DEVICE, false, Offloading::Auto).map(drop).map_err(|error| error.to_string())
+        Tun::open(TRIAL_DEVICE, DeviceLifetime::Process, Offloading::Auto)
+            .map(drop)
+            .map_err(|error| error.to_string())
     })
     .map_err(|error| format!("cannot create namespaces for the check: {error}"))?
 }

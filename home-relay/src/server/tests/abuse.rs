@@ -49,7 +49,7 @@ fn first_messages() -> [Vec<u8>; 2] {
     let mut session = Session::client(SessionId([1; 16]), mobile_proto::Limits::default());
     let now = Instant::now();
     session.open_path(now, PathId(1));
-    session.poll_transmit(now, PathId(1), &mut session_hello, 4096);
+    session.poll_transmit(now, PathId(1), &mut session_hello, mobile_proto::Budget::new(4096));
     [hello, session_hello]
 }
 

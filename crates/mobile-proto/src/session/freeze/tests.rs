@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::segment::tests::{Sample, sums_are_zero};
 use crate::segment::{ACK, FIN};
-use crate::{DropReason, Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
+use crate::{Budget, DropReason, Enqueue, Event, HelloReader, Limits, PathId, PushConfig, SessionId};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Duration that is longer than the grace period before senders are frozen.
@@ -44,7 +44,7 @@ impl Ends {
         self.path.0 += 1;
         let mut wire = Vec::new();
         self.client.open_path(self.now, self.path);
-        self.client.poll_transmit(self.now, self.path, &mut wire, 1000);
+        self.client.poll_transmit(self.now, self.path, &mut wire, Budget::new(1000));
         let (hello, _) = HelloReader::new().feed(&wire).unwrap().unwrap();
         self.server.accept_path(self.now, &hello).unwrap();
         self.settle();
@@ -60,8 +60,8 @@ impl Ends {
     }
 
     fn cut(&mut self) {
-        self.client.path_lost(self.now, self.path);
-        self.server.path_lost(self.now, self.path);
+        self.client.path_lost(self.path);
+        self.server.path_lost(self.path);
         assert_eq!(self.local(), Vec::<Vec<u8>>::new());
     }
 
@@ -102,7 +102,7 @@ fn local(session: &mut Session, now: Instant) -> Vec<Vec<u8>> {
 fn pass(now: Instant, path: PathId, from: &mut Session, to: &mut Session, arrived: &mut Vec<Vec<u8>>) {
     let mut wire = Vec::new();
     while from.wants_transmit(path) {
-        from.poll_transmit(now, path, &mut wire, 1 << 20);
+        from.poll_transmit(now, path, &mut wire, Budget::new(1 << 20));
     }
     to.handle_input(now, path, &wire, &mut |packet| arrived.push(packet.to_vec())).unwrap();
 }
@@ -179,7 +179,7 @@ fn an_unresponsive_active_path_is_an_outage() {
     let from_far =
         |seq| Sample { inbound: true, ..Sample { seq, ack: 1000, data: 10, ..Sample::default() } }.packet();
     let _ = ends.server.enqueue(ends.now, &from_far(5000));
-    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
     ends.now += 2 * SECOND;
     ends.server.handle_timeout(ends.now);
     assert!(ends.server.active_path().is_some() && ends.server.has_room());
@@ -249,7 +249,7 @@ fn held_data_is_not_held_twice() {
     let mut ends = established(&Limits::default());
     // These bytes are unacknowledged on the path that dies.
     let _ = ends.send(data(1000, 100));
-    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
     ends.cut();
     let _ = ends.send(data(1100, 100));
     let _ = ends.send(data(1200, 50));
@@ -282,7 +282,7 @@ fn the_freshest_copy_of_the_last_segment_is_sent() {
         let copy = |stamp| Sample { timestamps: Some((stamp, 1)), ..data(1000, 10) };
         if sent_before {
             let _ = ends.send(copy(1));
-            ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+            ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
         }
         ends.cut();
         if !sent_before {
@@ -328,7 +328,7 @@ fn tracked_flows_wait_for_hours_and_other_packets_for_a_minute() {
         let _ = ends.send(data(from + 10, 10));
     };
     send_all(&mut ends, 1000);
-    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.client.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
     ends.cut();
     send_all(&mut ends, 1020);
     ends.now += 3600 * SECOND;
@@ -433,8 +433,8 @@ proptest! {
                     }
                 }
                 Step::Cut if connected => {
-                    ends.client.path_lost(ends.now, ends.path);
-                    ends.server.path_lost(ends.now, ends.path);
+                    ends.client.path_lost(ends.path);
+                    ends.server.path_lost(ends.path);
                     connected = false;
                 }
                 Step::Connect if !connected => {

@@ -1,4 +1,4 @@
-//! Tests a driver whose owner does not receive its events.
+//! Tests a driver whose owner does not receive its events, and one whose path accepts no bytes.
 
 use super::*;
 
@@ -47,4 +47,47 @@ async fn no_path_is_read_while_events_wait() {
     assert!(pair.relay.moves_to(stopped_at, SOON).await);
     pair.relay.memory.has_received(10).await;
     pair.relay.memory.check(10);
+}
+
+#[tokio::test]
+async fn a_stalled_path_stops_reading_from_the_device_until_it_recovers() {
+    const COUNT: u64 = 60_000;
+    let mut pair = Pair::new();
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    let left = pair.stall(&valve, COUNT).await;
+    assert!(left > 0, "40 MB cannot all be taken from the source while nothing moves");
+    valve.send(OPEN).unwrap();
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
+    assert_eq!(pair.client.handle.snapshot().await.unwrap().stats.dropped_queue_full, 0);
+}
+
+#[tokio::test]
+async fn room_freed_by_sending_is_used_without_an_acknowledgement() {
+    // Fewer bytes than may be unacknowledged, because no acknowledgement arrives.
+    const COUNT: u64 = 12_000;
+    // Every packet fills the queue, and every write empties it.
+    let mut pair = Pair::with(Limits { active_queue_bytes: 1, ..limits() });
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    pair.client.handle.activate(PathId(1), vec![PathId(1)]);
+    pair.client.memory.fill(0, 1);
+    pair.relay.memory.has_received(1).await;
+    valve.send(Valve { forth: true, back: false }).unwrap();
+    pair.client.memory.fill(1, COUNT - 1);
+    pair.relay.memory.has_received(COUNT).await;
+    pair.relay.memory.check(COUNT);
+}
+
+#[tokio::test]
+async fn a_closed_path_that_cannot_be_written_is_dropped_soon() {
+    const COUNT: u64 = 60_000;
+    let mut pair = Pair::new();
+    let (sockets, valve) = valved();
+    pair.open_over(PathId(1), sockets.await).await;
+    pair.stall(&valve, COUNT).await;
+    pair.client.handle.close_path(PathId(1), CloseCode::Timeout);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(pair.client.handle.snapshot().await.unwrap().paths.is_empty());
 }

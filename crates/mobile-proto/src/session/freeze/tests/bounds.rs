@@ -19,7 +19,7 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     for number in 0..60 {
         for packet in [from_far(number), udp(number as u8, 900)] {
             assert_eq!(ends.server.enqueue(ends.now, &packet), Enqueue::Queued);
-            ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+            ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
             sent.push(packet);
         }
     }
@@ -144,7 +144,7 @@ fn a_relay_keeps_the_oldest_data_of_each_flow_for_a_client_that_stays_away() {
     for number in 1..50 {
         let _ = ends.server.enqueue(ends.now, &from_far(4000, number));
     }
-    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), 1 << 20);
+    ends.server.poll_transmit(ends.now, ends.path, &mut Vec::new(), Budget::new(1 << 20));
     ends.cut();
     ends.server.poll_local(ends.now, &mut |_| {});
     for number in 50..100 {

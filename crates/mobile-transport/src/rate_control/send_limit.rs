@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::congestion;
-use crate::tcp_info::SendState;
+use super::sample::TcpSample;
 
 /// The time that sending a backlog may take. There are two backlogs: the unsent bytes in the
 /// kernel, and the bytes of one write.
@@ -153,7 +153,7 @@ impl SendLimit {
     }
 
     /// Returns the current limit on the bytes in flight; `None` if only the kernel limits them.
-    pub(super) fn in_flight_limit(&self, path: &SendState) -> Option<InFlightLimit> {
+    pub(super) fn in_flight_limit(&self, path: &TcpSample) -> Option<InFlightLimit> {
         let drain_time = Duration::from_secs_f64(self.in_flight_cap? as f64 / self.rate().max(1) as f64);
         let queue = drain_time.saturating_sub(path.base_rtt().unwrap_or_default());
         Some(InFlightLimit { queue_delay: queue, rate_memory: sample_time(path) * SAMPLES as u32 })
@@ -163,7 +163,7 @@ impl SendLimit {
     /// data in flight or in the kernel; otherwise `None`.
     ///
     /// `write_blocked`: whether the socket refused some of the data since the last update.
-    pub(super) fn update(&mut self, now: Instant, path: SendState, write_blocked: bool) -> Option<Duration> {
+    pub(super) fn update(&mut self, now: Instant, path: TcpSample, write_blocked: bool) -> Option<Duration> {
         self.measure(now, &path);
         self.in_flight_cap = None;
         let rate = self.rate();
@@ -200,7 +200,7 @@ impl SendLimit {
 
     /// Returns how many bytes, sent or unsent, the kernel may hold unacknowledged at the measured
     /// rate; `u64::MAX` for a path without bbr.
-    fn max_outstanding(&self, path: &SendState, rate: u64, backlog: u64) -> u64 {
+    fn max_outstanding(&self, path: &TcpSample, rate: u64, backlog: u64) -> u64 {
         let Some(rtt) = path.bbr.and_then(|bbr| bbr.min_rtt) else { return u64::MAX };
         // The bandwidth-delay product, and enough to keep the path busy until the timer fires.
         // Typical variation of the round trip is not our own queue, though it may be for a moment.
@@ -210,7 +210,7 @@ impl SendLimit {
         bytes_in(rate, rtt + variation * 2 + margin) as u64 + backlog.max(MIN_SLACK)
     }
 
-    fn measure(&mut self, now: Instant, path: &SendState) {
+    fn measure(&mut self, now: Instant, path: &TcpSample) {
         let (sample_start, acked_bytes) = *self.sample_start.get_or_insert((now, path.acked_bytes));
         let lasted = now.saturating_duration_since(sample_start);
         if lasted < sample_time(path) {
@@ -257,7 +257,7 @@ impl SendLimit {
     }
 }
 
-fn sample_time(path: &SendState) -> Duration {
+fn sample_time(path: &TcpSample) -> Duration {
     SAMPLE_TIME.max(path.base_rtt().unwrap_or_default())
 }
 
@@ -266,9 +266,9 @@ fn sample_time(path: &SendState) -> Duration {
 /// Returns `u64::MAX` for loss-based congestion control, which grows its window only while that is
 /// full, and for bbr during loss recovery, when its window is already reduced to the bytes in
 /// flight.
-fn usable_cwnd(path: &SendState) -> u64 {
+fn usable_cwnd(path: &TcpSample) -> u64 {
     let limited = path.bbr.is_some() && !path.recovering;
-    if limited { path.cwnd.saturating_sub(RESERVED_SEGMENTS) * path.mss } else { u64::MAX }
+    if limited { path.window.segments.saturating_sub(RESERVED_SEGMENTS) * path.window.mss } else { u64::MAX }
 }
 
 fn bytes_in(bytes_per_second: u64, time: Duration) -> usize {

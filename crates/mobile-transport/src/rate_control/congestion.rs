@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use crate::tcp_info::SendState;
+use super::sample::TcpSample;
 
 /// The round-trip time below which a path counts as local, that is, as one that does not lead
 /// through the Internet.
@@ -40,7 +40,7 @@ const HALF_TCP_WMEM: u64 = 2 << 20;
 
 /// Returns whether the network limits the rate of the path, not the two ends: segments were lost,
 /// slow start has ended, or a bulk transfer has built a queue.
-pub(super) fn is_bandwidth_limited(path: &SendState) -> bool {
+pub(super) fn is_bandwidth_limited(path: &TcpSample) -> bool {
     let Some(min_rtt) = path.min_rtt else { return false };
     if min_rtt < LOCAL_RTT {
         // On a local path, two busy ends that take turns look bandwidth-limited by the other
@@ -51,20 +51,20 @@ pub(super) fn is_bandwidth_limited(path: &SendState) -> bool {
 }
 
 /// Returns whether a bulk transfer of this session fills the bottleneck's FIFO.
-pub(super) fn fills_bottleneck_queue(path: &SendState) -> bool {
+pub(super) fn fills_bottleneck_queue(path: &TcpSample) -> bool {
     path.outstanding > BULK_BYTES && path.base_rtt().is_some_and(|base_rtt| has_queue(path, base_rtt))
 }
 
 /// Returns whether so much data is in flight, without a queue at the bottleneck, that the kernel's
 /// limit for one connection may soon keep the path below its capacity.
-pub(super) fn needs_larger_send_buffer(path: &SendState) -> bool {
+pub(super) fn needs_larger_send_buffer(path: &TcpSample) -> bool {
     let in_flight = path.outstanding.saturating_sub(path.unsent);
     in_flight > HALF_TCP_WMEM && path.min_rtt.is_some_and(|min_rtt| !has_queue(path, min_rtt))
 }
 
 /// Returns whether there is a queue at the bottleneck: the smoothed round trip exceeds `min_rtt` by
 /// more than a quarter and twice the kernel's `rttvar` (variation of the round trip).
-pub(super) fn has_queue(path: &SendState, min_rtt: Duration) -> bool {
+pub(super) fn has_queue(path: &TcpSample, min_rtt: Duration) -> bool {
     path.rtt > min_rtt * 5 / 4 + path.rttvar * 2
 }
 
@@ -74,28 +74,28 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn far() -> SendState {
-        SendState {
+    fn far() -> TcpSample {
+        TcpSample {
             rtt: 21 * MS,
             rttvar: MS,
             min_rtt: Some(20 * MS),
             outstanding: 4 << 20,
-            ..SendState::default()
+            ..TcpSample::default()
         }
     }
 
     #[test]
     fn a_path_without_loss_or_queue_is_not_bandwidth_limited() {
         assert!(!is_bandwidth_limited(&far()));
-        assert!(!is_bandwidth_limited(&SendState::default()), "before the first round trip");
+        assert!(!is_bandwidth_limited(&TcpSample::default()), "before the first round trip");
     }
 
     #[test]
     fn loss_a_queue_and_the_end_of_slow_start_indicate_a_limit() {
         for path in [
-            SendState { retransmitted: true, ..far() },
-            SendState { left_slow_start: true, ..far() },
-            SendState { rtt: 28 * MS, ..far() },
+            TcpSample { retransmitted: true, ..far() },
+            TcpSample { left_slow_start: true, ..far() },
+            TcpSample { rtt: 28 * MS, ..far() },
         ] {
             assert!(is_bandwidth_limited(&path), "{path:?}");
         }
@@ -103,25 +103,25 @@ mod tests {
 
     #[test]
     fn on_a_local_path_only_loss_with_a_queue_indicates_a_limit() {
-        let near = || SendState { rtt: 4 * MS, min_rtt: Some(MS / 10), ..far() };
+        let near = || TcpSample { rtt: 4 * MS, min_rtt: Some(MS / 10), ..far() };
         for path in [
-            SendState { retransmitted: true, ..near() },
-            SendState { left_slow_start: true, ..near() },
-            SendState { rtt: 28 * MS, ..near() },
+            TcpSample { retransmitted: true, ..near() },
+            TcpSample { left_slow_start: true, ..near() },
+            TcpSample { rtt: 28 * MS, ..near() },
         ] {
             assert!(!is_bandwidth_limited(&path), "{path:?}");
         }
-        assert!(is_bandwidth_limited(&SendState { retransmitted: true, rtt: LOCAL_QUEUE_RTT, ..near() }));
+        assert!(is_bandwidth_limited(&TcpSample { retransmitted: true, rtt: LOCAL_QUEUE_RTT, ..near() }));
     }
 
     #[test]
     fn a_path_with_much_in_flight_needs_a_larger_buffer_unless_it_queues() {
         assert!(needs_larger_send_buffer(&far()));
         for path in [
-            SendState { outstanding: HALF_TCP_WMEM, ..far() },
-            SendState { unsent: 3 << 20, ..far() },
-            SendState { rtt: 28 * MS, ..far() },
-            SendState { min_rtt: None, ..far() },
+            TcpSample { outstanding: HALF_TCP_WMEM, ..far() },
+            TcpSample { unsent: 3 << 20, ..far() },
+            TcpSample { rtt: 28 * MS, ..far() },
+            TcpSample { min_rtt: None, ..far() },
         ] {
             assert!(!needs_larger_send_buffer(&path), "{path:?}");
         }
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn delayed_acknowledgements_and_jitter_are_not_a_queue() {
-        assert!(!is_bandwidth_limited(&SendState { rtt: 60 * MS, outstanding: 100, ..far() }));
-        assert!(!is_bandwidth_limited(&SendState { rtt: 40 * MS, rttvar: 10 * MS, ..far() }));
+        assert!(!is_bandwidth_limited(&TcpSample { rtt: 60 * MS, outstanding: 100, ..far() }));
+        assert!(!is_bandwidth_limited(&TcpSample { rtt: 40 * MS, rttvar: 10 * MS, ..far() }));
     }
 }

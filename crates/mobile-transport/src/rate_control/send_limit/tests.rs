@@ -1,115 +1,13 @@
-use std::collections::VecDeque;
-
 use super::*;
-use crate::tcp_info::Bbr;
+use crate::rate_control::sample::{Bbr, CongestionWindow};
+use crate::rate_control::tests::model::{Link, MS, NOTSENT_LOWAT, PACKET, RunResult};
 
-const MS: Duration = Duration::from_millis(1);
-const MAX_BACKLOG: usize = 32 * 1024;
-const PACKET: u64 = 1500;
-
-/// The measurements of one run of a [`Link`].
-struct RunResult {
-    /// The number of bytes acknowledged.
-    bytes: u64,
-    /// The longest and the mean delay of a packet in the FIFO.
-    longest: Duration,
-    mean: Duration,
-}
-
-/// A simulated link with an unlimited FIFO, a kernel with up to two and a half bandwidth-delay
-/// products in flight, and a peer that acknowledges every other packet.
-///
-/// The simulation advances in steps of 0.1 ms; timers fire up to 2 ms late.
-struct Link {
-    limit: SendLimit,
-    now: Instant,
-    /// The rate in bytes per second.
-    rate: u64,
-    rtt: Duration,
-    /// The kernel's congestion window in segments.
-    cwnd: u64,
-    /// The time at which each packet in flight will be acknowledged.
-    in_flight: VecDeque<Instant>,
-    unsent: u64,
-    link_free_at: Instant,
-    acked_bytes: u64,
-    min_rtt: Duration,
-    paused_until: Option<Instant>,
-    /// The delay in the FIFO of the packet that was sent last.
-    last_queue_delay: Duration,
-    starting: bool,
-}
+const MAX_BACKLOG: usize = NOTSENT_LOWAT;
 
 impl Link {
-    fn new(rate: u64, rtt: Duration) -> Self {
-        let now = Instant::now();
-        Self {
-            limit: SendLimit::new(MAX_BACKLOG),
-            now,
-            rate,
-            rtt,
-            cwnd: 10,
-            in_flight: VecDeque::new(),
-            unsent: 0,
-            link_free_at: now,
-            acked_bytes: 0,
-            min_rtt: rtt,
-            paused_until: None,
-            last_queue_delay: Duration::ZERO,
-            starting: false,
-        }
-    }
-
-    fn send(&mut self) {
-        while self.unsent > 0 && (self.in_flight.len() as u64) < self.cwnd {
-            self.unsent -= PACKET;
-            let start = self.link_free_at.max(self.now);
-            self.last_queue_delay = start - self.now;
-            self.link_free_at = start + Duration::from_secs_f64(PACKET as f64 / self.rate as f64);
-            self.in_flight.push_back(self.link_free_at + self.rtt);
-        }
-    }
-
-    /// Runs the simulation for the time `length`, with a sender that always has data.
-    fn run(&mut self, length: Duration) -> RunResult {
-        let (end, before) = (self.now + length, self.acked_bytes);
-        let (mut longest, mut sum) = (Duration::ZERO, Duration::ZERO);
-        self.cwnd = 10 + bytes_in(self.rate, self.rtt * 5 / 2) as u64 / PACKET;
-        while self.now < end {
-            self.now += MS / 10;
-            while self.in_flight.get(1).is_some_and(|&at| at <= self.now) {
-                self.in_flight.drain(..2);
-                self.acked_bytes += 2 * PACKET;
-            }
-            // Without a limit of ours the kernel's own limit applies.
-            while self.paused_until.is_none_or(|until| until <= self.now) && self.unsent < 64 * 1024 {
-                let path = SendState {
-                    outstanding: self.in_flight.len() as u64 * PACKET + self.unsent,
-                    unsent: self.unsent,
-                    acked_bytes: self.acked_bytes,
-                    cwnd: self.cwnd,
-                    mss: PACKET,
-                    pacing_rate: self.rate,
-                    rttvar: MS / 2,
-                    bbr: Some(Bbr { min_rtt: Some(self.min_rtt), rate: self.rate, starting: self.starting }),
-                    ..SendState::default()
-                };
-                let late = MS * (self.acked_bytes / PACKET % 2 + 1) as u32;
-                self.paused_until =
-                    self.limit.update(self.now, path, false).map(|wait| self.now + wait + late);
-                if self.paused_until.is_none() {
-                    // Write a batch, rounded up to whole packets.
-                    let batch = self.limit.batch().unwrap_or(PACKET as usize) as u64;
-                    self.unsent += batch.next_multiple_of(PACKET);
-                    self.send();
-                }
-            }
-            self.send();
-            longest = longest.max(self.last_queue_delay);
-            sum += self.link_free_at.saturating_duration_since(self.now);
-        }
-        let mean = sum / (length.as_micros() / 100) as u32;
-        RunResult { bytes: self.acked_bytes - before, longest, mean }
+    /// Returns the send limit of the path.
+    fn limit(&mut self) -> &mut SendLimit {
+        self.control.limit.as_mut().unwrap()
     }
 }
 
@@ -118,9 +16,9 @@ fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
     for mbits in [5, 10, 40] {
         for rtt in [10 * MS, 20 * MS, 100 * MS] {
             let rate = mbits * 125_000;
-            let mut link = Link::new(rate, rtt);
+            let mut link = Link::known(rate, rtt);
             link.run(Duration::from_secs(3));
-            let RunResult { bytes, longest, mean } = link.run(Duration::from_secs(2));
+            let RunResult { bytes, longest, mean, .. } = link.run(Duration::from_secs(2));
             let share = bytes as f64 / (rate * 2) as f64;
             assert!(share > 0.97, "{mbits} Mbit/s, {rtt:?}: {share}");
             let packet = Duration::from_secs_f64(PACKET as f64 / rate as f64);
@@ -132,37 +30,37 @@ fn a_slow_path_is_kept_busy_and_its_fifo_is_not() {
 
 #[test]
 fn the_limit_follows_a_path_that_becomes_faster_or_slower() {
-    let mut link = Link::new(1_250_000, 20 * MS);
+    let mut link = Link::known(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
-    link.rate *= 3;
+    link.bottleneck.rate *= 3;
     link.run(Duration::from_secs(2));
     let RunResult { bytes, .. } = link.run(Duration::from_secs(1));
-    assert!(bytes > link.rate * 97 / 100, "{bytes}");
-    link.rate /= 3;
+    assert!(bytes > link.bottleneck.rate * 97 / 100, "{bytes}");
+    link.bottleneck.rate /= 3;
     link.run(Duration::from_secs(4));
     let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(1));
-    assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+    assert!(bytes > link.bottleneck.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
 #[test]
 fn a_longer_round_trip_starves_a_path_only_for_a_while() {
-    let mut link = Link::new(1_250_000, 20 * MS);
+    let mut link = Link::known(1_250_000, 20 * MS);
     link.run(Duration::from_secs(3));
-    link.rtt *= 10;
+    link.bottleneck.rtt *= 10;
     let RunResult { bytes, .. } = link.run(Duration::from_secs(10));
     assert!(bytes > 0);
     // bbr has measured the round trip again.
-    link.min_rtt = link.rtt;
+    link.known_path().min_rtt = link.bottleneck.rtt;
     link.run(Duration::from_secs(10));
     let RunResult { bytes, .. } = link.run(Duration::from_secs(1));
-    assert!(bytes > link.rate * 95 / 100, "{bytes}");
+    assert!(bytes > link.bottleneck.rate * 95 / 100, "{bytes}");
 }
 
 #[test]
 fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
     let now = Instant::now();
     let mut slow = SendLimit::new(MAX_BACKLOG);
-    let path = |unsent, pacing_rate| SendState { unsent, pacing_rate, ..SendState::default() };
+    let path = |unsent, pacing_rate| TcpSample { unsent, pacing_rate, ..TcpSample::default() };
     assert_eq!(slow.update(now, path(0, 1_250_000), false), None);
     assert_eq!(slow.backlog(), Some(5000));
     assert_eq!(slow.update(now, path(4999, 1_250_000), false), None);
@@ -172,7 +70,7 @@ fn little_data_waits_unsent_in_the_kernel_and_a_fast_path_is_not_limited() {
     assert_eq!(slow.update(now, path(1 << 30, 1_000), false), Some(MAX_PAUSE));
     assert_eq!(slow.backlog(), Some(MIN_BACKLOG));
     let mut fast = SendLimit::new(MAX_BACKLOG);
-    let path = SendState { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
+    let path = TcpSample { outstanding: 1 << 30, ..path(1 << 30, 125_000_000) };
     assert_eq!((fast.update(now, path, false), fast.backlog()), (None, None));
 }
 
@@ -186,9 +84,9 @@ fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
     let update = |starting| {
         let (mut limit, now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 700_000, starting });
-        let path = SendState { pacing_rate: 2_000_000, bbr, ..SendState::default() };
+        let path = TcpSample { pacing_rate: 2_000_000, bbr, ..TcpSample::default() };
         assert_eq!(limit.update(now, path, false), None);
-        let path = SendState { acked_bytes: 36_200, outstanding: 60_000, ..path };
+        let path = TcpSample { acked_bytes: 36_200, outstanding: 60_000, ..path };
         (limit.update(now + 50 * MS, path, false), limit.backlog())
     };
     assert_eq!(update(true), (None, Some(8000)), "as fast as the kernel would like to send");
@@ -200,24 +98,24 @@ fn a_new_path_is_not_limited_to_the_rate_of_its_first_round_trips() {
 /// data of three round trips in the FIFO.
 #[test]
 fn a_path_in_endless_start_up_is_limited_once_it_is_full() {
-    let mut link = Link::new(1_250_000, 20 * MS);
-    link.starting = true;
+    let mut link = Link::known(1_250_000, 20 * MS);
+    link.known_path().starting = true;
     link.run(Duration::from_secs(3));
     let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(2));
-    assert!(bytes > link.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+    assert!(bytes > link.bottleneck.rate * 2 * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
 /// Tests that saturation is also detected on a fast path, which is never paused. Otherwise the
 /// limit would use the path's earlier rate for ever.
 #[test]
 fn a_fast_path_that_becomes_slow_is_detected() {
-    let mut link = Link::new(12_500_000, 20 * MS);
+    let mut link = Link::known(12_500_000, 20 * MS);
     link.run(Duration::from_secs(2));
-    assert_eq!(link.limit.backlog(), None);
-    link.rate /= 10;
+    assert_eq!(link.limit().backlog(), None);
+    link.bottleneck.rate /= 10;
     link.run(Duration::from_secs(4));
     let RunResult { bytes, longest, .. } = link.run(Duration::from_secs(1));
-    assert!(bytes > link.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
+    assert!(bytes > link.bottleneck.rate * 97 / 100 && longest < 15 * MS, "{bytes} {longest:?}");
 }
 
 /// Tests that a path counts as growing when bbr starts again from a low rate.
@@ -227,20 +125,21 @@ fn a_fast_path_that_becomes_slow_is_detected() {
 /// for seconds.
 #[test]
 fn a_path_is_growing_until_its_rate_is_known_and_when_bbr_starts_again() {
-    let mut link = Link::new(1_250_000, 20 * MS);
-    assert!(link.limit.is_growing());
+    let mut link = Link::known(1_250_000, 20 * MS);
+    assert!(link.limit().is_growing());
     link.run(Duration::from_secs(2));
-    assert!(!link.limit.is_growing());
+    assert!(!link.limit().is_growing());
     let mut sample = |rate, write_blocked| {
         link.now += SAMPLE_TIME;
-        link.acked_bytes += if write_blocked { link.rate / 20 } else { 0 };
+        link.kernel.delivered += if write_blocked { link.bottleneck.rate / 20 } else { 0 };
         let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate, starting: false });
-        link.limit.update(
-            link.now,
-            SendState { bbr, acked_bytes: link.acked_bytes, ..SendState::default() },
+        let now = link.now;
+        link.control.limit.as_mut().unwrap().update(
+            now,
+            TcpSample { bbr, acked_bytes: link.kernel.delivered, ..TcpSample::default() },
             write_blocked,
         );
-        link.limit.is_growing()
+        link.limit().is_growing()
     };
     assert!(sample(500_000, false));
     assert!(!sample(1_000_000, false));
@@ -258,7 +157,7 @@ fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
     let (mut limit, mut now) = (SendLimit::new(MAX_BACKLOG), Instant::now());
     for slot in 0..10 {
         now += SAMPLE_TIME;
-        let path = SendState { acked_bytes: slot * 2_000_000, outstanding: 4 << 20, ..SendState::default() };
+        let path = TcpSample { acked_bytes: slot * 2_000_000, outstanding: 4 << 20, ..TcpSample::default() };
         limit.update(now, path, true);
     }
     assert!(!limit.is_growing());
@@ -270,16 +169,22 @@ fn a_path_limited_by_its_send_buffer_is_not_growing_for_ever() {
 /// a round trip behind bulk data.
 #[test]
 fn bulk_data_does_not_fill_the_congestion_window() {
-    let mut link = Link::new(1_250_000, 20 * MS);
+    let mut link = Link::known(1_250_000, 20 * MS);
     link.run(Duration::from_secs(2));
-    link.in_flight.clear();
-    link.unsent = 0;
+    link.kernel.clear();
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_250_000, starting: false });
-    let path = SendState { acked_bytes: link.acked_bytes, cwnd: 4, mss: 1448, bbr, ..SendState::default() };
-    let backlog = link.limit.backlog();
+    let path = TcpSample {
+        acked_bytes: link.kernel.delivered,
+        window: CongestionWindow { segments: 4, mss: 1448 },
+        bbr,
+        ..TcpSample::default()
+    };
+    let now = link.now;
+    let limit = link.limit();
+    let backlog = limit.backlog();
     let mut update = |outstanding, recovering| {
-        let wait = link.limit.update(link.now, SendState { outstanding, recovering, ..path }, false);
-        (wait.is_some(), link.limit.batch())
+        let wait = limit.update(now, TcpSample { outstanding, recovering, ..path }, false);
+        (wait.is_some(), limit.batch())
     };
     assert_eq!(update(0, false), (false, Some(2 * 1448)));
     assert_eq!(update(1448, false), (false, Some(1448)));
@@ -295,12 +200,12 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
     let bbr = Some(Bbr { min_rtt: Some(20 * MS), rate: 1_800_000, starting: true });
     let mut update = |slot: u64| {
         now += SAMPLE_TIME;
-        let path = SendState {
+        let path = TcpSample {
             acked_bytes: slot * 62_500,
             outstanding: 60_000,
             pacing_rate: 5_000_000,
             bbr,
-            ..SendState::default()
+            ..TcpSample::default()
         };
         limit.update(now, path, false)
     };
@@ -317,16 +222,15 @@ fn a_path_in_endless_start_up_is_full_even_without_unsent_data() {
 fn a_path_whose_fifo_a_paced_sender_fills_is_limited() {
     let (rate, mut now) = (1_250_000, Instant::now());
     let mut limit = SendLimit::new(MAX_BACKLOG);
-    let mut path = SendState {
+    let mut path = TcpSample {
         rtt: 55 * MS,
         rttvar: MS,
         min_rtt: Some(20 * MS),
         outstanding: rate * 55 / 1000,
-        cwnd: 90,
-        mss: PACKET,
+        window: CongestionWindow { segments: 90, mss: PACKET },
         pacing_rate: 7 * rate,
         bbr: Some(Bbr { min_rtt: Some(20 * MS), rate, starting: true }),
-        ..SendState::default()
+        ..TcpSample::default()
     };
     assert_eq!(limit.update(now, path, false), None);
     for _ in 0..20 {

@@ -8,8 +8,8 @@
 use std::time::{Duration, Instant};
 
 use super::congestion;
+use super::sample::TcpSample;
 use super::send_limit::InFlightLimit;
-use crate::tcp_info::SendState;
 
 /// The queueing delay below which a queue is ignored, because a short queue costs a limited path
 /// little and may be ordinary variation of the round trip.
@@ -80,7 +80,7 @@ impl CrossTraffic {
     pub(super) fn observe(
         &mut self,
         now: Instant,
-        path: &SendState,
+        path: &TcpSample,
         limit: Option<InFlightLimit>,
     ) -> Option<Duration> {
         self.drained_rtt = self.drained_rtt.min(path.rtt);
@@ -130,7 +130,7 @@ impl CrossTraffic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tcp_info::Bbr;
+    use crate::rate_control::sample::Bbr;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -153,7 +153,7 @@ mod tests {
         (0..millis).step_by(20).find_map(|at| {
             let rtt = Duration::from_millis(rtt(at));
             let path =
-                SendState { rtt, rttvar: 2 * MS, acked_bytes: acked_bytes(at), bbr, ..SendState::default() };
+                TcpSample { rtt, rttvar: 2 * MS, acked_bytes: acked_bytes(at), bbr, ..TcpSample::default() };
             let release = cross.observe(began + Duration::from_millis(at), &path, limit(at))?;
             Some((at, release.as_secs()))
         })

@@ -1,0 +1,45 @@
+//! The congestion control of the model's kernel.
+
+use std::time::{Duration, Instant};
+
+use super::bbr::BbrModel;
+use super::cubic::Cubic;
+
+/// A congestion control.
+pub(in crate::rate_control) enum Congestion {
+    Known(Known),
+    LossBased(Cubic),
+    Bbr(BbrModel),
+}
+
+/// The state of a kernel that knows the path and needs not measure it: bbr in a steady state.
+pub(in crate::rate_control) struct Known {
+    pub(in crate::rate_control) min_rtt: Duration,
+    pub(in crate::rate_control) starting: bool,
+}
+
+/// What a congestion control learns of one acknowledgement.
+pub(super) struct Ack {
+    pub(super) now: Instant,
+    /// The round trip of the newest acknowledged segment.
+    pub(super) rtt: Duration,
+    pub(super) min_rtt: Duration,
+    /// The number of bytes acknowledged, of all bytes acknowledged, and of those in flight.
+    pub(super) acked: u64,
+    pub(super) delivered: u64,
+    pub(super) in_flight: u64,
+    /// Whether the congestion window limited the sender.
+    pub(super) window_limited: bool,
+    pub(super) recovering: bool,
+    pub(super) rate: RateSample,
+}
+
+/// A sample of the delivery rate (`struct rate_sample` of the kernel).
+pub(super) struct RateSample {
+    /// Bytes per second; `None` if the sample is too short.
+    pub(super) rate: Option<f64>,
+    /// Whether the sender had nothing to send when it sent the segment.
+    pub(super) app_limited: bool,
+    /// The number of bytes that were acknowledged when the segment was sent.
+    pub(super) prior_delivered: u64,
+}
