@@ -15,6 +15,7 @@ use mobile_transport::tun;
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
+use crate::network::ruleset::Ruleset;
 use crate::reach::Reach;
 
 /// All facts that `check` judges, about this host and the configuration.
@@ -100,7 +101,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         Ok((links, local)) => (links, Ok(local)),
         Err(error) => (Vec::new(), Err(error)),
     };
-    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new(), Vec::new()));
+    let ruleset = config.pools().map(|pools| Ruleset::of(config, &pools, Vec::new(), Vec::new()));
     let forwarding = pools.iter().map(|pool| match pool {
         IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
         IpNet::V6(_) => {
