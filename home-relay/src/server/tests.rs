@@ -15,10 +15,9 @@ use mobile_transport::keys::{PrivateKey, PublicKey};
 use mobile_transport::{tls, transport};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
 use super::demux::Demux;
-use super::limiter::HandshakeLimiter;
 use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
 use super::session::PacketSink;
@@ -81,18 +80,18 @@ impl TestRelay {
         let path = state.path().join("relay.toml");
         let text = "listen.address = \"127.0.0.1:0\"\nidentity.private_key_file = \"key\"\npool.ipv4 = \"10.9.0.0/24\"";
         std::fs::write(&path, text).unwrap();
-        let config = Config::load(&path).unwrap();
-        let relay = Arc::new(Relay {
-            public_key: key.public(),
-            store: Arc::new(Store::open(state.path()).unwrap()),
+        let config = Config { limits: limits.clone(), ..Config::load(&path).unwrap() };
+        let home = HomeNetwork::detached(&config, pools);
+        let relay = Relay::new(
+            key.public(),
+            path,
             pools,
-            served_pools: pools,
-            registry: Arc::clone(&registry),
-            limiter: Arc::new(std::sync::Mutex::new(HandshakeLimiter::new(limits.clone()))),
-            metrics: Arc::clone(&metrics),
-            path: path.clone(),
-            applied: Mutex::new(AppliedState { network: HomeNetwork::detached(&config, pools), config }),
-        });
+            AppliedState::new(config, home),
+            Store::open(state.path()).unwrap(),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+        );
+        let relay = Arc::new(relay);
         tokio::spawn(Acceptor::new(&key, &relay, &metrics).run(listener));
         Self { relay, registry, demux, metrics, device, address, key: key.public(), _state: state }
     }
@@ -460,14 +459,14 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     // A burst of ten for a stranger, and of a hundred for a known source.
     let now = std::time::Instant::now();
     let admitted = |relay: &TestRelay| {
-        let mut limiter = relay.relay.limiter.lock().unwrap();
+        let mut limiter = relay.relay.limiter().lock().unwrap();
         (0..200).filter(|_| limiter.admit(now, source).map(|ticket| limiter.end(&ticket)).is_ok()).count()
     };
     assert!(admitted(&relay) > 80);
     relay.relay.revoke("laptop".into()).await.unwrap();
     // The rate of a known source would admit some of them again.
     let now = now + Duration::from_millis(900);
-    let admitted = relay.relay.limiter.lock().unwrap().admit(now, source).map(|_| ());
+    let admitted = relay.relay.limiter().lock().unwrap().admit(now, source).map(|_| ());
     assert_eq!(admitted, Err(HandshakeResult::SourceRate));
 }
 
