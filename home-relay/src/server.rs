@@ -88,8 +88,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = StopSignals::subscribe()?;
     let hangup = signal(SignalKind::hangup())?;
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
@@ -97,17 +96,15 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let clients = fit_leases(&store, pools).await?;
     let metrics = Arc::new(Metrics::new()?);
     let _metrics_server = serve_metrics(&config, &metrics)?;
-
     let ruleset = forwards::rules(&config, &served_pools, &store.forwards()?, &clients);
     let inbound_datagrams = ruleset.accepts_inbound_datagrams();
     record_footprint(path, &config);
     let (home, tun) = HomeNetwork::set_up(&config, &served_pools, ruleset).await?;
     let tun = Arc::new(tun);
     let demux = Arc::new(Demux::default());
-    let settings = Settings::of(&config);
     let registry = Registry::new(
         served_pools,
-        settings,
+        Settings::of(&config),
         Arc::clone(&demux),
         Arc::clone(&tun) as _,
         Arc::clone(&metrics),
@@ -118,7 +115,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         registry.add(client);
     }
     let address = config.listen.address;
-    let relay = Relay::new(
+    let relay = Arc::new(Relay::new(
         key.public(),
         path.to_owned(),
         pools,
@@ -126,8 +123,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         store,
         Arc::clone(&registry),
         Arc::clone(&metrics),
-    );
-    let relay = Arc::new(relay);
+    ));
     let acceptor = Acceptor::new(&key, &relay, &metrics);
     let tasks = Tasks::start(&relay, acceptor, listener, admin, hangup);
     // Confine this thread before any client is accepted; the other threads were confined at their
@@ -136,8 +132,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
     let result = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = stop.received() => Ok(()),
         result = demux::run(&tun, &demux, &metrics) => result,
         result = relay.run_reconciler() => result,
     };
@@ -148,6 +143,26 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         );
     }
     result
+}
+
+/// The signals that end the relay.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn subscribe() -> std::io::Result<Self> {
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Fits the leases to the pools, and returns all clients. Deletes the tracked connections of
