@@ -29,6 +29,17 @@ pub(crate) struct Footprint {
     pub(crate) forwarding: Option<PathBuf>,
 }
 
+/// A kernel object that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removed<'a> {
+    /// The home virtual device of this name.
+    Device(&'a str),
+    /// The nftables table of this name.
+    Table(&'a str),
+    /// The IP forwarding that this sysctl turns on.
+    Forwarding(&'a str),
+}
+
 impl Footprint {
     /// Returns what `cleanup` has to know about a relay with this configuration.
     pub(crate) fn of(config: &Config) -> Self {
@@ -54,7 +65,7 @@ impl Footprint {
     /// the errors.
     ///
     /// Fails without removing anything if a relay has the device open.
-    pub(crate) fn remove(&self, report: impl Fn(String)) -> anyhow::Result<Vec<anyhow::Error>> {
+    pub(crate) fn remove(&self, report: impl Fn(Removed<'_>)) -> anyhow::Result<Vec<anyhow::Error>> {
         let Self { device, forwarding, .. } = self;
         let mut failures = Vec::new();
         // Opening a TUN device takes a tokio runtime to register it with.
@@ -71,19 +82,19 @@ impl Footprint {
         let table = nft::table(device);
         let removed_table = nft::remove(&table);
         match removed {
-            Ok(true) => report(format!("removed device {device}")),
+            Ok(true) => report(Removed::Device(device)),
             Ok(false) => {}
             Err(error) => failures.push(error),
         }
         match removed_table {
-            Ok(true) => report(format!("removed table inet {table}")),
+            Ok(true) => report(Removed::Table(&table)),
             Ok(false) => {}
             Err(error) => failures.push(error),
         }
         match forwarding {
             Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
                 Ok(settings) => {
-                    settings.iter().for_each(|setting| report(format!("set sysctl {setting} from 1 to 0")));
+                    settings.iter().for_each(|setting| report(Removed::Forwarding(setting)));
                 }
                 Err(error) => failures.push(error),
             },

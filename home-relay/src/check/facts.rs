@@ -76,12 +76,18 @@ pub(super) struct PoolFacts {
 
 /// The reason why a fact is unknown, or why something that the relay needs does not work.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub(super) struct Failure(pub(super) String);
+pub(super) enum Failure {
+    /// The running relay does not understand the request.
+    #[error("the running relay is another version: restart it after an upgrade")]
+    OtherVersion,
+    /// Another failure, with the text of its error.
+    #[error("{0}")]
+    Other(String),
+}
 
 impl Failure {
     fn of(error: impl Display) -> Self {
-        Self(error.to_string())
+        Self::Other(error.to_string())
     }
 }
 
@@ -104,7 +110,7 @@ pub(super) async fn gather(path: &Path) -> Facts {
     let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
     let (config, configured) = match Config::load(path) {
         Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
-        Err(error) => (Err(Failure(format!("{error:#}"))), None),
+        Err(error) => (Err(Failure::Other(format!("{error:#}"))), None),
     };
     Facts { root, config, configured, tun: root.then(|| tun::try_open().map_err(Failure::of)) }
 }
@@ -138,7 +144,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         nft: ruleset
             .ok()
             .filter(|ruleset| root && ruleset.is_required())
-            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure(format!("{error:#}")))),
+            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::Other(format!("{error:#}")))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
@@ -159,8 +165,8 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
 fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, Failure> {
     match relay.call(&Request::Reconcile) {
         Ok(AdminReply::Reconciled(restored)) => Ok(restored),
-        Ok(AdminReply::Error(error)) => Err(Failure(error)),
-        Ok(_) => Err(Failure::of("the running relay is another version: restart it after an upgrade")),
+        Ok(AdminReply::Error(error)) => Err(Failure::Other(error)),
+        Ok(_) => Err(Failure::OtherVersion),
         Err(error) => Err(Failure::of(error)),
     }
 }
@@ -169,7 +175,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, Failure> {
     match PrivateKey::load(path) {
         Ok(key) => Ok(Some(key.public())),
         Err(KeyError::Io { source, .. }) if !root && source.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(error) => Err(Failure(format!("{:#}", anyhow::Error::new(error)))),
+        Err(error) => Err(Failure::Other(format!("{:#}", anyhow::Error::new(error)))),
     }
 }
 

@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn every_fault_has_a_finding_with_a_next_step() {
         fn error<T>() -> Result<T, Failure> {
-            Err(Failure("no such thing".into()))
+            Err(Failure::Other("no such thing".into()))
         }
         let (fail, warn) = (Level::Fail, Level::Warn);
         let overlapping = |net: &str| ConfiguredFacts {

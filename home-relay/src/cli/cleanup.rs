@@ -10,7 +10,7 @@ use mobile_host::state_file::StateFile;
 use super::args::DEFAULT_PATH;
 use super::clients::connect_to;
 use crate::config::{self, Config};
-use crate::footprint::{self, Footprint};
+use crate::footprint::{self, Footprint, Removed};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
 /// other relay's; running it again is harmless.
@@ -37,10 +37,18 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     remove(&names, &record)
 }
 
+fn print_removed(removed: Removed<'_>) {
+    match removed {
+        Removed::Device(device) => eprintln!("removed device {device}"),
+        Removed::Table(table) => eprintln!("removed table inet {table}"),
+        Removed::Forwarding(setting) => eprintln!("set sysctl {setting} from 1 to 0"),
+    }
+}
+
 fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for footprint in names {
-        failures.extend(footprint.remove(|removed| eprintln!("{removed}"))?);
+        failures.extend(footprint.remove(print_removed)?);
     }
     if !failures.is_empty() {
         let failures: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
