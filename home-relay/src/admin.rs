@@ -1,8 +1,8 @@
 //! The admin protocol: commands ask a running relay over a Unix socket, with one JSON line in each
 //! direction.
 //!
-//! [`Request`] and [`AdminReply`] are the messages; `server` is the relay's end of the socket, and
-//! the `cli` module is the other end.
+//! [`Request`] and [`AdminReply`] are the messages; `server::admin_socket` is the relay's end of the
+//! socket, and the `cli` and `check` modules are the other end.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,12 +11,7 @@ use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Lease;
-use crate::server::Reloaded;
 use crate::store::{Client, Forward, ListedClient, NewClient, Protocol};
-
-mod server;
-
-pub(crate) use server::run;
 
 /// A request to the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -139,4 +134,14 @@ pub(crate) struct PathInfo {
     pub(crate) peer: Option<SocketAddr>,
     /// Whether this is the active path, which carries the data.
     pub(crate) active: bool,
+}
+
+/// The outcome of a reload: the configuration keys whose values in the file differ from those in
+/// force before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// The keys whose new values are in force.
+    pub(crate) changed: Vec<String>,
+    /// The keys that keep their values until a restart.
+    pub(crate) kept: Vec<String>,
 }

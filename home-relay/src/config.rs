@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_host::metrics::is_host_name;
-use mobile_transport::invitation::is_endpoint;
+use mobile_host::config::MissingFile;
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Pools;
 use crate::reach::Reach;
+
+mod validate;
 
 /// The prefix of environment variables: `HOME_RELAY_LISTEN_ADDRESS` sets `[listen] address`, and so
 /// on.
@@ -345,7 +346,7 @@ impl Config {
     /// Reads the configuration file and environment variables, checks the settings, and resolves
     /// the path of the private key.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        mobile_host::config::load::<Self>(path, true, ENV_PREFIX, &[])?.complete(path)
+        mobile_host::config::load::<Self>(path, MissingFile::IsError, ENV_PREFIX, &[])?.complete(path)
     }
 
     /// Checks the parsed configuration and resolves the path of the private key, which is relative
@@ -362,74 +363,6 @@ impl Config {
     pub(crate) fn pools(&self) -> anyhow::Result<Pools> {
         Ok(Pools::new(self.pool.ipv4, self.pool.ipv6)?)
     }
-
-    fn check(&self) -> anyhow::Result<()> {
-        self.pools()?;
-        if let Some(endpoint) = &self.listen.endpoint {
-            ensure!(
-                is_endpoint(endpoint),
-                "[listen] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\""
-            );
-        }
-        check_interface("[tunnel] device", &self.tunnel.device)?;
-        if let Some(interface) = &self.nat.interface {
-            check_interface("[nat] interface", interface)?;
-            ensure!(
-                *interface != self.tunnel.device,
-                "[nat] interface is the tunnel device: name the interface that leads to the Internet"
-            );
-        }
-        // RFC 8200, 5: IPv6 needs 1280.
-        ensure!(
-            self.tunnel.mtu >= 1280 && self.tunnel.mtu <= 9000,
-            "[tunnel] mtu is {}: it must be from 1280 (IPv6's minimum) to 9000",
-            self.tunnel.mtu
-        );
-        check_hosts(&self.metrics.hosts)?;
-        let limits = &self.limits;
-        for (key, value) in [
-            ("half_open", limits.half_open),
-            ("half_open_per_source", limits.half_open_per_source),
-            ("handshake_rate", limits.handshake_rate as usize),
-            ("handshake_rate_per_source", limits.handshake_rate_per_source as usize),
-            ("queue_bytes", limits.queue_bytes),
-            ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
-            ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),
-        ] {
-            ensure!(
-                (1..=MAX_LIMIT).contains(&value),
-                "[limits] {key} is {value}: it must be from 1 to {MAX_LIMIT}"
-            );
-        }
-        for (key, value) in [
-            ("connections_per_client", limits.connections_per_client),
-            ("connection_rate_per_client", limits.connection_rate_per_client),
-        ] {
-            ensure!(
-                value <= MAX_CONNECTIONS,
-                "[limits] {key} is {value}: it must be from 1 to {MAX_CONNECTIONS}, or 0 for no limit"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The largest value of the connection limits in `[limits]`: more than any kernel tracks, and ten
-/// times as many (the burst) still fit the 32 bits of an nftables rule.
-const MAX_CONNECTIONS: u32 = 100_000_000;
-
-/// The largest value of the other settings in `[limits]`: ten years in seconds, and more than any
-/// host needs of connections, handshakes or bytes.
-const MAX_LIMIT: usize = 315_360_000;
-
-fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
-    for host in hosts {
-        ensure!(
-            is_host_name(host),
-            "[metrics] hosts has {host:?}, which is no host name: write for example \"relay.example.org\", without a port"
-        );
-    }
-    Ok(())
 }
 
 /// Checks that `name` is a valid interface name, safe in quotes in an nftables ruleset and in paths
@@ -445,53 +378,4 @@ pub(crate) fn check_interface(what: &str, name: &str) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str) -> anyhow::Result<Config> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("relay.toml");
-        std::fs::write(&path, text).unwrap();
-        let mut config = Config::load(&path)?;
-        let key = config.identity.private_key_file.strip_prefix(dir.path()).unwrap().to_owned();
-        config.identity.private_key_file = key;
-        Ok(config)
-    }
-
-    const SMALLEST: &str = "[listen]\naddress = \"[::]:443\"\n[identity]\nprivate_key_file = \"relay.key\"\n\
-                            [pool]\nipv4 = \"10.1.0.0/24\"\n";
-
-    #[test]
-    fn address_key_and_pool_are_the_only_required_settings() {
-        let config = load(SMALLEST).unwrap();
-        assert_eq!(config.tunnel.device, "home0");
-        assert_eq!(config.tunnel.mtu, 1500);
-        assert!(config.nat.masquerade && config.metrics.listen.is_none());
-        assert_eq!(config.admin.socket, Path::new("/run/home-relay/admin.sock"));
-        assert_eq!(config.state.dir, Path::new("/var/lib/home-relay"));
-        assert_eq!(config.limits.session_idle(), Duration::from_secs(86_400));
-        assert_eq!(config.identity.private_key_file, Path::new("relay.key"));
-    }
-
-    #[test]
-    fn invalid_values_are_named() {
-        for (section, key) in [
-            ("[tunnel]\nmtu = 576\n", "[tunnel] mtu"),
-            ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
-            ("[nat]\ninterface = \"home0\"\n", "[nat] interface"),
-            ("[limits]\nhalf_open = 0\n", "[limits] half_open"),
-            ("[metrics]\nhosts = [\"relay:9478\"]\n", "[metrics] hosts"),
-        ] {
-            let error = format!("{:#}", load(&format!("{SMALLEST}{section}")).unwrap_err());
-            assert!(error.contains(key) && error.contains("relay.toml"), "{error}");
-        }
-        let error = format!("{:#}", load(&SMALLEST.replace("10.1.0.0/24", "10.1.0.0/31")).unwrap_err());
-        assert!(error.contains("too small"), "{error}");
-    }
-
-    #[test]
-    fn an_unknown_configuration_key_is_refused_by_name() {
-        let error = format!("{:#}", load(&format!("{SMALLEST}[nat]\nmasqerade = true\n")).unwrap_err());
-        assert!(error.contains("masqerade") && error.contains("masquerade"), "{error}");
-    }
-}
+mod tests;

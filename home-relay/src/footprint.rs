@@ -1,14 +1,16 @@
-//! Records the names of a relay's kernel objects, for `home-relay cleanup` to use when the
-//! configuration is invalid or has changed since the relay started.
+//! The names of a relay's kernel objects: records them, for `home-relay cleanup` to use when the
+//! configuration is invalid or has changed since the relay started, and removes the objects.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use mobile_host::state_file::StateFile;
+use mobile_transport::tun::{self, TunError};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::args::DEFAULT_PATH;
-use crate::config::{self, Admin, Config, Nat, State, Transit, Tunnel};
+use crate::config::{Admin, Config, Nat, State, Transit, Tunnel};
+use crate::network::{self, nft};
 
 /// The directory of the files that record the relays' kernel objects: the default admin socket's
 /// directory, which a reboot empties, just as it removes the kernel objects.
@@ -27,9 +29,29 @@ pub(crate) struct Footprint {
     pub(crate) forwarding: Option<PathBuf>,
 }
 
+/// A kernel object that was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removed<'a> {
+    /// The home virtual device of this name.
+    Device(&'a str),
+    /// The nftables table of this name.
+    Table(&'a str),
+    /// The IP forwarding that this sysctl turns on.
+    Forwarding(&'a str),
+}
+
 impl Footprint {
-    /// Returns what `cleanup` has to know about a relay with these settings.
-    pub(crate) fn of(tunnel: &Tunnel, admin: &Admin, nat: &Nat, state: &State) -> Self {
+    /// Returns what `cleanup` has to know about a relay with this configuration.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self::of_sections(&config.tunnel, &config.admin, &config.nat, &config.state)
+    }
+
+    /// Returns what `cleanup` has to know about a relay with the default configuration.
+    pub(crate) fn of_defaults() -> Self {
+        Self::of_sections(&Tunnel::default(), &Admin::default(), &Nat::default(), &State::default())
+    }
+
+    fn of_sections(tunnel: &Tunnel, admin: &Admin, nat: &Nat, state: &State) -> Self {
         Self {
             device: tunnel.device.clone(),
             socket: admin.socket.clone(),
@@ -38,72 +60,51 @@ impl Footprint {
             forwarding: (nat.transit != Transit::Accept).then(|| state.dir.clone()),
         }
     }
+
+    /// Removes the kernel objects, and calls `report` for each. Goes on after a failure, and returns
+    /// the errors.
+    ///
+    /// Fails without removing anything if a relay has the device open.
+    pub(crate) fn remove(&self, report: impl Fn(Removed<'_>)) -> anyhow::Result<Vec<anyhow::Error>> {
+        let Self { device, forwarding, .. } = self;
+        let mut failures = Vec::new();
+        // Opening a TUN device takes a tokio runtime to register it with.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let guard = runtime.enter();
+        let removed = tun::remove(device);
+        drop(guard);
+        if let Err(error @ TunError::Busy(_)) = removed {
+            // The relay is running although its socket does not answer, so its rules are in use
+            // too.
+            return Err(error).context("nothing removed: stop the relay first");
+        }
+        let removed = removed.with_context(|| format!("cannot remove {device}"));
+        let table = nft::table(device);
+        let removed_table = nft::remove(&table);
+        match removed {
+            Ok(true) => report(Removed::Device(device)),
+            Ok(false) => {}
+            Err(error) => failures.push(error),
+        }
+        match removed_table {
+            Ok(true) => report(Removed::Table(&table)),
+            Ok(false) => {}
+            Err(error) => failures.push(error),
+        }
+        match forwarding {
+            Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
+                Ok(settings) => {
+                    settings.iter().for_each(|setting| report(Removed::Forwarding(setting)));
+                }
+                Err(error) => failures.push(error),
+            },
+            _ => {}
+        }
+        Ok(failures)
+    }
 }
 
 /// Returns the file that records the kernel objects of the relay with this configuration file.
 pub(crate) fn state_file(config: &Path) -> io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config)
-}
-
-/// Returns what `cleanup` is to undo: first the names in the present configuration, then others
-/// that the relay recorded.
-///
-/// An invalid configuration is only a warning if the relay left a state file. Without one, it is
-/// an error, except that the default names stand in for the default configuration file.
-pub(crate) fn for_cleanup(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
-    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");
-        Vec::new()
-    });
-    // Check each name: the relay's user may write to the directory, and root acts on its content.
-    recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
-    let mut names = Vec::new();
-    match Config::load(path) {
-        Ok(config) => names.push(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state)),
-        Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
-            return Err(error.context(
-                "cannot clean up: the configuration is invalid, and no relay recorded what it made",
-            ));
-        }
-        Err(error) => {
-            let error = format!("{error:#}");
-            tracing::warn!(error, "invalid configuration: cleaning up what the relay recorded");
-            if recorded.is_empty() {
-                names.push(Footprint::of(
-                    &Tunnel::default(),
-                    &Admin::default(),
-                    &Nat::default(),
-                    &State::default(),
-                ));
-            }
-        }
-    }
-    for footprint in recorded {
-        if !names.contains(&footprint) {
-            names.push(footprint);
-        }
-    }
-    Ok(names)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_invalid_configuration_leaves_the_recorded_names_to_clean_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("relay.toml");
-        std::fs::write(&file, "[rooting]\n").unwrap();
-        let state_file = StateFile::new(dir.path(), &file).unwrap();
-        let error = for_cleanup(&file, &state_file).unwrap_err();
-        assert!(format!("{error:#}").contains("rooting"), "{error:#}");
-        for device in ["home7", "no/name"] {
-            state_file
-                .add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None })
-                .unwrap();
-        }
-        let names = for_cleanup(&file, &state_file).unwrap();
-        assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into(), forwarding: None }]);
-    }
 }

@@ -11,7 +11,7 @@
 //! - From a client: a path (TLS 1.3 over TCP) delivers records to the session's driver,
 //!   `server::session` checks each packet with `server::source_filter` (BCP 38, isolation, reach),
 //!   and the packet goes to the home virtual device. The kernel forwards and masquerades it
-//!   according to the nftables rules of `network::nft`.
+//!   according to the nftables rules of `network::ruleset`.
 //! - To a client: `server::demux` reads the home virtual device and puts each packet into the queue
 //!   of the client that holds the destination address. The client's session sends the packet on its
 //!   active path.
@@ -25,12 +25,12 @@
 //!
 //! # Modules
 //!
-//! - `cli`: the command line; `admin`: the socket over which commands reach a running relay.
-//! - `server`: the `serve` command.
+//! - `cli`: the command line; `admin`: the messages with which commands reach a running relay.
+//! - `server`: the `serve` command; `server::relay`: the state that admin commands act on.
 //! - `network`: the device, addresses, forwarding and nftables rules in the kernel.
 //! - `store`: the database of clients, invitations and port forwards; `pool`: address assignment.
 //! - `config`: `relay.toml`; `reach`: the destinations that clients may reach.
-//! - `check`: the `check` command; `footprint`: the names that the `cleanup` command removes.
+//! - `check`: the `check` command; `footprint`: the kernel objects that the `cleanup` command removes.
 //! - `metrics`: the Prometheus metrics; `confine`: the privileges that a serving relay keeps.
 //!
 //! The program is [`main`]. The crate is a library so that the fuzz targets can reach its parsers.

@@ -1,58 +1,56 @@
 //! The `serve` command: starts the relay and stops it.
 //!
 //! Everything that can fail without touching the kernel's network state is checked first, so that a
-//! failed start leaves nothing behind. [`Relay`] holds the state that the admin socket acts on; the
-//! submodules are the listener and its handshake limits, the registry of clients and their
-//! sessions, the packet path, and the reconciler that keeps the kernel's state as configured.
+//! failed start leaves nothing behind. [`Relay`] holds the state that the admin socket acts on, and
+//! keeps the kernel's state as configured; the other submodules are the listener and its handshake
+//! limits, the admin socket, the registry of clients and their sessions, and the packet path.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mobile_host::confine::Confinement;
+use mobile_host::metrics::{MetricsError, Server as MetricsServer};
 use mobile_host::{allocator, control, descriptors, notify};
-use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::keys::PrivateKey;
 use mobile_transport::transport;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::demux::Demux;
-use self::limiter::HandshakeLimiter;
-use self::listener::{Acceptor, SharedLimiter};
+use self::listener::Acceptor;
 use self::registry::{Registry, Settings};
+use self::relay::{AppliedState, Relay, forwards};
 use crate::config::Config;
 use crate::confine::confinement;
 use crate::footprint::{self, Footprint};
 use crate::metrics::Metrics;
-use crate::network::HomeNetwork;
-use crate::pool::{PoolError, Pools};
-use crate::store::{self, Client, ListedClient, NewClient, Store, StoreError, WantedReach};
-use crate::{admin, network};
+use crate::network::{self, HomeNetwork, connections};
+use crate::pool::Pools;
+use crate::store::{self, Client, Store};
 
+mod admin_socket;
 mod demux;
 mod enroll;
-mod forwards;
 mod limiter;
 mod listener;
 mod log_rate_limiter;
 mod queue;
-mod reconciler;
 mod registry;
-mod reload;
+mod relay;
 mod session;
 mod source_filter;
 
-pub(crate) use self::reload::Reloaded;
-
 /// The pause after a failed `accept()`, because the usual reason, a shortage of resources, outlasts
 /// an immediate retry.
-pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// The largest number of processors on which the relay runs on one thread.
 ///
 /// With two processors, the kernel's part of a bulk transfer fills the one that the thread leaves
@@ -84,159 +82,29 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// A running relay: the state that admin commands act on.
-pub(crate) struct Relay {
-    /// The public key by which clients know this relay.
-    public_key: PublicKey,
-    store: Arc<Store>,
-    pools: Pools,
-    /// The pools that this host can serve: without IPv6 on a host that has none.
-    served_pools: Pools,
-    registry: Arc<Registry>,
-    limiter: SharedLimiter,
-    metrics: Arc<Metrics>,
-    path: PathBuf,
-    /// The applied configuration, locked during a change so that store, registry and rules agree.
-    applied: Mutex<AppliedState>,
-}
-
-/// The configuration in force and the kernel state made from it.
-struct AppliedState {
-    config: Config,
-    network: HomeNetwork,
-}
-
-impl Relay {
-    /// Authorises clients, or changes their addresses; all of them, or none.
-    pub(crate) async fn authorize(&self, new_clients: Vec<NewClient>) -> Result<Vec<Client>, StoreError> {
-        let mut applied = self.applied.lock().await;
-        let pools = self.pools;
-        let has_new_reach = new_clients.iter().any(|new_client| new_client.reach != WantedReach::Unchanged);
-        let work = move |store: &Store| store.authorize_all(&new_clients, &pools, store::now());
-        let clients = self.with_store(work).await?;
-        let mut freed = Vec::new();
-        for client in &clients {
-            freed.extend(self.registry.add_or_move(client).await);
-        }
-        self.update_rules_for_clients(&mut applied).await;
-        delete_in_background(move || network::delete_connections(&freed)).await;
-        if has_new_reach {
-            self.end_unreachable_connections(&applied.config).await?;
-        }
-        Ok(clients)
-    }
-
-    /// Revokes a client and waits for the end of its session, or withdraws an invitation.
-    pub(crate) async fn revoke(&self, name: String) -> Result<ListedClient, StoreError> {
-        let mut applied = self.applied.lock().await;
-        let entry = self.with_store(move |store| store.revoke(&name, store::now())).await?;
-        if let Some(key) = &entry.public_key {
-            self.registry.remove(key).await;
-            self.limiter.lock().unwrap_or_else(PoisonError::into_inner).forget(key);
-        }
-        self.update_rules_for_clients(&mut applied).await;
-        // Packets that the Internet still sends to this address must not reach the address's next
-        // holder. An invitation that was never redeemed had no traffic.
-        let freed: Vec<IpAddr> = entry.public_key.iter().flat_map(|_| entry.lease.addresses()).collect();
-        delete_in_background(move || network::delete_connections(&freed)).await;
-        Ok(entry)
-    }
-
-    /// Deletes tracked connections of clients to destinations outside their reach, because the
-    /// nftables rules accept packets of established connections.
-    async fn end_unreachable_connections(&self, config: &Config) -> Result<(), StoreError> {
-        let clients = self.with_store(Store::clients).await?;
-        let cut = forwards::out_of_reach(config, &self.served_pools, &clients);
-        delete_in_background(move || {
-            if let Some(cut) = cut {
-                network::delete_connections_where(cut);
-            }
-        })
-        .await;
-        Ok(())
-    }
-
-    /// Returns all clients and all redeemable invitations.
-    pub(crate) async fn clients(&self) -> Result<Vec<ListedClient>, StoreError> {
-        self.with_store(|store| store.entries(store::now())).await
-    }
-
-    /// Returns the registry of clients and their sessions.
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    /// Runs `work` on the store in a blocking thread, because packets must not wait for the disk.
-    async fn with_store<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let store = Arc::clone(&self.store);
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        let done = done.unwrap_or_else(|error| Err(StoreError::Database(error.to_string())));
-        if let Err(StoreError::Pool(error @ PoolError::Exhausted { .. })) = &done {
-            self.metrics.pool_exhausted.inc();
-            warn!("{error}");
-        }
-        done
-    }
-}
-
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Check everything that can fail without touching the kernel's network state first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut stop = StopSignals::subscribe()?;
     let hangup = signal(SignalKind::hangup())?;
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    let mut freed: HashSet<IpAddr> = HashSet::new();
-    for moved in store.reconcile(&pools, store::now())? {
-        warn!(
-            client = moved.name, from = %moved.from, to = %moved.to,
-            "[pool] changed: assigned new addresses to this client"
-        );
-        freed.extend(moved.from.without(moved.to));
-    }
-    let clients = store.clients()?;
-    let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
-    // Addresses of clients that were revoked or moved while no relay was running.
-    let is_freed = move |address: IpAddr| {
-        freed.contains(&address)
-            || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
-    };
-    delete_in_background(move || {
-        network::delete_connections_where(|connection| connection.involves(&is_freed));
-    })
-    .await;
+    let clients = fit_leases(&store, pools).await?;
     let metrics = Arc::new(Metrics::new()?);
-    let _metrics_server = match config.metrics.listen {
-        Some(address) => {
-            let [text, health] = [&metrics; 2].map(Arc::clone);
-            let hosts = &config.metrics.hosts;
-            Some(mobile_host::metrics::serve(address, hosts, move || text.text(), move || health.health())?)
-        }
-        None => None,
-    };
-
+    let _metrics_server = serve_metrics(&config, &metrics)?;
     let ruleset = forwards::rules(&config, &served_pools, &store.forwards()?, &clients);
     let inbound_datagrams = ruleset.accepts_inbound_datagrams();
-    if let Err(error) = footprint::state_file(path).and_then(|state_file| {
-        state_file.add(Footprint::of(&config.tunnel, &config.admin, &config.nat, &config.state))
-    }) {
-        warn!(%error, "cannot record the names of the kernel objects: keep this configuration for `home-relay cleanup`");
-    }
+    record_footprint(path, &config);
     let (home, tun) = HomeNetwork::set_up(&config, &served_pools, ruleset).await?;
     let tun = Arc::new(tun);
     let demux = Arc::new(Demux::default());
-    let settings = Settings::of(&config);
     let registry = Registry::new(
         served_pools,
-        settings,
+        Settings::of(&config),
         Arc::clone(&demux),
         Arc::clone(&tun) as _,
         Arc::clone(&metrics),
@@ -247,46 +115,28 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         registry.add(client);
     }
     let address = config.listen.address;
-    let relay = Arc::new(Relay {
-        public_key: key.public(),
-        store: Arc::new(store),
+    let relay = Arc::new(Relay::new(
+        key.public(),
+        path.to_owned(),
         pools,
-        served_pools,
-        registry: Arc::clone(&registry),
-        limiter: Arc::new(std::sync::Mutex::new(HandshakeLimiter::new(config.limits.clone()))),
-        metrics: Arc::clone(&metrics),
-        path: path.to_owned(),
-        applied: Mutex::new(AppliedState { config, network: home }),
-    });
-
+        AppliedState::new(config, home),
+        store,
+        Arc::clone(&registry),
+        Arc::clone(&metrics),
+    ));
     let acceptor = Acceptor::new(&key, &relay, &metrics);
-    let accepting = tokio::spawn(acceptor.run(listener));
-    let administering = tokio::spawn(admin::run(admin, Arc::clone(&relay)));
-    tokio::spawn(reload_on(hangup, Arc::clone(&relay)));
-    let janitor = Arc::clone(&registry);
-    tokio::spawn(async move { janitor.run_janitor().await });
-    feed_watchdog();
+    let tasks = Tasks::start(&relay, acceptor, listener, admin, hangup);
     // Confine this thread before any client is accepted; the other threads were confined at their
     // start.
     confinement.apply().context("cannot drop the privileges that a serving relay does not need")?;
     info!(%address, public_key = %key.public(), clients = clients.len(), "serving");
     notify::ready();
-
     let result = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = stop.received() => Ok(()),
         result = demux::run(&tun, &demux, &metrics) => result,
         result = relay.run_reconciler() => result,
     };
-    notify::stopping();
-    accepting.abort();
-    administering.abort();
-    // Ending the task closes the listener and its socket; the cancellation error carries nothing
-    // new.
-    let _ = administering.await;
-    if tokio::time::timeout(SHUTDOWN_TIMEOUT, registry.shut_down()).await.is_err() {
-        warn!("timed out closing sessions: the remaining clients notice when their paths fail");
-    }
+    tasks.stop(&registry).await;
     if result.is_ok() {
         info!(
             "stopped; the device and the nftables rules stay for the next start (`home-relay cleanup` removes them)"
@@ -295,10 +145,105 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     result
 }
 
-/// Runs `work`, which deletes tracked connections, on a blocking thread: the connection tracking
-/// table may be large, and packets must not wait for it.
-async fn delete_in_background(work: impl FnOnce() + Send + 'static) {
-    let _ = tokio::task::spawn_blocking(work).await;
+/// The signals that end the relay.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn subscribe() -> std::io::Result<Self> {
+        let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        Ok(Self { terminate: terminate?, interrupt: interrupt? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Fits the leases to the pools, and returns all clients. Deletes the tracked connections of
+/// addresses that no client holds any more, also of clients that were revoked or moved while no
+/// relay was running.
+async fn fit_leases(store: &Store, pools: Pools) -> anyhow::Result<Vec<Client>> {
+    let mut freed: HashSet<IpAddr> = HashSet::new();
+    for moved in store.reconcile(&pools, store::now())? {
+        warn!(
+            client = moved.name, from = %moved.from, to = %moved.to,
+            "[pool] changed: assigned new addresses to this client"
+        );
+        freed.extend(moved.from.without(moved.to));
+    }
+    let clients = store.clients()?;
+    let leased: HashSet<IpAddr> = clients.iter().flat_map(|client| client.lease.addresses()).collect();
+    let is_freed = move |address: IpAddr| {
+        freed.contains(&address)
+            || (pools.contains(address) && !pools.is_own(address) && !leased.contains(&address))
+    };
+    connections::delete_in_background(move || {
+        connections::delete_connections_where(|connection| connection.involves(&is_freed));
+    })
+    .await;
+    Ok(clients)
+}
+
+/// Serves the metrics at `[metrics] listen`, if it is set, until the returned server is dropped.
+fn serve_metrics(config: &Config, metrics: &Arc<Metrics>) -> Result<Option<MetricsServer>, MetricsError> {
+    let Some(address) = config.metrics.listen else { return Ok(None) };
+    let [text, health] = [metrics; 2].map(Arc::clone);
+    let hosts = &config.metrics.hosts;
+    mobile_host::metrics::serve(address, hosts, move || text.text(), move || health.health()).map(Some)
+}
+
+/// Records the names of the kernel objects that are about to be made, for `home-relay cleanup`.
+fn record_footprint(path: &Path, config: &Config) {
+    if let Err(error) =
+        footprint::state_file(path).and_then(|state_file| state_file.add(Footprint::of(config)))
+    {
+        warn!(%error, "cannot record the names of the kernel objects: keep this configuration for `home-relay cleanup`");
+    }
+}
+
+/// The tasks that accept clients and admin commands.
+struct Tasks {
+    accepting: JoinHandle<()>,
+    administering: JoinHandle<()>,
+}
+
+impl Tasks {
+    /// Starts the tasks of a relay, and those that need no orderly end: reloading at SIGHUP, ending
+    /// idle sessions, and feeding systemd's watchdog.
+    fn start(
+        relay: &Arc<Relay>,
+        acceptor: Acceptor,
+        listener: TcpListener,
+        admin: control::Listener,
+        hangup: Signal,
+    ) -> Self {
+        let accepting = tokio::spawn(acceptor.run(listener));
+        let administering = tokio::spawn(admin_socket::run(admin, Arc::clone(relay)));
+        tokio::spawn(reload_on(hangup, Arc::clone(relay)));
+        let janitor = Arc::clone(relay.registry());
+        tokio::spawn(async move { janitor.run_janitor().await });
+        feed_watchdog();
+        Self { accepting, administering }
+    }
+
+    /// Stops the tasks and closes all sessions.
+    async fn stop(self, registry: &Registry) {
+        notify::stopping();
+        self.accepting.abort();
+        self.administering.abort();
+        // Ending the task closes the listener and its socket; the cancellation error carries nothing
+        // new.
+        let _ = self.administering.await;
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, registry.shut_down()).await.is_err() {
+            warn!("timed out closing sessions: the remaining clients notice when their paths fail");
+        }
+    }
 }
 
 /// Reloads the configuration at each SIGHUP; the outcome is logged.

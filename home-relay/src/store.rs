@@ -20,6 +20,7 @@ use self::schema::FILE;
 use crate::pool::{Lease, PoolError};
 use crate::reach::Reach;
 
+mod address_tables;
 mod clients;
 mod forwards;
 mod invitations;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
+use mobile_host::config::MissingFile;
 use mobile_transport::keys::PublicKey;
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
@@ -258,8 +259,10 @@ pub(crate) struct RelayIdentity {
 impl Config {
     /// Loads the file that `--config` names, or the default file if it exists.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
-        let (path, required) = path.map_or((Path::new(DEFAULT_PATH), false), |path| (path, true));
-        mobile_host::config::load::<Self>(path, required, ENV_PREFIX, &[])?.complete(path)
+        let (path, missing) = path.map_or((Path::new(DEFAULT_PATH), MissingFile::CountsAsEmpty), |path| {
+            (path, MissingFile::IsError)
+        });
+        mobile_host::config::load::<Self>(path, missing, ENV_PREFIX, &[])?.complete(path)
     }
 
     /// Loads the configuration for a verb that only sends requests to the running agent.

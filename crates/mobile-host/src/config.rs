@@ -18,10 +18,17 @@ use serde::de::DeserializeOwned;
 pub use de::ConfigError;
 use node::{Node, Origin};
 
+/// What it means that a configuration file does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingFile {
+    /// The missing file is an error, because the user named it or the program needs it.
+    IsError,
+    /// The missing file counts as an empty one.
+    CountsAsEmpty,
+}
+
 /// Loads the configuration from the file at `path`, the environment and `overrides`.
 ///
-/// - `required`: whether a missing file is an error. Otherwise a missing file counts as an empty
-///   one.
 /// - `env_prefix`: `MOBILE` or `HOME_RELAY`. The variable `MOBILE_RELAY_ENDPOINT` sets `endpoint`
 ///   in `[relay]`; commas separate the items of a list. Variables that name no section are ignored.
 /// - `overrides`: the values of flags, such as `("relay.endpoint", "…")`.
@@ -31,11 +38,11 @@ use node::{Node, Origin};
 /// value.
 pub fn load<T: DeserializeOwned>(
     path: &Path,
-    required: bool,
+    missing: MissingFile,
     env_prefix: &str,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    load_from(path, required, env_prefix, environment(), overrides)
+    load_from(path, missing, env_prefix, environment(), overrides)
 }
 
 /// Loads the configuration from the defaults and the environment only, for a user who may not read
@@ -56,12 +63,12 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 
 fn load_from<T: DeserializeOwned>(
     path: &Path,
-    required: bool,
+    missing: MissingFile,
     env_prefix: &str,
     environment: impl Iterator<Item = (String, String)>,
     overrides: &[(&str, String)],
 ) -> Result<T, ConfigError> {
-    let text = read_file(path, required)?;
+    let text = read_file(path, missing)?;
     parse(path, &text, env_prefix, environment, overrides)
 }
 
@@ -92,10 +99,12 @@ pub fn parse<T: DeserializeOwned>(
     de::deserialize(&root)
 }
 
-fn read_file(path: &Path, required: bool) -> Result<String, ConfigError> {
+fn read_file(path: &Path, missing: MissingFile) -> Result<String, ConfigError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(String::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == MissingFile::CountsAsEmpty => {
+            Ok(String::new())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ConfigError::new(format!(
             "no configuration file {}: create it with `mobile enroll` (agent) or `home-relay init` (relay), or name another with --config FILE",
             path.display()
@@ -178,7 +187,7 @@ mod tests {
         fn load(&self, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Settings, String> {
             let environment = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let file = self.dir.path().join("agent.toml");
-            load_from(&file, true, "MOBILE", environment, flags)
+            load_from(&file, MissingFile::IsError, "MOBILE", environment, flags)
                 .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
         }
 
@@ -263,12 +272,14 @@ mod tests {
         assert_eq!(TestFile::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
         assert_eq!(TestFile::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
-        let error = load_from::<Settings>(nowhere, true, "MOBILE", std::iter::empty(), &[]).unwrap_err();
+        let error = load_from::<Settings>(nowhere, MissingFile::IsError, "MOBILE", std::iter::empty(), &[])
+            .unwrap_err();
         assert!(
             error.to_string().contains("/nonexistent/agent.toml") && error.to_string().contains("--config")
         );
         let flags = [("relay.endpoint", "192.0.2.3:443".to_owned())];
-        load_from::<Settings>(nowhere, false, "MOBILE", std::iter::empty(), &flags).unwrap();
+        load_from::<Settings>(nowhere, MissingFile::CountsAsEmpty, "MOBILE", std::iter::empty(), &flags)
+            .unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod declared;
 mod host;
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -69,13 +70,14 @@ pub struct MetricsError {
 ///
 /// # Errors
 /// When the address is in use or does not belong to this host.
-pub fn serve(
+pub fn serve<E: Display>(
     listen: SocketAddr,
     hosts: &[String],
     gather: impl Fn() -> String + Send + Sync + 'static,
-    healthy: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    healthy: impl Fn() -> Result<(), E> + Send + Sync + 'static,
 ) -> Result<Server, MetricsError> {
-    let pages = Pages { gather: Box::new(gather), healthy: Box::new(healthy), hosts: Hosts::new(hosts) };
+    let fault = move || healthy().err().map(|error| error.to_string());
+    let pages = Pages { gather: Box::new(gather), fault: Box::new(fault), hosts: Hosts::new(hosts) };
     start(listen, pages, STEP_TIMEOUT).map_err(|source| MetricsError { address: listen, source })
 }
 
@@ -108,7 +110,8 @@ impl Drop for Server {
 
 struct Pages {
     gather: Box<dyn Fn() -> String + Send + Sync>,
-    healthy: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Returns the reason why the daemon cannot do its work, or `None` if it can.
+    fault: Box<dyn Fn() -> Option<String> + Send + Sync>,
     hosts: Hosts,
 }
 
@@ -200,9 +203,9 @@ impl Pages {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
             return response;
         }
-        match (self.healthy)() {
-            Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
-            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        match (self.fault)() {
+            None => text(StatusCode::OK, "ok\n".to_owned()),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         }
     }
 }
@@ -321,7 +324,8 @@ mod tests {
     #[tokio::test]
     async fn a_busy_address_is_named_with_the_setting() {
         let (server, _) = serving();
-        let error = serve(server.local_addr(), &[], String::new, || Ok(())).unwrap_err().to_string();
+        let error =
+            serve(server.local_addr(), &[], String::new, || Ok::<(), String>(())).unwrap_err().to_string();
         let address = server.local_addr();
         assert!(
             error.starts_with(&format!("cannot serve metrics on {address}: Address already in use")),
@@ -337,7 +341,7 @@ mod tests {
     async fn silent_connections_do_not_block_scrapes_for_ever() {
         let step_timeout = Duration::from_millis(1500);
         let gather = || "text\n".repeat(REPLY_LINES);
-        let pages = Pages { gather: Box::new(gather), healthy: Box::new(|| Ok(())), hosts: Hosts::default() };
+        let pages = Pages { gather: Box::new(gather), fault: Box::new(|| None), hosts: Hosts::default() };
         let server = start(any_port(), pages, step_timeout).unwrap();
         let mut silent = Vec::new();
         for number in 0..MAX_CONNECTIONS {
@@ -376,6 +380,6 @@ mod tests {
         let mut rest = Vec::new();
         // The connection ends with a reset or with the end of the stream.
         let _ = open.read_to_end(&mut rest).await;
-        serve(address, &[], String::new, || Ok(())).unwrap();
+        serve(address, &[], String::new, || Ok::<(), String>(())).unwrap();
     }
 }

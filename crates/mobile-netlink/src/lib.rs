@@ -86,11 +86,11 @@ pub use link::Link;
 pub use listed_rule::ListedRule;
 pub use lookup::{BoundRoute, RouteLookup};
 pub use nft_table::{TableWatch, table_exists};
-pub use notification::RouteInterest;
+pub use notification::{Changes, RouteInterest};
 pub use route::{Route, RouteKind};
 pub use rule::Rule;
 pub use snapshot::InterfaceSnapshot;
-pub use watch::{Changes, Watch};
+pub use watch::Watch;
 
 use self::channel::{Channel, Explain};
 

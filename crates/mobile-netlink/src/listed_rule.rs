@@ -5,6 +5,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use super::channel::{Channel, Explain};
@@ -41,24 +42,33 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut rules = Vec::new();
         for family in Family::ALL {
-            rules.extend(channel.all_rules(family).await?);
+            rules.extend(channel.rules(family).await?.into_iter().map(|existing| existing.rule));
         }
         rules.sort_by_key(|rule| rule.priority);
         Ok(rules)
     }
 }
 
+/// A policy routing rule with the message in which the kernel reported it.
+pub(super) struct KernelRule {
+    pub(super) rule: ListedRule,
+    /// The protocol (origin) of the rule.
+    pub(super) protocol: RouteProtocol,
+    pub(super) message: RuleMessage,
+}
+
 impl Channel {
-    async fn all_rules(&mut self, family: Family) -> Result<Vec<ListedRule>, NetlinkError> {
+    /// Returns all rules of one family.
+    pub(super) async fn rules(&mut self, family: Family) -> Result<Vec<KernelRule>, NetlinkError> {
         let mut message = RuleMessage::default();
         message.header.family = family.raw();
         let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
         match reply.explain(Some(family), || format!("list the {family} rules")) {
             Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
             reply => {
-                let rules = reply?.into_iter().filter_map(ListedRule::from_message);
+                let rules = reply?.into_iter().filter_map(KernelRule::from_message);
                 // A kernel without IPv6 returns the rules of IPv4.
-                Ok(rules.filter(|rule| rule.family == family).collect())
+                Ok(rules.filter(|existing| existing.rule.family == family).collect())
             }
         }
     }
@@ -88,11 +98,13 @@ impl ListedRule {
             !self.inverted && own_mask & mask != 0 && (mark ^ value) & own_mask & mask == 0
         })
     }
+}
 
+impl KernelRule {
     fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewRule(message) = message else { return None };
         let header = &message.header;
-        let mut rule = Self {
+        let mut rule = ListedRule {
             priority: 0,
             family: Family::of(header.family)?,
             table: Some(header.table.into()),
@@ -105,16 +117,18 @@ impl ListedRule {
                 || matches!(header.action, RuleAction::Goto | RuleAction::Nop),
             suppresses_default_route: false,
         };
+        let mut protocol = RouteProtocol::Unspec;
         let (mut mark, mut mask) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(priority) => rule.priority = *priority,
                 RuleAttribute::Table(table) => rule.table = Some(*table),
+                RuleAttribute::Protocol(origin) => protocol = *origin,
                 RuleAttribute::FwMark(value) => mark = Some(*value),
                 RuleAttribute::FwMask(value) => mask = Some(*value),
                 RuleAttribute::Source(address) => rule.from = IpNet::new(*address, header.src_len).ok(),
                 // The kernel reports "suppress nothing" for every rule.
-                RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
+                RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
                 RuleAttribute::SuppressPrefixLen(_) => rule.suppresses_default_route = true,
                 _ => rule.has_other_selectors = true,
             }
@@ -125,7 +139,7 @@ impl ListedRule {
         if header.action != RuleAction::ToTable {
             rule.table = None;
         }
-        Some(rule)
+        Some(Self { rule, protocol, message })
     }
 }
 

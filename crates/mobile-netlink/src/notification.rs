@@ -9,8 +9,6 @@ use nix::libc::{
     RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE,
 };
 
-use super::watch::Changes;
-
 /// The message types `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`, which the libc crate lacks.
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
@@ -20,6 +18,30 @@ const HEADER_LEN: usize = 16;
 
 /// The length in bytes of an attribute's header (`rtattr`).
 const ATTRIBUTE_LEN: usize = 4;
+
+/// The kinds of network objects that have changed since the last report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whether devices have changed.
+    pub links: bool,
+    /// Whether addresses have changed.
+    pub addresses: bool,
+    /// Whether routes that matter to the subscriber ([`RouteInterest`]) have changed.
+    pub routes: bool,
+    /// Whether policy routing rules have changed.
+    pub rules: bool,
+}
+
+impl Changes {
+    /// Changes of every kind of object.
+    pub const ALL: Self = Self { links: true, addresses: true, routes: true, rules: true };
+
+    /// Returns whether any kind of object has changed.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self != Self::default()
+    }
+}
 
 /// The routes whose changes matter to a subscriber.
 ///

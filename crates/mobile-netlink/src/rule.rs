@@ -1,15 +1,15 @@
 //! Reads, adds and removes the policy routing rules of this project.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::RouteProtocol;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use nix::errno::Errno;
 
 use super::channel::{CREATE, Channel, Explain};
+use super::listed_rule::{KernelRule, ListedRule};
 use super::{Family, Netlink, NetlinkError};
 
 /// A policy routing rule of this project, which looks up a routing table.
@@ -42,7 +42,9 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut rules = Vec::new();
         for family in Family::ALL {
-            rules.extend(channel.rules(family).await?.into_iter().map(|existing| existing.rule));
+            rules.extend(
+                channel.rules(family).await?.iter().filter_map(|existing| existing.rule.simplified()),
+            );
         }
         rules.sort_by_key(|rule| rule.priority);
         Ok(rules)
@@ -66,14 +68,14 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut present = false;
         for existing in
-            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.rule.is(rule))
         {
             if existing.protocol == RouteProtocol::Kernel && !present {
                 present = true;
             } else {
                 // The kernel ignores the protocol when it compares rules, so remove the existing
                 // one first.
-                channel.del_rule(&existing).await?;
+                channel.del_rule(rule, &existing).await?;
             }
         }
         if !present {
@@ -90,54 +92,28 @@ impl Netlink {
         let mut channel = self.0.lock().await;
         let mut found = false;
         for existing in
-            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.matches(rule))
+            channel.rules(rule.family).await?.into_iter().filter(|existing| existing.rule.is(rule))
         {
-            found |= channel.del_rule(&existing).await?;
+            found |= channel.del_rule(rule, &existing).await?;
         }
         Ok(found)
     }
 }
 
-/// A policy routing rule as the kernel reports it.
-struct KernelRule {
-    rule: Rule,
-    protocol: RouteProtocol,
-    /// Whether [`Rule`] represents all selectors of the rule.
-    exact: bool,
-    message: RuleMessage,
-}
-
 impl Channel {
-    async fn rules(&mut self, family: Family) -> Result<Vec<KernelRule>, NetlinkError> {
-        let mut message = RuleMessage::default();
-        message.header.family = family.raw();
-        let reply = self.dump(RouteNetlinkMessage::GetRule(message)).await;
-        match reply.explain(Some(family), || format!("list the {family} rules")) {
-            Err(error) if error.is_family_unavailable() => Ok(Vec::new()),
-            reply => {
-                let rules = reply?.into_iter().filter_map(KernelRule::from_message);
-                // A kernel without IPv6 returns the rules of IPv4.
-                Ok(rules.filter(|existing| existing.rule.family == family).collect())
-            }
-        }
-    }
-
     async fn add_rule(&mut self, rule: &Rule) -> Result<(), NetlinkError> {
         let outcome = self.change(RouteNetlinkMessage::NewRule(rule.message()), CREATE).await;
         outcome.explain(Some(rule.family), || format!("add {rule}"))
     }
 
-    /// Removes exactly the rule that the kernel reported as `existing`.
+    /// Removes `rule`, exactly the one that the kernel reported as `existing`.
     ///
     /// The kernel removes the first rule that has all attributes of the request, so a request with
     /// fewer attributes could match a rule of another program.
-    async fn del_rule(&mut self, existing: &KernelRule) -> Result<bool, NetlinkError> {
+    async fn del_rule(&mut self, rule: &Rule, existing: &KernelRule) -> Result<bool, NetlinkError> {
         match self.change(RouteNetlinkMessage::DelRule(existing.message.clone()), 0).await {
             Err(failure) if failure.is(Errno::ENOENT) => Ok(false),
-            outcome => {
-                let rule = &existing.rule;
-                outcome.map(|()| true).explain(Some(rule.family), || format!("remove {rule}"))
-            }
+            outcome => outcome.map(|()| true).explain(Some(rule.family), || format!("remove {rule}")),
         }
     }
 }
@@ -166,50 +142,19 @@ impl Rule {
     }
 }
 
-impl KernelRule {
-    fn matches(&self, rule: &Rule) -> bool {
+impl ListedRule {
+    /// Returns the rule with the selectors of a [`Rule`] only, or `None` if it looks up no table.
+    fn simplified(&self) -> Option<Rule> {
+        let Self { priority, family, fwmark, from, .. } = *self;
+        self.table.map(|table| Rule { priority, family, fwmark, from, table })
+    }
+
+    /// Returns whether this is the rule `rule`, with no further selector.
+    fn is(&self, rule: &Rule) -> bool {
+        let is_simple = !self.inverted && !self.has_other_selectors && !self.suppresses_default_route;
         let from = rule.from.filter(|from| from.prefix_len() > 0).map(|from| from.trunc());
-        self.exact && self.rule == Rule { from, ..*rule }
+        is_simple && self.simplified() == Some(Rule { from, ..*rule })
     }
-
-    fn from_message(message: RouteNetlinkMessage) -> Option<Self> {
-        let RouteNetlinkMessage::NewRule(message) = message else { return None };
-        let header = &message.header;
-        if header.action != RuleAction::ToTable {
-            return None;
-        }
-        let mut rule = Rule {
-            priority: 0,
-            family: Family::of(header.family)?,
-            fwmark: None,
-            from: None,
-            table: header.table.into(),
-        };
-        let mut protocol = RouteProtocol::Unspec;
-        let mut exact = header.dst_len == 0 && header.tos == 0 && !header.flags.contains(RuleFlags::Invert);
-        let (mut mark, mut mask) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RuleAttribute::Priority(priority) => rule.priority = *priority,
-                RuleAttribute::Table(table) => rule.table = *table,
-                RuleAttribute::Protocol(maker) => protocol = *maker,
-                RuleAttribute::FwMark(value) => mark = Some(*value),
-                RuleAttribute::FwMask(value) => mask = Some(*value),
-                RuleAttribute::Source(address) => rule.from = network(*address, header.src_len),
-                // The kernel reports "suppress nothing" for every rule.
-                RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
-                _ => exact = false,
-            }
-        }
-        if mark.is_some() || mask.is_some() {
-            rule.fwmark = Some((mark.unwrap_or(0), mask.unwrap_or(u32::MAX)));
-        }
-        Some(Self { rule, protocol, exact, message })
-    }
-}
-
-fn network(address: IpAddr, length: u8) -> Option<IpNet> {
-    IpNet::new(address, length).ok()
 }
 
 impl fmt::Display for Rule {

@@ -5,7 +5,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::task::coop::consume_budget;
 
 use super::NetlinkError;
-use super::notification::{RouteInterest, collect_changes};
+use super::notification::{Changes, RouteInterest, collect_changes};
 use super::subscription::{Notification, Subscription};
 
 /// The netlink multicast groups that have a bit (`RTMGRP_…`): links, addresses and routes of both
@@ -18,19 +18,6 @@ const MORE_GROUPS: [u32; 2] = [19, 32];
 /// The maximum number of further datagrams to combine into one report, so that an endless series of
 /// changes does not delay the report.
 const MAX_GATHERED: usize = 100;
-
-/// The kinds of network objects that have changed since the last report.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Whether devices have changed.
-    pub links: bool,
-    /// Whether addresses have changed.
-    pub addresses: bool,
-    /// Whether routes that matter to the subscriber ([`RouteInterest`]) have changed.
-    pub routes: bool,
-    /// Whether policy routing rules have changed.
-    pub rules: bool,
-}
 
 /// A subscription to changes of the network configuration: devices, addresses, routes and rules.
 pub struct Watch {
@@ -112,17 +99,6 @@ impl Watch {
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch").finish_non_exhaustive()
-    }
-}
-
-impl Changes {
-    /// Changes of every kind of object.
-    pub const ALL: Self = Self { links: true, addresses: true, routes: true, rules: true };
-
-    /// Returns whether any kind of object has changed.
-    #[must_use]
-    pub fn any(self) -> bool {
-        self != Self::default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Gathers the facts that the `check` command judges, from files and the kernel. Facts that only
 //! root may read are `None` for other users.
 
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -8,13 +9,15 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use mobile_host::control::{Client as ControlClient, ControlError};
 use mobile_host::sysctl;
-use mobile_netlink::Netlink;
+use mobile_netlink::{Netlink, NetlinkError};
 use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_transport::tun;
+use thiserror::Error;
 
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::network::nft;
+use crate::network::ruleset::Ruleset;
 use crate::reach::Reach;
 
 /// All facts that `check` judges, about this host and the configuration.
@@ -23,33 +26,33 @@ pub(super) struct Facts {
     /// Whether `check` runs as root.
     pub(super) root: bool,
     /// The path of the configuration file, or the reason why the file is invalid or cannot be read.
-    pub(super) config: Result<PathBuf, String>,
+    pub(super) config: Result<PathBuf, Failure>,
     /// The facts that depend on a valid configuration; `None` if it is invalid.
     pub(super) configured: Option<ConfiguredFacts>,
     /// Whether a TUN device can be opened, or the error; `None` if `check` does not run as root.
-    pub(super) tun: Option<Result<(), String>>,
+    pub(super) tun: Option<Result<(), Failure>>,
 }
 
 /// The facts about this host that depend on a valid configuration.
 #[derive(Debug)]
 pub(super) struct ConfiguredFacts {
     /// The relay's public key; `None` if this user, rightly, may not read the private key.
-    pub(super) key: Result<Option<PublicKey>, String>,
+    pub(super) key: Result<Option<PublicKey>, Failure>,
     /// The setting `[listen] address`.
     pub(super) listen: SocketAddr,
     /// Whether the port of `[listen] address` is free.
     pub(super) port: PortState,
     /// Whether a relay with this configuration is running, or why this cannot be determined.
-    pub(super) running: Result<bool, String>,
+    pub(super) running: Result<bool, Failure>,
     /// The parts of the kernel's network state that the running relay has just restored, by name,
     /// or why it could not restore them; `None` if no relay is running.
-    pub(super) network: Option<Result<Vec<String>, String>>,
+    pub(super) network: Option<Result<Vec<String>, Failure>>,
     /// The address families with a pool, each with whether this host forwards its packets, or
     /// `None` if the host does not have the family.
     pub(super) forwarding: Vec<(&'static str, Option<bool>)>,
     /// Whether the kernel accepts the relay's nftables rules, or the error; `None` if the
     /// configuration needs no rules or this user may not try.
-    pub(super) nft: Option<Result<(), String>>,
+    pub(super) nft: Option<Result<(), Failure>>,
     /// The nftables chains of other programs that drop forwarded packets by default.
     pub(super) dropping: Vec<String>,
     /// The setting `[clients] reach`; `None` if it is not set.
@@ -58,10 +61,34 @@ pub(super) struct ConfiguredFacts {
     pub(super) device: String,
     /// The setting `[nat] interface`, and whether the interface exists; `None` if it is not set.
     pub(super) interface: Option<(String, bool)>,
+    /// The pools, and the networks that they must not overlap with.
+    pub(super) pools: PoolFacts,
+}
+
+/// The facts about the address pools.
+#[derive(Debug)]
+pub(super) struct PoolFacts {
     /// The configured address pools.
     pub(super) pools: Vec<IpNet>,
     /// The networks of this host's devices other than the relay's, each with the device's name.
-    pub(super) local: Result<Vec<(String, IpNet)>, String>,
+    pub(super) local: Result<Vec<(String, IpNet)>, Failure>,
+}
+
+/// The reason why a fact is unknown, or why something that the relay needs does not work.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(super) enum Failure {
+    /// The running relay does not understand the request.
+    #[error("the running relay is another version: restart it after an upgrade")]
+    OtherVersion,
+    /// Another failure, with the text of its error.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    fn of(error: impl Display) -> Self {
+        Self::Other(error.to_string())
+    }
 }
 
 /// Whether the port of `[listen] address` is free for the relay.
@@ -83,9 +110,9 @@ pub(super) async fn gather(path: &Path) -> Facts {
     let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
     let (config, configured) = match Config::load(path) {
         Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
-        Err(error) => (Err(format!("{error:#}")), None),
+        Err(error) => (Err(Failure::Other(format!("{error:#}"))), None),
     };
-    Facts { root, config, configured, tun: root.then(tun::try_open) }
+    Facts { root, config, configured, tun: root.then(|| tun::try_open().map_err(Failure::of)) }
 }
 
 async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
@@ -93,14 +120,14 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
     let (running, network) = match ControlClient::connect(&config.admin.socket) {
         Ok(relay) => (Ok(true), Some(reconcile(relay))),
         Err(ControlError::NotRunning { .. }) => (Ok(false), None),
-        Err(error) => (Err(error.to_string()), None),
+        Err(error) => (Err(Failure::of(error)), None),
     };
     let pools: Vec<IpNet> = config.pools().map(|pools| pools.networks().collect()).unwrap_or_default();
     let (links, local) = match links(&config.tunnel.device).await {
         Ok((links, local)) => (links, Ok(local)),
-        Err(error) => (Vec::new(), Err(error)),
+        Err(error) => (Vec::new(), Err(Failure::of(error))),
     };
-    let ruleset = config.pools().map(|pools| nft::Ruleset::of(config, &pools, Vec::new(), Vec::new()));
+    let ruleset = config.pools().map(|pools| Ruleset::of(config, &pools, Vec::new(), Vec::new()));
     let forwarding = pools.iter().map(|pool| match pool {
         IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
         IpNet::V6(_) => {
@@ -117,7 +144,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         nft: ruleset
             .ok()
             .filter(|ruleset| root && ruleset.is_required())
-            .map(|ruleset| ruleset.check_rules().map_err(|error| format!("{error:#}"))),
+            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::Other(format!("{error:#}")))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
@@ -129,27 +156,26 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
             let exists = links.contains(&name);
             (name, exists)
         }),
-        pools,
-        local,
+        pools: PoolFacts { pools, local },
     }
 }
 
 /// Asks the running relay to check and restore its kernel state, and returns the names of what it
 /// restored. Only the relay knows what it set up, and from which configuration.
-fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, String> {
+fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, Failure> {
     match relay.call(&Request::Reconcile) {
         Ok(AdminReply::Reconciled(restored)) => Ok(restored),
-        Ok(AdminReply::Error(error)) => Err(error),
-        Ok(_) => Err("the running relay is another version: restart it after an upgrade".to_owned()),
-        Err(error) => Err(error.to_string()),
+        Ok(AdminReply::Error(error)) => Err(Failure::Other(error)),
+        Ok(_) => Err(Failure::OtherVersion),
+        Err(error) => Err(Failure::of(error)),
     }
 }
 
-fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
+fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, Failure> {
     match PrivateKey::load(path) {
         Ok(key) => Ok(Some(key.public())),
         Err(KeyError::Io { source, .. }) if !root && source.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(error) => Err(format!("{:#}", anyhow::Error::new(error))),
+        Err(error) => Err(Failure::Other(format!("{:#}", anyhow::Error::new(error)))),
     }
 }
 
@@ -168,9 +194,9 @@ fn setting(name: &str) -> Option<bool> {
 
 /// Returns the names of all network devices, and the networks of all devices but `own` (the
 /// relay's), each with its device's name.
-async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), String> {
-    let netlink = Netlink::new().map_err(|error| error.to_string())?;
-    let snapshot = netlink.snapshot().await.map_err(|error| error.to_string())?;
+async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), NetlinkError> {
+    let netlink = Netlink::new()?;
+    let snapshot = netlink.snapshot().await?;
     let name = |index| snapshot.links.iter().find(|link| link.index == index).map(|link| link.name.clone());
     let networks = snapshot.addresses.iter().filter(|address| address.global);
     let networks = networks.filter_map(|address| Some((name(address.index)?, address.net.trunc())));

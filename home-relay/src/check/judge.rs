@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use mobile_host::check::Finding;
 
-use super::facts::{ConfiguredFacts, Facts, PortState};
+use super::facts::{ConfiguredFacts, Facts, Failure, PoolFacts, PortState};
 use crate::reach::Reach;
 
 /// Returns all findings that follow from the facts.
@@ -15,13 +15,19 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     findings.push(match &facts.config {
         Ok(path) => Finding::ok("config", path.display().to_string()),
-        Err(error) => Finding::fail("config", error, "correct the file, or write one with `home-relay init`"),
+        Err(error) => Finding::fail(
+            "config",
+            error.to_string(),
+            "correct the file, or write one with `home-relay init`",
+        ),
     });
     findings.extend(facts.tun.as_ref().map(|attempt| match attempt {
         Ok(()) => Finding::ok("TUN", "a TUN device with segmentation offload (IFF_VNET_HDR) can be opened"),
-        Err(error) => {
-            Finding::fail("TUN", error, "run `modprobe tun`; give a container access to /dev/net/tun")
-        }
+        Err(error) => Finding::fail(
+            "TUN",
+            error.to_string(),
+            "run `modprobe tun`; give a container access to /dev/net/tun",
+        ),
     }));
     if let Some(configured) = &facts.configured {
         findings.push(match &configured.key {
@@ -29,14 +35,14 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
             Ok(None) => Finding::ok("key", "not checked: this user may not read it"),
             Err(error) => {
                 let next_step = "restore the key or its permissions: the relay does not start without it";
-                Finding::fail("key", error, next_step)
+                Finding::fail("key", error.to_string(), next_step)
             }
         });
         findings.push(port(configured));
         findings.extend(configured.network.as_ref().map(network));
         findings.extend(configured.forwarding.iter().map(|(family, on)| forwarding(configured, family, *on)));
         findings.extend(masquerading(configured));
-        findings.extend(overlaps(configured));
+        findings.extend(overlaps(&configured.pools));
         findings.push(reach(configured.reach.as_ref()));
         findings.extend(configured.dropping.iter().map(|chain| dropping(configured, chain)));
     }
@@ -46,7 +52,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 fn port(configured: &ConfiguredFacts) -> Finding {
     let listen = configured.listen;
     match (&configured.running, &configured.port) {
-        (Err(error), _) => Finding::warn("port", error, "run `home-relay check` as root"),
+        (Err(error), _) => Finding::warn("port", error.to_string(), "run `home-relay check` as root"),
         (Ok(true), PortState::InUse | PortState::Unknown) => {
             Finding::ok("port", format!("{listen} is served by the running relay"))
         }
@@ -76,7 +82,7 @@ fn port(configured: &ConfiguredFacts) -> Finding {
 
 /// Judges the parts of the kernel's network state that the running relay has just restored, or its
 /// error.
-fn network(reconciled: &Result<Vec<String>, String>) -> Finding {
+fn network(reconciled: &Result<Vec<String>, Failure>) -> Finding {
     match reconciled {
         Ok(restored) if restored.is_empty() => {
             Finding::ok("network", "device, addresses, forwarding and rules are as configured")
@@ -128,7 +134,7 @@ fn masquerading(configured: &ConfiguredFacts) -> Vec<Finding> {
         Ok(()) => Finding::ok("nftables", "the kernel accepts the relay's rules"),
         Err(error) => Finding::fail(
             "nftables",
-            error,
+            error.to_string(),
             "install nftables and a kernel with NAT; if the pools are routed to this host, set [nat] masquerade = \
              false instead",
         ),
@@ -136,10 +142,12 @@ fn masquerading(configured: &ConfiguredFacts) -> Vec<Finding> {
     findings
 }
 
-fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
-    let local = match &configured.local {
+fn overlaps(facts: &PoolFacts) -> Vec<Finding> {
+    let local = match &facts.local {
         Ok(local) => local,
-        Err(error) => return vec![Finding::fail("pool", error, "run `home-relay check` as root")],
+        Err(error) => {
+            return vec![Finding::fail("pool", error.to_string(), "run `home-relay check` as root")];
+        }
     };
     let overlap = |pool: &IpNet, net: &IpNet| pool.contains(net) || net.contains(pool);
     let pool = |pool: &IpNet| match local.iter().find(|(_, net)| overlap(pool, net)) {
@@ -150,7 +158,7 @@ fn overlaps(configured: &ConfiguredFacts) -> Vec<Finding> {
         ),
         None => Finding::ok("pool", format!("{pool} does not overlap with a network of this host")),
     };
-    configured.pools.iter().map(pool).collect()
+    facts.pools.iter().map(pool).collect()
 }
 
 /// Reports the destinations of clients without a reach of their own; warns if `[clients] reach`,
@@ -220,9 +228,12 @@ mod tests {
             reach: Some("internet".parse().unwrap()),
             device: "home0".into(),
             interface: None,
-            pools: vec!["100.64.16.0/20".parse().unwrap()],
-            local: Ok(vec![("eth0".into(), "192.168.1.0/24".parse().unwrap())]),
+            pools: beside(Ok(vec![("eth0".into(), "192.168.1.0/24".parse().unwrap())])),
         }
+    }
+
+    fn beside(local: Result<Vec<(String, IpNet)>, Failure>) -> PoolFacts {
+        PoolFacts { pools: vec!["100.64.16.0/20".parse().unwrap()], local }
     }
 
     fn facts(configured: ConfiguredFacts) -> Facts {
@@ -274,12 +285,12 @@ mod tests {
 
     #[test]
     fn every_fault_has_a_finding_with_a_next_step() {
-        fn error<T>() -> Result<T, String> {
-            Err("no such thing".into())
+        fn error<T>() -> Result<T, Failure> {
+            Err(Failure::Other("no such thing".into()))
         }
         let (fail, warn) = (Level::Fail, Level::Warn);
         let overlapping = |net: &str| ConfiguredFacts {
-            local: Ok(vec![("lan0".into(), net.parse().unwrap())]),
+            pools: beside(Ok(vec![("lan0".into(), net.parse().unwrap())])),
             ..healthy_host()
         };
         for (configured, level, topic) in [
@@ -313,7 +324,7 @@ mod tests {
             (ConfiguredFacts { reach: None, ..healthy_host() }, warn, "reach"),
             (overlapping("100.64.0.0/10"), fail, "pool"),
             (overlapping("100.64.17.0/24"), fail, "pool"),
-            (ConfiguredFacts { local: error(), ..healthy_host() }, fail, "pool"),
+            (ConfiguredFacts { pools: beside(error()), ..healthy_host() }, fail, "pool"),
         ] {
             let text = format!("{configured:?}");
             assert_eq!(faults(&facts(configured)), [(level, topic.to_owned())], "{text}");

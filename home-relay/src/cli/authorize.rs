@@ -10,7 +10,7 @@ use super::args::{Addresses, Authorize};
 use super::clients::{UNEXPECTED_REPLY, call, connect};
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
-use crate::network::delete_connections;
+use crate::network::connections::delete_connections;
 use crate::pool::Lease;
 use crate::store::{self, Client, NewClient, Store, WantedReach};
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use mobile_host::shutdown;
 use mobile_host::state_file::StateFile;
-use mobile_transport::tun::TunError;
 
+use super::args::DEFAULT_PATH;
 use super::clients::connect_to;
-use crate::footprint::{self, Footprint};
-use crate::network::{self, nft};
+use crate::config::{self, Config};
+use crate::footprint::{self, Footprint, Removed};
 
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
 /// other relay's; running it again is harmless.
@@ -28,7 +28,7 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let record = footprint::state_file(path).context("cannot open the relay's state file")?;
-    let names = footprint::for_cleanup(path, &record)?;
+    let names = names(path, &record)?;
     for footprint in &names {
         if connect_to(&footprint.socket)?.is_some() {
             bail!("the relay is running: stop it before `cleanup`, which removes its device");
@@ -37,44 +37,80 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     remove(&names, &record)
 }
 
+fn print_removed(removed: Removed<'_>) {
+    match removed {
+        Removed::Device(device) => eprintln!("removed device {device}"),
+        Removed::Table(table) => eprintln!("removed table inet {table}"),
+        Removed::Forwarding(setting) => eprintln!("set sysctl {setting} from 1 to 0"),
+    }
+}
+
 fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
     let mut failures = Vec::new();
-    for Footprint { device, forwarding, .. } in names {
-        // Opening a TUN device takes a tokio runtime to register it with.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let guard = runtime.enter();
-        let removed = mobile_transport::tun::remove(device);
-        drop(guard);
-        if let Err(error @ TunError::Busy(_)) = removed {
-            // The relay is running although its socket does not answer, so its rules are in use
-            // too.
-            return Err(error).context("nothing removed: stop the relay first");
-        }
-        let removed = removed.with_context(|| format!("cannot remove {device}"));
-        let table = nft::table(device);
-        let removed_table = nft::remove(&table);
-        match removed {
-            Ok(true) => eprintln!("removed device {device}"),
-            Ok(false) => {}
-            Err(error) => failures.push(format!("{error:#}")),
-        }
-        match removed_table {
-            Ok(true) => eprintln!("removed table inet {table}"),
-            Ok(false) => {}
-            Err(error) => failures.push(format!("{error:#}")),
-        }
-        match forwarding {
-            Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
-                Ok(settings) => {
-                    settings.iter().for_each(|setting| eprintln!("set sysctl {setting} from 1 to 0"));
-                }
-                Err(error) => failures.push(format!("{error:#}")),
-            },
-            _ => {}
-        }
+    for footprint in names {
+        failures.extend(footprint.remove(print_removed)?);
     }
     if !failures.is_empty() {
+        let failures: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
         bail!(failures.join("; "));
     }
     Ok(record.remove()?)
+}
+
+/// Returns what `cleanup` is to undo: first the names in the present configuration, then others
+/// that the relay recorded.
+///
+/// An invalid configuration is only a warning if the relay left a state file. Without one, it is
+/// an error, except that the default names stand in for the default configuration file.
+fn names(path: &Path, state_file: &StateFile) -> anyhow::Result<Vec<Footprint>> {
+    let mut recorded: Vec<Footprint> = state_file.read().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read the relay's state file, cleaning up without it");
+        Vec::new()
+    });
+    // Check each name: the relay's user may write to the directory, and root acts on its content.
+    recorded.retain(|footprint| config::check_interface("the record's device", &footprint.device).is_ok());
+    let mut names = Vec::new();
+    match Config::load(path) {
+        Ok(config) => names.push(Footprint::of(&config)),
+        Err(error) if recorded.is_empty() && path != Path::new(DEFAULT_PATH) => {
+            return Err(error.context(
+                "cannot clean up: the configuration is invalid, and no relay recorded what it made",
+            ));
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "invalid configuration: cleaning up what the relay recorded");
+            if recorded.is_empty() {
+                names.push(Footprint::of_defaults());
+            }
+        }
+    }
+    for footprint in recorded {
+        if !names.contains(&footprint) {
+            names.push(footprint);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_configuration_leaves_the_recorded_names_to_clean_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("relay.toml");
+        std::fs::write(&file, "[rooting]\n").unwrap();
+        let state_file = StateFile::new(dir.path(), &file).unwrap();
+        let error = names(&file, &state_file).unwrap_err();
+        assert!(format!("{error:#}").contains("rooting"), "{error:#}");
+        for device in ["home7", "no/name"] {
+            state_file
+                .add(Footprint { device: device.into(), socket: "/s".into(), forwarding: None })
+                .unwrap();
+        }
+        let names = names(&file, &state_file).unwrap();
+        assert_eq!(names, [Footprint { device: "home7".into(), socket: "/s".into(), forwarding: None }]);
+    }
 }

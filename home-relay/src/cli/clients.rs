@@ -9,7 +9,7 @@ use mobile_host::control::{Client as ControlClient, ControlError};
 use super::table::print_table;
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
-use crate::network::delete_connections;
+use crate::network::connections::delete_connections;
 use crate::store::{self, ListedClient, Store};
 
 /// Revokes a client, or withdraws an invitation.

@@ -89,6 +89,7 @@ fn random_ipv6() -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::from_bits((0xfd << 120) | (u128::from(global_id) << 80)), 64)
 }
 
+// Larger than the bound: the body is one TOML text.
 fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
     let listen = options.listen;
     let pool = |key: &str, net: Option<String>| match net {

@@ -1,4 +1,4 @@
-//! Issues invitations on a running relay and serves the connections that redeem them.
+//! Serves the connections that redeem invitations.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +12,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::Relay;
 use super::log_rate_limiter::LogRateLimiter;
+use super::relay::Relay;
 use crate::metrics::{EnrolmentResult, Metrics};
-use crate::pool::Lease;
-use crate::store::{self, Client, ListedClient, StoreError};
+use crate::store::StoreError;
 
 /// The largest number of concurrent enrolments of all sources together. Few people enrol at once,
 /// and enrolments must not take resources from returning clients.
@@ -26,45 +25,6 @@ const MAX_CONCURRENT: usize = 16;
 const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 /// The time for an enrolling client to read the reply and to close the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-impl Relay {
-    /// Returns the public key by which clients know this relay.
-    pub(crate) fn public_key(&self) -> PublicKey {
-        self.public_key
-    }
-
-    /// Creates an invitation, which is redeemed with the token whose hash is `token`.
-    pub(crate) async fn invite(
-        &self,
-        name: String,
-        token: TokenHash,
-        lifetime: Duration,
-        wanted: Lease,
-    ) -> Result<ListedClient, StoreError> {
-        let _applied = self.applied.lock().await;
-        let pools = self.pools;
-        let invited = self
-            .with_store(move |store| store.invite(&name, token, lifetime, wanted, &pools, store::now()))
-            .await?;
-        Ok(invited.into())
-    }
-
-    /// Redeems an invitation's token: makes the holder of `key` a client. Returns the client, and
-    /// whether it is new. Must not be cancelled half-way, because store and registry must agree.
-    async fn redeem(&self, token: TokenHash, key: PublicKey) -> Result<(Client, bool), StoreError> {
-        // Look the token up without the lock first: guessed tokens and admin commands then do not
-        // wait for each other.
-        let known = self.with_store(move |store| store.find_redeemed(token, &key, store::now())).await?;
-        if let Some(client) = known {
-            return Ok((client, false));
-        }
-        let _applied = self.applied.lock().await;
-        let pools = self.pools;
-        let client = self.with_store(move |store| store.redeem(token, &key, &pools, store::now())).await?;
-        let is_new = self.registry.add(&client);
-        Ok((client, is_new))
-    }
-}
 
 /// Serves enrolment connections, on which the holders of unknown keys ask to become clients.
 pub(super) struct Enroller {

@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mobile_transport::keys::PublicKey;
@@ -43,6 +44,9 @@ const MAX_SOURCES: usize = 8 * 1024;
 /// The shortest time between two removals of old entries from a full table of sources, because each
 /// of them visits every entry.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The handshake limiter, shared because a reload changes its limits.
+pub(super) type SharedLimiter = Arc<Mutex<HandshakeLimiter>>;
 
 /// The limits on handshakes, and the state of every source address that they apply to.
 #[derive(Debug)]

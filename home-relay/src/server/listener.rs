@@ -14,11 +14,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, info, warn};
 
-use super::Relay;
 use super::enroll::Enroller;
-use super::limiter::{HandshakeLimiter, HandshakePermit};
+use super::limiter::{HandshakeLimiter, HandshakePermit, SharedLimiter};
 use super::log_rate_limiter::LogRateLimiter;
 use super::registry::Registry;
+use super::relay::Relay;
 use crate::metrics::{HandshakeResult, Metrics};
 
 tokio::task_local! {
@@ -26,9 +26,6 @@ tokio::task_local! {
     /// proved to hold it. TLS itself only reports that the handshake failed.
     static REFUSED: Cell<bool>;
 }
-
-/// The handshake limiter, shared because a reload changes its limits.
-pub(crate) type SharedLimiter = Arc<Mutex<HandshakeLimiter>>;
 
 /// Accepts connections and authenticates clients.
 #[derive(Clone)]
@@ -45,7 +42,7 @@ pub(crate) struct Acceptor {
 impl Acceptor {
     /// Creates the acceptor for the relay's clients and for enrolments.
     pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
-        let registry = &relay.registry;
+        let registry = relay.registry();
         let clients = Arc::clone(registry);
         Self {
             tls: tls::server_config(
@@ -63,7 +60,7 @@ impl Acceptor {
             registry: Arc::clone(registry),
             enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
-            limiter: Arc::clone(&relay.limiter),
+            limiter: Arc::clone(relay.limiter()),
             log_limiters: Arc::default(),
         }
     }

@@ -4,21 +4,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
 use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
-use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
+use mobile_transport::driver::DriverEvent;
 use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::{PrivateKey, PublicKey};
 use mobile_transport::{tls, transport};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 
+use self::client::TestClient;
 use super::demux::Demux;
-use super::limiter::HandshakeLimiter;
 use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
 use super::session::PacketSink;
@@ -30,6 +29,12 @@ use crate::network::HomeNetwork;
 use crate::pool::{Lease, Pools};
 use crate::reach::Reach;
 use crate::store::{Client, NewClient};
+
+mod abuse;
+mod addresses;
+mod client;
+mod enrolment;
+mod log_buffer;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,18 +86,18 @@ impl TestRelay {
         let path = state.path().join("relay.toml");
         let text = "listen.address = \"127.0.0.1:0\"\nidentity.private_key_file = \"key\"\npool.ipv4 = \"10.9.0.0/24\"";
         std::fs::write(&path, text).unwrap();
-        let config = Config::load(&path).unwrap();
-        let relay = Arc::new(Relay {
-            public_key: key.public(),
-            store: Arc::new(Store::open(state.path()).unwrap()),
+        let config = Config { limits: limits.clone(), ..Config::load(&path).unwrap() };
+        let home = HomeNetwork::detached(&config, pools);
+        let relay = Relay::new(
+            key.public(),
+            path,
             pools,
-            served_pools: pools,
-            registry: Arc::clone(&registry),
-            limiter: Arc::new(std::sync::Mutex::new(HandshakeLimiter::new(limits.clone()))),
-            metrics: Arc::clone(&metrics),
-            path: path.clone(),
-            applied: Mutex::new(AppliedState { network: HomeNetwork::detached(&config, pools), config }),
-        });
+            AppliedState::new(config, home),
+            Store::open(state.path()).unwrap(),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+        );
+        let relay = Arc::new(relay);
         tokio::spawn(Acceptor::new(&key, &relay, &metrics).run(listener));
         Self { relay, registry, demux, metrics, device, address, key: key.public(), _state: state }
     }
@@ -117,84 +122,6 @@ impl TestRelay {
 
     async fn written(&mut self) -> Vec<u8> {
         soon(self.device.recv()).await.unwrap()
-    }
-}
-
-/// An agent whose device is a pair of channels.
-struct TestClient {
-    handle: Handle,
-    events: mpsc::Receiver<DriverEvent>,
-    to_send: mpsc::UnboundedSender<Vec<u8>>,
-    received: mpsc::UnboundedReceiver<Vec<u8>>,
-}
-
-struct ChannelIo {
-    to_send: mpsc::UnboundedReceiver<Vec<u8>>,
-    received: mpsc::UnboundedSender<Vec<u8>>,
-}
-
-impl PacketIo for ChannelIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
-        self.to_send.poll_recv(cx).map(|packet| {
-            let packet = packet.ok_or(io::ErrorKind::BrokenPipe)?;
-            buffer[..packet.len()].copy_from_slice(&packet);
-            Ok((packet.len(), Offload::None))
-        })
-    }
-
-    fn send(&mut self, packet: Packet<'_>) {
-        // The receiver is gone when a test has seen what it wanted.
-        let _ = self.received.send(packet.to_vec());
-    }
-}
-
-impl TestClient {
-    fn new(id: u8) -> Self {
-        let (to_send, receiver) = mpsc::unbounded_channel();
-        let (sender, received) = mpsc::unbounded_channel();
-        let session = Session::client(SessionId([id; 16]), mobile_proto::Limits::default());
-        let io = ChannelIo { to_send: receiver, received: sender };
-        let (handle, events) = driver::spawn(session, io);
-        Self { handle, events, to_send, received }
-    }
-
-    /// Opens a path and activates it; returns whether the relay knew the session.
-    async fn move_to(&mut self, relay: &TestRelay, key: &PrivateKey, path: u32) -> bool {
-        let path = PathId(path);
-        self.handle.open_path(path, relay.tls(key).await.unwrap());
-        let resumed = self.event(|event| match event {
-            Event::PathReady { path: ready, resumed } if *ready == path => Some(*resumed),
-            _ => None,
-        });
-        let resumed = resumed.await;
-        self.handle.activate(path, vec![path]);
-        self.event(|event| {
-            matches!(event, Event::PathActivated { path: now, .. } if *now == path).then_some(())
-        })
-        .await;
-        resumed
-    }
-
-    async fn event<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
-        loop {
-            match soon(self.events.recv()).await.expect("the driver runs") {
-                DriverEvent::Session(event) => {
-                    if let Some(found) = wanted(&event) {
-                        return found;
-                    }
-                }
-                DriverEvent::PathError { .. } => {}
-                DriverEvent::Stopped => panic!("the driver has stopped"),
-            }
-        }
-    }
-
-    fn send(&self, packet: Vec<u8>) {
-        self.to_send.send(packet).unwrap();
-    }
-
-    async fn receive(&mut self) -> Vec<u8> {
-        soon(self.received.recv()).await.unwrap()
     }
 }
 
@@ -396,57 +323,6 @@ async fn stopping_closes_the_session_of_every_client() {
     assert_eq!((relay.metrics.sessions.get(), relay.metrics.paths.get()), (0, 0));
 }
 
-mod abuse;
-mod addresses;
-
-/// Sends `bytes` on an enrolment connection with an unknown key, and returns the relay's reply.
-async fn enrolment(relay: &TestRelay, key: &PrivateKey, bytes: &[u8]) -> Option<EnrolmentReply> {
-    use tokio::io::AsyncWriteExt as _;
-    let tcp = TcpStream::connect(relay.address).await.unwrap();
-    let mut stream = tls::connect(&tls::enrolment_config(key, relay.key), tcp, PATIENCE).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    stream.flush().await.unwrap();
-    let mut received = Vec::new();
-    while enroll::read_reply(&received).unwrap().is_none() {
-        let mut buffer = [0; 64];
-        match soon(stream.read(&mut buffer)).await {
-            Ok(0) | Err(_) => return None,
-            Ok(read) => received.extend_from_slice(&buffer[..read]),
-        }
-    }
-    enroll::read_reply(&received).unwrap()
-}
-
-#[tokio::test]
-async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
-    let relay = TestRelay::start(&Limits::default());
-    let token = Token::from_bytes([9; 16]);
-    let hash = TokenHash::of(&token);
-    relay.relay.invite("laptop".into(), hash, PATIENCE, Lease::default()).await.unwrap();
-    let (laptop, thief) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-    let request = enroll::encode_request(&token);
-    for _ in 0..2 {
-        let answer = enrolment(&relay, &laptop, &request).await;
-        assert_eq!(answer, Some(EnrolmentReply::Enrolled("laptop".into())), "also when its answer was lost");
-    }
-    assert_eq!(
-        enrolment(&relay, &thief, &request).await,
-        Some(EnrolmentReply::Refused(EnrolmentRefusal::Used))
-    );
-    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
-    assert_eq!(
-        enrolment(&relay, &thief, &guess).await,
-        Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown))
-    );
-    for (result, count) in
-        [(EnrolmentResult::Enrolled, 2), (EnrolmentResult::Used, 1), (EnrolmentResult::Unknown, 1)]
-    {
-        assert_eq!(relay.metrics.enrolments(result), count, "{result:?}");
-    }
-    assert_eq!(relay.metrics.clients.get(), 1);
-    TestClient::new(1).move_to(&relay, &laptop, 1).await;
-}
-
 #[tokio::test]
 async fn a_revoked_client_leaves_no_known_source_behind() {
     let limits = Limits { handshake_rate_per_source: 1, ..Limits::default() };
@@ -460,36 +336,13 @@ async fn a_revoked_client_leaves_no_known_source_behind() {
     // A burst of ten for a stranger, and of a hundred for a known source.
     let now = std::time::Instant::now();
     let admitted = |relay: &TestRelay| {
-        let mut limiter = relay.relay.limiter.lock().unwrap();
+        let mut limiter = relay.relay.limiter().lock().unwrap();
         (0..200).filter(|_| limiter.admit(now, source).map(|ticket| limiter.end(&ticket)).is_ok()).count()
     };
     assert!(admitted(&relay) > 80);
     relay.relay.revoke("laptop".into()).await.unwrap();
     // The rate of a known source would admit some of them again.
     let now = now + Duration::from_millis(900);
-    let admitted = relay.relay.limiter.lock().unwrap().admit(now, source).map(|_| ());
+    let admitted = relay.relay.limiter().lock().unwrap().admit(now, source).map(|_| ());
     assert_eq!(admitted, Err(HandshakeResult::SourceRate));
-}
-
-#[tokio::test]
-async fn an_enrolment_connection_opens_no_path_and_concurrent_ones_are_limited() {
-    let relay = TestRelay::start(&Limits::default());
-    let stranger = PrivateKey::generate().unwrap();
-    for bytes in [&[0x10; 40][..], b"GET / HTTP/1.1\r\n\r\n", &[0x20, 0x41, 0x01]] {
-        assert_eq!(
-            enrolment(&relay, &stranger, bytes).await,
-            Some(EnrolmentReply::Refused(EnrolmentRefusal::Malformed))
-        );
-    }
-    assert!(relay.registry.sessions().await.is_empty());
-    // Sixteen silent connections, and one more.
-    let mut silent = Vec::new();
-    for _ in 0..17 {
-        let tcp = TcpStream::connect(relay.address).await.unwrap();
-        silent.push(tls::connect(&tls::enrolment_config(&stranger, relay.key), tcp, PATIENCE).await.unwrap());
-    }
-    eventually(async || relay.metrics.enrolments(EnrolmentResult::Busy) == 1).await;
-    // Clients are not disturbed.
-    let key = relay.authorize(2);
-    TestClient::new(1).move_to(&relay, &key, 1).await;
 }

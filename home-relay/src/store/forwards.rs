@@ -6,7 +6,7 @@ use std::fmt;
 use redb::{ReadableDatabase as _, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::clients::AddressTables;
+use super::address_tables::AddressTables;
 use super::schema::{FORWARDS, read_all, write};
 use super::{Store, StoreError, database};
 

@@ -6,7 +6,7 @@ use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::PublicKey;
 use redb::ReadableDatabase as _;
 
-use super::clients::AddressTables;
+use super::address_tables::AddressTables;
 use super::schema::{CLIENTS, INVITATIONS, read_one};
 use super::{Client, Store, StoreError, StoredInvitation, check_name, database};
 use crate::pool::{Lease, Pools};

@@ -8,28 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::util::KernelVersion;
-use mobile_host::confine::{Capabilities, Confinement, FileAccess};
+use mobile_host::confine::{Capabilities, Confinement, FileAccess, SYSTEM_DIRECTORIES};
 use nix::libc;
 
 use crate::config::Config;
 use crate::footprint;
 
-/// The paths that the agent may read: for `/proc`, cgroups, name resolution and the program nft.
-const READ: &[&str] = &[
-    "/bin",
-    "/dev",
-    "/etc",
-    "/gnu",
-    "/lib",
-    "/lib64",
-    "/nix",
-    "/proc",
-    "/run",
-    "/sbin",
-    "/sys",
-    "/usr",
-    "/var/lib/sss",
-];
+/// The paths that the agent may read besides those that every daemon may read: for name resolution.
+const READ: &[&str] = &["/run", "/var/lib/sss"];
 
 /// The paths that the agent may write: to remove the host virtual device for `mobile cleanup`, and
 /// to restore the settings of this device.
@@ -42,7 +28,7 @@ pub(super) fn confinement(config: &Config) -> Confinement {
         tracing::debug!(%error, dir = %config.state.dir.display(), "cannot create the state directory");
     }
     let folder = |file: &Path| file.parent().map(Path::to_owned);
-    let mut read: Vec<PathBuf> = READ.iter().map(PathBuf::from).collect();
+    let mut read: Vec<PathBuf> = SYSTEM_DIRECTORIES.iter().chain(READ).map(PathBuf::from).collect();
     // The cgroup file system may be mounted elsewhere than below /sys.
     read.extend(config.cgroup.path.as_deref().and_then(folder));
     let mut write: Vec<PathBuf> = WRITE.iter().map(PathBuf::from).collect();

@@ -9,6 +9,8 @@ use std::time::Instant;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::enrolment::enrolment;
+use super::log_buffer::{lines, log};
 use super::*;
 
 /// Connects to the relay from the loopback address `source`.
@@ -285,34 +287,6 @@ fn ten_thousand_reconnects_leave_nothing_behind() {
         // 8,000 more reconnects: a leak of 256 bytes for each would be noticed.
         assert!(late.1 <= early.1 + 2048, "{early:?} {late:?}");
     });
-}
-
-/// A log writer that collects all lines.
-#[derive(Clone, Default)]
-struct LogBuffer(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl io::Write for LogBuffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Starts collecting what this thread logs.
-fn log() -> (LogBuffer, tracing::subscriber::DefaultGuard) {
-    let log = LogBuffer::default();
-    let buffer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || buffer.clone()).finish();
-    (log, tracing::subscriber::set_default(subscriber))
-}
-
-/// Returns the number of log lines that contain `words`.
-fn lines(log: &LogBuffer, words: &str) -> usize {
-    String::from_utf8_lossy(&log.0.lock().unwrap()).lines().filter(|line| line.contains(words)).count()
 }
 
 #[tokio::test]

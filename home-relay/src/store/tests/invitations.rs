@@ -213,7 +213,7 @@ fn an_invitation_beside_a_client_of_its_name_does_not_replace_the_clients_key() 
     let client = store.authorize("laptop", &laptop, Lease::default(), &pools(), NOW).unwrap();
     // Write the invitation directly: the store itself never leaves one beside a client.
     let transaction = store.database.begin_write().unwrap();
-    let mut tables = clients::AddressTables::open(&transaction).unwrap();
+    let mut tables = address_tables::AddressTables::open(&transaction).unwrap();
     let expires = NOW + DAY.as_secs();
     let (name, lease) = ("laptop".into(), client.lease);
     tables

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
 use super::{AppliedState, Relay};
-use crate::network::ReconcileError;
+use crate::network::{ReconcileError, ReconcileScope};
 
 /// The shortest time between two checks of the kernel's network state, which bounds the cost of a
 /// program that flushes the nftables rules in a loop. A single flush is repaired at once.
@@ -24,16 +24,16 @@ const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 impl Relay {
     /// Checks the device, addresses, forwarding and nftables rules now, restores what differs, and
     /// returns the names of what was restored.
-    pub(crate) async fn reconcile_all(&self) -> Result<Vec<String>, ReconcileError> {
-        self.reconcile(&mut *self.applied.lock().await, true).await
+    pub(in crate::server) async fn reconcile_all(&self) -> Result<Vec<String>, ReconcileError> {
+        self.reconcile(&mut *self.applied.lock().await, ReconcileScope::Everything).await
     }
 
-    /// Checks the device, addresses and forwarding, and the nftables rules too if `rules`; restores
-    /// what differs, and returns the names of what was restored.
+    /// Checks the parts of the network state in `scope`; restores what differs, and returns the
+    /// names of what was restored.
     pub(super) async fn reconcile(
         &self,
         applied: &mut AppliedState,
-        rules: bool,
+        scope: ReconcileScope,
     ) -> Result<Vec<String>, ReconcileError> {
         for (reason, packets) in applied.network.take_drops() {
             self.metrics.dropped(reason, packets);
@@ -42,7 +42,7 @@ impl Relay {
         if let Ok(local) = applied.network.local_networks().await {
             self.registry.set_local(local);
         }
-        match applied.network.reconcile(rules).await {
+        match applied.network.reconcile(scope).await {
             Ok(restored) => {
                 if self.metrics.set_fault(None).is_some() {
                     info!("device, addresses, forwarding and rules are as configured again");
@@ -66,7 +66,7 @@ impl Relay {
 
     /// Keeps the kernel's network state as configured until the home virtual device is gone, which
     /// is an error.
-    pub(super) async fn run_reconciler(&self) -> anyhow::Result<()> {
+    pub(in crate::server) async fn run_reconciler(&self) -> anyhow::Result<()> {
         let mut network = Watch::new().context("cannot watch the device")?;
         let table = self.applied.lock().await.network.ruleset().table();
         // A kernel without nftables has no table to watch.
@@ -74,18 +74,27 @@ impl Relay {
         let mut settings = interval(SETTINGS_INTERVAL);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Changes before the subscriptions are not notified, so check the rules at first.
-        let mut rules = true;
+        let mut scope = ReconcileScope::Everything;
         loop {
-            match self.reconcile(&mut *self.applied.lock().await, rules).await {
+            match self.reconcile(&mut *self.applied.lock().await, scope).await {
                 // Failures are logged by `reconcile` and retried.
                 Ok(_) | Err(ReconcileError::Other(_)) => {}
                 Err(error @ ReconcileError::DeviceGone(_)) => return Err(error.into()),
             }
             let next = Instant::now() + MIN_INTERVAL;
-            rules = tokio::select! {
-                changed = network.changed() => changed.context("watching the device failed").map(|_| false)?,
-                changed = changed(&mut table) => changed.context("watching the nftables rules failed").map(|()| true)?,
-                _ = settings.tick() => self.metrics.health().is_err(),
+            scope = tokio::select! {
+                changed = network.changed() => {
+                    changed.context("watching the device failed")?;
+                    ReconcileScope::WithoutRules
+                }
+                changed = changed(&mut table) => {
+                    changed.context("watching the nftables rules failed")?;
+                    ReconcileScope::Everything
+                }
+                _ = settings.tick() => match self.metrics.health() {
+                    Ok(()) => ReconcileScope::WithoutRules,
+                    Err(_) => ReconcileScope::Everything,
+                },
             };
             sleep_until(next).await;
         }

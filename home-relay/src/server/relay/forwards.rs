@@ -9,15 +9,15 @@ use tracing::warn;
 
 use super::{AppliedState, Relay};
 use crate::config::Config;
-use crate::network::nft::{PortRedirect, Ruleset};
 use crate::network::ports;
+use crate::network::ruleset::{PortRedirect, Ruleset};
 use crate::pool::Pools;
 use crate::reach::Ranges;
 use crate::store::{Client, Forward, Protocol, Store, StoreError};
 
 impl Relay {
     /// Forwards a port of this host to a client, at once and after restarts.
-    pub(crate) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
+    pub(in crate::server) async fn forward(&self, forward: Forward) -> anyhow::Result<Forward> {
         let mut applied = self.applied.lock().await;
         let all = self.forwards().await?;
         if !all.contains(&forward) {
@@ -41,7 +41,11 @@ impl Relay {
 
     /// Deletes a port forward; open connections continue. On an error the port is still forwarded
     /// to its client, and the forward is still listed.
-    pub(crate) async fn unforward(&self, protocol: Protocol, port: u16) -> anyhow::Result<Forward> {
+    pub(in crate::server) async fn unforward(
+        &self,
+        protocol: Protocol,
+        port: u16,
+    ) -> anyhow::Result<Forward> {
         let mut applied = self.applied.lock().await;
         let removed = self.with_store(move |store| store.unforward(protocol, port)).await?;
         if let Err(error) = self.apply_rules(&mut applied).await {
@@ -57,7 +61,7 @@ impl Relay {
     }
 
     /// Returns all port forwards.
-    pub(crate) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
+    pub(in crate::server) async fn forwards(&self) -> anyhow::Result<Vec<Forward>> {
         Ok(self.with_store(Store::forwards).await?)
     }
 
@@ -117,7 +121,12 @@ fn with_undo_failure(error: anyhow::Error, undo: Option<StoreError>, left: &str)
 
 /// Returns the nftables rules for these forwards and clients, in the address families that this
 /// host serves.
-pub(super) fn rules(config: &Config, served: &Pools, forwards: &[Forward], clients: &[Client]) -> Ruleset {
+pub(in crate::server) fn rules(
+    config: &Config,
+    served: &Pools,
+    forwards: &[Forward],
+    clients: &[Client],
+) -> Ruleset {
     let reach_of = clients.iter().flat_map(|client| {
         let own = client.reach.iter();
         own.flat_map(|reach| client.lease.addresses().map(|address| (address, reach.clone())))

@@ -6,8 +6,9 @@ use std::time::Duration;
 use mobile_host::control::{Connection, ControlError, Listener, UserConnectionLimit};
 use tracing::{debug, info, warn};
 
-use super::{AdminReply, Request};
-use crate::server::Relay;
+use super::ACCEPT_RETRY_DELAY;
+use super::relay::Relay;
+use crate::admin::{AdminReply, Request};
 use crate::store::NewClient;
 
 /// The largest number of simultaneous connections of one user to the admin socket; a person needs
@@ -16,14 +17,14 @@ use crate::store::NewClient;
 const MAX_PER_USER: usize = 32;
 
 /// Accepts connections to the admin socket and answers their requests until the task is dropped.
-pub(crate) async fn run(listener: Listener, relay: Arc<Relay>) {
+pub(super) async fn run(listener: Listener, relay: Arc<Relay>) {
     let slots = UserConnectionLimit::new(MAX_PER_USER);
     loop {
         let mut connection = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
                 warn!("cannot accept a connection on the admin socket: {error}");
-                tokio::time::sleep(crate::server::ACCEPT_RETRY_DELAY).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };

@@ -7,32 +7,23 @@ use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::registry::Settings;
 use super::{AppliedState, Relay};
+use crate::admin::Reloaded;
 use crate::config::Config;
-use crate::network::nft::Ruleset;
+use crate::network::ReconcileScope;
+use crate::network::ruleset::Ruleset;
+use crate::server::registry::Settings;
 
 /// The sections of the configuration that can change at run time; sessions, sockets and the device
 /// depend on the other sections.
 const RELOADABLE_SECTIONS: [&str; 4] = ["limits", "clients", "dns", "nat"];
 
-/// The outcome of a reload: the configuration keys whose values in the file differ from those in
-/// force before.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Reloaded {
-    /// The keys whose new values are in force.
-    pub(crate) changed: Vec<String>,
-    /// The keys that keep their values until a restart.
-    pub(crate) kept: Vec<String>,
-}
-
 impl Relay {
     /// Reloads the configuration file; an error leaves everything unchanged.
-    pub(crate) async fn reload(&self) -> anyhow::Result<Reloaded> {
+    pub(in crate::server) async fn reload(&self) -> anyhow::Result<Reloaded> {
         let done = self.try_reload().await;
         match &done {
             Ok(Reloaded { changed, kept }) => {
@@ -59,7 +50,7 @@ impl Relay {
         let inbound_datagrams = rules.accepts_inbound_datagrams();
         let former = self.required_rules(&applied.config).await?;
         applied.network.change(rules).await?;
-        if let Err(error) = self.reconcile(&mut applied, false).await {
+        if let Err(error) = self.reconcile(&mut applied, ReconcileScope::WithoutRules).await {
             return Err(roll_back(&mut applied, former, error.into()).await);
         }
         self.registry.set_inbound_datagrams(inbound_datagrams);

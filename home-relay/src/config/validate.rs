@@ -1,0 +1,78 @@
+//! The checks of the settings that their types cannot express.
+
+use anyhow::ensure;
+use mobile_host::metrics::is_host_name;
+use mobile_transport::invitation::is_endpoint;
+
+use super::{Config, check_interface};
+
+/// The largest value of the connection limits in `[limits]`: more than any kernel tracks, and ten
+/// times as many (the burst) still fit the 32 bits of an nftables rule.
+const MAX_CONNECTIONS: u32 = 100_000_000;
+
+/// The largest value of the other settings in `[limits]`: ten years in seconds, and more than any
+/// host needs of connections, handshakes or bytes.
+const MAX_LIMIT: usize = 315_360_000;
+
+impl Config {
+    /// Checks all settings; an error names the setting.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.pools()?;
+        if let Some(endpoint) = &self.listen.endpoint {
+            ensure!(
+                is_endpoint(endpoint),
+                "[listen] endpoint {endpoint:?} is not HOST:PORT: write for example \"relay.example.org:443\""
+            );
+        }
+        check_interface("[tunnel] device", &self.tunnel.device)?;
+        if let Some(interface) = &self.nat.interface {
+            check_interface("[nat] interface", interface)?;
+            ensure!(
+                *interface != self.tunnel.device,
+                "[nat] interface is the tunnel device: name the interface that leads to the Internet"
+            );
+        }
+        // RFC 8200, 5: IPv6 needs 1280.
+        ensure!(
+            self.tunnel.mtu >= 1280 && self.tunnel.mtu <= 9000,
+            "[tunnel] mtu is {}: it must be from 1280 (IPv6's minimum) to 9000",
+            self.tunnel.mtu
+        );
+        check_hosts(&self.metrics.hosts)?;
+        let limits = &self.limits;
+        for (key, value) in [
+            ("half_open", limits.half_open),
+            ("half_open_per_source", limits.half_open_per_source),
+            ("handshake_rate", limits.handshake_rate as usize),
+            ("handshake_rate_per_source", limits.handshake_rate_per_source as usize),
+            ("queue_bytes", limits.queue_bytes),
+            ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
+            ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),
+        ] {
+            ensure!(
+                (1..=MAX_LIMIT).contains(&value),
+                "[limits] {key} is {value}: it must be from 1 to {MAX_LIMIT}"
+            );
+        }
+        for (key, value) in [
+            ("connections_per_client", limits.connections_per_client),
+            ("connection_rate_per_client", limits.connection_rate_per_client),
+        ] {
+            ensure!(
+                value <= MAX_CONNECTIONS,
+                "[limits] {key} is {value}: it must be from 1 to {MAX_CONNECTIONS}, or 0 for no limit"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {
+    for host in hosts {
+        ensure!(
+            is_host_name(host),
+            "[metrics] hosts has {host:?}, which is no host name: write for example \"relay.example.org\", without a port"
+        );
+    }
+    Ok(())
+}
