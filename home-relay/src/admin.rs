@@ -1,8 +1,8 @@
 //! The admin protocol: commands ask a running relay over a Unix socket, with one JSON line in each
 //! direction.
 //!
-//! [`Request`] and [`AdminReply`] are the messages; `server::admin_socket` is the relay's end of the
-//! socket, and the `cli` and `check` modules are the other end.
+//! [`Request`] and [`AdminReply`] are the messages; `server::admin_socket` is the relay's end of
+//! the socket, and the `cli` and `check` modules are the other end.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -61,8 +61,8 @@ impl Footprint {
         }
     }
 
-    /// Removes the kernel objects, and calls `report` for each. Goes on after a failure, and returns
-    /// the errors.
+    /// Removes the kernel objects, and calls `report` for each. Goes on after a failure, and
+    /// returns the errors.
     ///
     /// Fails without removing anything if a relay has the device open.
     pub(crate) fn remove(&self, report: impl Fn(Removed<'_>)) -> anyhow::Result<Vec<anyhow::Error>> {

@@ -30,7 +30,8 @@
 //! - `network`: the device, addresses, forwarding and nftables rules in the kernel.
 //! - `store`: the database of clients, invitations and port forwards; `pool`: address assignment.
 //! - `config`: `relay.toml`; `reach`: the destinations that clients may reach.
-//! - `check`: the `check` command; `footprint`: the kernel objects that the `cleanup` command removes.
+//! - `check`: the `check` command; `footprint`: the kernel objects that the `cleanup` command
+//!   removes.
 //! - `metrics`: the Prometheus metrics; `confine`: the privileges that a serving relay keeps.
 //!
 //! The program is [`main`]. The crate is a library so that the fuzz targets can reach its parsers.

@@ -21,8 +21,8 @@ use rustix::thread;
 pub use rustix::thread::CapabilitySet as Capabilities;
 use tracing::debug;
 
-/// The directories that every daemon may read: `/proc` and `/sys`, name resolution, and the programs
-/// and libraries that the program nft needs.
+/// The directories that every daemon may read: `/proc` and `/sys`, name resolution, and the
+/// programs and libraries that the program nft needs.
 pub const SYSTEM_DIRECTORIES: [&str; 11] =
     ["/bin", "/dev", "/etc", "/gnu", "/lib", "/lib64", "/nix", "/proc", "/sbin", "/sys", "/usr"];
 

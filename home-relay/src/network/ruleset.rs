@@ -286,8 +286,8 @@ impl Ruleset {
         Ok(nft::apply(&self.text())?)
     }
 
-    /// Returns the installed table as nft lists it, without the elements of the sets that rules fill
-    /// as packets pass, or `None` if there is none.
+    /// Returns the installed table as nft lists it, without the elements of the sets that rules
+    /// fill as packets pass, or `None` if there is none.
     pub(crate) fn listing(&self) -> anyhow::Result<Option<String>> {
         Ok(nft::list(&[(FAMILY, &self.table())])?.as_deref().map(without_elements))
     }

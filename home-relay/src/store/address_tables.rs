@@ -1,5 +1,5 @@
-//! The tables of addresses: who holds which, and who held one before. Assigns addresses to clients and
-//! invitations.
+//! The tables of addresses: who holds which, and who held one before. Assigns addresses to clients
+//! and invitations.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! The parts from which every chain of the relay's nftables table is written: chains, drop counters,
-//! and the names of address families.
+//! The parts from which every chain of the relay's nftables table is written: chains, drop
+//! counters, and the names of address families.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
