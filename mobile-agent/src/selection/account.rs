@@ -1,5 +1,5 @@
 //! The traffic of each mobile process's TCP connections: closed connections from the accounts of
-//! `mobile-ebpf/src/account.rs`, open ones from the kernel's list of sockets.
+//! `mobile-ebpf/src/hooks/account.rs`, open ones from the kernel's list of sockets.
 
 use std::{
     collections::{HashMap, HashSet},

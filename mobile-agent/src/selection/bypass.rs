@@ -1,5 +1,5 @@
 //! The eBPF map of the networks that mobile processes reach without the tunnel: see `is_bypassed`
-//! in `mobile-ebpf/src/dns.rs`.
+//! in `mobile-ebpf/src/maps.rs`.
 
 use aya::{
     Ebpf,
