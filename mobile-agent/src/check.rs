@@ -5,6 +5,7 @@
 //! [`reach`] tries the relay over each uplink, and [`load_programs`] loads the eBPF programs in a
 //! namespace of its own.
 
+mod fact_error;
 mod facts;
 mod judge;
 mod load_programs;

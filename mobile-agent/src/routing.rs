@@ -28,4 +28,4 @@ mod remove;
 mod rule_position;
 
 pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};
-pub(crate) use remove::remove;
+pub(crate) use remove::{HostDevice, remove};

@@ -15,6 +15,7 @@ use mobile_transport::keys::{PrivateKey, PublicKey};
 use self::network::Assigned;
 pub(super) use self::network::Links;
 pub(super) use self::platform::{Bpffs, Platform};
+use super::fact_error::FactError;
 use super::reach::{self, Outcome};
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing};
 use crate::routing::networks;
@@ -25,7 +26,7 @@ use crate::uplinks::policy::{Families, Uplink};
 
 /// The status of the running agent, or the reason why the agent did not report it; `None` if no
 /// agent runs.
-pub(crate) type AgentStatus = Result<Option<Box<Status>>, String>;
+pub(crate) type AgentStatus = Result<Option<Box<Status>>, FactError>;
 
 /// The facts about this host that `mobile check` judges.
 #[derive(Debug)]
@@ -39,18 +40,18 @@ pub(super) struct Facts {
     /// The section `[routing]`, or its defaults if the configuration is invalid.
     pub(super) routing: Routing,
     /// The relay's endpoint and key, or the reason why they are unknown.
-    pub(super) relay: Result<RelayIdentity, String>,
+    pub(super) relay: Result<RelayIdentity, FactError>,
     /// The public key of this host, or the reason why it cannot be read; `None` if the key file
     /// exists and this user may not read it.
-    pub(super) key: Result<Option<PublicKey>, String>,
+    pub(super) key: Result<Option<PublicKey>, FactError>,
     /// The status of the running agent, or the reason why the agent did not report it; `None` if no
     /// agent runs.
     pub(super) agent: AgentStatus,
     /// The addresses that the relay's name resolves to, or the error; `None` if the relay is
     /// unknown.
-    pub(super) resolved: Option<Result<Vec<SocketAddr>, String>>,
+    pub(super) resolved: Option<Result<Vec<SocketAddr>, FactError>>,
     /// The network devices and routing rules of this host, or the error of netlink.
-    pub(super) links: Result<Links, String>,
+    pub(super) links: Result<Links, FactError>,
     /// The name of each usable uplink, with the result of an attempt to reach the relay over it;
     /// `None` if no attempt was possible.
     pub(super) reached: Option<Vec<(String, Outcome)>>,
@@ -81,7 +82,7 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     let (config, relay, config_file) = load_config(path);
     let agent = ask_agent(&config.control.socket);
     let resolved = match &relay {
-        Ok(relay) => Some(reach::resolve(&relay.endpoint).await),
+        Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
         Err(_) => None,
     };
     let families = families(resolved.as_ref());
@@ -124,14 +125,14 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
 
 /// Loads the configuration. Returns it, or defaults, with the identity of the relay and the state of
 /// the file.
-fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, String>, ConfigFile) {
+fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>, ConfigFile) {
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();
     let opened = std::fs::File::open(&file).map_err(|error| error.kind());
     let (config, relay) = match &loaded {
-        Ok(config) => (config.clone(), config.relay_identity().map_err(|error| error.to_string())),
+        Ok(config) => (config.clone(), config.relay_identity().map_err(|error| FactError::of(&error))),
         Err(_) => {
-            (Config::of_client(path).unwrap_or_default(), Err("the configuration cannot be read".to_owned()))
+            (Config::of_client(path).unwrap_or_default(), Err("the configuration cannot be read".into()))
         }
     };
     let config_file = match (loaded, opened) {
@@ -145,7 +146,7 @@ fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, String>, C
     (config, relay, config_file)
 }
 
-fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
+fn families(resolved: Option<&Result<Vec<SocketAddr>, FactError>>) -> Families {
     match resolved {
         Some(Ok(addresses)) => Families {
             ipv4: addresses.iter().any(SocketAddr::is_ipv4),
@@ -156,21 +157,21 @@ fn families(resolved: Option<&Result<Vec<SocketAddr>, String>>) -> Families {
     }
 }
 
-fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
+fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, FactError> {
     match PrivateKey::load(path) {
         Ok(key) => Ok(Some(key.public())),
         // Check the permissions only: other users must not be able to read the file.
         Err(_) if !root => match std::fs::metadata(path) {
             Ok(file) if file.permissions().mode() & 0o077 == 0 => Ok(None),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
-            _ => Err(error_text(PrivateKey::load(path).err())),
+            _ => Err(key_error(PrivateKey::load(path).err())),
         },
-        Err(error) => Err(error_text(Some(error))),
+        Err(error) => Err(key_error(Some(error))),
     }
 }
 
-fn error_text(error: Option<mobile_transport::keys::KeyError>) -> String {
-    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
+fn key_error(error: Option<mobile_transport::keys::KeyError>) -> FactError {
+    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default().into()
 }
 
 #[cfg(test)]
@@ -181,12 +182,12 @@ mod tests {
     fn a_key_that_other_users_can_read_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        assert!(key(&path, true).unwrap_err().contains("mobile keygen"));
+        assert!(key(&path, true).unwrap_err().as_str().contains("mobile keygen"));
         PrivateKey::generate().unwrap().save_new(&path).unwrap();
         assert!(key(&path, true).unwrap().is_some());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         for root in [true, false] {
-            assert!(key(&path, root).unwrap_err().contains("chmod 600"));
+            assert!(key(&path, root).unwrap_err().as_str().contains("chmod 600"));
         }
     }
 }

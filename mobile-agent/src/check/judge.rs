@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use mobile_host::check::{Finding, Level};
 
+use super::fact_error::FactError;
 use super::facts::{ConfigFile, Facts};
 use super::reach::Outcome;
 use crate::config::OnFailure;
@@ -125,7 +126,7 @@ fn ingress(facts: &Facts) -> Option<Finding> {
     }
     let problem = match (running, &facts.platform.nftables) {
         (Some(ingress), _) => ingress.problem.as_deref(),
-        (None, Some(tried)) => tried.as_ref().err().map(String::as_str),
+        (None, Some(tried)) => tried.as_ref().err().map(FactError::as_str),
         (None, None) => return None,
     };
     Some(match problem {

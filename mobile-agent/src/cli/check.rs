@@ -30,10 +30,10 @@ fn ask_agent(socket: &Path) -> AgentStatus {
     match Client::connect(socket) {
         Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
             Ok(Reply::Status(status)) => Ok(Some(status)),
-            Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}")),
-            Err(error) => Err(super::error_chain(&error.into())),
+            Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}").into()),
+            Err(error) => Err(super::error_chain(&error.into()).into()),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(super::error_chain(&error.into())),
+        Err(error) => Err(super::error_chain(&error.into()).into()),
     }
 }

@@ -33,7 +33,7 @@ use crate::processes::{Job, ProcessHelper, Setup};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::HostNetworks;
 use crate::routing::delivery_filter::DeliveryFilter;
-use crate::routing::{self, RouteReconciler, RouteStatus};
+use crate::routing::{self, HostDevice, RouteReconciler, RouteStatus};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
@@ -391,7 +391,7 @@ fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
 async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file: &StateFile) {
     let mut errors = Vec::new();
     if undo_log.route {
-        errors.extend(routing::remove(config, netlink, false).await);
+        errors.extend(routing::remove(config, netlink, HostDevice::Keep).await);
     }
     if undo_log.device
         && let Err(error) = tun::remove(&config.tunnel.device)

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use mobile_host::sysctl;
 use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
 
+use crate::check::fact_error::FactError;
 use crate::config::{Config, RelayIdentity, globs};
 use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::{self, Refusal};
@@ -62,7 +63,7 @@ impl Links {
 pub(super) async fn cached_assignment(
     config: &Config,
     relay: &RelayIdentity,
-    resolved: Option<&Result<Vec<SocketAddr>, String>>,
+    resolved: Option<&Result<Vec<SocketAddr>, FactError>>,
 ) -> Assigned {
     let Some(pushed) = AssignmentCache::new(&config.state.dir, &relay.public_key).load() else {
         return Assigned::default();
@@ -87,8 +88,8 @@ pub(super) async fn links(
     families: Families,
     assigned: Assigned,
     relay: &RouteTargets,
-) -> Result<Links, String> {
-    let netlink = Netlink::new().map_err(|error| error.to_string())?;
+) -> Result<Links, FactError> {
+    let netlink = Netlink::new().map_err(|error| FactError::of(&error))?;
     let read = async {
         let (observed, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
         let rules = netlink.all_rules().await?;
@@ -98,10 +99,10 @@ pub(super) async fn links(
         }
         Ok::<_, mobile_netlink::NetlinkError>((observed, snapshot, rules, routes))
     };
-    let (observed, snapshot, rules, routes) = read.await.map_err(|error| error.to_string())?;
+    let (observed, snapshot, rules, routes) = read.await.map_err(|error| FactError::of(&error))?;
     let device = &config.tunnel.device;
     let uplinks: Vec<Uplink> = observed.into_iter().map(|link| link.uplink).collect();
-    let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| error.to_string());
+    let glob = |key: &str, patterns: &[String]| globs(key, patterns).map_err(|error| FactError::of(&error));
     let decision = policy::decide(
         &uplinks,
         &UplinkPreferences {

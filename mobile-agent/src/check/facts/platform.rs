@@ -6,6 +6,7 @@ use mobile_host::sysctl;
 use mobile_transport::tun;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use crate::check::fact_error::FactError;
 use crate::check::load_programs;
 use crate::config::Config;
 use crate::routing::ingress;
@@ -19,17 +20,17 @@ pub(in crate::check) struct Platform {
     /// Whether IPv6 is enabled on this host.
     pub(in crate::check) ipv6: bool,
     /// The mount point of the cgroup2 file system, or the reason why the agent cannot use it.
-    pub(in crate::check) cgroup2: Result<PathBuf, String>,
+    pub(in crate::check) cgroup2: Result<PathBuf, FactError>,
     /// The file system of the directory `[bpf] pin_dir`, where the agent pins its eBPF objects.
     pub(in crate::check) bpffs: Bpffs,
     /// The result of loading and attaching the eBPF programs; `None` if root does not run the
     /// check, or without a cgroup2 mount.
-    pub(in crate::check) programs: Option<Result<(), String>>,
+    pub(in crate::check) programs: Option<Result<(), FactError>>,
     /// The result of opening a TUN device; `None` if root does not run the check.
-    pub(in crate::check) tun: Option<Result<(), String>>,
+    pub(in crate::check) tun: Option<Result<(), FactError>>,
     /// Whether nftables accepts the ingress filter, or its error; `None` if root does not run the
     /// check.
-    pub(in crate::check) nftables: Option<Result<(), String>>,
+    pub(in crate::check) nftables: Option<Result<(), FactError>>,
 }
 
 /// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
@@ -59,17 +60,17 @@ impl Platform {
             cgroup2: cgroup2(config),
             bpffs: bpffs(&config.bpf.pin_dir),
             programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(config)),
-            tun: root.then(tun::try_open),
-            nftables: root.then(|| ingress::check_nftables().map_err(|error| error.to_string())),
+            tun: root.then(|| tun::try_open().map_err(|error| FactError::of(&error))),
+            nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
         }
     }
 }
 
-fn cgroup2(config: &Config) -> Result<PathBuf, String> {
+fn cgroup2(config: &Config) -> Result<PathBuf, FactError> {
     let path = config.cgroup.path.as_deref();
     // This also reports whether the configured path can be a mobile cgroup.
-    MobileCgroup::existing(path).map_err(|error| error.to_string())?;
-    Ok(Cgroup2::find(path).map_err(|error| error.to_string())?.mount().to_owned())
+    MobileCgroup::existing(path).map_err(|error| FactError::of(&error))?;
+    Ok(Cgroup2::find(path).map_err(|error| FactError::of(&error))?.mount().to_owned())
 }
 
 fn bpffs(pin_dir: &Path) -> Bpffs {

@@ -180,8 +180,8 @@ fn an_ordinary_user_is_told_what_was_not_checked() {
 
 #[test]
 fn a_missing_prerequisite_fails_with_a_next_step() {
-    fn error<T>() -> Result<T, String> {
-        Err("no such thing".to_owned())
+    fn error<T>() -> Result<T, FactError> {
+        Err("no such thing".into())
     }
     for (facts, topic) in [
         (Facts { key: error(), ..healthy() }, "key"),
