@@ -2,7 +2,7 @@
 //! host virtual device, the routing table, its rules and the ingress filter.
 //!
 //! `plan` computes which objects must be in the kernel, and `reconciler` creates them by
-//! `kernel_objects`, and restores them when other programs remove them. `claim` and `claim_tracker`
+//! `route_objects`, and restores them when other programs remove them. `claim` and `claim_tracker`
 //! judge the addresses and resolvers that the relay pushes, by this host's own networks, which
 //! `networks` reads, and raise an `objection`. `assignment` keeps the pushed configuration on disk,
 //! and `adoption` puts it in force. `conflicting_rules` finds rules of other programs that capture
@@ -19,12 +19,12 @@ pub(crate) mod claim_tracker;
 pub(crate) mod conflicting_rules;
 pub(crate) mod delivery_filter;
 pub(crate) mod ingress;
-mod kernel_objects;
 pub(crate) mod networks;
 pub(crate) mod objection;
 pub(crate) mod plan;
 mod reconciler;
 mod remove;
+mod route_objects;
 mod rule_position;
 
 pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};

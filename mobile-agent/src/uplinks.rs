@@ -68,8 +68,9 @@ impl Uplinks {
         self.refresh.notify_one();
     }
 
-    /// Sets the function that finds the mobile process that reads the packets of a TUN device. Until
-    /// it is set, a link whose packets would come back through the tunnel is not detected.
+    /// Sets the function that finds the mobile process that reads the packets of a TUN device.
+    /// Until the function is set, a link whose packets would come back through the tunnel is not
+    /// detected.
     pub(crate) fn set_reader_lookup(
         &self,
         lookup: impl Fn(&str) -> anyhow::Result<Option<String>> + Send + Sync + 'static,

@@ -123,8 +123,8 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     }
 }
 
-/// Loads the configuration. Returns it, or defaults, with the identity of the relay and the state of
-/// the file.
+/// Loads the configuration, or defaults in its place. Returns it with the identity of the relay and
+/// the state of the file.
 fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>, ConfigFile) {
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();

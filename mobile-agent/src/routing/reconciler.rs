@@ -22,8 +22,8 @@ use super::claim::HostNetworks;
 use super::claim_tracker::Refusals;
 use super::delivery_filter::DeliveryFilter;
 use super::ingress::{IngressFilter, IngressMonitor};
-use super::kernel_objects::KernelObjects;
 use super::plan::{HostIpSupport, Plan, plan};
+use super::route_objects::RouteObjects;
 use super::rule_position::{ConflictingRules, RulePosition};
 use crate::config::Config;
 use inputs::{Input, Inputs};
@@ -63,7 +63,7 @@ pub(crate) struct RouteReconciler {
     assignment: AdoptedAssignment,
     position: RulePosition,
     host_ip: HostIpSupport,
-    objects: KernelObjects,
+    objects: RouteObjects,
     ingress: IngressFilter,
     restored: Arc<AtomicU64>,
     passes: Arc<AtomicU64>,
@@ -84,7 +84,7 @@ impl RouteReconciler {
             assignment: AdoptedAssignment::new(cache, &config.tunnel.addresses, device, host),
             position: RulePosition::new(&config.routing),
             host_ip: HostIpSupport { ipv6: false },
-            objects: KernelObjects::new(config, netlink.clone()),
+            objects: RouteObjects::new(config, netlink.clone()),
             ingress: IngressFilter::new(config, netlink.clone()),
             restored: Arc::default(),
             passes: Arc::default(),

@@ -71,10 +71,10 @@ impl Inputs {
                 Err(_) => std::future::pending().await,
             },
             Some(change) = self.bypass.recv() => Ok(Input::Bypass(change)),
-            changed = assignment.host_changed() => {
-                changed.ok().context("no longer watching the networks of this host")?;
-                Ok(Input::HostChanged)
-            }
+            changed = assignment.host_changed() => match changed {
+                Ok(()) => Ok(Input::HostChanged),
+                Err(_) => Err(anyhow::anyhow!("no longer watching the networks of this host")),
+            },
             _ = self.settings.tick() => Ok(Input::SettingsDue),
             changed = ingress::changed(&mut self.tables) => {
                 changed.context("no longer watching the ingress filter")?;

@@ -12,7 +12,7 @@ use crate::uplinks::links::REMOTE_ADDRESSES;
 
 /// The settings and addresses of the host virtual device, and the routes and rules of the MOBILE
 /// route, as the kernel has them.
-pub(super) struct KernelObjects {
+pub(super) struct RouteObjects {
     netlink: Netlink,
     /// The name of the host virtual device.
     device: String,
@@ -21,7 +21,7 @@ pub(super) struct KernelObjects {
     ipv6_missing_logged: bool,
 }
 
-impl KernelObjects {
+impl RouteObjects {
     pub(super) fn new(config: &Config, netlink: Netlink) -> Self {
         let (device, table) = (config.tunnel.device.clone(), config.routing.table);
         Self { netlink, device, table, ipv6_missing_logged: false }
@@ -73,7 +73,7 @@ impl KernelObjects {
         }
     }
 
-    /// Adds the planned rules that are missing. Returns how many were.
+    /// Adds the planned rules that are missing, and returns their number.
     pub(super) async fn ensure_rules(&mut self, plan: &Plan) -> anyhow::Result<u64> {
         let present = self.netlink.rules().await?;
         let mut created = 0;
@@ -83,7 +83,7 @@ impl KernelObjects {
         Ok(created)
     }
 
-    /// Adds those of the planned routes that are missing. Returns how many were.
+    /// Adds those of the planned routes that are missing, and returns their number.
     pub(super) async fn ensure_routes(&mut self, planned: &[Route]) -> anyhow::Result<u64> {
         let present = self.routes().await?;
         let mut created = 0;
@@ -93,7 +93,7 @@ impl KernelObjects {
         Ok(created)
     }
 
-    /// Adds the planned addresses that the device with this index lacks. Returns how many it lacked.
+    /// Adds the planned addresses that the device with this index lacks, and returns their number.
     pub(super) async fn ensure_addresses(&mut self, index: u32, plan: &Plan) -> anyhow::Result<u64> {
         let Some(planned) = &plan.addresses else { return Ok(0) };
         let present = self.netlink.addresses(index).await?;
