@@ -5,6 +5,7 @@
 //! [`reach`] tries the relay over each uplink, and [`load_programs`] loads the eBPF programs in a
 //! namespace of its own.
 
+mod fact_error;
 mod facts;
 mod judge;
 mod load_programs;
@@ -14,11 +15,16 @@ use std::path::Path;
 
 use mobile_host::check::CheckReport;
 
+pub(crate) use self::facts::AgentStatus;
 pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;
 
 /// Returns the report of `mobile check` about this host; `config` is the configuration file, or the
-/// default one if `None`.
-pub(crate) async fn check(config: Option<&Path>) -> CheckReport {
-    CheckReport::new(judge::judge(&facts::gather(config).await))
+/// default one if `None`. `ask_agent` returns the status of the agent whose control socket is at a
+/// path.
+pub(crate) async fn check(
+    config: Option<&Path>,
+    ask_agent: impl FnOnce(&Path) -> AgentStatus,
+) -> CheckReport {
+    CheckReport::new(judge::judge(&facts::gather(config, ask_agent).await))
 }

@@ -18,7 +18,7 @@ use prometheus::Registry;
 use prometheus::core::Collector;
 
 use crate::daemon::Agent;
-use crate::routing::claim::Objection;
+use crate::routing::objection::Objection;
 use crate::status::{FilterKind, SessionState, Status, Uplinks};
 
 /// Timeout of a scrape; the answer is empty afterwards. Prometheus waits 10 s by default.

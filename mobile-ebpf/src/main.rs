@@ -1,27 +1,29 @@
 //! The eBPF programs that choose the MOBILE route, attached to cgroups.
 //!
-//! The programs for socket calls (module `select`) are attached at the root of the cgroup2
-//! hierarchy and look up the calling *task*: the cgroup of a socket is fixed at its creation, while
-//! a process may become mobile later. If a program cannot decide, it leaves the socket unchanged
-//! and counts that. It refuses only calls and packets that would leave outside the tunnel.
+//! The programs for socket calls are attached at the root of the cgroup2 hierarchy and look up the
+//! calling *task*: the cgroup of a socket is fixed at its creation, while a process may become
+//! mobile later. If a program cannot decide, it leaves the socket unchanged and counts that. It
+//! refuses only calls and packets that would leave outside the tunnel.
 //!
 //! | module | job |
 //! | --- | --- |
-//! | `select` | marks the sockets of mobile processes at socket(), connect() and sendmsg() |
-//! | `source` | sets the source address of the first datagram of a newly marked socket |
+//! | `hooks` | the programs: one function for each hook of the kernel |
 //! | `dns` | redirects DNS queries of mobile processes to the relay's resolver |
+//! | `mark` | sets and clears the mark of a socket |
 //! | `mptcp` | marks further subflows of a mobile MPTCP connection |
+//! | `source` | sets the source address of the first datagram of a newly marked socket |
 //! | `retries` | bounds the retransmission timer of mobile TCP sockets |
-//! | `so_mark` | protects the agent's bits of a mark from SO_MARK |
-//! | `egress` | stops packets of mobile sockets from leaving by another device than the tunnel's |
-//! | `account` | counts the traffic of mobile processes' TCP connections |
+//! | `context` | reads and changes what the kernel passes to the programs |
+//! | `maps` | holds the maps and every access to them |
+//! | `policy` | decides, as pure functions: the ordinary route, the MOBILE route, or a refusal |
 //!
-//! The programs for packets (`egress`, `account`) are attached to the root only while it is
-//! necessary: see `mobile-agent/src/selection/attach_scope.rs`.
+//! Each module imports only from modules below it in the table. The programs for packets
+//! (`hooks::egress`, `hooks::account`) are attached to the root only while it is necessary: see
+//! `mobile-agent/src/selection/attach_scope.rs`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
 #![cfg_attr(
     target_arch = "bpf",
-    expect(internal_features, reason = "the only way to an atomic addition: see account.rs")
+    expect(internal_features, reason = "the only way to an atomic addition: see maps.rs")
 )]
 #![cfg_attr(
     target_arch = "bpf",
@@ -29,19 +31,21 @@
 )]
 
 #[cfg(target_arch = "bpf")]
-mod account;
+mod context;
 #[cfg(target_arch = "bpf")]
 mod dns;
 #[cfg(target_arch = "bpf")]
-mod egress;
+mod hooks;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod mark;
 #[cfg(target_arch = "bpf")]
 mod mptcp;
 #[cfg(target_arch = "bpf")]
+mod policy;
+#[cfg(target_arch = "bpf")]
 mod retries;
-#[cfg(target_arch = "bpf")]
-mod select;
-#[cfg(target_arch = "bpf")]
-mod so_mark;
 #[cfg(target_arch = "bpf")]
 mod source;
 

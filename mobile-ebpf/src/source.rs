@@ -3,28 +3,20 @@
 //! The kernel read the old mark before it ran the program, and routes the datagram by the old mark.
 //! With a persistent address as its source, the datagram takes the MOBILE route all the same.
 
-use aya_ebpf::{bindings::BPF_F_NO_PREALLOC, macros::map, maps::HashMap, programs::SockAddrContext};
+use aya_ebpf::programs::SockAddrContext;
 use mobile_ebpf_common::{
     Address,
     map::{IPV4, IPV6},
 };
 
-use crate::dns::Hook;
-
-/// The persistent addresses, keyed by address family. The map is not preallocated, so that a
-/// program that reads an address while the agent replaces it does not see half of the old and half
-/// of the new one.
-#[map]
-static PERSISTENT: HashMap<u32, Address> = HashMap::with_max_entries(2, BPF_F_NO_PREALLOC);
+use crate::{context::Hook, maps};
 
 /// Sets the source of the datagram to the persistent address. Returns false if the host has none of
 /// this address family, or if the socket is bound to another address.
 #[inline(always)]
 pub(crate) fn make_persistent(ctx: &SockAddrContext, hook: Hook) -> bool {
     let family = if hook == Hook::Ipv4 { IPV4 } else { IPV6 };
-    // SAFETY: the map is not preallocated, so the kernel frees a replaced entry only when no
-    // program reads it.
-    let Some(Address(own)) = (unsafe { PERSISTENT.get(&family) }).copied() else { return false };
+    let Some(Address(own)) = maps::persistent_address(family) else { return false };
     let addr = ctx.sock_addr;
     // Each word is read by itself, as the verifier requires.
     unsafe {

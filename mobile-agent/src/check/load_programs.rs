@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mobile_host::isolation::run_isolated;
 
+use super::fact_error::FactError;
 use crate::config::{Config, OnFailure};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{self, Marking, Selector};
@@ -12,8 +13,8 @@ use crate::selection::cgroup::{Cgroup2, CgroupError, MobileCgroup};
 
 /// Loads and attaches the eBPF programs as the agent does, and removes them again. The programs
 /// apply to a new cgroup without processes and a new network namespace without sockets.
-pub(super) fn try_load(config: &Config) -> Result<(), String> {
-    let (pin_dir, cgroup) = unique_names(config).map_err(|error| error.to_string())?;
+pub(super) fn try_load(config: &Config) -> Result<(), FactError> {
+    let (pin_dir, cgroup) = unique_names(config).map_err(|error| FactError::of(&error))?;
     let (mark, mask) = (config.routing.mark, config.routing.mark_mask);
     let configured = config.bpf.pin_dir.clone();
     let result = run_isolated(move || -> anyhow::Result<()> {
@@ -41,8 +42,8 @@ pub(super) fn try_load(config: &Config) -> Result<(), String> {
         Ok(left?)
     });
     match result {
-        Ok(result) => result.map_err(|error| crate::cli::error_chain(&error)),
-        Err(error) => Err(format!("cannot create namespaces for the test: {error}")),
+        Ok(result) => result.map_err(|error| crate::cli::error_chain(&error).into()),
+        Err(error) => Err(format!("cannot create namespaces for the test: {error}").into()),
     }
 }
 

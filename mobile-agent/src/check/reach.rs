@@ -31,18 +31,25 @@ pub(super) struct Reached {
     pub(super) took: Duration,
 }
 
+/// The reason why the relay's name cannot be resolved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// The look-up failed.
+    #[error(transparent)]
+    Lookup(#[from] std::io::Error),
+    /// The resolver answered without an address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// The resolver did not answer in time.
+    #[error("the resolver does not answer")]
+    NoAnswer,
+}
+
 /// Resolves `host:port` to addresses.
-pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
-    match tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await {
-        Ok(Ok(addresses)) => {
-            Some(addresses.collect::<Vec<_>>()).filter(|addresses| !addresses.is_empty()).ok_or_else(|| {
-                // The resolver answered without an address.
-                "the name has no address".to_owned()
-            })
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the resolver does not answer".to_owned()),
-    }
+pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+    let looked_up = tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await;
+    let addresses: Vec<_> = looked_up.map_err(|_| ResolveError::NoAnswer)??.collect();
+    if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
 }
 
 /// Attempts to reach the relay over all uplinks concurrently. Returns the name of each uplink with

@@ -3,11 +3,15 @@
 use std::path::Path;
 
 use anyhow::bail;
+use mobile_host::control::{Client, ControlError};
+
+use crate::check::AgentStatus;
+use crate::control::protocol::{Reply, Request};
 
 /// Runs all checks, with or without a running agent. An ordinary user sees fewer checks than root.
 pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let runtime = super::runtime()?;
-    let report = runtime.block_on(crate::check::check(config));
+    let report = runtime.block_on(crate::check::check(config, ask_agent));
     // A lookup that still waits for a resolver runs on a blocking thread: do not wait for it.
     runtime.shutdown_background();
     if json {
@@ -19,4 +23,17 @@ pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("{}: {}", report.failures(), crate::check::consequence(&report.findings))
+}
+
+/// Asks the agent at this control socket for its status.
+fn ask_agent(socket: &Path) -> AgentStatus {
+    match Client::connect(socket) {
+        Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
+            Ok(Reply::Status(status)) => Ok(Some(status)),
+            Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}").into()),
+            Err(error) => Err(super::error_chain(&error.into()).into()),
+        },
+        Err(ControlError::NotRunning { .. }) => Ok(None),
+        Err(error) => Err(super::error_chain(&error.into()).into()),
+    }
 }

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::control::protocol::{Reply, Request};
 use crate::footprint;
 use crate::processes::{Job, ProcessHelper};
-use crate::routing;
+use crate::routing::{self, HostDevice};
 use crate::selection::bpf;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::cgroup_lock;
@@ -104,7 +104,7 @@ async fn remove(config: &Config, helper: Option<&ProcessHelper>) -> Vec<anyhow::
     // until then they stop packets of marked sockets from leaving by an uplink.
     errors.extend(remove_cgroup(config, helper).err());
     match Netlink::new() {
-        Ok(netlink) => errors.extend(routing::remove(config, &netlink, true).await),
+        Ok(netlink) => errors.extend(routing::remove(config, &netlink, HostDevice::Remove).await),
         Err(error) => errors.push(error.into()),
     }
     if let Err(error) = bpf::remove(&config.bpf.pin_dir) {

@@ -20,13 +20,13 @@ use crate::control::protocol::Reply;
 use crate::processes::{Job, ProcessHelper};
 use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
+use crate::routing::delivery_filter::DeliveryFilter;
 use crate::routing::{BypassChange, RouteStatus};
 use crate::selection::bpf::Selector;
 use crate::selection::cgroup::MobileCgroup;
 use crate::status::{
     Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic, UplinkStatus, Uplinks,
 };
-use crate::tunnel::io::DeliveryFilter;
 use crate::tunnel::{Tunnel, TunnelState, machine};
 
 /// The shared state of the running agent.
@@ -154,7 +154,7 @@ impl Agent {
         let stopping = || "the agent is stopping".to_owned();
         let (reply, done) = oneshot::channel();
         self.route_bypass.send((wanted, reply)).await.map_err(|_| stopping())?;
-        done.await.map_err(|_| stopping())?
+        done.await.map_err(|_| stopping())?.map_err(|error| crate::cli::error_chain(&error))
     }
 
     pub(super) fn selector(&self) -> std::sync::MutexGuard<'_, Selector> {

@@ -29,10 +29,11 @@ use super::on_failure::{self, DirectFallback};
 use crate::config::{Config, RelayIdentity, globs};
 use crate::footprint::Footprint;
 use crate::metrics::Server as MetricsServer;
-use crate::processes::{ProcessHelper, Setup};
+use crate::processes::{Job, ProcessHelper, Setup};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::HostNetworks;
-use crate::routing::{self, RouteReconciler, RouteStatus};
+use crate::routing::delivery_filter::DeliveryFilter;
+use crate::routing::{self, HostDevice, RouteReconciler, RouteStatus};
 use crate::selection::addresses::Addresses;
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
@@ -40,7 +41,7 @@ use crate::selection::cgroup_lock::{self, CgroupLock};
 use crate::selection::slice::SliceWatch;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
-use crate::tunnel::io::{DeliveryFilter, TunIo};
+use crate::tunnel::io::TunIo;
 use crate::tunnel::machine::Preferences;
 use crate::{control, uplinks};
 
@@ -135,7 +136,10 @@ pub(super) async fn start(
     };
     let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
         kernel;
-    links.set_helper(processes.clone());
+    let finder = processes.clone();
+    links.set_reader_lookup(move |device| {
+        Ok(finder.run(&Job::FindTunHolder { device: device.to_owned() }, None)?)
+    });
     // Messages of the eBPF programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {
@@ -196,7 +200,9 @@ pub(super) async fn start(
 /// Returns the resolvers and the persistent addresses of an assignment, in the form for the eBPF
 /// programs.
 fn program_addresses(assignment: Option<&Assignment>) -> (Addresses, Addresses) {
-    assignment.map(|it| (Addresses::resolvers(it), Addresses::persistent(it))).unwrap_or_default()
+    let Some(Assignment { ipv4, ipv6, dns, .. }) = assignment else { return Default::default() };
+    let persistent = Addresses { ipv4: *ipv4, ipv6: *ipv6 };
+    (Addresses::resolvers(dns, persistent), persistent)
 }
 
 /// Updates the maps of the eBPF programs when the relay assigns other resolvers or addresses.
@@ -385,7 +391,7 @@ fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
 async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file: &StateFile) {
     let mut errors = Vec::new();
     if undo_log.route {
-        errors.extend(routing::remove(config, netlink, false).await);
+        errors.extend(routing::remove(config, netlink, HostDevice::Keep).await);
     }
     if undo_log.device
         && let Err(error) = tun::remove(&config.tunnel.device)

@@ -8,7 +8,7 @@ use super::access::{ProcessHandle, Requester, may_change};
 use super::change_error::ChangeError;
 use super::job::JobError;
 use crate::control::protocol::{Change, Connection, Process, Traffic};
-use crate::selection::account::Accounts;
+use crate::selection::account::{self, Accounts};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};
 use crate::selection::sockets::{self, Mark};
@@ -189,12 +189,17 @@ impl Worker {
 fn traffic(accounts: &Accounts, processes: &[process::Process]) -> Vec<Option<Traffic>> {
     let identities: Vec<_> = processes.iter().map(process::Process::identity).collect();
     match accounts.of(&identities) {
-        Ok(traffic) => traffic.into_iter().map(Some).collect(),
+        Ok(traffic) => traffic.into_iter().map(|traffic| Some(tcp(traffic))).collect(),
         Err(error) => {
             tracing::warn!(%error, "cannot read the traffic accounts: `mobile ps` shows no traffic");
             vec![None; processes.len()]
         }
     }
+}
+
+fn tcp(traffic: account::Traffic) -> Traffic {
+    let account::Traffic { connections, bytes_sent, bytes_received } = traffic;
+    Traffic { connections, bytes_sent, bytes_received }
 }
 
 fn connection(connection: &process::Connection) -> Connection {

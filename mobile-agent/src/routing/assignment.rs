@@ -11,7 +11,7 @@ use mobile_proto::PushConfig;
 use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
-use super::claim::Objection;
+use super::objection::Objection;
 
 /// The smallest MTU that is accepted with an IPv4 address: the datagram size that every host must
 /// be able to receive (RFC 791).

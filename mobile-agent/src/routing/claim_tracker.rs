@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ipnet::IpNet;
 
 use super::assignment::Assignment;
-use super::claim::{Claim, HostNetworks, Objection, Refusal, judge};
+use super::claim::{Claim, HostNetworks, Refusal, judge};
+use super::objection::Objection;
 use crate::status::Problem;
 
 /// The parts of the relay's assignment that are refused at present, and counters of all refusals,

@@ -1,5 +1,5 @@
 //! The traffic of each mobile process's TCP connections: closed connections from the accounts of
-//! `mobile-ebpf/src/account.rs`, open ones from the kernel's list of sockets.
+//! `mobile-ebpf/src/hooks/account.rs`, open ones from the kernel's list of sockets.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,9 +18,8 @@ use super::{
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
     diag::{self, OpenConnection},
-    process,
+    process::{self, ProcessIdentity},
 };
-use crate::control::protocol::Traffic;
 
 /// The interval at which traffic accounts of ended processes are removed. The map of accounts has
 /// room for a thousand ended processes a second.
@@ -30,14 +29,15 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// meanwhile, because its bytes would then count twice or not at all.
 const MAX_LISTINGS: usize = 3;
 
-/// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ProcessIdentity {
-    /// The ID of the process.
-    pub(crate) pid: i32,
-    /// The start time in nanoseconds of CLOCK_BOOTTIME. A traffic account that is older belongs to
-    /// a former process with the same ID.
-    pub(crate) started: u64,
+/// The traffic of a process's TCP connections through the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// The number of connections that the process made, open and closed ones.
+    pub(crate) connections: u64,
+    /// The bytes sent, acknowledged or not.
+    pub(crate) bytes_sent: u64,
+    /// The number of bytes received.
+    pub(crate) bytes_received: u64,
 }
 
 /// The traffic accounts of mobile processes, in eBPF maps: the bytes of closed connections for each

@@ -16,11 +16,11 @@ use aya::Ebpf;
 use mobile_ebpf_common::program;
 
 use super::{
-    bpf::{attach, load_program, open},
     bpf_error::{BpfError, Result},
     cgroup::MobileCgroup,
     features,
     pins::Generation,
+    programs::{attach, load_program, open},
 };
 
 /// The prefix of the names of pins for links at the root of the cgroup hierarchy.
@@ -110,7 +110,7 @@ impl PacketPrograms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::{bpf::OBJECT, pins, sandbox::Sandbox};
+    use crate::selection::{object::OBJECT, pins, sandbox::Sandbox};
 
     /// The opcode `BPF_JMP | BPF_CALL`, the number of the helper that returns a network namespace's
     /// cookie, and the number of a helper that no kernel has.

@@ -10,18 +10,10 @@
 
 use std::{
     fs::File,
-    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, MapError, PerCpuArray},
-    programs::{
-        CgroupAttachMode, CgroupSkbAttachType, Program,
-        links::{FdLink, LinkError},
-    },
-};
+use aya::Ebpf;
 use ipnet::IpNet;
 use mobile_ebpf_common::{CountedEvent, MarkVerdict, ProgramConfig, map, program};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -36,34 +28,17 @@ use super::{
     bpf_log,
     bypass::BypassMap,
     cgroup::MobileCgroup,
+    config_map::{ConfigMap, key_of},
+    counters::Counters,
     deadline::DeadlineMap,
-    features, link,
+    features, object,
     pins::{self, Generation},
+    programs::{attach, load_program, open},
 };
 use crate::config::OnFailure;
 
-/// The object file built from the crate `mobile-ebpf`.
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mobile-ebpf"));
-
-/// The kernel's number of the hook at which [`program::SETSOCKOPT`] runs (`enum bpf_attach_type`).
-const BPF_CGROUP_SETSOCKOPT: u32 = 22;
-
-/// The name of a constant in the object file: whether the kernel can recognise MPTCP subflows.
-const RECOGNISES_SUBFLOWS: &str = "RECOGNISES_SUBFLOWS";
-
 /// The map in which aya-log keeps its messages.
 const LOGS: &str = "AYA_LOGS";
-
-/// The eBPF maps that a new agent's programs take over from those of the last agent.
-const INHERITED_MAPS: [&str; 7] = [
-    map::VERDICTS,
-    map::EVENTS,
-    map::QUERIES,
-    map::MPTCP_CONNECTIONS,
-    map::ANY_MPTCP,
-    map::OWNERS,
-    map::ACCOUNTS,
-];
 
 /// The settings of the eBPF programs: how they mark sockets of mobile processes, and how they treat
 /// marked sockets.
@@ -92,18 +67,20 @@ pub(crate) struct Marking<'a> {
 /// killed.
 pub(crate) struct Selector {
     ebpf: Ebpf,
-    verdicts: PerCpuArray<MapData, u64>,
-    events: PerCpuArray<MapData, u64>,
-    resolvers: AddressMap,
-    persistent: AddressMap,
-    bypass: BypassMap,
-    bypass_full: u64,
-    deadline: DeadlineMap,
-    config: ProgramConfig,
-    config_map: Array<MapData, ProgramConfig>,
+    maps: Maps,
+    counters: Counters,
     packet_programs: PacketPrograms,
     account_maps: AccountMaps,
     adopted: bool,
+}
+
+/// The eBPF maps that the agent writes to.
+struct Maps {
+    bypass: BypassMap,
+    resolvers: AddressMap,
+    persistent: AddressMap,
+    deadline: DeadlineMap,
+    config: ConfigMap,
 }
 
 impl Selector {
@@ -131,15 +108,13 @@ impl Selector {
     /// Returns how many times the eBPF programs made each decision about a socket's mark since they
     /// were first loaded.
     pub(crate) fn verdicts(&self) -> Result<Vec<(MarkVerdict, u64)>> {
-        let sum = |verdict: MarkVerdict| Ok((verdict, sum(&self.verdicts, verdict.index(), map::VERDICTS)?));
-        MarkVerdict::COUNTED.into_iter().map(sum).collect()
+        self.counters.verdicts()
     }
 
     /// Returns how many times each event that the eBPF programs count occurred since they were
     /// first loaded.
     pub(crate) fn events(&self) -> Result<Vec<(CountedEvent, u64)>> {
-        let sum = |event: CountedEvent| Ok((event, sum(&self.events, event.index(), map::EVENTS)?));
-        CountedEvent::ALL.into_iter().map(sum).collect()
+        self.counters.events()
     }
 
     /// Returns the eBPF maps of the traffic accounts.
@@ -156,22 +131,22 @@ impl Selector {
 
     /// Returns the key by which the eBPF programs recognise the agent when it sets a mark.
     pub(crate) fn key(&self) -> u64 {
-        self.config.key
+        self.maps.config.key()
     }
 
     /// Sets the resolvers that DNS queries of mobile processes are redirected to.
     pub(crate) fn set_resolvers(&mut self, resolvers: Addresses) -> Result<()> {
-        self.resolvers.set(resolvers)
+        self.maps.resolvers.set(resolvers)
     }
 
     /// Sets the persistent addresses in the eBPF programs' map.
     pub(crate) fn set_persistent(&mut self, persistent: Addresses) -> Result<()> {
-        self.persistent.set(persistent)
+        self.maps.persistent.set(persistent)
     }
 
     /// Extends the deadline after which new connections of mobile processes use the ordinary route.
     pub(crate) fn extend_deadline(&mut self, on_failure: OnFailure) -> Result<()> {
-        self.deadline.extend(on_failure)
+        self.maps.deadline.extend(on_failure)
     }
 
     /// Makes the processes of the cgroup of systemd's slice mobile too; `id` is the cgroup's kernel
@@ -180,8 +155,7 @@ impl Selector {
         if id != 0 {
             self.attach_to_root()?;
         }
-        self.config.slice_id = id;
-        self.config_map.set(0, &self.config, 0).map_err(map_error(map::CONFIG))
+        self.maps.config.set_slice_id(id)
     }
 
     /// Attaches the eBPF programs for packets to the root of the cgroup hierarchy, so that they see
@@ -194,7 +168,7 @@ impl Selector {
     /// Detaches the eBPF programs for packets from the root cgroup, once no process is mobile.
     pub(crate) fn detach_from_root(&mut self) -> Result<()> {
         // A process may run in a slice that has just appeared.
-        if self.config.slice_id != 0 {
+        if self.maps.config.slice_id() != 0 {
             return Ok(());
         }
         self.packet_programs.detach_from_root()
@@ -202,22 +176,18 @@ impl Selector {
 
     /// Lets mobile processes reach a network without the tunnel, if a route leads there.
     pub(crate) fn add_bypass(&mut self, net: IpNet) -> Result<()> {
-        let added = self.bypass.add(net);
-        if matches!(added, Err(BpfError::Full { .. })) {
-            self.bypass_full += 1;
-        }
-        added
+        self.maps.bypass.add(net)
     }
 
     /// Returns how many bypassed networks were refused since this agent started, because their eBPF
     /// map was full.
     pub(crate) fn bypass_full(&self) -> u64 {
-        self.bypass_full
+        self.maps.bypass.refused()
     }
 
     /// Stops bypassing a network: mobile processes reach it through the tunnel again.
     pub(crate) fn remove_bypass(&mut self, net: IpNet) -> Result<()> {
-        self.bypass.remove(net)
+        self.maps.bypass.remove(net)
     }
 
     /// Forwards the log messages of the eBPF programs to `tracing`, until the task is aborted.
@@ -236,75 +206,78 @@ impl Selector {
         let older = pins::generations(pin_dir)?;
         let config = ProgramConfig { key: key_of(&older).unwrap_or_else(rand::random), ..config };
         let generation = Generation::after(pin_dir, &older)?;
-        for name in INHERITED_MAPS {
-            inherit_map(name, &older, &generation);
-        }
-        let mut ebpf = load_object(&generation, recognises_subflows)?;
-        let mut bypass = BypassMap::take(&mut ebpf)?;
-        for net in marking.bypass {
-            bypass.add(*net)?;
-        }
-        let mut resolvers = AddressMap::take(&mut ebpf, map::RESOLVERS)?;
-        resolvers.set(marking.resolvers)?;
-        let mut persistent = AddressMap::take(&mut ebpf, map::PERSISTENT)?;
-        persistent.set(marking.persistent)?;
-        for name in [map::CONFIG, map::DEADLINE, LOGS] {
-            let path = generation.path("map", name);
-            let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
-            map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
-        }
-        let mut deadline = DeadlineMap::take(&mut ebpf)?;
-        deadline.extend(marking.on_failure)?;
-        let config_map = ebpf.take_map(map::CONFIG).ok_or(BpfError::Missing(map::CONFIG))?;
-        let mut config_map = Array::try_from(config_map).map_err(map_error(map::CONFIG))?;
-        config_map.set(0, &config, 0).map_err(map_error(map::CONFIG))?;
+        let mut ebpf = object::load(&older, &generation, recognises_subflows)?;
+        let maps = Maps::fill(&mut ebpf, &generation, config, marking)?;
         let root = open(root)?;
-        for name in program::SOCKET_CALLS {
-            load_program(&mut ebpf, name, &generation)?;
-            attach(&mut ebpf, name, &root, generation.path("link", name))?;
-        }
-        if features::setsockopt_has_netns_cookie()? {
-            load_program(&mut ebpf, program::SETSOCKOPT, &generation)?;
-            attach(&mut ebpf, program::SETSOCKOPT, &root, generation.path("link", program::SETSOCKOPT))?;
-        } else {
-            tracing::info!(
-                "this kernel lets processes with CAP_NET_RAW set any mark (SO_MARK), including the agent's"
-            );
-        }
+        attach_to_socket_calls(&mut ebpf, &root, &generation)?;
         let mut packet_programs = PacketPrograms::attach_to_mobile(&mut ebpf, root, cgroup, &generation)?;
         // Processes that an earlier agent made mobile may hold sockets from before.
         let any_mobile = cgroup.pids().map_or(true, |pids| !pids.is_empty());
         if config.slice_id != 0 || (!older.is_empty() && any_mobile) {
             packet_programs.attach_to_root(&mut ebpf)?;
         }
-        let verdicts = counters(&mut ebpf, map::VERDICTS)?;
-        let events = counters(&mut ebpf, map::EVENTS)?;
+        let counters = Counters::take(&mut ebpf)?;
         let account_maps = AccountMaps::take(&mut ebpf)?;
         generation.keep();
-        for dir in &older {
-            // Not fatal: two sets in force have the same effect as one, and the next start removes
-            // the old one.
-            if let Err(error) = pins::remove(dir) {
-                tracing::warn!(%error, "cannot remove the eBPF programs of an earlier agent; they stay in force");
-            }
-        }
+        remove_older(&older);
         let adopted = !older.is_empty();
-        let bypass_full = 0;
-        Ok(Self {
-            ebpf,
-            verdicts,
-            events,
-            resolvers,
-            persistent,
-            bypass,
-            bypass_full,
-            deadline,
-            config,
-            config_map,
-            packet_programs,
-            account_maps,
-            adopted,
-        })
+        Ok(Self { ebpf, maps, counters, packet_programs, account_maps, adopted })
+    }
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object, pins those that the next agent or another process
+    /// reads, and fills all before a program is attached.
+    fn fill(
+        ebpf: &mut Ebpf,
+        generation: &Generation,
+        config: ProgramConfig,
+        marking: Marking<'_>,
+    ) -> Result<Self> {
+        let mut bypass = BypassMap::take(ebpf)?;
+        for net in marking.bypass {
+            bypass.add(*net)?;
+        }
+        let mut resolvers = AddressMap::take(ebpf, map::RESOLVERS)?;
+        resolvers.set(marking.resolvers)?;
+        let mut persistent = AddressMap::take(ebpf, map::PERSISTENT)?;
+        persistent.set(marking.persistent)?;
+        for name in [map::CONFIG, map::DEADLINE, LOGS] {
+            let path = generation.path("map", name);
+            let map = ebpf.map(name).ok_or(BpfError::Missing(name))?;
+            map.pin(&path).map_err(|source| BpfError::Pin { path, source })?;
+        }
+        let mut deadline = DeadlineMap::take(ebpf)?;
+        deadline.extend(marking.on_failure)?;
+        let config = ConfigMap::take(ebpf, config)?;
+        Ok(Self { bypass, resolvers, persistent, deadline, config })
+    }
+}
+
+/// Loads the eBPF programs for socket calls and attaches them to the root of the cgroup hierarchy.
+fn attach_to_socket_calls(ebpf: &mut Ebpf, root: &File, generation: &Generation) -> Result<()> {
+    for name in program::SOCKET_CALLS {
+        load_program(ebpf, name, generation)?;
+        attach(ebpf, name, root, generation.path("link", name))?;
+    }
+    if features::setsockopt_has_netns_cookie()? {
+        load_program(ebpf, program::SETSOCKOPT, generation)?;
+        attach(ebpf, program::SETSOCKOPT, root, generation.path("link", program::SETSOCKOPT))?;
+    } else {
+        tracing::info!(
+            "this kernel lets processes with CAP_NET_RAW set any mark (SO_MARK), including the agent's"
+        );
+    }
+    Ok(())
+}
+
+/// Removes the eBPF programs of earlier agents. An error is not fatal: two sets in force have the
+/// same effect as one, and the next start removes the old one.
+fn remove_older(older: &[PathBuf]) {
+    for dir in older {
+        if let Err(error) = pins::remove(dir) {
+            tracing::warn!(%error, "cannot remove the eBPF programs of an earlier agent; they stay in force");
+        }
     }
 }
 
@@ -337,132 +310,12 @@ pub(crate) fn remove(pin_dir: &Path) -> Result<bool> {
     pins::remove(pin_dir)
 }
 
-/// Pins the eBPF map `name` of the last agent's programs among the pins of the new programs, so
-/// that the loader reuses it.
-fn inherit_map(name: &str, older: &[PathBuf], generation: &Generation) {
-    let to = generation.path("map", name);
-    // A generation of an earlier version may lack the map.
-    for from in older.iter().rev().map(|dir| pins::pin(dir, "map", name)).filter(|from| from.exists()) {
-        match MapData::from_pin(&from)
-            .map_err(|e| e.to_string())
-            .and_then(|m| m.pin(&to).map_err(|e| e.to_string()))
-        {
-            Ok(()) => return,
-            Err(error) => {
-                tracing::warn!(map = %from.display(), error, "cannot take over a map of the earlier agent");
-            }
-        }
-    }
-}
-
-/// Returns the key by which the last agent's eBPF programs recognise the agent. The new programs
-/// get the same key, because the old ones are still in force when the new ones are attached.
-/// Returns `None` if there are no old programs or their key cannot be read.
-fn key_of(older: &[PathBuf]) -> Option<u64> {
-    let config = MapData::from_pin(pins::pin(older.last()?, "map", map::CONFIG)).ok()?;
-    let config = Array::<_, ProgramConfig>::try_from(Map::Array(config)).ok()?;
-    Some(config.get(&0, 0).ok()?.key)
-}
-
-fn load_object(generation: &Generation, recognises_subflows: bool) -> Result<Ebpf> {
-    let pins = INHERITED_MAPS.map(|name| (name, generation.path("map", name)));
-    let subflows = u8::from(recognises_subflows);
-    let load = || {
-        let mut loader = EbpfLoader::new();
-        loader.override_global(RECOGNISES_SUBFLOWS, &subflows, true);
-        for (name, path) in &pins {
-            loader.map_pin_path(name, path.as_path());
-        }
-        loader.load(OBJECT)
-    };
-    // Each of the maps may have another layout.
-    for _ in INHERITED_MAPS {
-        match load() {
-            Err(EbpfError::MapError(MapError::IncompatiblePinnedMap { name, property, .. })) => {
-                tracing::warn!("discarding pinned map {name}: incompatible {property}");
-                let path = generation.path("map", &name);
-                std::fs::remove_file(&path).map_err(|source| BpfError::Io {
-                    action: "remove",
-                    path,
-                    source,
-                })?;
-            }
-            result => return Ok(result?),
-        }
-    }
-    Ok(load()?)
-}
-
-/// Loads an eBPF program into the kernel and pins it.
-pub(super) fn load_program(ebpf: &mut Ebpf, name: &'static str, generation: &Generation) -> Result<()> {
-    let program = ebpf.program_mut(name).ok_or(BpfError::Missing(name))?;
-    match program {
-        Program::CgroupSock(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSockopt(program) => program.load(),
-        _ => return Err(BpfError::Missing(name)),
-    }
-    .map_err(|source| BpfError::Program { name, source })?;
-    let path = generation.path("program", name);
-    program.pin(&path).map_err(|source| BpfError::Pin { path, source })
-}
-
-pub(super) fn open(dir: &Path) -> Result<File> {
-    File::open(dir).map_err(|source| BpfError::Io { action: "open", path: dir.into(), source })
-}
-
-fn counters(ebpf: &mut Ebpf, name: &'static str) -> Result<PerCpuArray<MapData, u64>> {
-    let map = ebpf.take_map(name).ok_or(BpfError::Missing(name))?;
-    PerCpuArray::try_from(map).map_err(map_error(name))
-}
-
-fn sum(counters: &PerCpuArray<MapData, u64>, index: u32, name: &'static str) -> Result<u64> {
-    Ok(counters.get(&index, 0).map_err(map_error(name))?.iter().sum())
-}
-
-/// Attaches a loaded eBPF program to a cgroup and pins its link.
-pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str, cgroup: &File, pin: PathBuf) -> Result<()> {
-    let failed = |source| BpfError::Program { name, source };
-    // Links require this mode; the links of one cgroup run one after another whatever the mode.
-    let mode = CgroupAttachMode::Single;
-    let link: std::result::Result<FdLink, LinkError> =
-        match ebpf.program_mut(name).ok_or(BpfError::Missing(name))? {
-            Program::CgroupSock(program) => {
-                let id = program.attach(cgroup, mode).map_err(failed)?;
-                program.take_link(id).map_err(failed)?.try_into()
-            }
-            Program::CgroupSockAddr(program) => {
-                let id = program.attach(cgroup, mode).map_err(failed)?;
-                program.take_link(id).map_err(failed)?.try_into()
-            }
-            Program::CgroupSkb(program) => {
-                let id = program.attach(cgroup, CgroupSkbAttachType::Egress, mode).map_err(failed)?;
-                program.take_link(id).map_err(failed)?.try_into()
-            }
-            // aya cannot pin links of this kind.
-            Program::CgroupSockopt(program) => {
-                let program = program.fd().map_err(failed)?.as_fd();
-                return link::pin(program, cgroup.as_fd(), BPF_CGROUP_SETSOCKOPT, &pin)
-                    .map_err(|source| BpfError::PinLink { name, path: pin, source });
-            }
-            _ => return Err(BpfError::Missing(name)),
-        };
-    let link = link.map_err(|source| BpfError::Link { name, source })?;
-    link.pin(&pin).map_err(|source| BpfError::Pin { path: pin, source })?;
-    Ok(())
-}
-
 /// Raises RLIMIT_MEMLOCK, which Linux before 5.11 charges maps to. Ignores an error: later kernels
 /// do not need it, and a service may lack the right (CAP_SYS_RESOURCE).
 fn raise_memlock() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         tracing::debug!(%error, "cannot raise RLIMIT_MEMLOCK");
     }
-}
-
-fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
-    move |source| BpfError::Map { name, source }
 }
 
 #[cfg(test)]

@@ -115,3 +115,8 @@ pub(crate) enum BpfError {
     #[error("cannot read the messages of the eBPF programs: {0}")]
     Logs(String),
 }
+
+/// Returns a function that adds the name of an eBPF map to the map's error.
+pub(super) fn map_error(name: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { name, source }
+}

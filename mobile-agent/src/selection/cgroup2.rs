@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::cgroup::{CgroupError, Result, io_error};
+use super::cgroup_error::{CgroupError, Result, io_error};
 
 /// The command that mounts cgroup2 at its usual place.
 pub(super) const MOUNT: &str = "mount -t cgroup2 none /sys/fs/cgroup";

@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
-use super::cgroup::{CgroupError, MobileCgroup, Result, io_error};
+use super::cgroup::MobileCgroup;
+use super::cgroup_error::{CgroupError, Result, io_error};
 
 /// The extended attribute of a mobile cgroup that holds the inode number of its agent's network
 /// namespace. cgroup2 stores `user.` attributes since Linux 5.7.

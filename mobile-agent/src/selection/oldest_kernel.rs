@@ -19,7 +19,7 @@ mod tests {
     use aya_obj::{Function, Object, ProgramSection, programs::CgroupSockAddrAttachType as Hook};
 
     use super::*;
-    use crate::selection::bpf::OBJECT;
+    use crate::selection::object::OBJECT;
 
     /// The opcode `BPF_JMP | BPF_CALL`, and the value of its source register for a call of a helper
     /// instead of another function of the program.

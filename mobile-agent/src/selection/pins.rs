@@ -19,7 +19,7 @@ use nix::{
     unistd::Uid,
 };
 
-use super::bpf::BpfError;
+use super::bpf_error::BpfError;
 
 /// The mount point of the BPF file system on every distribution. The agent mounts it there if it is
 /// not mounted.

@@ -11,8 +11,6 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::account::ProcessIdentity;
-
 /// A process that is running.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
@@ -31,6 +29,16 @@ pub(crate) struct Process {
     pub(crate) start_time: u64,
     /// The TCP connections and connected UDP sockets of the process.
     pub(crate) connections: Vec<Connection>,
+}
+
+/// The identity of a process: its ID and its start time in nanoseconds of CLOCK_BOOTTIME.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProcessIdentity {
+    /// The ID of the process.
+    pub(crate) pid: i32,
+    /// The start time in nanoseconds of CLOCK_BOOTTIME. A traffic account that is older belongs to
+    /// a former process with the same ID.
+    pub(crate) started: u64,
 }
 
 /// The user IDs of a process: real, effective, saved.

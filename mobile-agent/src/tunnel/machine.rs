@@ -2,62 +2,30 @@
 //!
 //! Events and the current time come in through methods of [`Machine`]; [`Action`]s come out through
 //! [`Machine::poll_action`]. This file records the events. `reconcile` derives every consequence in
-//! one place, whatever the event was. `damping` decides when a failing uplink is tried again.
+//! one place, whatever the event was. `track_record` holds what happened on each uplink before, and
+//! `damping` decides by it when a failing uplink is tried again. `transition` measures the way from
+//! one path to the next.
 
+mod action;
 mod candidate;
 mod damping;
 mod reconcile;
+mod track_record;
+mod transition;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use globset::GlobMatcher;
 use mobile_proto::PathId;
 
 use super::cause::{Fault, HandoverCause};
 use crate::uplinks::policy::{Decision, Families, Uplink};
+pub(crate) use action::{Action, Handover};
 use candidate::{CandidatePath, Stage};
-use damping::Damping;
-
-/// An instruction of the [`Machine`] to the manager, which performs the I/O.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Action {
-    /// Connect to the relay over this uplink, and report the outcome with
-    /// [`Machine::transport_ready`] or [`Machine::path_lost`].
-    Connect { path: PathId, uplink: String, families: Families, timeout: Duration },
-    /// Cancel a connection attempt that is in progress.
-    Abort { path: PathId },
-    /// Close an open path.
-    Close { path: PathId },
-    /// Probe every path, because a path may be on another network than before.
-    Probe,
-    /// Move the session to this path, and tell the relay to keep the `keep` paths open.
-    Activate { path: PathId, keep: Vec<PathId> },
-    /// Record a connection attempt that timed out; `opened` says whether TCP and TLS were
-    /// established. The path is aborted or closed already.
-    TimedOut { uplink: String, opened: bool },
-    /// Count and log a completed handover.
-    RecordHandover(Handover),
-}
-
-/// A completed handover between two paths.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Handover {
-    /// The reason for the handover.
-    pub(crate) cause: HandoverCause,
-    /// The uplink of the old path.
-    pub(crate) from: String,
-    /// The uplink of the new path.
-    pub(crate) to: String,
-    /// The time from the end of the old path, or the best estimate of it, until the relay answered
-    /// on the new path.
-    pub(crate) blackout: Duration,
-    /// The number of records that were sent again on the new path.
-    pub(crate) replayed: u64,
-    /// The number of packets that this host dropped since the previous handover.
-    pub(crate) dropped: u64,
-}
+use track_record::TrackRecord;
+use transition::Transition;
 
 /// The path in use.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,14 +80,6 @@ struct CurrentPath {
     replayed: u64,
 }
 
-/// A period during which no path works.
-#[derive(Debug, Clone)]
-struct Outage {
-    cause: HandoverCause,
-    from: String,
-    since: Instant,
-}
-
 /// The state machine that decides which paths the tunnel opens, uses and closes.
 ///
 /// After every event, call [`Machine::poll_action`] until it returns `None`.
@@ -127,24 +87,14 @@ struct Outage {
 pub(crate) struct Machine {
     preferences: Preferences,
     families: Families,
-    /// Returns a random number in 0..1, so that the retries of many agents spread out.
-    jitter: fn() -> f64,
     uplinks: Vec<Uplink>,
     forced: Option<String>,
     decision: Decision,
     /// The paths: at most one responsive path on each uplink, and any number of unresponsive ones.
     paths: Vec<CandidatePath>,
     current: Option<CurrentPath>,
-    /// The current outage. It ends when the relay answers on a path.
-    outage: Option<Outage>,
-    /// The cause and the old uplink of a handover away from a path that still works.
-    planned_handover: Option<(HandoverCause, String)>,
-    /// The connection failures of each uplink on the network it is attached to.
-    damping: BTreeMap<String, Damping>,
-    /// The link losses of each uplink, which are kept when the uplink attaches to another network.
-    flapping: BTreeMap<String, Damping>,
-    /// The number of packets that this host dropped since the last handover.
-    dropped: u64,
+    transition: Transition,
+    record: TrackRecord,
     next_path: u32,
     wake: Option<Instant>,
     actions: VecDeque<Action>,
@@ -157,17 +107,13 @@ impl Machine {
         Self {
             preferences,
             families,
-            jitter,
             uplinks: Vec::new(),
             forced: None,
             decision: Decision::default(),
             paths: Vec::new(),
             current: None,
-            outage: None,
-            planned_handover: None,
-            damping: BTreeMap::new(),
-            flapping: BTreeMap::new(),
-            dropped: 0,
+            transition: Transition::default(),
+            record: TrackRecord::new(jitter),
             next_path: 1,
             wake: None,
             actions: VecDeque::new(),
@@ -185,9 +131,7 @@ impl Machine {
         let gone = self.uplinks.iter().filter(|old| uplinks.iter().all(|new| new.name != old.name));
         changed.extend(gone.map(|uplink| uplink.name.clone()));
         self.uplinks = uplinks;
-        // Failures on another network say nothing about this one.
-        self.damping.retain(|name, _| !changed.contains(name));
-        self.flapping.retain(|_, damping| !damping.is_expired(now));
+        self.record.networks_changed(now, &changed);
         self.close_where(|candidate| {
             candidate.stage == Stage::Dialing && changed.contains(&candidate.uplink)
         });
@@ -209,8 +153,7 @@ impl Machine {
     /// Forces the session onto an uplink (`mobile use`); `None` restores automatic choice.
     pub(crate) fn force(&mut self, now: Instant, uplink: Option<String>) {
         if let Some(name) = &uplink {
-            self.damping.remove(name);
-            self.flapping.remove(name);
+            self.record.forget(name);
         }
         self.forced = uplink;
         self.reconcile(now);
@@ -241,7 +184,7 @@ impl Machine {
     /// Records that the session has moved to a path.
     pub(crate) fn activated(&mut self, path: PathId, replayed: u64, dropped: u64) {
         // Count packets that were dropped before the move even if this path fails too.
-        self.dropped += dropped;
+        self.transition.count_dropped(dropped);
         if let Some(current) = self.current.as_mut().filter(|current| current.path == path) {
             current.replayed = replayed;
         }
@@ -253,21 +196,10 @@ impl Machine {
             return;
         };
         current.confirmed = true;
-        let (replayed, dropped) = (current.replayed, std::mem::take(&mut self.dropped));
-        let left = match (self.outage.take(), self.planned_handover.take()) {
-            (Some(outage), _) => {
-                Some((outage.cause, outage.from, now.saturating_duration_since(outage.since)))
-            }
-            (None, Some((cause, from))) => Some((cause, from, Duration::ZERO)),
-            // The first path of this run interrupted nothing.
-            (None, None) => None,
-        };
-        if let Some((cause, from, blackout)) = left
-            && let Some(to) = self.candidate(path).map(|candidate| candidate.uplink.clone())
-        {
-            let handover = Handover { cause, from, to, blackout, replayed, dropped };
-            self.actions.push_back(Action::RecordHandover(handover));
-        }
+        let replayed = current.replayed;
+        let to = self.candidate(path).map(|candidate| candidate.uplink.clone());
+        let completed = self.transition.complete(now, to, replayed);
+        self.actions.extend(completed.map(Action::RecordHandover));
         self.reconcile(now);
     }
 
@@ -288,11 +220,11 @@ impl Machine {
         self.paths[index].unresponsive_since = Some(now);
         let lost = self.lost(index);
         if lost.role != PathRole::Attempt {
-            reset_damping_if_healthy(&mut self.damping, now, &mut self.paths[index]);
-            self.damping.entry(lost.uplink.clone()).or_default().record_silence(now);
+            self.record.clear_failures_if_healthy(now, &mut self.paths[index]);
+            self.record.silence(now, &lost.uplink);
         }
         if lost.role == PathRole::Active {
-            self.begin_outage(HandoverCause::Silent, &lost.uplink, began);
+            self.transition.begin_outage(HandoverCause::Silent, &lost.uplink, began);
         }
         self.reconcile(now);
         Some(lost)
@@ -304,7 +236,7 @@ impl Machine {
         (candidate.unresponsive_since, candidate.healthy_since) = (None, Some(now));
         if self.current.as_ref().is_some_and(|current| current.path == path && current.confirmed) {
             // The path was only slow, so there was no outage.
-            self.outage = None;
+            self.transition.outage = None;
         }
         self.reconcile(now);
     }
@@ -322,17 +254,16 @@ impl Machine {
         let index = self.paths.iter().position(|candidate| candidate.path == path)?;
         let lost = self.lost(index);
         let mut candidate = self.paths.swap_remove(index);
-        let good = lost.role != PathRole::Attempt
-            && reset_damping_if_healthy(&mut self.damping, now, &mut candidate);
+        let good =
+            lost.role != PathRole::Attempt && self.record.clear_failures_if_healthy(now, &mut candidate);
         self.current.take_if(|current| current.path == path);
         if lost.role == PathRole::Active {
-            self.begin_outage(cause, &lost.uplink, began);
+            self.transition.begin_outage(cause, &lost.uplink, began);
         }
         // After a healthy path ended (usually because the relay restarts), the first new attempt
         // starts at once. An unresponsive path has a failure on record already.
         if !good && candidate.unresponsive_since.is_none() {
-            let jitter = (self.jitter)();
-            self.damping.entry(lost.uplink.clone()).or_default().record_failure(now, fault, jitter);
+            self.record.failure(now, &lost.uplink, fault);
         }
         self.reconcile(now);
         Some(lost)
@@ -357,14 +288,14 @@ impl Machine {
     /// on the first path.
     pub(crate) fn active(&self) -> Option<ActivePath> {
         let CurrentPath { path, since, confirmed, .. } = *self.current.as_ref()?;
-        let works = self.outage.is_none() && (confirmed || self.planned_handover.is_some());
+        let works = self.transition.outage.is_none() && (confirmed || self.transition.planned.is_some());
         let uplink = self.candidate(path).filter(|_| works)?.uplink.clone();
         Some(ActivePath { path, uplink, since })
     }
 
     /// Returns when the current outage began; `None` if there is none.
     pub(crate) fn outage_since(&self) -> Option<Instant> {
-        self.outage.as_ref().map(|outage| outage.since)
+        self.transition.outage.as_ref().map(|outage| outage.since)
     }
 
     /// Returns the uplinks with a connection attempt in progress.
@@ -414,30 +345,6 @@ impl Machine {
         };
         LostPath { uplink: candidate.uplink.clone(), role }
     }
-
-    /// Starts an outage. An outage that is in progress already keeps its cause and its beginning.
-    fn begin_outage(&mut self, cause: HandoverCause, from: &str, since: Instant) {
-        self.planned_handover = None;
-        self.outage.get_or_insert_with(|| Outage { cause, from: from.to_owned(), since });
-    }
-}
-
-/// Clears the recorded failures of a path's uplink if the path has been healthy for long enough.
-/// Returns whether it has.
-///
-/// Sets `healthy_since` of the path to `None`, so that each healthy period counts once.
-fn reset_damping_if_healthy(
-    record: &mut BTreeMap<String, Damping>,
-    now: Instant,
-    candidate: &mut CandidatePath,
-) -> bool {
-    let Some(since) = candidate.healthy_since.take() else { return false };
-    let life = now.saturating_duration_since(since);
-    let good = record.entry(candidate.uplink.clone()).or_default().is_reset_by(life);
-    if good {
-        record.remove(&candidate.uplink);
-    }
-    good
 }
 
 #[cfg(test)]

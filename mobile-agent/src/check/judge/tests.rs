@@ -2,12 +2,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mobile_host::check::Level;
-use mobile_netlink::Family;
+use mobile_netlink::{Family, ListedRule};
 use mobile_transport::keys::PublicKey;
 
+use super::super::facts::{Bpffs, Links, Platform};
 use super::super::reach::Reached;
 use super::*;
-use crate::config::RelayIdentity;
+use crate::config::{RelayIdentity, Routing};
+use crate::status::Refusal;
 use crate::tunnel::cause::Failure;
 use crate::uplinks::policy::{Decision, Obstacle, Uplink, UplinkVerdict};
 
@@ -43,6 +45,7 @@ fn links() -> Links {
         rules: vec![rule(0, Some(255)), ours(), rule(32766, Some(254)), rule(32767, Some(253))],
         foreign_routes: Vec::new(),
         persistent: vec!["10.77.0.2".parse().unwrap()],
+        refused: Vec::new(),
         local: vec![("eth0".into(), "10.22.0.2/24".parse().unwrap())],
     }
 }
@@ -74,22 +77,23 @@ fn full_tunnel(priority: u32) -> ListedRule {
 fn healthy() -> Facts {
     Facts {
         root: true,
-        kernel: "6.18.5-amd64".into(),
+        platform: Platform {
+            kernel: "6.18.5-amd64".into(),
+            ipv6: true,
+            cgroup2: Ok(PathBuf::from("/sys/fs/cgroup")),
+            bpffs: Bpffs::Mounted,
+            programs: Some(Ok(())),
+            tun: Some(Ok(())),
+            nftables: Some(Ok(())),
+        },
         config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),
         relay: Ok(RelayIdentity { endpoint: "relay.example.org:443".into(), public_key: key(1) }),
         key: Ok(Some(key(2))),
-        cgroup2: Ok(PathBuf::from("/sys/fs/cgroup")),
-        bpffs: Bpffs::Mounted,
-        programs: Some(Ok(())),
-        tun: Some(Ok(())),
-        nftables: Some(Ok(())),
         agent: Ok(None),
         resolved: Some(Ok(vec![WORKS.address])),
         links: Ok(links()),
-        refused: Vec::new(),
         reached: Some(vec![("eth0".into(), Ok(WORKS)), ("wlan0".into(), Ok(WORKS))]),
-        ipv6: true,
         open: None,
         resolvers: vec!["127.0.0.53".parse().unwrap()],
     }
@@ -107,7 +111,7 @@ fn refusal(kind: &str) -> Refusal {
 
 #[test]
 fn refused_parts_of_the_assignment_are_reported() {
-    let facts = |kind: &str| Facts { refused: vec![refusal(kind)], ..healthy() };
+    let facts = |kind: &str| with_links(|links| links.refused = vec![refusal(kind)]);
     assert_fault(&facts("address"), Level::Fail, "addresses", "10.22.0.1 is a router");
     assert_fault(&facts("resolver"), Level::Warn, "resolver", "10.22.0.1 is a router");
 }
@@ -132,6 +136,12 @@ fn assert_fault(facts: &Facts, level: Level, topic: &str, part: &str) {
     assert!(text.contains(part), "no {part:?} in {text:?}");
 }
 
+fn with_platform(change: impl FnOnce(&mut Platform)) -> Facts {
+    let mut facts = healthy();
+    change(&mut facts.platform);
+    facts
+}
+
 fn with_links(change: impl FnOnce(&mut Links)) -> Facts {
     let mut links = links();
     change(&mut links);
@@ -141,36 +151,43 @@ fn with_links(change: impl FnOnce(&mut Links)) -> Facts {
 #[test]
 fn a_healthy_host_has_no_fault() {
     assert_eq!(faults(&healthy()), []);
-    assert_eq!(faults(&Facts { ipv6: false, ..healthy() }), []);
+    assert_eq!(faults(&with_platform(|platform| platform.ipv6 = false)), []);
 }
 
 #[test]
 fn an_old_kernel_is_reported_with_the_oldest_that_works_and_the_reason() {
-    let old = Facts { kernel: "5.10.0-30".into(), ..healthy() };
+    let old = with_platform(|platform| platform.kernel = "5.10.0-30".into());
     assert_fault(&old, Level::Fail, "kernel", "5.15");
     assert_fault(&old, Level::Fail, "kernel", "SO_NETNS_COOKIE");
-    assert_fault(&Facts { kernel: "unknown".into(), ..healthy() }, Level::Warn, "kernel", "5.15");
-    assert!(kernel("6.1.0-50-cloud").seen.contains("6.15"));
-    assert!(!kernel("6.18.5").seen.contains("6.15"));
-    assert_eq!(kernel("5.14-rc1").level, Level::Ok);
+    assert_fault(
+        &with_platform(|platform| platform.kernel = "unknown".into()),
+        Level::Warn,
+        "kernel",
+        "5.15",
+    );
+    assert!(platform::kernel("6.1.0-50-cloud").seen.contains("6.15"));
+    assert!(!platform::kernel("6.18.5").seen.contains("6.15"));
+    assert_eq!(platform::kernel("5.14-rc1").level, Level::Ok);
 }
 
 #[test]
 fn an_ordinary_user_is_told_what_was_not_checked() {
-    let facts = Facts { root: false, programs: None, tun: None, reached: None, key: Ok(None), ..healthy() };
+    let Facts { platform, .. } = healthy();
+    let platform = Platform { programs: None, tun: None, ..platform };
+    let facts = Facts { root: false, platform, reached: None, key: Ok(None), ..healthy() };
     assert_fault(&facts, Level::Warn, "rights", "as root");
 }
 
 #[test]
 fn a_missing_prerequisite_fails_with_a_next_step() {
-    fn error<T>() -> Result<T, String> {
-        Err("no such thing".to_owned())
+    fn error<T>() -> Result<T, FactError> {
+        Err("no such thing".into())
     }
     for (facts, topic) in [
         (Facts { key: error(), ..healthy() }, "key"),
-        (Facts { cgroup2: error(), ..healthy() }, "cgroup2"),
-        (Facts { programs: Some(error()), ..healthy() }, "eBPF"),
-        (Facts { tun: Some(error()), ..healthy() }, "TUN"),
+        (with_platform(|platform| platform.cgroup2 = error()), "cgroup2"),
+        (with_platform(|platform| platform.programs = Some(error())), "eBPF"),
+        (with_platform(|platform| platform.tun = Some(error())), "TUN"),
         (Facts { links: error(), ..healthy() }, "netlink"),
         (Facts { relay: error(), resolved: None, reached: None, ..healthy() }, "config"),
     ] {
@@ -178,14 +195,26 @@ fn a_missing_prerequisite_fails_with_a_next_step() {
     }
     let facts = Facts { resolved: Some(error()), reached: None, ..healthy() };
     assert_fault(&facts, Level::Fail, "relay name", "relay.example.org");
-    assert_fault(&Facts { bpffs: Bpffs::Missing, ..healthy() }, Level::Fail, "bpffs", "CONFIG_BPF");
-    assert_fault(&Facts { bpffs: Bpffs::Elsewhere, ..healthy() }, Level::Fail, "bpffs", "pin_dir");
-    assert_eq!(faults(&Facts { bpffs: Bpffs::Mountable, ..healthy() }), []);
+    assert_fault(
+        &with_platform(|platform| platform.bpffs = Bpffs::Missing),
+        Level::Fail,
+        "bpffs",
+        "CONFIG_BPF",
+    );
+    assert_fault(
+        &with_platform(|platform| platform.bpffs = Bpffs::Elsewhere),
+        Level::Fail,
+        "bpffs",
+        "pin_dir",
+    );
+    assert_eq!(faults(&with_platform(|platform| platform.bpffs = Bpffs::Mountable)), []);
 }
 
 #[test]
 fn without_cgroup2_the_programs_are_not_checked() {
-    let facts = Facts { cgroup2: Err("no cgroup2".into()), programs: None, ..healthy() };
+    let facts = with_platform(|platform| {
+        (platform.cgroup2, platform.programs) = (Err("no cgroup2".into()), None);
+    });
     let faults = faults(&facts);
     let [(Level::Fail, cgroup2, _), (Level::Warn, programs, text)] = &faults[..] else {
         panic!("not two: {faults:?}")
@@ -196,7 +225,7 @@ fn without_cgroup2_the_programs_are_not_checked() {
 
 #[test]
 fn a_missing_ingress_filter_is_a_warning_with_a_next_step() {
-    let missing = Facts { nftables: Some(Err("nft is not installed".into())), ..healthy() };
+    let missing = with_platform(|platform| platform.nftables = Some(Err("nft is not installed".into())));
     let findings = judge(&missing);
     let found = findings.iter().find(|finding| finding.topic == "ingress").unwrap();
     assert_eq!(found.level, Level::Warn);

@@ -10,12 +10,11 @@ use std::{
 use mobile_ebpf_common::CountedEvent;
 
 use super::super::{
-    account::Accounts,
+    account::{Accounts, Traffic},
     bpf::Selector,
     process,
     sandbox::{Probe, Sandbox, run},
 };
-use crate::control::protocol::Traffic;
 
 /// Addresses of this host outside 127.0.0.0/8 and ::1, so that connections to them look as if they
 /// could leave by the tunnel.

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use mobile_proto::PathId;
 
 use super::super::cause::{Fault, HandoverCause};
+use super::action::Action;
 use super::candidate::{CandidatePath, Stage};
-use super::{Action, CurrentPath, Damping, Machine, reset_damping_if_healthy};
+use super::{CurrentPath, Machine};
 use crate::uplinks::policy;
 
 /// The delay between the starts of attempts over the best uplink and the next one while no path
@@ -48,9 +49,7 @@ impl Machine {
             .paths
             .iter()
             .filter_map(|candidate| Some(candidate.unresponsive_since? + UNRESPONSIVE_TIMEOUT));
-        let records = self.damping.values().chain(self.flapping.values());
-        let avoided = records.filter_map(Damping::avoided_until);
-        let due = deadlines.chain(expiries).chain(avoided).filter(|at| *at > now);
+        let due = deadlines.chain(expiries).chain(self.record.avoided_until()).filter(|at| *at > now);
         self.wake = self.wake.into_iter().chain(due).min();
     }
 
@@ -79,15 +78,8 @@ impl Machine {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         let current =
             current.filter(|candidate| candidate.is_responsive()).map(|candidate| candidate.uplink.as_str());
-        let failing: BTreeSet<String> = self
-            .damping
-            .iter()
-            .chain(&self.flapping)
-            .filter(|(name, damping)| {
-                damping.avoided_until().is_some_and(|until| until > now) && current != Some(name.as_str())
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
+        let failing: BTreeSet<String> =
+            self.record.avoided(now).filter(|name| current != Some(name.as_str())).cloned().collect();
         self.decision = policy::decide(
             &self.uplinks,
             &policy::UplinkPreferences {
@@ -104,12 +96,7 @@ impl Machine {
     /// Closes connection attempts that have exceeded their time limit.
     fn close_timed_out(&mut self, now: Instant) {
         for candidate in self.close_where(|candidate| !candidate.is_ready() && candidate.deadline <= now) {
-            let jitter = (self.jitter)();
-            self.damping.entry(candidate.uplink.clone()).or_default().record_failure(
-                now,
-                Fault::Uplink,
-                jitter,
-            );
+            self.record.failure(now, &candidate.uplink, Fault::Uplink);
             let opened = candidate.local().is_some();
             self.actions.push_back(Action::TimedOut { uplink: candidate.uplink, opened });
         }
@@ -133,11 +120,11 @@ impl Machine {
                     continue;
                 }
                 if used {
-                    self.begin_outage(cause, &candidate.uplink, now);
+                    self.transition.begin_outage(cause, &candidate.uplink, now);
                 }
                 let is_usable = self.decision.usable.contains(&candidate.uplink);
-                if !reset_damping_if_healthy(&mut self.flapping, now, &mut candidate) && !is_usable {
-                    self.flapping.entry(candidate.uplink).or_default().record_flap(now);
+                if !self.record.clear_flaps_if_healthy(now, &mut candidate) && !is_usable {
+                    self.record.flap(now, &candidate.uplink);
                 }
             }
         }
@@ -181,10 +168,12 @@ impl Machine {
         let Some((path, to)) = next.map(|candidate| (candidate.path, candidate.uplink.clone())) else {
             return;
         };
-        if let Some(left) = current.filter(|candidate| self.outage.is_none() && candidate.is_ready()) {
+        if let Some(left) =
+            current.filter(|candidate| self.transition.outage.is_none() && candidate.is_ready())
+        {
             let forced = self.forced.as_deref() == Some(to.as_str());
             let cause = if forced { HandoverCause::Forced } else { HandoverCause::BetterUplink };
-            self.planned_handover = Some((cause, left.uplink.clone()));
+            self.transition.planned = Some((cause, left.uplink.clone()));
         }
         let open =
             self.paths.iter().filter(|candidate| candidate.local().is_some() && candidate.path != path);
@@ -255,7 +244,7 @@ impl Machine {
             if self.paths.iter().any(|candidate| candidate.uplink == *name && candidate.is_responsive()) {
                 continue;
             }
-            let damping = self.damping.get(name);
+            let damping = self.record.failures(name);
             let pause = damping
                 .and_then(|it| if has_working_path { it.background_retry_at() } else { it.retry_at() });
             if let Some(at) = pause.filter(|at| *at > now) {
@@ -280,7 +269,7 @@ impl Machine {
     fn start_attempt(&mut self, now: Instant, name: &str) {
         let Some(uplink) = self.uplinks.iter().find(|uplink| uplink.name == name) else { return };
         let families = policy::reachable_families(uplink, self.families);
-        let damping = self.damping.get(name);
+        let damping = self.record.failures(name);
         let timeout =
             damping.map_or(ATTEMPT_TIMEOUT, |damping| damping.timeout(ATTEMPT_TIMEOUT, MAX_ATTEMPT_TIMEOUT));
         let path = PathId(self.next_path);

@@ -3,6 +3,8 @@
 mod random;
 mod standby;
 
+use std::time::Duration;
+
 use super::damping::{MAX_RETRY_DELAY, MAX_RETRY_DELAY_IDENTITY, RETRY_DELAY};
 use super::reconcile::{ATTEMPT_TIMEOUT, UPLINK_STAGGER};
 use super::*;
@@ -209,7 +211,7 @@ fn every_loss_of_the_active_uplink_has_its_cause() {
         let mut links = two_uplinks();
         change(&mut links[0]);
         rig.machine.set_uplinks(rig.now, links);
-        assert_eq!(rig.machine.outage.as_ref().unwrap().cause, cause);
+        assert_eq!(rig.machine.transition.outage.as_ref().unwrap().cause, cause);
         assert_eq!(rig.active(), None);
     }
 }

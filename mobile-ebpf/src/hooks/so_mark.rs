@@ -8,18 +8,17 @@
 //! The kernel runs the hook for 64-bit processes only: `do_sock_setsockopt` skips it for compat
 //! system calls.
 
-#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
-
 use aya_ebpf::{
-    EbpfContext,
     bindings::{SO_MARK, SOL_SOCKET, bpf_sockopt},
-    helpers::generated::bpf_get_netns_cookie,
     macros::cgroup_sockopt,
     programs::SockoptContext,
 };
 use mobile_ebpf_common::{CountedEvent, ProgramConfig};
 
-use crate::select::{ALLOW, REFUSE, config, count_event};
+use crate::{
+    context, maps,
+    policy::{self, ALLOW, MarkChange, REFUSE},
+};
 
 /// The number of bytes of an option's value that the kernel passes to the hook: a page, which has
 /// at least 4096 bytes.
@@ -47,7 +46,7 @@ fn mobile_setsockopt(ctx: SockoptContext) -> i32 {
 
 #[inline(always)]
 fn judge(ctx: &SockoptContext) -> i32 {
-    let Ok(config) = config() else { return ALLOW };
+    let Some(config) = maps::config() else { return ALLOW };
     let call = ctx.sockopt;
     // SAFETY: the context of a setsockopt program is a valid bpf_sockopt, whose socket exists for
     // the whole call.
@@ -60,21 +59,20 @@ fn judge(ctx: &SockoptContext) -> i32 {
     // SAFETY: the value has this length; volatile, so that the value is read where the verifier has
     // checked the bounds.
     let new = unsafe { value.read_volatile() };
-    let was_marked = config.is_marked(old);
-    if was_marked == config.is_marked(new) || is_of_agent(call, config) {
-        return use_checked_value(call);
+    let is_of_agent = || is_of_agent(call, config);
+    let is_in_our_namespace = || context::is_in_our_namespace(config, ctx);
+    match policy::mark_change(config, old, new, is_of_agent, is_in_our_namespace) {
+        MarkChange::AsAsked => {}
+        MarkChange::Refused => {
+            maps::count_event(CountedEvent::MarkRefused);
+            return REFUSE;
+        }
+        MarkChange::Kept(mark) => {
+            // SAFETY: as above, and the value may be written.
+            unsafe { value.write_volatile(mark) };
+            maps::count_event(CountedEvent::MarkKept);
+        }
     }
-    // SAFETY: the helper accepts the context.
-    if unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } != config.netns_cookie {
-        return use_checked_value(call);
-    }
-    if !was_marked {
-        count_event(CountedEvent::MarkRefused);
-        return REFUSE;
-    }
-    // SAFETY: as above, and the value may be written.
-    unsafe { value.write_volatile(config.marked(new)) };
-    count_event(CountedEvent::MarkKept);
     use_checked_value(call)
 }
 

@@ -1,0 +1,23 @@
+//! The eBPF programs: one function for each hook of the kernel.
+//!
+//! | module | job |
+//! | --- | --- |
+//! | `select` | marks the sockets of mobile processes at socket(), connect() and sendmsg() |
+//! | `answers` | gives DNS answers the address that the query was sent to |
+//! | `so_mark` | protects the agent's bits of a mark from SO_MARK |
+//! | `egress` | stops packets of mobile sockets from leaving by another device than the tunnel's |
+//! | `account` | counts the traffic of mobile processes' TCP connections |
+
+#![expect(clippy::needless_pass_by_value, reason = "the macros of the programs pass the context by value")]
+
+mod account;
+mod answers;
+mod egress;
+mod select;
+mod so_mark;
+
+/// Verdicts of the kernel's egress hook: send the packet; report EPERM to the sender; drop it as a
+/// full queue would.
+const KEEP: i32 = 1;
+const REFUSE: i32 = 0;
+const DROP: i32 = 2;
