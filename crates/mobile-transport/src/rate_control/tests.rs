@@ -115,8 +115,9 @@ proptest! {
     /// sizes of the backlogs and of the slack, and two packets being sent: on a slow path, where
     /// few packets make up a sample, the measured rate and variation are as imprecise.
     ///
-    /// While bbr measures the round trip, for 200 ms, it keeps no more than four segments in flight,
-    /// so a keystroke also waits until the data in flight has arrived, and behind other keystrokes.
+    /// While bbr measures the round trip, for 200 ms, it has no more than four segments in flight.
+    /// A keystroke then also waits until the data in flight has arrived, and behind the little data
+    /// that the kernel already has: two round trips more.
     #[test]
     fn a_keystroke_waits_little_behind_bulk_data(setting in settings(60.0)) {
         let mut link = setting.link();
@@ -126,7 +127,7 @@ proptest! {
         let bound = 20 * MS + setting.rtt * 3 / 8 + packets;
         let slowest = link.run(5 * SECOND).slowest_keystroke;
         prop_assert!(slowest <= bound, "{slowest:?}, at most {bound:?}");
-        let bound = bound + setting.rtt + 200 * MS;
+        let bound = bound + setting.rtt * 2 + 200 * MS;
         let slowest = link.run(5 * SECOND).slowest_keystroke;
         prop_assert!(slowest <= bound, "{slowest:?}, at most {bound:?} around bbr's measurement");
     }
