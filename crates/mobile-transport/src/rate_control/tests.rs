@@ -115,8 +115,9 @@ proptest! {
     /// sizes of the backlogs and of the slack, and two packets being sent: on a slow path, where
     /// few packets make up a sample, the measured rate and variation are as imprecise.
     ///
-    /// While bbr measures the round trip, it sends no more than four segments, so a keystroke also
-    /// waits until the data in flight has arrived.
+    /// While bbr measures the round trip, for 200 ms, it has no more than four segments in flight.
+    /// A keystroke then also waits until the data in flight has arrived, and behind the little data
+    /// that the kernel already has: two round trips more.
     #[test]
     fn a_keystroke_waits_little_behind_bulk_data(setting in settings(60.0)) {
         let mut link = setting.link();
@@ -126,7 +127,7 @@ proptest! {
         let bound = 20 * MS + setting.rtt * 3 / 8 + packets;
         let slowest = link.run(5 * SECOND).slowest_keystroke;
         prop_assert!(slowest <= bound, "{slowest:?}, at most {bound:?}");
-        let bound = bound + setting.rtt;
+        let bound = bound + setting.rtt * 2 + 200 * MS;
         let slowest = link.run(5 * SECOND).slowest_keystroke;
         prop_assert!(slowest <= bound, "{slowest:?}, at most {bound:?} around bbr's measurement");
     }
@@ -137,7 +138,7 @@ proptest! {
 
     /// Tests that neither the path nor a competing flow with loss-based congestion control starves.
     ///
-    /// With a FIFO of 100 ms or more, each has a seventh of the rate at least. A shorter queue is no
+    /// With a FIFO of 100 ms or more, each has a tenth of the rate at least. A shorter queue is no
     /// evidence of cross traffic, because it is not 20 ms beyond the path's own, and the path keeps
     /// a small share only. The same is true of FIFOs that are deeper than these on a path with a
     /// short round trip: bbr takes the queue that never drains for a part of the path.
@@ -152,8 +153,8 @@ proptest! {
         let run = link.run(40 * SECOND);
         let own = setting.share(run.bytes, 40 * SECOND);
         let competing = setting.share(run.competing_bytes, 40 * SECOND);
-        let least = if setting.drain_time() >= 100 * MS { 0.15 } else { 0.03 };
-        prop_assert!(own >= least && competing >= 0.15, "{own} {competing}, {:?}", link.switches);
+        let least = if setting.drain_time() >= 100 * MS { 0.1 } else { 0.02 };
+        prop_assert!(own >= least && competing >= 0.1, "{own} {competing}, {:?}", link.switches);
         prop_assert!(own + competing >= 0.9, "{own} {competing}");
     }
 }
