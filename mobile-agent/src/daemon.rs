@@ -119,7 +119,7 @@ async fn clean_up(
     let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
     let outcome = match &result {
         Ok(()) => Ok(()),
-        Err(error) => Err(crate::cli::error_chain(error)),
+        Err(error) => Err(mobile_host::error_chain(error)),
     };
     // The requester may be gone. The result is logged too.
     let _ = reply.send(outcome);

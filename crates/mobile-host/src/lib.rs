@@ -14,7 +14,8 @@
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
-//! - [`text`] escapes text of other users before it is shown.
+//! - [`text`] escapes text of other users before it is shown, and [`error_chain()`] formats an error
+//!   with its causes.
 //!
 //! **Process and kernel**:
 //!
@@ -84,6 +85,7 @@ pub mod config;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
+mod error_chain;
 pub mod isolation;
 pub mod log;
 pub mod metrics;
@@ -95,3 +97,5 @@ pub mod shutdown;
 pub mod state_file;
 pub mod sysctl;
 pub mod text;
+
+pub use error_chain::error_chain;

@@ -148,9 +148,9 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
         (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
         (Ok(_), _) => ConfigFile::Read(file),
         (Err(error), Err(ErrorKind::PermissionDenied)) => {
-            ConfigFile::NotAllowed(crate::cli::error_chain(&error))
+            ConfigFile::NotAllowed(mobile_host::error_chain(&error))
         }
-        (Err(error), _) => ConfigFile::Invalid(crate::cli::error_chain(&error)),
+        (Err(error), _) => ConfigFile::Invalid(mobile_host::error_chain(&error)),
     };
     let agent = ask_agent(&config);
     let resolved = match &relay {
@@ -246,10 +246,10 @@ fn ask_agent(config: &Config) -> Result<Option<Box<Status>>, String> {
         Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
             Ok(Reply::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}")),
-            Err(error) => Err(crate::cli::error_chain(&error.into())),
+            Err(error) => Err(mobile_host::error_chain(&error.into())),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(crate::cli::error_chain(&error.into())),
+        Err(error) => Err(mobile_host::error_chain(&error.into())),
     }
 }
 
@@ -267,7 +267,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, String> {
 }
 
 fn error_text(error: Option<mobile_transport::keys::KeyError>) -> String {
-    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default()
+    error.map(|error| mobile_host::error_chain(&error.into())).unwrap_or_default()
 }
 
 fn cgroup2(config: &Config) -> Result<PathBuf, String> {

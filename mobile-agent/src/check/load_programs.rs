@@ -41,7 +41,7 @@ pub(super) fn try_load(config: &Config) -> Result<(), String> {
         Ok(left?)
     });
     match result {
-        Ok(result) => result.map_err(|error| crate::cli::error_chain(&error)),
+        Ok(result) => result.map_err(|error| mobile_host::error_chain(&error)),
         Err(error) => Err(format!("cannot create namespaces for the test: {error}")),
     }
 }

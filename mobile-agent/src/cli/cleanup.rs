@@ -72,7 +72,7 @@ pub(crate) async fn remove_everything(
         return record.remove().map_err(Into::into);
     }
     for error in &errors {
-        tracing::error!(error = super::error_chain(error), "cannot remove a kernel object");
+        tracing::error!(error = mobile_host::error_chain(error), "cannot remove a kernel object");
     }
     bail!("{} kernel objects could not be removed, see the errors above: try again", errors.len())
 }

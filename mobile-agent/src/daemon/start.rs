@@ -406,7 +406,7 @@ async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file:
     }
     for error in errors {
         tracing::warn!(
-            error = crate::cli::error_chain(&error),
+            error = mobile_host::error_chain(&error),
             "the failed start left a kernel object behind"
         );
     }

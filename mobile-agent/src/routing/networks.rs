@@ -82,7 +82,7 @@ async fn follow(
             // A change during a dump can interrupt it. The event of that change triggers another
             // read.
             Err(error) => tracing::warn!(
-                error = crate::cli::error_chain(&error),
+                error = mobile_host::error_chain(&error),
                 "cannot read the networks of this host: judging the relay's claims by the previous facts"
             ),
         }

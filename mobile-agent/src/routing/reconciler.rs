@@ -234,7 +234,7 @@ impl RouteReconciler {
             // anew.
             if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
-                    error = crate::cli::error_chain(&error),
+                    error = mobile_host::error_chain(&error),
                     "cannot store the assignment: after a restart, the addresses are unknown until \
                     the relay is reached"
                 );
@@ -265,11 +265,11 @@ impl RouteReconciler {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
                     tracing::warn!(
-                        error = crate::cli::error_chain(&error),
+                        error = mobile_host::error_chain(&error),
                         "the MOBILE route is incomplete, retrying after the next change"
                     );
                 }
-                Err(crate::cli::error_chain(&error))
+                Err(mobile_host::error_chain(&error))
             }
         }
     }
@@ -300,7 +300,7 @@ impl RouteReconciler {
                     .await
                     .context("the host virtual device is gone")?;
                 tracing::warn!(
-                    error = crate::cli::error_chain(&error),
+                    error = mobile_host::error_chain(&error),
                     "the MOBILE route is incomplete, retrying after the next change"
                 );
                 Ok(0)
