@@ -34,10 +34,8 @@ use mobile_host::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::{daemon, processes};
-
-pub(crate) use cleanup::remove_everything;
 
 /// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
 /// parse.

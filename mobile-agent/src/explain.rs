@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use mobile_netlink::{Family, Netlink};
 
 use crate::config::Config;
-use crate::routing::plan::REMOTE_ADDRESSES;
+use crate::remote_addresses::REMOTE_ADDRESSES;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use render::{HostState, NewConnection};

@@ -21,7 +21,7 @@ mod reconciler;
 mod remove;
 
 pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};
-pub(crate) use remove::remove;
+pub(crate) use remove::{HostDevice, remove};
 
 /// Returns the kernel settings of the host virtual device: the path below /proc/sys and the
 /// required value of each.

@@ -1,7 +1,7 @@
 //! The output of `mobile status --json` and `mobile uplinks --json`.
 //!
 //! Scripts read these structures, so their JSON keys and values are stable. docs/use/json.md lists
-//! them. The reply that `mobile ps --json` prints is in `control::protocol`.
+//! them. The reply that `mobile ps --json` prints is in `protocol`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -17,6 +17,7 @@ mod manager;
 mod suspend;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mobile_proto::{Limits, PathId, PushConfig, Session, SessionId};
@@ -37,14 +38,14 @@ pub(crate) struct Tunnel {
     /// The handle of the running session driver.
     pub(crate) driver: Handle,
     /// The latest state of the tunnel (paths, uplinks and handovers) that its manager published.
-    pub(crate) state: watch::Receiver<TunnelState>,
+    pub(crate) state: watch::Receiver<Arc<TunnelState>>,
     /// The latest configuration that the relay pushed, updated at a limited rate.
-    pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
+    pub(crate) pushed_config: watch::Receiver<Option<Arc<PushConfig>>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
 /// A snapshot of the tunnel's paths, uplinks and handovers, for status and metrics.
-#[derive(Debug, Clone)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct TunnelState {
     /// The path in use and the relay's address on it; `None` while no path works.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
@@ -82,7 +83,7 @@ impl Tunnel {
         let (force, forces) = mpsc::unbounded_channel();
         let (publish_config, pushed_config) = watch::channel(None);
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
-        let (publish, state) = watch::channel(manager.state());
+        let (publish, state) = watch::channel(Arc::new(manager.state()));
         (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
     }
 

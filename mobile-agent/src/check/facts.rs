@@ -19,7 +19,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::load_programs;
 use super::reach::{self, Outcome};
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, globs};
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::{self, Refusal};
 use crate::routing::ingress;

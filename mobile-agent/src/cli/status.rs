@@ -6,7 +6,7 @@ use std::time::Duration;
 use mobile_host::text::printable;
 
 use crate::config::OnFailure;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::status::{FilterKind, Handover, SessionState, Status, Uplinks};
 use crate::tunnel::history::whole_ms;
 

@@ -14,7 +14,7 @@ use mobile_host::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{SHOWN_HANDOVERS, addresses, handover_line, or_dash, relay, session};
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::status::{SessionState, Status, Traffic, Uplinks};
 
 /// The time between two refreshes of the display.

@@ -1,7 +1,7 @@
 //! Computes the MOBILE route as pure data: the kernel objects for a configuration and an
 //! assignment.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use mobile_netlink::{Family, Route, Rule};
@@ -20,11 +20,6 @@ const STAYS_LOCAL: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4),
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
 ];
-
-/// Remote addresses for look-ups of default routes. They are reserved for benchmarks (RFC 2544, RFC
-/// 5180), so no host has a more specific route to them.
-pub(crate) const REMOTE_ADDRESSES: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
 
 /// The IP families that ordinary processes of this host can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,8 +20,9 @@ use super::claim::HostNetworks;
 use super::claim_tracker::{ClaimTracker, Refusals};
 use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_priority};
 use super::ingress::{self, IngressFilter, IngressMonitor};
-use super::plan::{HostIpSupport, Plan, REMOTE_ADDRESSES, plan, surplus};
+use super::plan::{HostIpSupport, Plan, plan, surplus};
 use crate::config::Config;
+use crate::remote_addresses::REMOTE_ADDRESSES;
 use crate::tunnel::io::DeliveryFilter;
 
 /// The shortest time between two comparisons of the kernel with the plan, which bounds the cost if
@@ -34,13 +35,13 @@ const SETTINGS_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A request with the networks that mobile processes are to reach directly from now on, and the
 /// channel for its outcome.
-pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<Result<(), String>>);
+pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<anyhow::Result<()>>);
 
 /// The state of the MOBILE route, for status and metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct RouteStatus {
     /// The part of the relay's assignment that is in force; `None` before the first assignment.
-    pub(crate) assignment: watch::Receiver<Option<Assignment>>,
+    pub(crate) assignment: watch::Receiver<Option<Arc<Assignment>>>,
     /// The number of kernel objects that were restored because another program had removed or
     /// changed them.
     pub(crate) restored: Arc<AtomicU64>,
@@ -73,11 +74,11 @@ pub(crate) struct RouteReconciler {
     cache: AssignmentCache,
     device: Arc<DeliveryFilter>,
     claims: ClaimTracker,
-    host: watch::Receiver<HostNetworks>,
+    host: watch::Receiver<Arc<HostNetworks>>,
     /// The relay's assignment without the addresses and resolvers that this host refuses.
     accepted: Option<Assignment>,
     /// Publishes `accepted` once the MOBILE route for it is set up.
-    assignment: watch::Sender<Option<Assignment>>,
+    assignment: watch::Sender<Option<Arc<Assignment>>>,
     restored: Arc<AtomicU64>,
     ipv6_missing_logged: bool,
     /// The priority of the agent's rules that match the firewall mark.
@@ -97,7 +98,7 @@ impl RouteReconciler {
         netlink: Netlink,
         cache: AssignmentCache,
         device: Arc<DeliveryFilter>,
-        host: watch::Receiver<HostNetworks>,
+        host: watch::Receiver<Arc<HostNetworks>>,
     ) -> anyhow::Result<(Self, RouteStatus)> {
         let refused = Arc::new(Refusals::default());
         let claims = ClaimTracker::new(cache.load(), &config.tunnel.addresses, Arc::clone(&refused));
@@ -140,7 +141,7 @@ impl RouteReconciler {
     /// MOBILE route after changes by other programs. Returns only on an error, with the reason.
     pub(crate) async fn run(
         mut self,
-        mut pushed: watch::Receiver<Option<PushConfig>>,
+        mut pushed: watch::Receiver<Option<Arc<PushConfig>>>,
         mut bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
         // Watch only the routes that matter, because a host may have any number of others.
@@ -165,7 +166,7 @@ impl RouteReconciler {
             let pass = tokio::select! {
                 changed = pushed.changed() => match changed {
                     Ok(()) => {
-                        let config = pushed.borrow_and_update().clone();
+                        let config = pushed.borrow_and_update().as_deref().cloned();
                         self.assign(config).await
                     }
                     // The tunnel's own task ends with the reason, perhaps a moment later on another
@@ -257,7 +258,7 @@ impl RouteReconciler {
 
     /// Changes the networks that mobile processes reach directly; on an error, restores the
     /// previous ones.
-    async fn bypass(&mut self, nets: Vec<IpNet>) -> Result<(), String> {
+    async fn bypass(&mut self, nets: Vec<IpNet>) -> anyhow::Result<()> {
         let before = std::mem::replace(&mut self.config.routing.bypass, nets);
         match self.ensure().await {
             Ok(_) => Ok(()),
@@ -269,7 +270,7 @@ impl RouteReconciler {
                         "the MOBILE route is incomplete, retrying after the next change"
                     );
                 }
-                Err(mobile_host::error_chain(&error))
+                Err(error)
             }
         }
     }
@@ -387,11 +388,7 @@ impl RouteReconciler {
     /// connected before its addresses are set. Returns the number of objects that were created.
     async fn ensure(&mut self) -> anyhow::Result<u64> {
         let created = self.apply_plan().await;
-        self.assignment.send_if_modified(|published| {
-            let is_new = *published != self.accepted;
-            published.clone_from(&self.accepted);
-            is_new
-        });
+        publish(&self.assignment, self.accepted.as_ref());
         created
     }
 
@@ -522,6 +519,37 @@ impl RouteReconciler {
                 Ok(0)
             }
             Err(error) => Err(error).context("cannot set up the MOBILE route"),
+        }
+    }
+}
+
+/// Publishes the assignment in force unless it is published already.
+fn publish(published: &watch::Sender<Option<Arc<Assignment>>>, in_force: Option<&Assignment>) {
+    published.send_if_modified(|published| {
+        let is_new = published.as_deref() != in_force;
+        if is_new {
+            *published = in_force.cloned().map(Arc::new);
+        }
+        is_new
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_assignment_is_not_published_again() {
+        let assigned = |mtu| Assignment { ipv4: None, ipv6: None, mtu, dns: Vec::new() };
+        let (sender, mut published) = watch::channel(None);
+        publish(&sender, None);
+        assert!(!published.has_changed().unwrap());
+        for mtu in [1400, 1500] {
+            publish(&sender, Some(&assigned(mtu)));
+            assert!(published.has_changed().unwrap());
+            assert_eq!(published.borrow_and_update().as_deref(), Some(&assigned(mtu)));
+            publish(&sender, Some(&assigned(mtu)));
+            assert!(!published.has_changed().unwrap());
         }
     }
 }

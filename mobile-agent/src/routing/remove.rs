@@ -9,13 +9,24 @@ use super::ingress;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// Removes the host virtual device (if `with_device`), the ingress filter, the rules and the
-/// routes, in this order. As long as the rules exist, packets with the mark or a persistent source
+/// What [`remove`] does with the host virtual device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostDevice {
+    /// Removes the device.
+    Remove,
+    /// Leaves the device.
+    Keep,
+}
+
+/// Removes the host virtual device (unless `device` keeps it), the ingress filter, the rules and
+/// the routes, in this order. As long as the rules exist, packets with the mark or a persistent source
 /// address thus match the `unreachable` route of the agent's table and do not use the ordinary
 /// route.
-pub(crate) async fn remove(config: &Config, netlink: &Netlink, with_device: bool) -> Vec<anyhow::Error> {
+pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevice) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
-    if with_device && let Err(error) = tun::remove(&config.tunnel.device) {
+    if device == HostDevice::Remove
+        && let Err(error) = tun::remove(&config.tunnel.device)
+    {
         errors.push(anyhow::Error::new(error));
     }
     errors.extend(ingress::remove(config));

@@ -20,7 +20,7 @@ use super::{
     diag::{self, OpenConnection},
     process,
 };
-use crate::control::protocol::Traffic;
+use crate::protocol::Traffic;
 
 /// The interval at which traffic accounts of ended processes are removed. The map of accounts has
 /// room for a thousand ended processes a second.

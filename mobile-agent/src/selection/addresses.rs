@@ -11,7 +11,6 @@ use aya::{
 use mobile_ebpf_common::{Address, map};
 
 use super::bpf_error::{BpfError, Result};
-use crate::routing::assignment::Assignment;
 
 /// At most one IP address of each family, because the eBPF programs can use only one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,25 +22,20 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Returns the persistent addresses.
-    pub(crate) fn persistent(assigned: &Assignment) -> Self {
-        Self { ipv4: assigned.ipv4, ipv6: assigned.ipv6 }
-    }
-
-    /// Returns the first usable resolver of each family that the relay assigned. A family without a
-    /// persistent address cannot reach its resolver.
-    pub(crate) fn resolvers(assigned: &Assignment) -> Self {
-        let usable = assigned.dns.iter().filter(|address| {
+    /// Returns the first usable resolver of each family among those that the relay assigned. A
+    /// family without a `persistent` address cannot reach its resolver.
+    pub(crate) fn resolvers(assigned: &[IpAddr], persistent: Self) -> Self {
+        let usable = assigned.iter().filter(|address| {
             let address = packed(**address);
             !address.is_local() && !address.is_link_local()
         });
         let mut resolvers = Self::default();
         for address in usable {
             match address {
-                IpAddr::V4(ipv4) if assigned.ipv4.is_some() => {
+                IpAddr::V4(ipv4) if persistent.ipv4.is_some() => {
                     resolvers.ipv4.get_or_insert(*ipv4);
                 }
-                IpAddr::V6(ipv6) if assigned.ipv6.is_some() && ipv6.to_ipv4_mapped().is_none() => {
+                IpAddr::V6(ipv6) if persistent.ipv6.is_some() && ipv6.to_ipv4_mapped().is_none() => {
                     resolvers.ipv6.get_or_insert(*ipv6);
                 }
                 IpAddr::V4(_) | IpAddr::V6(_) => {}
@@ -101,30 +95,30 @@ pub(super) fn packed(address: IpAddr) -> Address {
 mod tests {
     use super::*;
 
-    fn assigned(dns: &[&str]) -> Assignment {
-        Assignment {
-            ipv4: Some("10.77.0.2".parse().unwrap()),
-            ipv6: Some("fd77::2".parse().unwrap()),
-            mtu: 1500,
-            dns: dns.iter().map(|address| address.parse().unwrap()).collect(),
-        }
+    const BOTH: Addresses = Addresses {
+        ipv4: Some(Ipv4Addr::new(10, 77, 0, 2)),
+        ipv6: Some(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2)),
+    };
+
+    fn resolvers(assigned: &[&str], persistent: Addresses) -> Addresses {
+        let assigned: Vec<IpAddr> = assigned.iter().map(|address| address.parse().unwrap()).collect();
+        Addresses::resolvers(&assigned, persistent)
     }
 
     #[test]
     fn the_first_usable_resolver_of_each_family_is_chosen() {
         let bad = ["127.0.0.1", "224.0.0.1", "::1", "fe80::1", "::ffff:9.9.9.9", "169.254.1.1"];
-        assert_eq!(Addresses::resolvers(&assigned(&bad)), Addresses::default());
+        assert_eq!(resolvers(&bad, BOTH), Addresses::default());
         let good = ["127.0.0.1", "9.9.9.9", "8.8.8.8", "2620:fe::fe", "2620:fe::9"];
-        let resolvers = Addresses::resolvers(&assigned(&good));
+        let resolvers = resolvers(&good, BOTH);
         assert_eq!(resolvers.ipv4, Some("9.9.9.9".parse().unwrap()));
         assert_eq!(resolvers.ipv6, Some("2620:fe::fe".parse().unwrap()));
     }
 
     #[test]
     fn a_family_without_a_persistent_address_has_no_resolver() {
-        let only4 = Assignment { ipv6: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
-        assert_eq!(Addresses::resolvers(&only4).ipv6, None);
-        let only6 = Assignment { ipv4: None, ..assigned(&["9.9.9.9", "2620:fe::fe"]) };
-        assert_eq!(Addresses::resolvers(&only6).ipv4, None);
+        let servers = ["9.9.9.9", "2620:fe::fe"];
+        assert_eq!(resolvers(&servers, Addresses { ipv6: None, ..BOTH }).ipv6, None);
+        assert_eq!(resolvers(&servers, Addresses { ipv4: None, ..BOTH }).ipv4, None);
     }
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use mobile_netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
-use crate::routing::plan::REMOTE_ADDRESSES;
+use crate::remote_addresses::REMOTE_ADDRESSES;
 
 /// The destinations (the relay, or remote addresses in its place) whose routes decide whether a
 /// link can carry the tunnel.

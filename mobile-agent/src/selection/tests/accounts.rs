@@ -15,7 +15,7 @@ use super::super::{
     process,
     sandbox::{Probe, Sandbox, run},
 };
-use crate::control::protocol::Traffic;
+use crate::protocol::Traffic;
 
 /// Addresses of this host outside 127.0.0.0/8 and ::1, so that connections to them look as if they
 /// could leave by the tunnel.
