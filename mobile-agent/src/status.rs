@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OnFailure;
 
+// Larger than the bound: it is one JSON object, whose keys scripts read at the top level.
 /// The output of `mobile status --json`. Durations are in seconds; counters are 0 when the agent
 /// starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
