@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, RelayIdentity};
 use crate::routing::RouteStatus;
 use crate::routing::assignment::Assignment;
-use crate::tunnel::io::DeliveryFilter;
+use crate::routing::delivery_filter::DeliveryFilter;
 use crate::tunnel::{Tunnel, TunnelState};
 use direct_fallback::DirectFallback;
 

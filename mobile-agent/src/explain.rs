@@ -14,9 +14,9 @@ use anyhow::{Context, ensure};
 use mobile_netlink::{Family, Netlink};
 
 use crate::config::Config;
-use crate::remote_addresses::REMOTE_ADDRESSES;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
+use crate::uplinks::links::REMOTE_ADDRESSES;
 use render::{HostState, NewConnection};
 
 /// Timeout for resolving a name.

@@ -10,12 +10,13 @@
 //! - `check` and `explain` read the state of the host without changing it.
 //! - `config` is the configuration file, `status` is what the agent reports, `protocol` is the
 //!   language of the control socket, and `declared_metrics` names the metrics.
+//! - `publish` passes state on between tasks.
 //! - `cleanup` removes the kernel objects of an agent, and `footprint` names those of an agent that
 //!   has ended.
 //!
 //! A module imports only from those before it:
-//! config, `declared_metrics`, status, protocol <- selection <- processes <- uplinks <- tunnel <-
-//! routing <- agent, check, explain, footprint, cleanup <- control, metrics <- daemon <- cli.
+//! config, status, protocol, `declared_metrics`, publish <- selection, uplinks <- processes, routing
+//! <- tunnel <- agent, check, cleanup, explain, footprint <- control, metrics <- daemon <- cli.
 
 mod agent;
 mod check;
@@ -31,7 +32,6 @@ mod metrics;
 mod processes;
 mod protocol;
 mod publish;
-mod remote_addresses;
 mod routing;
 mod selection;
 mod status;

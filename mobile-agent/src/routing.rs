@@ -14,6 +14,7 @@ pub(crate) mod assignment;
 pub(crate) mod claim;
 pub(crate) mod claim_tracker;
 pub(crate) mod conflicting_rules;
+pub(crate) mod delivery_filter;
 pub(crate) mod ingress;
 pub(crate) mod networks;
 pub(crate) mod plan;

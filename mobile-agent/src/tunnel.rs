@@ -93,3 +93,51 @@ impl Tunnel {
         let _ = self.force.send(uplink);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::publish::publish_if_changed;
+    use cause::HandoverCause;
+    use machine::Handover;
+
+    fn state(history: &HandoverHistory) -> TunnelState {
+        TunnelState {
+            active: None,
+            outage_since: None,
+            ready: vec![(PathId(1), "eth0".into())],
+            connecting: Vec::new(),
+            uplinks: Vec::new(),
+            decision: Decision::default(),
+            forced: None,
+            history: history.clone(),
+            assignments_deferred: 0,
+        }
+    }
+
+    #[test]
+    fn an_unchanged_state_is_not_published_again() {
+        let mut history = HandoverHistory::new();
+        let (publish, published) = watch::channel(Arc::new(state(&history)));
+        assert!(!publish_if_changed(&publish, state(&history)));
+        let handover = Handover {
+            cause: HandoverCause::CarrierLost,
+            from: "eth0".into(),
+            to: "wlan0".into(),
+            blackout: Duration::from_millis(20),
+            replayed: 3,
+            dropped: 0,
+        };
+        history.record_handover(Instant::now(), handover);
+        assert!(publish_if_changed(&publish, state(&history)), "a handover changes the state");
+        assert!(!publish_if_changed(&publish, state(&history)));
+        history.attempts += 1;
+        assert!(publish_if_changed(&publish, state(&history)), "an attempt changes the state");
+        let forced = || TunnelState { forced: Some("eth0".into()), ..state(&history) };
+        assert!(publish_if_changed(&publish, forced()));
+        assert!(!publish_if_changed(&publish, forced()));
+        assert_eq!(published.borrow().history.handover_count(), 1);
+    }
+}

@@ -1,7 +1,7 @@
 //! Watches the links of this host and decides which of them can carry the tunnel.
 //!
 //! - `links` reads each link with its addresses and its routes to the relay. This module adds what
-//!   only the process helper can find out: whether a mobile process reads from the link.
+//!   only a function of the caller can find out: whether a mobile process reads from the link.
 //! - `detour` adds routes to the relay where a VPN has replaced a link's default route.
 //! - `policy` ranks the uplinks. It performs no I/O.
 //!
@@ -22,7 +22,6 @@ use mobile_netlink::{Netlink, NetlinkError, RouteInterest, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::processes::{Job, ProcessHelper};
 use crate::publish::publish_if_changed;
 use detour::Detours;
 use links::{ObservedLink, RouteTargets};
@@ -45,8 +44,12 @@ pub(crate) struct Uplinks {
     /// The number of times that the uplinks were read from the kernel.
     pub(crate) reads: Arc<AtomicU64>,
     refresh: Arc<Notify>,
-    helper: Arc<OnceLock<ProcessHelper>>,
+    reader_lookup: Arc<OnceLock<ReaderLookup>>,
 }
+
+/// Finds the mobile process that reads the packets of the TUN device of this name, if there is one.
+/// The call blocks.
+type ReaderLookup = Arc<dyn Fn(&str) -> anyhow::Result<Option<String>> + Send + Sync>;
 
 /// The settings that decide which links are uplinks.
 pub(crate) struct UplinkSettings {
@@ -66,12 +69,14 @@ impl Uplinks {
         self.refresh.notify_one();
     }
 
-    /// Sets the process helper, which finds the mobile process that reads the packets of a TUN
-    /// device. Until it is set, a link whose packets would come back through the tunnel is not
-    /// detected.
-    pub(crate) fn set_helper(&self, helper: ProcessHelper) {
-        // Set only once, after the helper has started.
-        let _ = self.helper.set(helper);
+    /// Sets the function that finds the mobile process that reads the packets of a TUN device. Until
+    /// it is set, a link whose packets would come back through the tunnel is not detected.
+    pub(crate) fn set_reader_lookup(
+        &self,
+        lookup: impl Fn(&str) -> anyhow::Result<Option<String>> + Send + Sync + 'static,
+    ) {
+        // Set only once, after the process helper has started.
+        let _ = self.reader_lookup.set(Arc::new(lookup));
         self.refresh();
     }
 }
@@ -93,20 +98,20 @@ pub(crate) async fn watch(
     let netlink = Netlink::new().context("cannot read the uplinks")?;
     let reads = Arc::new(AtomicU64::new(0));
     let detours = Detours::new(settings.relay_table);
-    let helper = Arc::new(OnceLock::new());
+    let reader_lookup = Arc::new(OnceLock::new());
     let mut watcher = Watcher {
         netlink,
         settings,
         targets,
         detours,
         reads: Arc::clone(&reads),
-        helper: Arc::clone(&helper),
+        reader_lookup: Arc::clone(&reader_lookup),
         logged_loops: None,
     };
     let first = watcher.read_links().await.context("cannot read the uplinks")?;
     let (publish, known) = watch::channel(Arc::new(first));
     let refresh = Arc::new(Notify::new());
-    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), helper };
+    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), reader_lookup };
     Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
 }
 
@@ -122,7 +127,7 @@ struct Watcher {
     targets: RouteTargets,
     detours: Detours,
     reads: Arc<AtomicU64>,
-    helper: Arc<OnceLock<ProcessHelper>>,
+    reader_lookup: Arc<OnceLock<ReaderLookup>>,
     /// The uplinks that were logged because a mobile process reads their packets, each with that
     /// process.
     logged_loops: Option<Vec<(String, String)>>,
@@ -170,12 +175,12 @@ impl Watcher {
 
     async fn read_links(&mut self) -> Result<Vec<Uplink>, NetlinkError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        let Self { netlink, settings, targets, detours, helper, .. } = self;
+        let Self { netlink, settings, targets, detours, reader_lookup, .. } = self;
         let (mut links, snapshot) = links::read_links(netlink, &settings.own_device, targets).await?;
         detours.apply(netlink, &mut links, &snapshot, targets).await?;
         for link in links.iter_mut().filter(|link| link.is_tun && link.uplink.up) {
             if !link.uplink.tunnel || policy::is_named(&link.uplink, &settings.prefer) {
-                link.uplink.mobile_reader = mobile_reader(helper.get(), &link.uplink.name).await;
+                link.uplink.mobile_reader = mobile_reader(reader_lookup.get(), &link.uplink.name).await;
             }
         }
         self.log_loops(&links);
@@ -202,11 +207,10 @@ impl Watcher {
 }
 
 /// Returns the mobile process that has the TUN device open, if there is one; always `None` before
-/// the process helper runs.
-async fn mobile_reader(helper: Option<&ProcessHelper>, device: &str) -> Option<String> {
-    let (helper, job) = (helper?.clone(), Job::FindTunHolder { device: device.to_owned() });
-    let found = tokio::task::spawn_blocking(move || helper.run(&job, None)).await;
-    match found {
+/// the look-up is set.
+async fn mobile_reader(lookup: Option<&ReaderLookup>, device: &str) -> Option<String> {
+    let (lookup, name) = (Arc::clone(lookup?), device.to_owned());
+    match tokio::task::spawn_blocking(move || lookup(&name)).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             // If the helper is gone, the agent ends and logs the reason.

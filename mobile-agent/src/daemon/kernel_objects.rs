@@ -18,11 +18,11 @@ use crate::footprint::Footprint;
 use crate::processes::{ProcessHelper, Setup};
 use crate::routing::assignment::AssignmentCache;
 use crate::routing::claim::HostNetworks;
+use crate::routing::delivery_filter::DeliveryFilter;
 use crate::routing::{self, HostDevice, RouteReconciler, RouteStatus};
 use crate::selection::bpf::{Marking, Selector};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::cgroup_lock::{self, CgroupLock};
-use crate::tunnel::io::DeliveryFilter;
 
 /// The objects that a failed start removes again: true for an object that this start makes, false
 /// for one that existed before.

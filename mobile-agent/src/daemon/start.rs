@@ -21,6 +21,7 @@ use super::network::NetworkThread;
 use crate::agent::{Agent, BypassList, CleanUpRequest, Identity, MobileProcesses, SessionHandles};
 use crate::config::{Config, globs};
 use crate::metrics::Server as MetricsServer;
+use crate::processes::Job;
 use crate::selection::cgroup_lock::CgroupLock;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -77,7 +78,10 @@ pub(super) async fn start(
     let kernel = kernel_objects::make(&config, &relay, &netlink, networks, state_file).await?;
     let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
         kernel;
-    links.set_helper(processes.clone());
+    let finder = processes.clone();
+    links.set_reader_lookup(move |device| {
+        Ok(finder.run(&Job::FindTunHolder { device: device.to_owned() }, None)?)
+    });
     // Messages of the eBPF programs help with diagnosis, but nothing depends on them.
     let logs = selector.spawn_logs();
     if let Err(error) = logs {

@@ -19,11 +19,11 @@ use super::assignment::{Assignment, AssignmentCache};
 use super::claim::HostNetworks;
 use super::claim_tracker::{ClaimTracker, Refusals};
 use super::conflicting_rules::{MoveLimiter, conflicting_rules, is_ours, rule_priority};
+use super::delivery_filter::DeliveryFilter;
 use super::ingress::{self, IngressFilter, IngressMonitor};
 use super::plan::{HostIpSupport, Plan, plan, surplus};
 use crate::config::Config;
-use crate::remote_addresses::REMOTE_ADDRESSES;
-use crate::tunnel::io::DeliveryFilter;
+use crate::uplinks::links::REMOTE_ADDRESSES;
 
 /// The shortest time between two comparisons of the kernel with the plan, which bounds the cost if
 /// another program removes rules in a loop. A single removal is repaired at once.

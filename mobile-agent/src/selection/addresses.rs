@@ -22,10 +22,10 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// Returns the first usable resolver of each family among those that the relay assigned. A
-    /// family without a `persistent` address cannot reach its resolver.
-    pub(crate) fn resolvers(assigned: &[IpAddr], persistent: Self) -> Self {
-        let usable = assigned.iter().filter(|address| {
+    /// Returns the first usable resolver of each family in `dns`, the resolvers that the relay
+    /// assigned. A family without a persistent address cannot reach its resolver.
+    pub(crate) fn resolvers(dns: &[IpAddr], persistent: Self) -> Self {
+        let usable = dns.iter().filter(|address| {
             let address = packed(**address);
             !address.is_local() && !address.is_link_local()
         });
@@ -95,30 +95,30 @@ pub(super) fn packed(address: IpAddr) -> Address {
 mod tests {
     use super::*;
 
-    const BOTH: Addresses = Addresses {
-        ipv4: Some(Ipv4Addr::new(10, 77, 0, 2)),
-        ipv6: Some(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2)),
-    };
+    fn persistent() -> Addresses {
+        Addresses { ipv4: Some("10.77.0.2".parse().unwrap()), ipv6: Some("fd77::2".parse().unwrap()) }
+    }
 
-    fn resolvers(assigned: &[&str], persistent: Addresses) -> Addresses {
-        let assigned: Vec<IpAddr> = assigned.iter().map(|address| address.parse().unwrap()).collect();
-        Addresses::resolvers(&assigned, persistent)
+    fn dns(addresses: &[&str]) -> Vec<IpAddr> {
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
     }
 
     #[test]
     fn the_first_usable_resolver_of_each_family_is_chosen() {
         let bad = ["127.0.0.1", "224.0.0.1", "::1", "fe80::1", "::ffff:9.9.9.9", "169.254.1.1"];
-        assert_eq!(resolvers(&bad, BOTH), Addresses::default());
+        assert_eq!(Addresses::resolvers(&dns(&bad), persistent()), Addresses::default());
         let good = ["127.0.0.1", "9.9.9.9", "8.8.8.8", "2620:fe::fe", "2620:fe::9"];
-        let resolvers = resolvers(&good, BOTH);
+        let resolvers = Addresses::resolvers(&dns(&good), persistent());
         assert_eq!(resolvers.ipv4, Some("9.9.9.9".parse().unwrap()));
         assert_eq!(resolvers.ipv6, Some("2620:fe::fe".parse().unwrap()));
     }
 
     #[test]
     fn a_family_without_a_persistent_address_has_no_resolver() {
-        let servers = ["9.9.9.9", "2620:fe::fe"];
-        assert_eq!(resolvers(&servers, Addresses { ipv6: None, ..BOTH }).ipv6, None);
-        assert_eq!(resolvers(&servers, Addresses { ipv4: None, ..BOTH }).ipv4, None);
+        let both = dns(&["9.9.9.9", "2620:fe::fe"]);
+        let only4 = Addresses { ipv6: None, ..persistent() };
+        assert_eq!(Addresses::resolvers(&both, only4).ipv6, None);
+        let only6 = Addresses { ipv4: None, ..persistent() };
+        assert_eq!(Addresses::resolvers(&both, only6).ipv4, None);
     }
 }

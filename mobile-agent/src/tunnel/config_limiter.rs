@@ -121,6 +121,17 @@ mod tests {
     }
 
     #[test]
+    fn an_unchanged_configuration_is_not_published_again() {
+        let (publish, mut published) = watch::channel(None);
+        let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());
+        config_limiter.offer(now, config(1300));
+        published.borrow_and_update();
+        config_limiter.offer(now, config(1300));
+        config_limiter.tick(now + INTERVAL);
+        assert!(!published.has_changed().unwrap());
+    }
+
+    #[test]
     fn the_last_configuration_is_published_in_the_end() {
         let (publish, published) = watch::channel(None);
         let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());

@@ -1,44 +1,16 @@
 //! Lets the session driver send and receive packets on the host virtual device.
 
 use std::io;
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use mobile_proto::packet::IpHeader;
 use mobile_proto::{CoalescedSegment, Offload, Packet};
 use mobile_transport::coalescing::CoalescingWriter;
 use mobile_transport::driver::PacketIo;
 use mobile_transport::tun::Tun;
 
-/// Decides which packets from the relay may be delivered to the host virtual device, and counts the
-/// others.
-#[derive(Debug, Default)]
-pub(crate) struct DeliveryFilter {
-    addresses: RwLock<Vec<IpAddr>>,
-    /// The number of packets that the device refused because its queue was full or it was down.
-    pub(crate) refused: AtomicU64,
-    /// The number of packets from the relay that were malformed or not addressed to a persistent
-    /// address.
-    pub(crate) misaddressed: AtomicU64,
-}
-
-impl DeliveryFilter {
-    /// Sets the persistent addresses; only packets to these addresses are delivered.
-    pub(crate) fn set_addresses(&self, addresses: Vec<IpAddr>) {
-        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
-    }
-
-    /// Returns whether a packet from the relay may be delivered. The kernel would accept a packet
-    /// for any address of this host, including an uplink's, but a relay may reach only persistent
-    /// addresses.
-    fn admits(&self, packet: &[u8]) -> bool {
-        IpHeader::parse(packet).is_ok_and(|header| {
-            self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
-        })
-    }
-}
+use crate::routing::delivery_filter::DeliveryFilter;
 
 /// The host virtual device with its delivery filter.
 pub(crate) struct TunIo {
@@ -78,30 +50,5 @@ impl PacketIo for TunIo {
 fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
         filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ipv4_to(last: u8) -> Vec<u8> {
-        let mut packet = vec![0u8; 20];
-        packet[0] = 0x45;
-        packet[3] = 20;
-        packet[12..16].copy_from_slice(&[192, 0, 2, 1]);
-        packet[16..20].copy_from_slice(&[10, 77, 0, last]);
-        packet
-    }
-
-    #[test]
-    fn only_packets_for_the_persistent_address_are_admitted() {
-        let filter = DeliveryFilter::default();
-        assert!(!filter.admits(&ipv4_to(2)));
-        filter.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
-        assert!(filter.admits(&ipv4_to(2)));
-        assert!(!filter.admits(&ipv4_to(3)));
-        assert!(!filter.admits(&ipv4_to(2)[..10]));
-        assert!(!filter.admits(&[]));
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! The cost of a route look-up does not depend on the number of routes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mobile_netlink::{Address, Family, InterfaceSnapshot, Link, Netlink, NetlinkError};
 
 use super::policy::Uplink;
-use crate::remote_addresses::REMOTE_ADDRESSES;
+
+/// Remote addresses for look-ups of default routes. They are reserved for benchmarks (RFC 2544, RFC
+/// 5180), so no host has a more specific route to them.
+pub(crate) const REMOTE_ADDRESSES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 1))];
 
 /// The destinations (the relay, or remote addresses in its place) whose routes decide whether a
 /// link can carry the tunnel.
