@@ -154,7 +154,7 @@ pub(super) async fn gather(path: Option<&Path>) -> Facts {
     };
     let agent = ask_agent(&config);
     let resolved = match &relay {
-        Ok(relay) => Some(reach::resolve(&relay.endpoint).await),
+        Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| error.to_string())),
         Err(_) => None,
     };
     let families = families(resolved.as_ref());

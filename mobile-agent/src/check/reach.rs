@@ -31,18 +31,26 @@ pub(super) struct Reached {
     pub(super) took: Duration,
 }
 
-/// Resolves `host:port` to addresses.
-pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, String> {
-    match tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await {
-        Ok(Ok(addresses)) => {
-            Some(addresses.collect::<Vec<_>>()).filter(|addresses| !addresses.is_empty()).ok_or_else(|| {
-                // The resolver answered without an address.
-                "the name has no address".to_owned()
-            })
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the resolver does not answer".to_owned()),
-    }
+/// The reason why a name was not resolved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// The resolver answered without an address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// The resolver reported an error.
+    #[error("{0}")]
+    Failed(std::io::Error),
+    /// The resolver did not answer in time.
+    #[error("the resolver does not answer")]
+    Timeout,
+}
+
+/// Resolves `host:port` to addresses, of which there is at least one.
+pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+    let found = tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await;
+    let found = found.map_err(|_| ResolveError::Timeout)?.map_err(ResolveError::Failed)?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
 }
 
 /// Attempts to reach the relay over all uplinks concurrently. Returns the name of each uplink with

@@ -88,7 +88,9 @@ async fn try_make(
 
     let device = &config.tunnel.device;
     let device_exists = netlink.link_index(device).await.is_ok();
-    let tun = Tun::open(device, true, config.tunnel.offload)?;
+    // Mobile processes wait after the end of the agent, and do not go direct.
+    let persist = true;
+    let tun = Tun::open(device, persist, config.tunnel.offload)?;
     undo_log.device = !device_exists;
 
     undo_log.route = !netlink.rules().await?.iter().any(|rule| rule.table == config.routing.table);
