@@ -1,4 +1,4 @@
-//! Formats an error with its causes for a log line or a message to the user.
+//! Formats an error with its causes.
 
 /// Joins an error and its causes in one line. Omits a cause whose text the error contains already,
 /// as the errors of some libraries do.

@@ -14,7 +14,7 @@
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
-//! - [`text`] escapes text of other users before it is shown, and [`error_chain()`] formats an error
+//! - [`text`] escapes text of other users before it is shown, and [`error_chain`] formats an error
 //!   with its causes.
 //!
 //! **Process and kernel**:
