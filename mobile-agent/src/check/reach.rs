@@ -31,25 +31,24 @@ pub(super) struct Reached {
     pub(super) took: Duration,
 }
 
-/// The reason why a name was not resolved.
+/// The reason why the relay's name cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
+    /// The look-up failed.
+    #[error(transparent)]
+    Lookup(#[from] std::io::Error),
     /// The resolver answered without an address.
     #[error("the name has no address")]
     NoAddress,
-    /// The resolver reported an error.
-    #[error("{0}")]
-    Failed(std::io::Error),
     /// The resolver did not answer in time.
     #[error("the resolver does not answer")]
-    Timeout,
+    NoAnswer,
 }
 
-/// Resolves `host:port` to addresses, of which there is at least one.
+/// Resolves `host:port` to addresses.
 pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, ResolveError> {
-    let found = tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await;
-    let found = found.map_err(|_| ResolveError::Timeout)?.map_err(ResolveError::Failed)?;
-    let addresses: Vec<SocketAddr> = found.collect();
+    let looked_up = tokio::time::timeout(STEP_TIMEOUT, tokio::net::lookup_host(endpoint)).await;
+    let addresses: Vec<_> = looked_up.map_err(|_| ResolveError::NoAnswer)??.collect();
     if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
 }
 

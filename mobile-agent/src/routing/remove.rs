@@ -9,17 +9,17 @@ use super::ingress;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// What [`remove`] does with the host virtual device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What happens to the host virtual device when the MOBILE route is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HostDevice {
-    /// Removes the device.
+    /// The device is removed, too.
     Remove,
-    /// Leaves the device.
+    /// The device stays.
     Keep,
 }
 
-/// Removes the host virtual device (unless `device` keeps it), the ingress filter, the rules and
-/// the routes, in this order. As long as the rules exist, packets with the mark or a persistent source
+/// Removes the host virtual device (unless it is kept), the ingress filter, the rules and the
+/// routes, in this order. As long as the rules exist, packets with the mark or a persistent source
 /// address thus match the `unreachable` route of the agent's table and do not use the ordinary
 /// route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevice) -> Vec<anyhow::Error> {
