@@ -10,7 +10,7 @@ use serde::Serialize;
 #[path = "../../mobile-agent/src/config.rs"]
 #[allow(dead_code, reason = "a module of the agent, used for the names in a reply")]
 mod config;
-#[path = "../../mobile-agent/src/control/protocol.rs"]
+#[path = "../../mobile-agent/src/protocol.rs"]
 mod protocol;
 #[path = "../../mobile-agent/src/status.rs"]
 mod status;

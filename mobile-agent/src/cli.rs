@@ -29,14 +29,13 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use mobile_host::control::{Client, ControlError};
+use mobile_host::error_chain;
 use mobile_host::text::{printable, printable_json, printable_lines};
 
 use self::args::{Cli, Verb};
 use crate::config::Config;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::{daemon, processes};
-
-pub(crate) use cleanup::remove_everything;
 
 /// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
 /// parse.
@@ -77,21 +76,6 @@ pub(crate) fn main() -> ExitCode {
 /// Writes an error and its causes to stderr.
 fn complain(error: &anyhow::Error) {
     mobile_host::log::print_fatal(&format!("mobile: {}", printable_lines(&error_chain(error))));
-}
-
-/// Joins an error and its causes in one line. Omits a cause whose text the error contains already,
-/// as the errors of some libraries do.
-pub(crate) fn error_chain(error: &anyhow::Error) -> String {
-    let mut chain = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if chain.is_empty() {
-            chain = cause;
-        } else if !chain.contains(&cause) {
-            chain.push_str(": ");
-            chain.push_str(&cause);
-        }
-    }
-    chain
 }
 
 /// Writes text to stdout and escapes its control characters except line breaks. A reader that
@@ -208,14 +192,6 @@ mod tests {
         let cli = parse(&["--config", "f.toml", "ssh", "--config", "theirs"]).unwrap();
         assert_eq!(cli.config.as_deref(), Some(Path::new("f.toml")));
         assert!(matches!(cli.verb, Verb::Bare(command) if command == ["ssh", "--config", "theirs"]));
-    }
-
-    #[test]
-    fn a_cause_that_the_error_repeats_is_printed_once() {
-        let cause = std::io::Error::other("connection refused");
-        let error =
-            anyhow::Error::new(cause).context("cannot connect (connection refused)").context("no agent");
-        assert_eq!(error_chain(&error), "no agent: cannot connect (connection refused)");
     }
 
     #[test]

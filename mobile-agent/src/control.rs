@@ -1,12 +1,12 @@
 //! The control socket, over which the verbs and the C library `libmobile` send requests to the
 //! agent.
 //!
-//! One JSON object a line: a request, then its reply. [`protocol`] defines both, [`access`] decides
-//! who may send which request, [`server`] accepts connections and handles requests, and [`calls`]
-//! handles those of `libmobile`. Requests that read or change other processes go on to the process
-//! helper ([`crate::processes`]).
+//! One JSON object a line: a request, then its reply. [`protocol`](crate::protocol) defines both, [`access`]
+//! decides who may send which request, [`server`] accepts connections and passes requests to the
+//! agent ([`crate::agent`]), and [`calls`] handles those of `libmobile`.
 
 mod access;
-pub(crate) mod calls;
-pub(crate) mod protocol;
+mod blocking;
+mod calls;
+mod request_error;
 pub(crate) mod server;

@@ -1,20 +1,17 @@
 //! Starts, runs and stops the agent.
 //!
-//! `start` makes the kernel objects in an order that never lets marked packets leave directly.
-//! `agent` answers the requests of `control` and `metrics`. `accounts`, `attach_scope` and
-//! `on_failure` are periodic or event-driven tasks of the running agent. `confine` and `network`
-//! limit its rights and keep slow work off the packet thread.
+//! `start` puts the parts together: it makes the kernel objects (`kernel_objects`) in an order that
+//! never lets marked packets leave directly, and starts the tunnel, the agent's tasks, the control
+//! socket and the metrics. `confine` and `network` limit its rights and keep slow work off the
+//! packet thread.
 //!
 //! SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
 //! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
 //! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
 
-mod accounts;
-mod agent;
-mod attach_scope;
 mod confine;
+mod kernel_objects;
 mod network;
-mod on_failure;
 mod start;
 
 use std::path::Path;
@@ -24,14 +21,14 @@ use anyhow::Context;
 use mobile_host::confine::Confinement;
 use mobile_host::notify;
 use mobile_host::state_file::StateFile;
-use mobile_proto::CloseCode;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use agent::Agent;
-use start::RunningAgent;
-
+use crate::agent::{CleanUpError, CleanUpRequest};
+use crate::cleanup::remove_everything;
 use crate::config::Config;
 use crate::footprint;
+use crate::tunnel::TunnelState;
+use start::RunningAgent;
 
 /// How long a stopping agent waits until it has closed the session at the relay. If the close does
 /// not arrive, the relay detects the end of the session by itself.
@@ -71,7 +68,7 @@ async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) 
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
-    let mut state = running.agent.tunnel.state.clone();
+    let mut state = running.agent.watch_tunnel();
     let mut sent = String::new();
     let result = loop {
         tokio::select! {
@@ -99,7 +96,7 @@ async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) 
 
 async fn stop(running: &RunningAgent) {
     notify::stopping();
-    let close = running.agent.tunnel.driver.shutdown(CloseCode::Shutdown);
+    let close = running.agent.close_session();
     if tokio::time::timeout(CLOSE_TIMEOUT, close).await.is_err() {
         tracing::debug!("the session was not closed at the relay in time");
     }
@@ -108,18 +105,18 @@ async fn stop(running: &RunningAgent) {
 async fn clean_up(
     running: RunningAgent,
     state_file: &StateFile,
-    reply: tokio::sync::oneshot::Sender<Result<(), String>>,
+    reply: CleanUpRequest,
 ) -> anyhow::Result<()> {
     let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
     // The device can be removed only when no task holds it, the route only when no task restores
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, cgroup_lock));
-    let names = footprint::for_running(&agent.config, state_file);
-    let result = crate::cli::remove_everything(&names, state_file, Some(&agent.processes)).await;
+    let names = footprint::for_running(agent.config(), state_file);
+    let result = remove_everything(&names, state_file, Some(agent.processes().helper())).await;
     let outcome = match &result {
         Ok(()) => Ok(()),
-        Err(error) => Err(crate::cli::error_chain(error)),
+        Err(error) => Err(CleanUpError::Failed(mobile_host::error_chain(error))),
     };
     // The requester may be gone. The result is logged too.
     let _ = reply.send(outcome);
@@ -138,7 +135,7 @@ fn fatal_error(ended: Option<Result<anyhow::Error, tokio::task::JoinError>>) -> 
     }
 }
 
-fn summary(state: &crate::tunnel::TunnelState) -> String {
+fn summary(state: &TunnelState) -> String {
     match &state.active {
         Some((active, relay)) => format!("connected to {relay} over {}", active.uplink),
         None if state.decision.usable.is_empty() => "no usable uplink".to_owned(),

@@ -86,7 +86,7 @@ pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow
             ));
         }
         Err(error) => {
-            let error = crate::cli::error_chain(&error);
+            let error = mobile_host::error_chain(&error);
             tracing::warn!(
                 error,
                 "broken configuration: cleaning up the kernel objects that the agent recorded"

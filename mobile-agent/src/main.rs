@@ -2,23 +2,36 @@
 //!
 //! - `cli` is the command line, `daemon` starts and stops the agent, and `control` is the socket
 //!   between the two.
+//! - `agent` answers the requests of `control` and `metrics`.
 //! - `selection` gives processes the MOBILE attribute, and `routing` maintains the MOBILE route.
 //! - `uplinks` watches the links that can carry the tunnel, and `tunnel` keeps the session on the
 //!   best one.
 //! - `processes` runs as a second process of the agent, the only one that inspects other processes.
 //! - `check` and `explain` read the state of the host without changing it.
-//! - `config` is the configuration file, `status` and `metrics` are what the agent reports, and
-//!   `footprint` is what `cleanup` reads about an agent that has ended.
+//! - `config` is the configuration file, `status` is what the agent reports, `protocol` is the
+//!   language of the control socket, and `declared_metrics` names the metrics.
+//! - `publish` passes state on between tasks.
+//! - `cleanup` removes the kernel objects of an agent, and `footprint` names those of an agent that
+//!   has ended.
+//!
+//! A module imports only from those before it:
+//! config, status, protocol, `declared_metrics`, publish <- selection, uplinks <- processes, routing
+//! <- tunnel <- agent, check, cleanup, explain, footprint <- control, metrics <- daemon <- cli.
 
+mod agent;
 mod check;
+mod cleanup;
 mod cli;
 mod config;
 mod control;
 mod daemon;
+mod declared_metrics;
 mod explain;
 mod footprint;
 mod metrics;
 mod processes;
+mod protocol;
+mod publish;
 mod routing;
 mod selection;
 mod status;

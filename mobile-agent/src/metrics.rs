@@ -1,14 +1,11 @@
 //! The agent's metrics for Prometheus.
 //!
 //! Names begin with `mobile_` and values have base units. No metric is labelled by process ID,
-//! command or destination. [`declared`] declares the metrics; a scrape fills a new registry from
+//! command or destination. [`declared_metrics`] declares the metrics; a scrape fills a new registry from
 //! the counters where they are kept.
 
-pub(crate) mod declared;
-
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -17,9 +14,11 @@ use mobile_host::metrics::Metric;
 use prometheus::Registry;
 use prometheus::core::Collector;
 
-use crate::daemon::Agent;
+use crate::agent::{Agent, KernelReads};
+use crate::declared_metrics;
 use crate::routing::objection::Objection;
 use crate::status::{FilterKind, SessionState, Status, Uplinks};
+use crate::tunnel::TunnelState;
 
 /// Timeout of a scrape; the answer is empty afterwards. Prometheus waits 10 s by default.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +35,17 @@ pub(crate) struct Server {
 /// started.
 #[derive(Clone, Default)]
 struct ScrapeTarget(Arc<OnceLock<(Arc<Agent>, tokio::runtime::Handle)>>);
+
+/// The reason why `/healthz` answers 503.
+#[derive(Debug, thiserror::Error)]
+enum Unhealthy {
+    /// The agent has not started yet.
+    #[error("the agent is starting")]
+    Starting,
+    /// The tunnel carries no packets.
+    #[error("no path to the relay is active")]
+    NoPath,
+}
 
 impl Server {
     /// Starts the HTTP server on the address `listen`. Scrapes are empty until
@@ -54,7 +64,7 @@ impl Server {
                 listen,
                 hosts,
                 move || scraped.scrape().unwrap_or_default(),
-                move || healthy.health(),
+                move || healthy.health().map_err(|error| error.to_string()),
             )
         };
         let server = match served {
@@ -84,10 +94,9 @@ impl Server {
 }
 
 impl ScrapeTarget {
-    fn health(&self) -> Result<(), String> {
-        let (agent, _) = self.0.get().ok_or("the agent is starting")?;
-        let state = agent.tunnel.state.borrow();
-        if state.active.is_some() { Ok(()) } else { Err("no path to the relay is active".to_owned()) }
+    fn health(&self) -> Result<(), Unhealthy> {
+        let (agent, _) = self.0.get().ok_or(Unhealthy::Starting)?;
+        if agent.tunnel_state().active.is_some() { Ok(()) } else { Err(Unhealthy::NoPath) }
     }
 
     /// Returns the metrics as text, or `None` before the agent has started or if it does not answer
@@ -144,107 +153,132 @@ impl Metrics {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "gauges of Prometheus are f64; bytes in memory stay far below 2^53"
-)]
 fn registry(agent: &Agent, status: &Status, uplinks: &Uplinks) -> prometheus::Result<Registry> {
     let metrics = Metrics(Registry::new());
-    let state = agent.tunnel.state.borrow().clone();
-    let history = &state.history;
-
-    let info = declared::BUILD_INFO.gauges()?;
-    info.with_label_values(&[&status.version]).set(1.0);
-    metrics.add(info)?;
-    metrics.gauge(declared::UPTIME, status.uptime_seconds)?;
-    let connected = status.session == SessionState::Connected;
-    metrics.gauge(declared::CONNECTED, f64::from(u8::from(connected)))?;
-    if let Some(rtt) = status.rtt_seconds {
-        metrics.gauge(declared::RTT, rtt)?;
-    }
-    paths(&metrics, uplinks)?;
-
-    metrics.add(history.blackouts.clone())?;
-    metrics.counters(declared::HANDOVERS, history.handovers.iter().map(|(cause, count)| (*cause, *count)))?;
-    metrics.counter(declared::CONNECT_ATTEMPTS, history.attempts)?;
-    metrics.counter(declared::ASSIGNMENTS_DEFERRED, state.assignments_deferred)?;
-    metrics
-        .counters(declared::CONNECT_FAILURES, history.failures.iter().map(|(kind, count)| (*kind, *count)))?;
-
-    let traffic = &status.traffic;
-    for (metric, sent, received) in [
-        (declared::PACKETS, traffic.sent_packets, traffic.received_packets),
-        (declared::BYTES, traffic.sent_bytes, traffic.received_bytes),
-        (declared::COMPRESSIBLE_BYTES, traffic.sent_compressible_bytes, traffic.received_compressible_bytes),
-        (declared::COMPRESSED_BYTES, traffic.sent_compressed_bytes, traffic.received_compressed_bytes),
-    ] {
-        metrics.counters(metric, [("sent", sent), ("received", received)])?;
-    }
-    let drops = status.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
-    metrics.counters(declared::DROPPED_PACKETS, drops)?;
-    metrics.gauge(declared::QUEUED_BYTES, status.queue.queued_bytes as f64)?;
-    metrics.gauge(declared::UNACKNOWLEDGED_BYTES, status.queue.unacknowledged_bytes as f64)?;
-    metrics.gauge(declared::PROCESSES, status.mobile_processes as f64)?;
-    metrics.gauge(declared::OPEN, f64::from(u8::from(status.open)))?;
-    metrics.counter(declared::OPENED, status.opened)?;
-    metrics.counter(declared::ROUTING_RESTORED, status.routing_restored)?;
-    let refused = agent.route.refused.counts();
-    let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
-    metrics.counters(declared::CLAIMS_REFUSED, refused)?;
-    let reads = [("uplinks", &agent.uplink_reads), ("route", &agent.route.passes)];
-    let reads = reads.map(|(what, count)| (what, count.load(Ordering::Relaxed)));
-    metrics.counters(declared::KERNEL_LOOKS, reads)?;
-    metrics.gauge(declared::RIVAL_RULES, status.rival_rules as f64)?;
-    metrics.counter(declared::RULES_MOVED, status.rules_moved)?;
-    let filter = declared::INGRESS_FILTER.gauges()?;
-    filter.with_label_values(&[filter_name(status.ingress.filter)]).set(1.0);
-    metrics.add(filter)?;
-    metrics.counter(declared::INGRESS_DROPPED, status.ingress.dropped_packets)?;
-    selection(&metrics, agent)?;
+    metrics.session(status)?;
+    metrics.paths(uplinks)?;
+    metrics.handovers(&agent.tunnel_state())?;
+    metrics.add(agent.blackouts())?;
+    metrics.packets(status)?;
+    metrics.processes(status)?;
+    metrics.route(agent, status)?;
+    metrics.programs(agent)?;
     Ok(metrics.0)
 }
 
-/// Adds the state of each uplink, and the round-trip time and loss of its path.
-fn paths(metrics: &Metrics, uplinks: &Uplinks) -> prometheus::Result<()> {
-    let state = declared::UPLINK_STATE.gauges()?;
-    let rtt = declared::PATH_RTT.gauges()?;
-    let loss = declared::PATH_LOSS.gauges()?;
-    for uplink in &uplinks.uplinks {
-        state.with_label_values(&[&uplink.name, &uplink.state]).set(1.0);
-        if let Some(seconds) = uplink.rtt_seconds {
-            rtt.with_label_values(&[&uplink.name]).set(seconds);
+impl Metrics {
+    fn session(&self, status: &Status) -> prometheus::Result<()> {
+        let info = declared_metrics::BUILD_INFO.gauges()?;
+        info.with_label_values(&[&status.version]).set(1.0);
+        self.add(info)?;
+        self.gauge(declared_metrics::UPTIME, status.uptime_seconds)?;
+        let connected = status.session == SessionState::Connected;
+        self.gauge(declared_metrics::CONNECTED, f64::from(u8::from(connected)))?;
+        if let Some(rtt) = status.rtt_seconds {
+            self.gauge(declared_metrics::RTT, rtt)?;
         }
-        if let Some(ratio) = uplink.loss_ratio {
-            loss.with_label_values(&[&uplink.name]).set(ratio);
-        }
+        Ok(())
     }
-    metrics.add(state)?;
-    metrics.add(rtt)?;
-    metrics.add(loss)
-}
 
-/// Adds the counters of the eBPF programs.
-fn selection(metrics: &Metrics, agent: &Agent) -> prometheus::Result<()> {
-    let counted = {
-        let selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = selector.bypass_full();
-        selector.verdicts().and_then(|verdicts| Ok((verdicts, selector.events()?, full)))
-    };
-    let (verdicts, events, full) = match counted {
-        Ok(counted) => counted,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read the counters of the eBPF programs");
-            return Ok(());
+    /// Adds the state of each uplink, and the round-trip time and loss of its path.
+    fn paths(&self, uplinks: &Uplinks) -> prometheus::Result<()> {
+        let state = declared_metrics::UPLINK_STATE.gauges()?;
+        let rtt = declared_metrics::PATH_RTT.gauges()?;
+        let loss = declared_metrics::PATH_LOSS.gauges()?;
+        for uplink in &uplinks.uplinks {
+            state.with_label_values(&[&uplink.name, &uplink.state]).set(1.0);
+            if let Some(seconds) = uplink.rtt_seconds {
+                rtt.with_label_values(&[&uplink.name]).set(seconds);
+            }
+            if let Some(ratio) = uplink.loss_ratio {
+                loss.with_label_values(&[&uplink.name]).set(ratio);
+            }
         }
-    };
-    let verdicts = verdicts.iter().map(|(verdict, count)| (verdict.name(), *count));
-    metrics.counters(declared::SELECTION_VERDICTS, verdicts)?;
-    let unaccounted =
-        events.iter().find_map(|(event, count)| (*event == CountedEvent::Unaccounted).then_some(*count));
-    let full = [("bypass", full), ("accounts", unaccounted.unwrap_or(0))];
-    metrics.counters(declared::MAP_FULL, full)?;
-    let events = events.iter().map(|(event, count)| (event.name(), *count));
-    metrics.counters(declared::SELECTION_EVENTS, events)
+        self.add(state)?;
+        self.add(rtt)?;
+        self.add(loss)
+    }
+
+    fn handovers(&self, state: &TunnelState) -> prometheus::Result<()> {
+        let history = &state.history;
+        let handovers = history.handovers.iter().map(|(cause, count)| (*cause, *count));
+        self.counters(declared_metrics::HANDOVERS, handovers)?;
+        self.counter(declared_metrics::CONNECT_ATTEMPTS, history.attempts)?;
+        self.counter(declared_metrics::ASSIGNMENTS_DEFERRED, state.assignments_deferred)?;
+        let failures = history.failures.iter().map(|(kind, count)| (*kind, *count));
+        self.counters(declared_metrics::CONNECT_FAILURES, failures)
+    }
+
+    /// Adds the counters of the inner traffic, and what the agent holds of it.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "gauges of Prometheus are f64; bytes in memory stay far below 2^53"
+    )]
+    fn packets(&self, status: &Status) -> prometheus::Result<()> {
+        let traffic = &status.traffic;
+        let compressible = (traffic.sent_compressible_bytes, traffic.received_compressible_bytes);
+        let compressed = (traffic.sent_compressed_bytes, traffic.received_compressed_bytes);
+        for (metric, (sent, received)) in [
+            (declared_metrics::PACKETS, (traffic.sent_packets, traffic.received_packets)),
+            (declared_metrics::BYTES, (traffic.sent_bytes, traffic.received_bytes)),
+            (declared_metrics::COMPRESSIBLE_BYTES, compressible),
+            (declared_metrics::COMPRESSED_BYTES, compressed),
+        ] {
+            self.counters(metric, [("sent", sent), ("received", received)])?;
+        }
+        let drops = status.drops.iter().map(|(reason, count)| (reason.as_str(), *count));
+        self.counters(declared_metrics::DROPPED_PACKETS, drops)?;
+        self.gauge(declared_metrics::QUEUED_BYTES, status.queue.queued_bytes as f64)?;
+        self.gauge(declared_metrics::UNACKNOWLEDGED_BYTES, status.queue.unacknowledged_bytes as f64)
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "gauges of Prometheus are f64; the number of processes stays far below 2^53"
+    )]
+    fn processes(&self, status: &Status) -> prometheus::Result<()> {
+        self.gauge(declared_metrics::PROCESSES, status.mobile_processes as f64)?;
+        self.gauge(declared_metrics::OPEN, f64::from(u8::from(status.open)))?;
+        self.counter(declared_metrics::OPENED, status.opened)
+    }
+
+    /// Adds the counters of the MOBILE route, its claims and its ingress filter.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "gauges of Prometheus are f64; the number of rules stays far below 2^53"
+    )]
+    fn route(&self, agent: &Agent, status: &Status) -> prometheus::Result<()> {
+        self.counter(declared_metrics::ROUTING_RESTORED, status.routing_restored)?;
+        let refused = agent.refusals();
+        let refused = Objection::WORDS.iter().map(|word| (*word, refused.get(word).copied().unwrap_or(0)));
+        self.counters(declared_metrics::CLAIMS_REFUSED, refused)?;
+        let KernelReads { uplinks, route } = agent.kernel_reads();
+        self.counters(declared_metrics::KERNEL_LOOKS, [("uplinks", uplinks), ("route", route)])?;
+        self.gauge(declared_metrics::RIVAL_RULES, status.rival_rules as f64)?;
+        self.counter(declared_metrics::RULES_MOVED, status.rules_moved)?;
+        let filter = declared_metrics::INGRESS_FILTER.gauges()?;
+        filter.with_label_values(&[filter_name(status.ingress.filter)]).set(1.0);
+        self.add(filter)?;
+        self.counter(declared_metrics::INGRESS_DROPPED, status.ingress.dropped_packets)
+    }
+
+    /// Adds the counters of the eBPF programs.
+    fn programs(&self, agent: &Agent) -> prometheus::Result<()> {
+        let counters = match agent.processes().counters() {
+            Ok(counters) => counters,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the counters of the eBPF programs");
+                return Ok(());
+            }
+        };
+        let verdicts = counters.verdicts.iter().map(|(verdict, count)| (verdict.name(), *count));
+        self.counters(declared_metrics::SELECTION_VERDICTS, verdicts)?;
+        let unaccounted = counters.count(CountedEvent::Unaccounted);
+        let full = [("bypass", counters.bypass_full), ("accounts", unaccounted.unwrap_or(0))];
+        self.counters(declared_metrics::MAP_FULL, full)?;
+        let events = counters.events.iter().map(|(event, count)| (event.name(), *count));
+        self.counters(declared_metrics::SELECTION_EVENTS, events)
+    }
 }
 
 /// Returns the metrics' label for a kind of ingress filter, which is also its name in JSON.

@@ -1,7 +1,7 @@
 //! The output of `mobile status --json` and `mobile uplinks --json`.
 //!
 //! Scripts read these structures, so their JSON keys and values are stable. docs/use/json.md lists
-//! them. The reply that `mobile ps --json` prints is in `control::protocol`.
+//! them. The reply that `mobile ps --json` prints is in `protocol`.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OnFailure;
 
+// Larger than the bound: it is one JSON object, whose keys scripts read at the top level.
 /// The output of `mobile status --json`. Durations are in seconds; counters are 0 when the agent
 /// starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -17,6 +17,7 @@ mod manager;
 mod suspend;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mobile_proto::{Limits, PathId, PushConfig, Session, SessionId};
@@ -37,14 +38,14 @@ pub(crate) struct Tunnel {
     /// The handle of the running session driver.
     pub(crate) driver: Handle,
     /// The latest state of the tunnel (paths, uplinks and handovers) that its manager published.
-    pub(crate) state: watch::Receiver<TunnelState>,
+    pub(crate) state: watch::Receiver<Arc<TunnelState>>,
     /// The latest configuration that the relay pushed, updated at a limited rate.
-    pub(crate) pushed_config: watch::Receiver<Option<PushConfig>>,
+    pub(crate) pushed_config: watch::Receiver<Option<Arc<PushConfig>>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
 /// A snapshot of the tunnel's paths, uplinks and handovers, for status and metrics.
-#[derive(Debug, Clone)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct TunnelState {
     /// The path in use and the relay's address on it; `None` while no path works.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
@@ -82,7 +83,7 @@ impl Tunnel {
         let (force, forces) = mpsc::unbounded_channel();
         let (publish_config, pushed_config) = watch::channel(None);
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
-        let (publish, state) = watch::channel(manager.state());
+        let (publish, state) = watch::channel(Arc::new(manager.state()));
         (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
     }
 
@@ -90,5 +91,53 @@ impl Tunnel {
     pub(crate) fn force(&self, uplink: Option<String>) {
         // The receiver is gone only while the agent stops.
         let _ = self.force.send(uplink);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::publish::publish_if_changed;
+    use cause::HandoverCause;
+    use machine::Handover;
+
+    fn state(history: &HandoverHistory) -> TunnelState {
+        TunnelState {
+            active: None,
+            outage_since: None,
+            ready: vec![(PathId(1), "eth0".into())],
+            connecting: Vec::new(),
+            uplinks: Vec::new(),
+            decision: Decision::default(),
+            forced: None,
+            history: history.clone(),
+            assignments_deferred: 0,
+        }
+    }
+
+    #[test]
+    fn an_unchanged_state_is_not_published_again() {
+        let mut history = HandoverHistory::new();
+        let (publish, published) = watch::channel(Arc::new(state(&history)));
+        assert!(!publish_if_changed(&publish, state(&history)));
+        let handover = Handover {
+            cause: HandoverCause::CarrierLost,
+            from: "eth0".into(),
+            to: "wlan0".into(),
+            blackout: Duration::from_millis(20),
+            replayed: 3,
+            dropped: 0,
+        };
+        history.record_handover(Instant::now(), handover);
+        assert!(publish_if_changed(&publish, state(&history)), "a handover changes the state");
+        assert!(!publish_if_changed(&publish, state(&history)));
+        history.attempts += 1;
+        assert!(publish_if_changed(&publish, state(&history)), "an attempt changes the state");
+        let forced = || TunnelState { forced: Some("eth0".into()), ..state(&history) };
+        assert!(publish_if_changed(&publish, forced()));
+        assert!(!publish_if_changed(&publish, forced()));
+        assert_eq!(published.borrow().history.handover_count(), 1);
     }
 }

@@ -22,6 +22,7 @@ use mobile_netlink::{Netlink, NetlinkError, RouteInterest, Watch};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::publish::publish_if_changed;
 use detour::Detours;
 use links::{ObservedLink, RouteTargets};
 use policy::Uplink;
@@ -39,7 +40,7 @@ const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(250);
 /// The uplinks, kept up to date by [`watch()`].
 pub(crate) struct Uplinks {
     /// The latest properties of the uplinks.
-    pub(crate) known: watch::Receiver<Vec<Uplink>>,
+    pub(crate) known: watch::Receiver<Arc<Vec<Uplink>>>,
     /// The number of times that the uplinks were read from the kernel.
     pub(crate) reads: Arc<AtomicU64>,
     refresh: Arc<Notify>,
@@ -88,7 +89,7 @@ impl Uplinks {
 /// does not delay packets.
 pub(crate) async fn watch(
     settings: UplinkSettings,
-    relay: watch::Receiver<Vec<SocketAddr>>,
+    relay: watch::Receiver<Arc<[SocketAddr]>>,
 ) -> anyhow::Result<(Uplinks, impl Future<Output = anyhow::Error> + Send + 'static)> {
     let targets = RouteTargets::new(&relay.borrow());
     // Subscribe before the first read, so that no change is missed in between.
@@ -109,7 +110,7 @@ pub(crate) async fn watch(
         logged_loops: None,
     };
     let first = watcher.read_links().await.context("cannot read the uplinks")?;
-    let (publish, known) = watch::channel(first);
+    let (publish, known) = watch::channel(Arc::new(first));
     let refresh = Arc::new(Notify::new());
     let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), reader_lookup };
     Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
@@ -138,8 +139,8 @@ impl Watcher {
         mut self,
         mut watch: Watch,
         refresh: Arc<Notify>,
-        mut relay: watch::Receiver<Vec<SocketAddr>>,
-        publish: watch::Sender<Vec<Uplink>>,
+        mut relay: watch::Receiver<Arc<[SocketAddr]>>,
+        publish: watch::Sender<Arc<Vec<Uplink>>>,
     ) -> anyhow::Error {
         let (mut next, mut next_refresh) = (Instant::now(), Instant::now());
         loop {
@@ -163,11 +164,7 @@ impl Watcher {
             let begun = Instant::now();
             match self.read_links().await {
                 Ok(now) => {
-                    publish.send_if_modified(|known| {
-                        let new = *known != now;
-                        *known = now;
-                        new
-                    });
+                    publish_if_changed(&publish, now);
                 }
                 // A change during a dump can interrupt it. The event of that change triggers
                 // another read.

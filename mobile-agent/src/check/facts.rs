@@ -139,9 +139,9 @@ fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>
         (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
         (Ok(_), _) => ConfigFile::Read(file),
         (Err(error), Err(ErrorKind::PermissionDenied)) => {
-            ConfigFile::NotAllowed(crate::cli::error_chain(&error))
+            ConfigFile::NotAllowed(mobile_host::error_chain(&error))
         }
-        (Err(error), _) => ConfigFile::Invalid(crate::cli::error_chain(&error)),
+        (Err(error), _) => ConfigFile::Invalid(mobile_host::error_chain(&error)),
     };
     (config, relay, config_file)
 }
@@ -171,7 +171,7 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, FactError> {
 }
 
 fn key_error(error: Option<mobile_transport::keys::KeyError>) -> FactError {
-    error.map(|error| crate::cli::error_chain(&error.into())).unwrap_or_default().into()
+    error.map(|error| mobile_host::error_chain(&error.into())).unwrap_or_default().into()
 }
 
 #[cfg(test)]

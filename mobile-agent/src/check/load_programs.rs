@@ -42,7 +42,7 @@ pub(super) fn try_load(config: &Config) -> Result<(), FactError> {
         Ok(left?)
     });
     match result {
-        Ok(result) => result.map_err(|error| crate::cli::error_chain(&error).into()),
+        Ok(result) => result.map_err(|error| mobile_host::error_chain(&error).into()),
         Err(error) => Err(format!("cannot create namespaces for the test: {error}").into()),
     }
 }

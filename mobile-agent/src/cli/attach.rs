@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::bail;
 use mobile_host::text::printable;
 
-use crate::control::protocol::{Change, Reply, Request};
+use crate::protocol::{Change, Reply, Request};
 
 /// Asks the agent to make the processes mobile.
 pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
@@ -56,7 +56,7 @@ fn render(changes: &[Change], state: &str, route: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::Connection;
+    use crate::protocol::Connection;
 
     #[test]
     fn output_lists_sockets_that_keep_their_route_and_omits_failed_changes() {

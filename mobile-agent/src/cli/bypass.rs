@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::args::Bypass;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 
 /// Asks the agent to change or list the bypassed networks.
 pub(super) fn bypass(config: Option<&Path>, what: &Bypass) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use anyhow::bail;
 use mobile_host::control::{Client, ControlError};
 
 use crate::check::AgentStatus;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 
 /// Runs all checks, with or without a running agent. An ordinary user sees fewer checks than root.
 pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
@@ -31,9 +31,9 @@ fn ask_agent(socket: &Path) -> AgentStatus {
         Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
             Ok(Reply::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}").into()),
-            Err(error) => Err(super::error_chain(&error.into()).into()),
+            Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(super::error_chain(&error.into()).into()),
+        Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use mobile_host::control::{Client, ControlError};
 
 use crate::config::Config;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::status::SessionState;
 
 /// Prints how a connection is routed, and why. Needs neither a running agent nor root; the output

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 
 /// Has the agent make the processes of systemd's `mobile.slice` mobile. If this fails, systemd
 /// starts nothing in the slice.

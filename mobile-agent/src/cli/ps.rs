@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::control::protocol::{Process, Reply, Request, Traffic};
+use crate::protocol::{Process, Reply, Request, Traffic};
 
 /// Prints the mobile processes. Root and members of the control group see all of them, other users
 /// their own.
@@ -54,7 +54,7 @@ fn tcp(process: &Process, counter: impl Fn(&Traffic) -> u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::Connection;
+    use crate::protocol::Connection;
 
     #[test]
     fn connections_are_listed_below_their_process() {

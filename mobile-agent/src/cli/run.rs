@@ -17,7 +17,7 @@ use anyhow::Context;
 use mobile_host::text::printable;
 
 use crate::config::Config;
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::instance::{self, Instance};
 

@@ -14,7 +14,7 @@ use mobile_host::text::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::status::{SHOWN_HANDOVERS, addresses, handover_line, or_dash, relay, session};
-use crate::control::protocol::{Reply, Request};
+use crate::protocol::{Reply, Request};
 use crate::status::{SessionState, Status, Traffic, Uplinks};
 
 /// The time between two refreshes of the display.
@@ -58,7 +58,7 @@ pub(super) fn watch(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
                 (Ok(now), None) => format!("{}\n", render(now, before.as_ref(), Paint(false))),
                 // Show the error and keep trying: the agent may be restarting.
                 (Err(error), Some(screen)) => {
-                    screen.frame(&format!("{}\n", printable(&super::error_chain(error))))
+                    screen.frame(&format!("{}\n", printable(&mobile_host::error_chain(error))))
                 }
                 (Err(_), None) => return sampled.map(drop),
             };

@@ -3,13 +3,30 @@
 //! The decision is pure; the user's identity comes from the kernel (the socket's peer credentials),
 //! never from the request.
 
-use super::protocol::Request;
 use crate::processes::Requester;
+use crate::protocol::Request;
+
+/// The reason why a user may not send a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Denied {
+    /// The request chooses the uplink.
+    #[error("only root and the [control] group may choose the uplink: run the command with sudo")]
+    Use,
+    /// The request changes the bypassed networks.
+    #[error("only root and the [control] group may change the bypass: run the command with sudo")]
+    Bypass,
+    /// The request removes the kernel objects.
+    #[error("only root and the [control] group may clean up: run the command with sudo")]
+    Cleanup,
+    /// The request prepares systemd's slice.
+    #[error("only root and the [control] group may prepare the slice: systemd runs this command")]
+    PrepareSlice,
+}
 
 /// Returns an error unless the requester may send this request. For requests that name processes,
 /// the process helper decides for each process.
-pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), String> {
-    match request {
+pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Denied> {
+    let denied = match request {
         Request::Run
         | Request::Call(_)
         | Request::Attach { .. }
@@ -17,25 +34,13 @@ pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Strin
         | Request::Processes
         | Request::Status
         | Request::Uplinks
-        | Request::Bypasses => Ok(()),
-        Request::Use { .. } | Request::Bypass { .. } | Request::Cleanup | Request::PrepareSlice
-            if requester.privileged =>
-        {
-            Ok(())
-        }
-        Request::Use { .. } => {
-            Err("only root and the [control] group may choose the uplink: run the command with sudo".into())
-        }
-        Request::Bypass { .. } => {
-            Err("only root and the [control] group may change the bypass: run the command with sudo".into())
-        }
-        Request::Cleanup => {
-            Err("only root and the [control] group may clean up: run the command with sudo".into())
-        }
-        Request::PrepareSlice => {
-            Err("only root and the [control] group may prepare the slice: systemd runs this command".into())
-        }
-    }
+        | Request::Bypasses => return Ok(()),
+        Request::Use { .. } => Denied::Use,
+        Request::Bypass { .. } => Denied::Bypass,
+        Request::Cleanup => Denied::Cleanup,
+        Request::PrepareSlice => Denied::PrepareSlice,
+    };
+    if requester.privileged { Ok(()) } else { Err(denied) }
 }
 
 #[cfg(test)]
@@ -62,7 +67,7 @@ mod tests {
         for request in [Request::Use { uplink: None }, Request::Cleanup] {
             assert_eq!(admit(ROOT, &request), Ok(()));
             assert_eq!(admit(MEMBER, &request), Ok(()));
-            assert!(admit(USER, &request).unwrap_err().contains("only root"), "{request:?}");
+            assert!(admit(USER, &request).unwrap_err().to_string().contains("only root"), "{request:?}");
         }
     }
 }

@@ -3,18 +3,18 @@
 //! Every connection is a task. Work that reads `/proc` or moves processes runs on a blocking
 //! thread, off the runtime's own.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mobile_host::control::{Connection, ControlError, Listener, Peer, UserConnectionLimit};
-use serde::de::DeserializeOwned;
 
 use super::access::admit;
+use super::blocking::blocking;
 use super::calls;
-use super::protocol::{Reply, Request};
-use crate::daemon::Agent;
-use crate::processes::{Job, Requester};
+use super::request_error::RequestError;
+use crate::agent::{Agent, BypassAction, BypassOutcome, Caller};
+use crate::processes::Requester;
+use crate::protocol::{Reply, Request};
 
 /// The pause after a failed accept, for example when no file descriptor is left: long enough not to
 /// spin, short enough not to be noticed.
@@ -61,12 +61,8 @@ async fn serve_connection(mut connection: Connection, agent: &Arc<Agent>) -> Res
             Ok(Some(request)) => {
                 tracing::debug!(pid, uid, ?request, "control request");
                 let pidfd = connection.peer.pidfd.as_ref().and_then(|pidfd| pidfd.try_clone().ok());
-                match admit(requester, &request) {
-                    Ok(()) => {
-                        handle(agent, requester, (pid, pidfd), request).await.unwrap_or_else(Reply::Refused)
-                    }
-                    Err(reason) => Reply::Refused(reason),
-                }
+                let handled = handle(agent, Caller { pid, pidfd, requester }, request).await;
+                handled.unwrap_or_else(|error| Reply::Refused(error.to_string()))
             }
             Err(ControlError::BadMessage(error)) => {
                 Reply::Refused(format!("cannot decode the request: {error}"))
@@ -82,75 +78,52 @@ async fn serve_connection(mut connection: Connection, agent: &Arc<Agent>) -> Res
     }
 }
 
-async fn handle(
-    agent: &Arc<Agent>,
-    requester: Requester,
-    (pid, pidfd): (i32, Option<OwnedFd>),
-    request: Request,
-) -> Result<Reply, String> {
+/// Handles a request that the caller may send.
+async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<Reply, RequestError> {
+    let requester = caller.requester;
+    admit(requester, &request)?;
     let persistent = agent.persistent();
     let agent_for_job = Arc::clone(agent);
     match request {
         Request::Run => {
-            blocking(move || run(&agent_for_job, requester, pid, pidfd.as_ref().map(OwnedFd::as_fd))).await
+            blocking(move || agent_for_job.processes().make_caller_mobile(&caller)).await?;
+            Ok(Reply::Done)
         }
-        Request::Call(call) => calls::handle(agent, requester, (pid, pidfd), call).await.map(Reply::Called),
+        Request::Call(call) => calls::handle(agent, caller, call).await.map(Reply::Called),
         Request::Attach { pids } => {
-            blocking(move || {
-                let _scope = agent_for_job.attach_to_root()?;
-                let job = Job::Change { pids, requester, persistent, mobile: true };
-                ask_helper(&agent_for_job, &job).map(Reply::Changed)
-            })
-            .await
+            let attach = move || agent_for_job.processes().attach(pids, requester, persistent);
+            blocking(attach).await.map(Reply::Changed)
         }
         Request::Detach { pids } => {
-            let job = Job::Change { pids, requester, persistent, mobile: false };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Changed)).await
+            let detach = move || agent_for_job.processes().detach(pids, requester, persistent);
+            blocking(detach).await.map(Reply::Changed)
         }
         Request::Processes => {
-            let job = Job::List { requester, persistent };
-            blocking(move || ask_helper(&agent_for_job, &job).map(Reply::Processes)).await
+            let list = move || agent_for_job.processes().list(requester, persistent);
+            blocking(list).await.map(Reply::Processes)
         }
         Request::Status => Ok(Reply::Status(Box::new(agent.status().await))),
         Request::Uplinks => Ok(Reply::Uplinks(agent.uplinks().await)),
-        Request::Use { uplink } => agent.force(uplink),
-        Request::Bypasses => Ok(Reply::Bypasses(agent.bypass.lock().await.clone())),
-        Request::Bypass { net, add } => agent.change_bypass(net, add).await,
-        Request::Cleanup => agent.clean_up().await,
-        Request::PrepareSlice => blocking(move || agent_for_job.prepare_slice().map(|()| Reply::Done)).await,
+        Request::Use { uplink } => Ok(agent.force(uplink)?.map_or(Reply::Done, Reply::Noted)),
+        Request::Bypasses => Ok(Reply::Bypasses(agent.bypasses().await)),
+        Request::Bypass { net, add } => {
+            let action = if add { BypassAction::Add } else { BypassAction::Remove };
+            Ok(match agent.change_bypass(net, action).await? {
+                BypassOutcome::Changed => Reply::Done,
+                BypassOutcome::AlreadyBypassed(net) => Reply::Noted(format!("{net} is already bypassed")),
+            })
+        }
+        Request::Cleanup => Ok(agent.clean_up().await.map(|()| Reply::Done)?),
+        Request::PrepareSlice => {
+            blocking(move || agent_for_job.processes().prepare_slice()).await?;
+            Ok(Reply::Done)
+        }
     }
 }
 
-/// Returns whether the user is a member of the `[control] group`. Asks the process helper, because
-/// the user database may be a service that only the helper may query.
+/// Returns whether the user is a member of the `[control] group`.
 async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
-    let Some(group) = agent.config.control.group.clone() else { return false };
+    let Some(group) = agent.config().control.group.clone() else { return false };
     let agent = Arc::clone(agent);
-    blocking(move || ask_helper(&agent, &Job::IsPrivileged { uid, gid, group })).await.unwrap_or(false)
-}
-
-/// Makes the process that sent the request mobile, with the sockets that it holds.
-fn run(
-    agent: &Agent,
-    requester: Requester,
-    caller: i32,
-    pidfd: Option<BorrowedFd<'_>>,
-) -> Result<Reply, String> {
-    let helper = |job: &Job| agent.processes.run(job, pidfd).map_err(|error| error.to_string());
-    let holds: Result<bool, _> = agent.processes.run(&Job::HoldsSockets { caller }, pidfd);
-    let with_sockets = holds.map_err(|error| error.to_string())?;
-    let _scope = with_sockets.then(|| agent.attach_to_root()).transpose()?;
-    helper(&Job::SetMobile { pid: None, caller, requester, mobile: true, with_sockets }).map(|()| Reply::Done)
-}
-
-fn ask_helper<T: DeserializeOwned>(agent: &Agent, job: &Job) -> Result<T, String> {
-    agent.processes.run(job, None).map_err(|error| error.to_string())
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(format!("the agent failed while it handled the request: {error}")))
+    blocking(move || agent.processes().is_member(uid, gid, group)).await.unwrap_or(false)
 }

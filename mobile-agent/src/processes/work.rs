@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use super::access::{ProcessHandle, Requester, may_change};
 use super::change_error::ChangeError;
 use super::job::JobError;
-use crate::control::protocol::{Change, Connection, Process, Traffic};
+use crate::protocol::{Change, Connection, Process, Traffic};
 use crate::selection::account::{self, Accounts};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::process::{self, Reader};

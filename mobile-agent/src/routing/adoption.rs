@@ -17,12 +17,12 @@ pub(super) struct AdoptedAssignment {
     cache: AssignmentCache,
     device: Arc<DeliveryFilter>,
     claims: ClaimTracker,
-    host: watch::Receiver<HostNetworks>,
+    host: watch::Receiver<Arc<HostNetworks>>,
     refused: Arc<Refusals>,
     /// The relay's assignment without the addresses and resolvers that this host refuses.
     accepted: Option<Assignment>,
     /// Publishes `accepted` once the MOBILE route for it is set up.
-    published: watch::Sender<Option<Assignment>>,
+    published: watch::Sender<Option<Arc<Assignment>>>,
 }
 
 impl AdoptedAssignment {
@@ -32,7 +32,7 @@ impl AdoptedAssignment {
         cache: AssignmentCache,
         allowed: &[IpNet],
         device: Arc<DeliveryFilter>,
-        host: watch::Receiver<HostNetworks>,
+        host: watch::Receiver<Arc<HostNetworks>>,
     ) -> Self {
         let refused = Arc::new(Refusals::default());
         let claims = ClaimTracker::new(cache.load(), allowed, Arc::clone(&refused));
@@ -40,7 +40,7 @@ impl AdoptedAssignment {
     }
 
     /// Returns a receiver of the part of the assignment that is in force.
-    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Assignment>> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<Assignment>>> {
         self.published.subscribe()
     }
 
@@ -86,7 +86,7 @@ impl AdoptedAssignment {
             // anew.
             if let Err(error) = self.cache.store(&new) {
                 tracing::warn!(
-                    error = crate::cli::error_chain(&error),
+                    error = mobile_host::error_chain(&error),
                     "cannot store the assignment: after a restart, the addresses are unknown until \
                     the relay is reached"
                 );
@@ -109,10 +109,37 @@ impl AdoptedAssignment {
 
     /// Publishes the accepted part of the assignment, unless it is published already.
     pub(super) fn publish(&self) {
-        self.published.send_if_modified(|published| {
-            let is_new = *published != self.accepted;
-            published.clone_from(&self.accepted);
-            is_new
-        });
+        publish(&self.published, self.accepted.as_ref());
+    }
+}
+
+/// Publishes the assignment in force unless it is published already.
+fn publish(published: &watch::Sender<Option<Arc<Assignment>>>, in_force: Option<&Assignment>) {
+    published.send_if_modified(|published| {
+        let is_new = published.as_deref() != in_force;
+        if is_new {
+            *published = in_force.cloned().map(Arc::new);
+        }
+        is_new
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_assignment_is_not_published_again() {
+        let assigned = |mtu| Assignment { ipv4: None, ipv6: None, mtu, dns: Vec::new() };
+        let (sender, mut published) = watch::channel(None);
+        publish(&sender, None);
+        assert!(!published.has_changed().unwrap());
+        for mtu in [1400, 1500] {
+            publish(&sender, Some(&assigned(mtu)));
+            assert!(published.has_changed().unwrap());
+            assert_eq!(published.borrow_and_update().as_deref(), Some(&assigned(mtu)));
+            publish(&sender, Some(&assigned(mtu)));
+            assert!(!published.has_changed().unwrap());
+        }
     }
 }

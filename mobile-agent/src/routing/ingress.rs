@@ -221,7 +221,7 @@ impl IngressFilter {
     /// Attaches the eBPF classifier, which drops packets to `addresses`, on every present device
     /// except loopback and the host virtual device.
     async fn classify(&mut self, addresses: &BTreeSet<IpAddr>) {
-        let failure = self.try_classify(addresses).await.err().map(|error| crate::cli::error_chain(&error));
+        let failure = self.try_classify(addresses).await.err().map(|error| mobile_host::error_chain(&error));
         let mut state = self.monitor.state();
         if let Some(error) = failure.as_ref().filter(|_| state.failure != failure) {
             tracing::warn!(
@@ -257,7 +257,7 @@ impl IngressFilter {
             self.monitor.0.dropped.fetch_add(classifier::sum(&counter), Ordering::Relaxed);
         }
         if let Err(error) = classifier::remove(&self.pin_dir) {
-            tracing::warn!(error = crate::cli::error_chain(&error), "cannot remove the ingress classifier");
+            tracing::warn!(error = mobile_host::error_chain(&error), "cannot remove the ingress classifier");
         }
     }
 }

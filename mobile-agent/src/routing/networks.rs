@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use super::claim::HostNetworks;
+use crate::publish::publish_if_changed;
 
 /// The shortest time between two reads of this host's networks, so that many changes cost a bounded
 /// share of a processor.
@@ -37,20 +39,20 @@ const ON_LINK_PROTOCOLS: [u8; 3] = [2, 9, 16];
 /// date. The future ends only on an error, with the reason.
 pub(crate) async fn watch(
     own_device: String,
-    relay: watch::Receiver<Vec<SocketAddr>>,
-) -> anyhow::Result<(watch::Receiver<HostNetworks>, impl Future<Output = anyhow::Error>)> {
+    relay: watch::Receiver<Arc<[SocketAddr]>>,
+) -> anyhow::Result<(watch::Receiver<Arc<HostNetworks>>, impl Future<Output = anyhow::Error>)> {
     // Subscribe before the first read, so that no change is missed in between.
     let watch = Watch::new().context("cannot watch the networks of this host")?;
     let first = read_on_thread(&own_device, &relay).await?;
-    let (publish, known) = watch::channel(first);
+    let (publish, known) = watch::channel(Arc::new(first));
     Ok((known, follow(watch, own_device, relay, publish)))
 }
 
 async fn follow(
     mut watch: Watch,
     own_device: String,
-    mut relay: watch::Receiver<Vec<SocketAddr>>,
-    publish: watch::Sender<HostNetworks>,
+    mut relay: watch::Receiver<Arc<[SocketAddr]>>,
+    publish: watch::Sender<Arc<HostNetworks>>,
 ) -> anyhow::Error {
     let mut next = Instant::now();
     let mut files = tokio::time::interval(RESOLVER_FILE_INTERVAL);
@@ -73,16 +75,12 @@ async fn follow(
         let began = Instant::now();
         match read_on_thread(&own_device, &relay).await {
             Ok(now) => {
-                publish.send_if_modified(|known| {
-                    let new = *known != now;
-                    *known = now;
-                    new
-                });
+                publish_if_changed(&publish, now);
             }
             // A change during a dump can interrupt it. The event of that change triggers another
             // read.
             Err(error) => tracing::warn!(
-                error = crate::cli::error_chain(&error),
+                error = mobile_host::error_chain(&error),
                 "cannot read the networks of this host: judging the relay's claims by the previous facts"
             ),
         }
@@ -94,7 +92,7 @@ async fn follow(
 /// thread.
 async fn read_on_thread(
     own_device: &str,
-    relay: &watch::Receiver<Vec<SocketAddr>>,
+    relay: &watch::Receiver<Arc<[SocketAddr]>>,
 ) -> anyhow::Result<HostNetworks> {
     let own_device = own_device.to_owned();
     let relay = relay.borrow().iter().map(|address| address.ip().to_canonical()).collect();

@@ -40,7 +40,7 @@ pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<anyhow::Result<()>>)
 #[derive(Debug, Clone)]
 pub(crate) struct RouteStatus {
     /// The part of the relay's assignment that is in force; `None` before the first assignment.
-    pub(crate) assignment: watch::Receiver<Option<Assignment>>,
+    pub(crate) assignment: watch::Receiver<Option<Arc<Assignment>>>,
     /// The number of kernel objects that were restored because another program had removed or
     /// changed them.
     pub(crate) restored: Arc<AtomicU64>,
@@ -77,7 +77,7 @@ impl RouteReconciler {
         netlink: Netlink,
         cache: AssignmentCache,
         device: Arc<DeliveryFilter>,
-        host: watch::Receiver<HostNetworks>,
+        host: watch::Receiver<Arc<HostNetworks>>,
     ) -> anyhow::Result<(Self, RouteStatus)> {
         let mut reconciler = Self {
             config: config.clone(),
@@ -106,7 +106,7 @@ impl RouteReconciler {
     /// MOBILE route after changes by other programs. Returns only on an error, with the reason.
     pub(crate) async fn run(
         mut self,
-        pushed: watch::Receiver<Option<PushConfig>>,
+        pushed: watch::Receiver<Option<Arc<PushConfig>>>,
         bypass: mpsc::Receiver<BypassChange>,
     ) -> anyhow::Error {
         let tables = self.ingress.watch();
@@ -169,7 +169,7 @@ impl RouteReconciler {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
                     tracing::warn!(
-                        error = crate::cli::error_chain(&error),
+                        error = mobile_host::error_chain(&error),
                         "the MOBILE route is incomplete, retrying after the next change"
                     );
                 }
@@ -204,7 +204,7 @@ impl RouteReconciler {
                     .await
                     .context("the host virtual device is gone")?;
                 tracing::warn!(
-                    error = crate::cli::error_chain(&error),
+                    error = mobile_host::error_chain(&error),
                     "the MOBILE route is incomplete, retrying after the next change"
                 );
                 Ok(0)

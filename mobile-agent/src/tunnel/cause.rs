@@ -114,10 +114,17 @@ impl Failure {
         )
     }
 
-    /// Returns the failure for a TCP connection that was not established; `refused` if the host
-    /// answered with a reset.
-    pub(crate) fn unreachable(error: &str, refused: bool) -> Self {
-        let fault = if refused { Fault::Relay } else { Fault::Uplink };
+    /// Returns the failure for a TCP connection that was not established.
+    pub(crate) fn unreachable(error: &str) -> Self {
+        Self::not_connected(Fault::Uplink, error)
+    }
+
+    /// Returns the failure for a TCP connection that the host answered with a reset.
+    pub(crate) fn connection_refused(error: &str) -> Self {
+        Self::not_connected(Fault::Relay, error)
+    }
+
+    fn not_connected(fault: Fault, error: &str) -> Self {
         let next = "check that home-relay runs there and that the network allows the port";
         Self::new(fault, "unreachable", error.to_owned(), next)
     }
@@ -172,7 +179,7 @@ impl Failure {
                  or proxy is in between",
             ),
             tls::HandshakeFailure::Network(text) => {
-                Self::unreachable(&format!("the connection to the relay failed: {text}"), false)
+                Self::unreachable(&format!("the connection to the relay failed: {text}"))
             }
         }
     }

@@ -5,6 +5,7 @@
 //! If a relay changes it without end, the agent uses only the latest configuration once per
 //! [`INTERVAL`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mobile_proto::PushConfig;
@@ -19,7 +20,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 /// A token-bucket limiter that publishes the relay's configurations to the rest of the agent.
 #[derive(Debug)]
 pub(super) struct ConfigLimiter {
-    publish: watch::Sender<Option<PushConfig>>,
+    publish: watch::Sender<Option<Arc<PushConfig>>>,
     /// The relay's latest configuration, while it is deferred.
     waiting: Option<PushConfig>,
     /// The time at which the token bucket is full again. Each published configuration delays this
@@ -30,13 +31,13 @@ pub(super) struct ConfigLimiter {
 
 impl ConfigLimiter {
     /// Creates a limiter that sends configurations to `publish`.
-    pub(super) fn new(publish: watch::Sender<Option<PushConfig>>) -> Self {
+    pub(super) fn new(publish: watch::Sender<Option<Arc<PushConfig>>>) -> Self {
         Self { publish, waiting: None, charged_until: None, deferred: 0 }
     }
 
     /// Publishes a configuration that the relay pushed, or defers it.
     pub(super) fn offer(&mut self, now: Instant, config: PushConfig) {
-        if self.publish.borrow().as_ref() == Some(&config) {
+        if self.publish.borrow().as_deref() == Some(&config) {
             self.waiting = None;
         } else if self.may_publish(now) {
             self.publish_config(now, config);
@@ -76,7 +77,7 @@ impl ConfigLimiter {
         self.waiting = None;
         self.charged_until =
             Some(self.charged_until.map_or(now, |charged_until| charged_until.max(now)) + INTERVAL);
-        self.publish.send_replace(Some(config));
+        self.publish.send_replace(Some(Arc::new(config)));
     }
 
     fn may_publish(&self, now: Instant) -> bool {
@@ -120,19 +121,30 @@ mod tests {
     }
 
     #[test]
+    fn an_unchanged_configuration_is_not_published_again() {
+        let (publish, mut published) = watch::channel(None);
+        let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());
+        config_limiter.offer(now, config(1300));
+        published.borrow_and_update();
+        config_limiter.offer(now, config(1300));
+        config_limiter.tick(now + INTERVAL);
+        assert!(!published.has_changed().unwrap());
+    }
+
+    #[test]
     fn the_last_configuration_is_published_in_the_end() {
         let (publish, published) = watch::channel(None);
         let (mut config_limiter, now) = (ConfigLimiter::new(publish), Instant::now());
         for mtu in 1300..1320 {
             config_limiter.offer(now, config(mtu));
         }
-        assert_eq!(*published.borrow(), Some(config(1307)));
+        assert_eq!(published.borrow().as_deref(), Some(&config(1307)));
         let due = config_limiter.due_at().unwrap();
         assert_eq!(due, now + INTERVAL);
         config_limiter.tick(due - Duration::from_millis(1));
-        assert_eq!(*published.borrow(), Some(config(1307)));
+        assert_eq!(published.borrow().as_deref(), Some(&config(1307)));
         config_limiter.tick(due);
-        assert_eq!((published.borrow().clone(), config_limiter.due_at()), (Some(config(1319)), None));
+        assert_eq!((published.borrow().as_deref(), config_limiter.due_at()), (Some(&config(1319)), None));
         config_limiter.offer(due, config(1318));
         config_limiter.offer(due, config(1319));
         assert_eq!(config_limiter.due_at(), None, "the configuration in force is not deferred");

@@ -32,7 +32,7 @@ pub(crate) struct Dialer {
     endpoint: String,
     /// The last resolved addresses of the relay. Each connection attempt resolves the name again
     /// but does not wait for the answer.
-    addresses: watch::Sender<Vec<SocketAddr>>,
+    addresses: watch::Sender<Arc<[SocketAddr]>>,
     literal: bool,
     tls: Arc<rustls::ClientConfig>,
     own_key: PublicKey,
@@ -46,6 +46,23 @@ pub(crate) struct RelayConnection {
     pub(crate) local: SocketAddr,
     /// The relay's address and port.
     pub(crate) remote: SocketAddr,
+}
+
+/// The reason why the relay's name was not resolved.
+#[derive(Debug, thiserror::Error)]
+enum LookupError {
+    /// The resolver did not answer in time.
+    #[error("the resolver does not answer in time")]
+    Timeout,
+    /// The resolver reported an error.
+    #[error("{0}")]
+    Failed(std::io::Error),
+    /// The name exists but has no address.
+    #[error("it has no address")]
+    NoAddress,
+    /// The task of the look-up panicked.
+    #[error("{0}")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 impl Dialer {
@@ -63,7 +80,7 @@ impl Dialer {
 
     /// Returns a receiver of the relay's known addresses, which is updated when the name is
     /// resolved.
-    pub(crate) fn addresses(&self) -> watch::Receiver<Vec<SocketAddr>> {
+    pub(crate) fn addresses(&self) -> watch::Receiver<Arc<[SocketAddr]>> {
         self.addresses.subscribe()
     }
 
@@ -97,11 +114,11 @@ impl Dialer {
         let known = self.known_addresses();
         let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(timeout)));
         let mut race = AddressRace { dialer: &self, uplink: &uplink, families, timeout, tried: Vec::new() };
-        let mut runners: FuturesUnordered<_> = known.into_iter().filter_map(|it| race.start(it)).collect();
+        let mut runners: FuturesUnordered<_> = known.iter().filter_map(|it| race.start(*it)).collect();
         let mut lookup = pin!(
             async {
                 match lookup {
-                    Some(lookup) => lookup.await.unwrap_or_else(|error| Err(error.to_string())),
+                    Some(lookup) => lookup.await.unwrap_or_else(|error| Err(error.into())),
                     None => Ok(Vec::new()),
                 }
             }
@@ -120,10 +137,10 @@ impl Dialer {
                         Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.start(it))),
                         // The addresses resolved earlier may still work.
                         Err(error) if race.tried.is_empty() => {
-                            return Err(Failure::resolve(&self.endpoint, &error));
+                            return Err(Failure::resolve(&self.endpoint, &error.to_string()));
                         }
                         Err(error) => tracing::debug!(
-                            error,
+                            error = error.to_string(),
                             "cannot resolve the relay's name: using the addresses known so far"
                         ),
                     }
@@ -149,37 +166,48 @@ impl Dialer {
         timeout: Duration,
     ) -> Result<RelayConnection, Failure> {
         let tcp = transport::connect(address, Some(uplink), timeout).await.map_err(|error| {
-            let refused = matches!(&error, TransportError::Connect { source, .. }
+            let is_refusal = matches!(&error, TransportError::Connect { source, .. }
                 if source.kind() == ErrorKind::ConnectionRefused);
-            Failure::unreachable(&error.to_string(), refused)
+            if is_refusal {
+                Failure::connection_refused(&error.to_string())
+            } else {
+                Failure::unreachable(&error.to_string())
+            }
         })?;
         // The connected socket shows which address the kernel chose on the uplink.
-        let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string(), false))?;
+        let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string()))?;
         let stream = tls::connect(&self.tls, tcp, timeout)
             .await
             .map_err(|cause| Failure::handshake(address, &cause, &self.own_key))?;
         Ok(RelayConnection { stream, local, remote: address })
     }
 
-    async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
+    async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, LookupError> {
         let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&self.endpoint))
             .await
-            .map_err(|_| "the resolver does not answer in time".to_owned())?
-            .map_err(|error| error.to_string())?
+            .map_err(|_| LookupError::Timeout)?
+            .map_err(LookupError::Failed)?
             .collect();
         if found.is_empty() {
-            return Err("it has no address".to_owned());
+            return Err(LookupError::NoAddress);
         }
-        self.addresses.send_if_modified(|known| {
-            let new = *known != found;
-            known.clone_from(&found);
-            new
-        });
+        self.publish(&found);
         Ok(found)
     }
 
-    fn known_addresses(&self) -> Vec<SocketAddr> {
-        self.addresses.borrow().clone()
+    /// Publishes the resolved addresses unless they are known already.
+    fn publish(&self, found: &[SocketAddr]) {
+        self.addresses.send_if_modified(|known| {
+            let is_new = **known != *found;
+            if is_new {
+                *known = found.into();
+            }
+            is_new
+        });
+    }
+
+    fn known_addresses(&self) -> Arc<[SocketAddr]> {
+        Arc::clone(&self.addresses.borrow())
     }
 }
 
@@ -218,4 +246,24 @@ impl<'a> AddressRace<'a> {
 /// Returns the IP address of a socket address, an IPv4-mapped one as IPv4.
 pub(crate) fn local_ip(address: SocketAddr) -> IpAddr {
     address.ip().to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_are_known_are_not_published_again() {
+        let relay =
+            RelayIdentity { endpoint: "192.0.2.1:443".into(), public_key: PublicKey::from_bytes([7; 32]) };
+        let dialer = Dialer::new(&relay, &PrivateKey::generate().unwrap());
+        let mut published = dialer.addresses();
+        let [one, two] = ["192.0.2.1:443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap());
+        dialer.publish(&[one]);
+        assert!(!published.has_changed().unwrap());
+        dialer.publish(&[one, two]);
+        assert_eq!(**published.borrow_and_update(), [one, two]);
+        dialer.publish(&[one, two]);
+        assert!(!published.has_changed().unwrap());
+    }
 }

@@ -20,6 +20,7 @@ use super::connect::{self, Dialer, RelayConnection};
 use super::history::HandoverHistory;
 use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
 use super::suspend::SuspendWatch;
+use crate::publish::publish_if_changed;
 use crate::uplinks::Uplinks;
 
 /// How long an outage lasts before it is logged. An ordinary handover takes less.
@@ -53,7 +54,7 @@ impl Manager {
         dialer: Dialer,
         driver: Handle,
         uplinks: Uplinks,
-        pushed_config: watch::Sender<Option<PushConfig>>,
+        pushed_config: watch::Sender<Option<Arc<PushConfig>>>,
     ) -> Self {
         Self {
             machine: Machine::new(preferences, dialer.families(), || rand::rng().random()),
@@ -75,13 +76,13 @@ impl Manager {
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
-        publish: watch::Sender<TunnelState>,
+        publish: watch::Sender<Arc<TunnelState>>,
     ) -> anyhow::Error {
         self.update_uplinks();
         let mut batch = Vec::new();
         loop {
             self.run_actions();
-            publish.send_replace(self.state());
+            publish_if_changed(&publish, self.state());
             let deadlines = [self.machine.deadline(), self.log_outage(), self.config_limiter.due_at()];
             let deadline = deadlines.into_iter().flatten().min();
             tokio::select! {
@@ -143,9 +144,9 @@ impl Manager {
     }
 
     fn update_uplinks(&mut self) {
-        let known = self.uplinks.known.borrow_and_update().clone();
+        let known = Arc::clone(&self.uplinks.known.borrow_and_update());
         self.history.forget_absent(&known);
-        self.machine.set_uplinks(Instant::now(), known);
+        self.machine.set_uplinks(Instant::now(), known.to_vec());
     }
 
     fn driver_event(&mut self, event: DriverEvent) {

@@ -7,7 +7,7 @@ use mobile_host::metrics::Metric;
 
 use crate::shell::{self, step};
 
-#[path = "../../../mobile-agent/src/metrics/declared.rs"]
+#[path = "../../../mobile-agent/src/declared_metrics.rs"]
 #[allow(dead_code, reason = "what counts is all of them together")]
 mod mobile;
 

@@ -310,7 +310,7 @@ fn without_a_usable_uplink_the_reason_of_each_is_reported() {
 
 #[test]
 fn one_uplink_that_reaches_the_relay_suffices_unless_the_key_is_refused() {
-    let blocked = || Failure::unreachable("no answer", false);
+    let blocked = || Failure::unreachable("no answer");
     let reached = |outcomes: [Outcome; 2]| {
         let [eth, wlan] = outcomes;
         Facts { reached: Some(vec![("eth0".into(), eth), ("wlan0".into(), wlan)]), ..healthy() }

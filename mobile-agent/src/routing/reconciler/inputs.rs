@@ -1,5 +1,6 @@
 //! What the reconciler waits for: assignments, requests, and changes in the kernel.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -36,7 +37,7 @@ pub(super) enum Input {
 
 /// The sources of [`Input`]s.
 pub(super) struct Inputs {
-    pushed: watch::Receiver<Option<PushConfig>>,
+    pushed: watch::Receiver<Option<Arc<PushConfig>>>,
     bypass: mpsc::Receiver<BypassChange>,
     route: Watch,
     tables: Option<TableWatch>,
@@ -47,7 +48,7 @@ impl Inputs {
     /// Subscribes to changes of the MOBILE route; `tables` announces those of the ingress filter.
     pub(super) fn new(
         routing: &Routing,
-        pushed: watch::Receiver<Option<PushConfig>>,
+        pushed: watch::Receiver<Option<Arc<PushConfig>>>,
         bypass: mpsc::Receiver<BypassChange>,
         tables: Option<TableWatch>,
     ) -> anyhow::Result<Self> {
@@ -65,7 +66,7 @@ impl Inputs {
     pub(super) async fn next(&mut self, assignment: &mut AdoptedAssignment) -> anyhow::Result<Input> {
         tokio::select! {
             changed = self.pushed.changed() => match changed {
-                Ok(()) => Ok(Input::Pushed(self.pushed.borrow_and_update().clone())),
+                Ok(()) => Ok(Input::Pushed(self.pushed.borrow_and_update().as_deref().cloned())),
                 // The tunnel's own task ends with the reason, perhaps a moment later on another
                 // thread.
                 Err(_) => std::future::pending().await,

@@ -5,8 +5,8 @@
 //! of this module postpones the deadline while there is a session.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -40,7 +40,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     if agent.config.routing.on_failure == OnFailure::Closed {
         return std::future::pending().await;
     }
-    let mut state = agent.tunnel.state.clone();
+    let mut state = agent.watch_tunnel();
     // The eBPF programs were just loaded, so their deadline counts from this moment too.
     let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
@@ -85,8 +85,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
 }
 
 fn postpone_deadline(agent: &Agent) {
-    let mut selector = agent.selector.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = selector.extend_deadline(OnFailure::Open) {
+    if let Err(error) = agent.processes.selector().extend_deadline(OnFailure::Open) {
         tracing::warn!(
             %error,
             "cannot postpone the deadline of the eBPF programs: new connections of mobile \

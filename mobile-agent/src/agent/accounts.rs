@@ -7,7 +7,6 @@ use mobile_ebpf_common::{CountedEvent, map};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Agent;
-use crate::processes::Job;
 use crate::selection::account::SWEEP_INTERVAL;
 
 /// Closes the traffic accounts of ended processes periodically. Returns only on a fatal error.
@@ -19,8 +18,8 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
         sweeps.tick().await;
         let sweeping = Arc::clone(&agent);
         let swept = tokio::task::spawn_blocking(move || {
-            sweeping.attach_to_mobile_only();
-            sweeping.processes.run::<()>(&Job::SweepAccounts, None)
+            sweeping.processes.attach_to_mobile_only();
+            sweeping.processes.sweep_accounts()
         });
         match swept.await {
             Ok(Ok(())) => {}
@@ -48,6 +47,5 @@ pub(super) async fn sweep(agent: Arc<Agent>) -> anyhow::Error {
 /// Returns how many connections are missing from the traffic accounts; `None` if the counters of
 /// the eBPF programs cannot be read.
 fn unaccounted(agent: &Agent) -> Option<u64> {
-    let events = agent.selector().events().ok()?;
-    events.into_iter().find_map(|(event, count)| (event == CountedEvent::Unaccounted).then_some(count))
+    agent.processes.counters().ok()?.count(CountedEvent::Unaccounted)
 }
