@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::{
-    CloseCode, Event, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, Session, SessionId,
+    CloseCode, Event, Hello, InnerPacket, Limits, MAX_PACKET, Offload, Packet, PacketHeaders, PathId,
+    PushConfig, Session, SessionId,
     TransportSample,
 };
 
@@ -94,7 +95,8 @@ impl Caller {
                 // Like the driver, and many packets at once to fill what can be filled.
                 let mut buffer = vec![0; MAX_PACKET];
                 buffer[..bytes.len()].copy_from_slice(bytes);
-                let _ = self.session.enqueue_in_place(now, &mut buffer, bytes.len(), offload);
+                let headers = PacketHeaders::locate(Packet { bytes, offload });
+                let _ = self.session.enqueue_in_place(now, &mut buffer, headers);
                 for _ in 0..flags / 32 {
                     let _ = self.session.enqueue(now, Packet { bytes, offload });
                 }
@@ -151,7 +153,7 @@ impl Caller {
 
     fn hear(&mut self, path: PathId, bytes: &[u8]) {
         let delivered = &mut self.delivered;
-        let mut deliver = |packet: Packet<'_>| {
+        let mut deliver = |packet: InnerPacket<'_>| {
             assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
             *delivered += 1;
         };
@@ -166,7 +168,7 @@ impl Caller {
             self.session.pending_events()
         );
         if failed {
-            let mut more = |_: Packet<'_>| panic!("a failed path delivers nothing");
+            let mut more = |_: InnerPacket<'_>| panic!("a failed path delivers nothing");
             let again = self.session.handle_input(self.now, path, bytes, &mut more);
             assert_eq!(again, Ok(()), "a failed path takes no more input");
             assert_ne!(self.session.active_path(), Some(path));

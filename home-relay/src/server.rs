@@ -35,7 +35,9 @@ use crate::pool::{PoolError, Pools};
 use crate::store::{self, Client, ListedClient, NewClient, Store, StoreError, WantedReach};
 use crate::{admin, network};
 
+mod client_io;
 mod demux;
+mod device;
 mod enroll;
 mod forwards;
 mod limiter;

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::task::{Context, Poll, ready};
 
-use mobile_proto::{Offload, Packet, VNET_HEADER_LEN};
+use mobile_proto::{InnerPacket, PacketHeaders, VNET_HEADER_LEN};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc::{c_char, ifreq};
@@ -121,13 +121,13 @@ impl Tun {
     }
 
     /// Reads one packet into `buf`, of up to 64 KiB if the kernel leaves segmentation to this
-    /// program; returns the packet's length and offload.
+    /// program; returns where the packet's headers are.
     ///
     /// To read several packets, call this function until it returns `Pending`.
     ///
     /// # Errors
     /// When the device is down or removed.
-    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             let Ok(outcome) = guard.try_io(|fd| self.read(fd.get_ref(), buf)) else { continue };
@@ -143,7 +143,7 @@ impl Tun {
     ///
     /// # Errors
     /// When the device is down or removed.
-    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, Offload)> {
+    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<PacketHeaders> {
         loop {
             if let Some(packet) = self.read(self.fd.get_ref(), buf)? {
                 return Ok(packet);
@@ -152,12 +152,12 @@ impl Tun {
     }
 
     /// Reads one packet; returns `None` if the packet needs an offload that was not enabled.
-    fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+    fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<PacketHeaders>> {
         let mut header = [0; VNET_HEADER_LEN];
         let length = readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf)])?;
         let length = length.saturating_sub(VNET_HEADER_LEN);
-        match Offload::from_vnet(&header, &buf[..length]) {
-            Ok(offload) => Ok(Some((length, offload))),
+        match PacketHeaders::from_vnet(&header, &buf[..length]) {
+            Ok(headers) => Ok(Some(headers)),
             Err(error) => {
                 tracing::debug!(device = self.name, %error, "dropped a packet with an invalid offload header");
                 Ok(None)
@@ -173,9 +173,9 @@ impl Tun {
     /// # Errors
     /// `InvalidInput` when the packet is not valid for its offload; the kernel's error when the
     /// device is down.
-    pub fn try_send(&self, packet: Packet<'_>) -> io::Result<()> {
+    pub fn try_send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let header = packet.offload.to_vnet(packet.bytes).map_err(invalid)?;
+        let header = packet.offload.to_vnet(packet).map_err(invalid)?;
         writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(packet.bytes)])?;
         Ok(())
     }
@@ -318,6 +318,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use mobile_proto::{Offload, Packet};
 
     #[test]
     fn packets_pass_in_both_directions() {
@@ -329,10 +330,10 @@ mod tests {
             socket.send_to(b"out", "192.0.2.9:9").await.unwrap();
             let mut buf = [0; 2048];
             let (packet, offload) = loop {
-                let (length, offload) = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
+                let headers = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
                 // The kernel sends IPv6 packets of its own on a new link.
                 if buf[0] >> 4 == 4 {
-                    break (&mut buf[..length], offload);
+                    break (&mut buf[..headers.len()], headers.offload());
                 }
             };
             assert!(packet.ends_with(b"out"));
@@ -344,7 +345,7 @@ mod tests {
                 }
             }
             assert_eq!(offload, Offload::Checksum);
-            tun.try_send(Packet { bytes: packet, offload }).unwrap();
+            tun.try_send(Packet { bytes: packet, offload }.into()).unwrap();
             let mut answer = [0; 16];
             let (length, from) = socket.recv_from(&mut answer).await.unwrap();
             assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));
@@ -353,7 +354,7 @@ mod tests {
             let mut ends = Vec::new();
             let error = loop {
                 match tun.try_recv(&mut buf) {
-                    Ok((length, _)) => ends.push(buf[..length].ends_with(b"again")),
+                    Ok(headers) => ends.push(buf[..headers.len()].ends_with(b"again")),
                     Err(error) => break error,
                 }
             };
@@ -382,7 +383,7 @@ mod tests {
             run("ip addr add 192.0.2.1/24 dev mobile0");
             let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
             let (mut writer, mut writes) = (crate::coalescing::CoalescingWriter::new(true), 0);
-            let mut write = |packet: Packet<'_>, _| {
+            let mut write = |packet: InnerPacket<'_>, _| {
                 tun.try_send(packet).unwrap();
                 writes += 1;
             };
@@ -391,7 +392,8 @@ mod tests {
                 (0..20).map(|number| vec![number; if number < 19 { 200 } else { 9 }]).collect();
             for payload in &sent {
                 let bytes = datagram(payload);
-                writer.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
+                let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
+                writer.send(packet.into(), &mut write);
             }
             writer.flush(&mut write);
             assert_eq!(writes, 1);

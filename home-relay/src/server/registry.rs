@@ -15,10 +15,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
+use super::client_io::ClientIo;
 use super::demux::Demux;
+use super::device::PacketSink;
 use super::log_rate_limiter::LogRateLimiter;
 use super::queue::PacketQueue;
-use super::session::{ActiveSession, ClientIo, PacketSink};
+use super::session::ActiveSession;
 use super::source_filter::{OwnReach, Policy, SharedPolicy, SourceFilter};
 use crate::admin::{PathInfo, SessionInfo};
 use crate::config::Config;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
-use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{CloseCode, Event, InnerPacket, PacketHeaders, PathId, PushConfig, Session, SessionId};
 use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::{PrivateKey, PublicKey};
@@ -18,10 +18,10 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 
 use super::demux::Demux;
+use super::device::PacketSink;
 use super::limiter::HandshakeLimiter;
 use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
-use super::session::PacketSink;
 use super::source_filter::tests::packet;
 use super::{AppliedState, Relay, Store};
 use crate::config::{Config, Limits};
@@ -34,11 +34,11 @@ use crate::store::{Client, NewClient};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl PacketSink for mpsc::UnboundedSender<Vec<u8>> {
-    fn send(&self, packet: Packet<'_>) -> io::Result<()> {
+    fn send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         Self::send(self, packet.to_vec()).map_err(io::Error::other)
     }
 
-    fn try_recv(&self, _buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
+    fn try_recv(&self, _buffer: &mut [u8]) -> io::Result<PacketHeaders> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 }
@@ -134,15 +134,15 @@ struct ChannelIo {
 }
 
 impl PacketIo for ChannelIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         self.to_send.poll_recv(cx).map(|packet| {
             let packet = packet.ok_or(io::ErrorKind::BrokenPipe)?;
             buffer[..packet.len()].copy_from_slice(&packet);
-            Ok((packet.len(), Offload::None))
+            Ok(PacketHeaders::locate(&packet))
         })
     }
 
-    fn send(&mut self, packet: Packet<'_>) {
+    fn send(&mut self, packet: InnerPacket<'_>) {
         // The receiver is gone when a test has seen what it wanted.
         let _ = self.received.send(packet.to_vec());
     }

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 
-use mobile_proto::packet::IpHeader;
-use mobile_proto::{CoalescedSegment, Offload, Packet};
+use mobile_proto::{CoalescedSegment, InnerPacket, PacketHeaders};
 use mobile_transport::coalescing::CoalescingWriter;
 use mobile_transport::driver::PacketIo;
 use mobile_transport::tun::Tun;
@@ -33,9 +32,9 @@ impl DeliveryFilter {
     /// Returns whether a packet from the relay may be delivered. The kernel would accept a packet
     /// for any address of this host, including an uplink's, but a relay may reach only persistent
     /// addresses.
-    fn admits(&self, packet: &[u8]) -> bool {
-        IpHeader::parse(packet).is_ok_and(|header| {
-            self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
+    fn admits<'a>(&self, packet: impl Into<InnerPacket<'a>>) -> bool {
+        packet.into().destination().is_some_and(|destination| {
+            self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&destination)
         })
     }
 }
@@ -56,12 +55,12 @@ impl TunIo {
 }
 
 impl PacketIo for TunIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         self.tun.poll_recv(cx, buf)
     }
 
-    fn send(&mut self, packet: Packet<'_>) {
-        if self.filter.admits(packet.bytes) {
+    fn send(&mut self, packet: InnerPacket<'_>) {
+        if self.filter.admits(packet) {
             let Self { tun, filter, coalescing } = self;
             coalescing.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
@@ -75,7 +74,7 @@ impl PacketIo for TunIo {
     }
 }
 
-fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: InnerPacket<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
         filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
     }

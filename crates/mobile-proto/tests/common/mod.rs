@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mobile_proto::{
-    CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId,
-    Unacknowledged,
+    CloseCode, Enqueue, Event, HelloReader, InnerPacket, Limits, Offload, Packet, PathId, PushConfig,
+    Session, SessionId, Unacknowledged,
 };
 
 use kernel::KernelModel;
@@ -209,7 +209,7 @@ impl Pair {
                 Direction::Up => self.arrive_at_server(path, &bytes),
                 Direction::Down if wire.client_open => {
                     let at_client = &mut self.at_client;
-                    let mut deliver = |packet: Packet<'_>| at_client.push(checked(packet));
+                    let mut deliver = |packet: InnerPacket<'_>| at_client.push(checked(*packet));
                     self.client.handle_input(self.now, path, &bytes, &mut deliver).expect("valid input");
                 }
                 Direction::Down => {}
@@ -349,7 +349,7 @@ impl Pair {
         }
         if let Some(server) = &mut self.server {
             let at_server = &mut self.at_server;
-            let mut deliver = |packet: Packet<'_>| at_server.push(checked(packet));
+            let mut deliver = |packet: InnerPacket<'_>| at_server.push(checked(*packet));
             server.handle_input(self.now, path, &rest, &mut deliver).expect("valid input");
         }
     }
