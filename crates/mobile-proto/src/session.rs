@@ -34,6 +34,7 @@ mod takeover;
 mod timers;
 mod transmit;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 pub use events::Event;
@@ -58,7 +59,7 @@ use crate::{CloseCode, Limits, MAX_PACKET, PathId, PushConfig, SessionId, Stats}
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    limits: Limits,
+    limits: Arc<Limits>,
     side: Side,
     /// The epoch, a random number of the session object at the relay; 0 in a client until the first
     /// WELCOME.
@@ -76,18 +77,18 @@ pub struct Session {
 impl Session {
     /// Creates a client's session. `id` has to be random and new for each start of the agent.
     #[must_use]
-    pub fn client(id: SessionId, limits: Limits) -> Self {
-        Self::new(Side::Client(Client::default()), id, 0, limits)
+    pub fn client(id: SessionId, limits: impl Into<Arc<Limits>>) -> Self {
+        Self::new(Side::Client(Client::default()), id, 0, limits.into())
     }
 
     /// Creates a relay's session. `epoch` has to be random, not zero, and new for each session
-    /// object.
+    /// object. Sessions may share their limits.
     #[must_use]
-    pub fn server(id: SessionId, epoch: u64, limits: Limits, config: PushConfig) -> Self {
-        Self::new(Side::Relay(Relay::new(config)), id, epoch, limits)
+    pub fn server(id: SessionId, epoch: u64, limits: impl Into<Arc<Limits>>, config: PushConfig) -> Self {
+        Self::new(Side::Relay(Relay::new(config)), id, epoch, limits.into())
     }
 
-    fn new(side: Side, id: SessionId, epoch: u64, limits: Limits) -> Self {
+    fn new(side: Side, id: SessionId, epoch: u64, limits: Arc<Limits>) -> Self {
         Self {
             id,
             side,
@@ -270,3 +271,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,7 +145,10 @@ impl Sender {
     ) -> Option<Option<HeldSegment>> {
         let flow = self.freeze.flows.get_mut(at);
         let limit = now + SEARCH_CREDIT;
-        if [flow.search_paid_until, self.freeze.search_paid_until].iter().flatten().any(|paid| *paid > limit)
+        if [flow.freeze.search_paid_until, self.freeze.search_paid_until]
+            .iter()
+            .flatten()
+            .any(|paid| *paid > limit)
         {
             return None;
         }
@@ -164,7 +167,7 @@ impl Sender {
         }
         let price = RECORD_PRICE.saturating_mul(u32::try_from(searched.get()).unwrap_or(u32::MAX));
         let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
-        pay(&mut flow.search_paid_until, price.saturating_mul(FLOW_SHARE));
+        pay(&mut flow.freeze.search_paid_until, price.saturating_mul(FLOW_SHARE));
         pay(&mut self.freeze.search_paid_until, price);
         Some(found)
     }

@@ -175,7 +175,7 @@ impl Freeze {
         // any it has, so it is not refused as old (PAWS, RFC 7323, 5).
         let timestamps = segment::timestamps(*packet).map(|(value, echo)| (echo, value));
         let flow = self.flows.get_mut(at);
-        flow.frozen = Some(FrozenAck { seq: segment.ack, timestamps });
+        flow.freeze.shown = Some(FrozenAck { seq: segment.ack, timestamps });
         let answer = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window: 0, timestamps };
         self.acks.push(answer.packet());
         stats.local_answers += 1;
@@ -214,7 +214,7 @@ impl Freeze {
             return;
         }
         for flow in self.flows.iter_mut() {
-            let Some(FrozenAck { seq, timestamps }) = flow.frozen.take() else { continue };
+            let Some(FrozenAck { seq, timestamps }) = flow.freeze.shown.take() else { continue };
             if let Some(window) = flow.window.filter(|&window| window > 0 && flow.is_acknowledged()) {
                 stats.local_answers += 1;
                 let update = BareAck { to: flow.key, seq, ack: flow.acked, window, timestamps };
