@@ -69,7 +69,8 @@ fn drop_reason(error: &io::Error) -> DropReason {
     if error.kind() == io::ErrorKind::InvalidInput { DropReason::Malformed } else { DropReason::Device }
 }
 
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
+#[cfg(debug_assertions)]
 mod tests {
     use std::future::poll_fn;
     use std::sync::Mutex;
