@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::{
-    Budget, CloseCode, Event, Hello, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, Session,
-    SessionId, TransportSample,
+    Budget, CloseCode, Event, Hello, InnerPacket, Limits, MAX_PACKET, Offload, Packet, PacketHeaders, PathId,
+    PushConfig, Session, SessionId,
+    TransportSample,
 };
 
 #[path = "../../crates/mobile-proto/tests/common/mod.rs"]
@@ -83,35 +84,9 @@ impl Caller {
                 let count = usize::from(input.word());
                 self.hear(path, input.take(count));
             }
-            4 => {
-                let (flags, count) = (input.byte(), usize::from(input.word()));
-                let offload = match flags % 3 {
-                    0 => Offload::None,
-                    1 => Offload::Checksum,
-                    _ => Offload::Segment(u16::from(flags) * 8),
-                };
-                let bytes = input.take(count);
-                // Like the driver, and many packets at once to fill what can be filled.
-                let mut buffer = vec![0; MAX_PACKET];
-                buffer[..bytes.len()].copy_from_slice(bytes);
-                let _ = self.session.enqueue_in_place(now, &mut buffer, bytes.len(), offload);
-                for _ in 0..flags / 32 {
-                    let _ = self.session.enqueue(now, Packet { bytes, offload });
-                }
-            }
+            4 => self.enqueue(input),
             5 if self.is_client => self.session.open_path(now, path),
-            5 => {
-                let flags = input.byte();
-                let epoch = if flags & 1 == 0 { EPOCH } else { u64::from(flags) };
-                let hello = Hello {
-                    session: ID,
-                    epoch,
-                    path,
-                    switch: u64::from(flags >> 4),
-                    compression: flags & 2 != 0,
-                };
-                self.session.accept_path(now, &hello).expect("a standby path is closed to make room");
-            }
+            5 => self.accept(path, input),
             6 => {
                 let keep: Vec<_> = input.take(2).iter().map(|&path| PathId(u32::from(path % 4))).collect();
                 self.session.activate(now, path, &keep);
@@ -126,20 +101,7 @@ impl Caller {
                     self.session.set_config(PushConfig { mtu, ..common::config() });
                 }
             },
-            10 => {
-                let sample = TransportSample {
-                    delivered: u32::from(input.word()),
-                    in_flight: u32::from(input.byte()),
-                    unacked: u32::from(input.byte()),
-                    segs_out: u32::from(input.word()),
-                    retransmitted: u32::from(input.byte()),
-                    last_ack: Duration::from_millis(u64::from(input.word())),
-                    srtt: Duration::from_millis(u64::from(input.byte())),
-                    rttvar: Duration::from_millis(u64::from(input.byte())),
-                };
-                self.sample = Some(sample.clone());
-                self.session.transport_sample(now, path, sample);
-            }
+            10 => self.sample(path, input),
             _ => self.session.poll_local(now, &mut |packet| assert!(packet.len() <= 80)),
         }
         while let Some(event) = self.session.poll_event() {
@@ -149,9 +111,61 @@ impl Caller {
         }
     }
 
+    /// Enqueues a packet, once or many times.
+    fn enqueue(&mut self, input: &mut Input<'_>) {
+        let now = self.now;
+        let (flags, count) = (input.byte(), usize::from(input.word()));
+        let offload = match flags % 3 {
+            0 => Offload::None,
+            1 => Offload::Checksum,
+            _ => Offload::Segment(u16::from(flags) * 8),
+        };
+        let bytes = input.take(count);
+        // Like the driver, and many packets at once to fill what can be filled.
+        let mut buffer = vec![0; MAX_PACKET];
+        buffer[..bytes.len()].copy_from_slice(bytes);
+        let headers = PacketHeaders::locate(Packet { bytes, offload });
+        let _ = self.session.enqueue_in_place(now, &mut buffer, headers);
+        for _ in 0..flags / 32 {
+            let _ = self.session.enqueue(now, Packet { bytes, offload });
+        }
+    }
+
+    /// Accepts a path, as a relay does.
+    fn accept(&mut self, path: PathId, input: &mut Input<'_>) {
+        let now = self.now;
+        let flags = input.byte();
+        let epoch = if flags & 1 == 0 { EPOCH } else { u64::from(flags) };
+        let hello = Hello {
+            session: ID,
+            epoch,
+            path,
+            switch: u64::from(flags >> 4),
+            compression: flags & 2 != 0,
+        };
+        self.session.accept_path(now, &hello).expect("a standby path is closed to make room");
+    }
+
+    /// Gives the session a sample with any values.
+    fn sample(&mut self, path: PathId, input: &mut Input<'_>) {
+        let now = self.now;
+        let sample = TransportSample {
+            delivered: u32::from(input.word()),
+            in_flight: u32::from(input.byte()),
+            unacked: u32::from(input.byte()),
+            segs_out: u32::from(input.word()),
+            retransmitted: u32::from(input.byte()),
+            last_ack: Duration::from_millis(u64::from(input.word())),
+            srtt: Duration::from_millis(u64::from(input.byte())),
+            rttvar: Duration::from_millis(u64::from(input.byte())),
+        };
+        self.sample = Some(sample.clone());
+        self.session.transport_sample(now, path, sample);
+    }
+
     fn hear(&mut self, path: PathId, bytes: &[u8]) {
         let delivered = &mut self.delivered;
-        let mut deliver = |packet: Packet<'_>| {
+        let mut deliver = |packet: InnerPacket<'_>| {
             assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
             *delivered += 1;
         };
@@ -166,7 +180,7 @@ impl Caller {
             self.session.pending_events()
         );
         if failed {
-            let mut more = |_: Packet<'_>| panic!("a failed path delivers nothing");
+            let mut more = |_: InnerPacket<'_>| panic!("a failed path delivers nothing");
             let again = self.session.handle_input(self.now, path, bytes, &mut more);
             assert_eq!(again, Ok(()), "a failed path takes no more input");
             assert_ne!(self.session.active_path(), Some(path));

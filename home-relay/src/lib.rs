@@ -9,7 +9,7 @@
 //! # Packet flow
 //!
 //! - From a client: a path (TLS 1.3 over TCP) delivers records to the session's driver,
-//!   `server::session` checks each packet with `server::source_filter` (BCP 38, isolation, reach),
+//!   `server::client_io` checks each packet with `server::source_filter` (BCP 38, isolation, reach),
 //!   and the packet goes to the home virtual device. The kernel forwards and masquerades it
 //!   according to the nftables rules of `network::ruleset`.
 //! - To a client: `server::demux` reads the home virtual device and puts each packet into the queue

@@ -37,7 +37,9 @@ use crate::pool::Pools;
 use crate::store::{self, Client, Store};
 
 mod admin_socket;
+mod client_io;
 mod demux;
+mod device;
 mod enroll;
 mod limiter;
 mod listener;

@@ -18,7 +18,9 @@ fn class_for(length: usize) -> usize {
 /// Idle packet buffers by size class.
 #[derive(Debug, Default)]
 pub(crate) struct BufferPool {
-    idle: [Vec<Vec<u8>>; SIZE_CLASSES],
+    /// The buffers of each class; no classes until a buffer is recycled, because most sessions of a
+    /// relay are idle.
+    idle: Vec<Vec<Vec<u8>>>,
     bytes: usize,
 }
 
@@ -59,7 +61,7 @@ impl BufferPool {
     }
 
     fn take(&mut self, class: usize) -> Option<Vec<u8>> {
-        let buffer = self.idle[class].pop()?;
+        let buffer = self.idle.get_mut(class)?.pop()?;
         self.bytes -= buffer.capacity();
         Some(buffer)
     }
@@ -71,6 +73,9 @@ impl BufferPool {
             && self.bytes + buffer.capacity() <= MAX_IDLE_BYTES
         {
             self.bytes += buffer.capacity();
+            if self.idle.is_empty() {
+                self.idle.resize_with(SIZE_CLASSES, Vec::new);
+            }
             self.idle[class].push(buffer);
         }
     }

@@ -8,6 +8,7 @@
 //! kernel numbers the identification of IPv4 packets on from the first one's; it means nothing
 //! where a packet may not be fragmented, RFC 6864.)
 
+use crate::packet::{InnerPacket, PacketHeaders, UDP};
 use crate::{Offload, Packet};
 
 /// Maximum number of coalesced datagrams: as many as the kernel itself makes of one packet
@@ -21,7 +22,6 @@ const MAX_LENGTH: usize = u16::MAX as usize;
 /// Minimum payload in bytes: the kernel's smallest segment ([`Offload::Segment`]).
 const MIN_PAYLOAD: usize = 8;
 
-const UDP: u8 = 17;
 const UDP_HEADER: usize = 8;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -48,8 +48,8 @@ impl CoalescedSegment {
 #[derive(Debug, Default)]
 pub struct SegmentCoalescer {
     bytes: Vec<u8>,
-    /// The offload of the first datagram, which is passed on unchanged if no other joins it.
-    offload: Offload,
+    /// The headers of the first datagram, which is passed on unchanged if no other joins it.
+    first: Option<PacketHeaders>,
     /// Length of the IP header in bytes.
     ip_len: usize,
     /// Payload of each datagram in bytes; only the last may be shorter.
@@ -62,13 +62,14 @@ pub struct SegmentCoalescer {
 impl SegmentCoalescer {
     /// Appends a datagram to the held ones. Returns false if it cannot be coalesced with them: the
     /// caller then passes on the held datagrams first and this packet after them.
-    pub fn push(&mut self, packet: Packet<'_>) -> bool {
-        let Some(ip) = coalescible_header_len(packet) else { return false };
+    pub fn push<'a>(&mut self, packet: impl Into<InnerPacket<'a>>) -> bool {
+        let packet = packet.into();
+        let Some(ip) = coalescible_header_len(&packet) else { return false };
         let payload = packet.len() - ip - UDP_HEADER;
         if self.datagrams == 0 {
             self.bytes.clear();
             self.bytes.extend_from_slice(packet.bytes);
-            (self.offload, self.ip_len, self.payload_len) = (packet.offload, ip, payload);
+            (self.first, self.ip_len, self.payload_len) = (Some(packet.headers()), ip, payload);
             (self.datagrams, self.complete) = (1, false);
             return true;
         }
@@ -91,11 +92,12 @@ impl SegmentCoalescer {
 
     /// Returns the held datagrams as one packet, with their number and size, and holds none
     /// afterwards. Returns `None` if none were held.
-    pub fn take(&mut self) -> Option<(Packet<'_>, CoalescedSegment)> {
+    pub fn take(&mut self) -> Option<(InnerPacket<'_>, CoalescedSegment)> {
         let datagrams = std::mem::take(&mut self.datagrams);
+        let first = self.first?;
         let offload = match datagrams {
             0 => return None,
-            1 => self.offload,
+            1 => first.offload(),
             _ => {
                 write_headers(&mut self.bytes, self.ip_len);
                 // The payload is shorter than the packet, so it fits 16 bits.
@@ -105,28 +107,22 @@ impl SegmentCoalescer {
         let headers = usize::from(datagrams - 1) * (self.ip_len + UDP_HEADER);
         let summary =
             CoalescedSegment { packets: datagrams.into(), bytes: (self.bytes.len() + headers) as u64 };
-        Some((Packet { bytes: &self.bytes, offload }, summary))
+        Some((InnerPacket::in_buffer(&self.bytes, first.resized(self.bytes.len(), offload)), summary))
     }
 }
 
 /// Returns the length of the IP header in bytes if the packet is a datagram that can be coalesced.
-fn coalescible_header_len(packet: Packet<'_>) -> Option<usize> {
-    let bytes = packet.bytes;
-    let (ip, length) = match bytes.first()? {
+fn coalescible_header_len(packet: &InnerPacket<'_>) -> Option<usize> {
+    if packet.transport() != Some(UDP) {
+        return None;
+    }
+    let (bytes, ip, length) = (packet.bytes, packet.transport_at(), packet.len());
+    let is_plain = match packet.version()? {
         // No options; the don't-fragment flag set, and no fragment.
-        0x45 if bytes.len() > IPV4_HEADER && bytes[9] == UDP && bytes[6] & 0xbf == 0 && bytes[7] == 0 => {
-            (bytes[6] & 0x40 != 0).then_some((IPV4_HEADER, read_u16(bytes, 2)))?
-        }
-        0x60..=0x6f if bytes.len() > IPV6_HEADER && bytes[6] == UDP => {
-            (IPV6_HEADER, read_u16(bytes, 4) + IPV6_HEADER)
-        }
-        _ => return None,
+        4 => ip == IPV4_HEADER && bytes[6..8] == [0x40, 0],
+        _ => ip == IPV6_HEADER,
     };
-    // These checks come before anything behind the IP header is read.
-    if length != bytes.len()
-        || length < ip + UDP_HEADER + MIN_PAYLOAD
-        || read_u16(bytes, ip + 4) != length - ip
-    {
+    if !is_plain || length < ip + UDP_HEADER + MIN_PAYLOAD || read_u16(bytes, ip + 4) != length - ip {
         return None;
     }
     let summed = match packet.offload {

@@ -121,7 +121,8 @@ pub(crate) struct Health {
     silent_since: Option<Instant>,
     /// The earliest time of the next check while the path is not probing.
     next_check: Option<Instant>,
-    probe: Option<LivenessProbe>,
+    /// The current period of probing; boxed, because nearly all paths are well.
+    probe: Option<Box<LivenessProbe>>,
     unresponsive: Option<Unresponsive>,
     /// The share of retransmissions up to the last progress.
     recent_loss: RecentLoss,
@@ -169,7 +170,7 @@ impl Health {
             return false;
         }
         self.stalled_since = Some(now);
-        self.probe = Some(LivenessProbe::new(now, MAX_PINGS - 1, now + self.probe_interval()));
+        self.probe = Some(Box::new(LivenessProbe::new(now, MAX_PINGS - 1, now + self.probe_interval())));
         true
     }
 
@@ -271,7 +272,7 @@ impl Health {
             update.probing = true;
             let mut probe = LivenessProbe::new(now, context.max_pings, now);
             probe.start(now, latest, &self.recent_loss);
-            self.probe = Some(probe);
+            self.probe = Some(Box::new(probe));
         }
         let stalled_for = elapsed_since(self.stalled_since, now);
         let Some(probe) = &mut self.probe else {

@@ -146,8 +146,8 @@ pub use health::TransportSample;
 pub use hello::{Hello, HelloReader};
 pub use ids::{PathId, SessionId};
 pub use limits::Limits;
-pub use offload::{Offload, OffloadError, VNET_HEADER_LEN};
-pub use packet::{Packet, PacketBuf};
+pub use offload::{OffloadError, VNET_HEADER_LEN};
+pub use packet::{InnerPacket, InnerPacketBuf, Offload, Packet, PacketBuf, PacketHeaders};
 pub use session::{Budget, DropReason, Enqueue, Event, Session, Unacknowledged};
 pub use stats::{PathStats, Stats};
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+// Larger than the bound: a flat table of independent values, each with its unit and default.
 /// Limits of one session. The defaults suit a laptop and a small relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

@@ -8,7 +8,7 @@
 //! Everything else is read from the packet's own headers at the far end. Therefore the only value
 //! that a peer could forge is the segment size, which is checked.
 
-use crate::packet::{IpHeader, PacketError};
+use crate::packet::{InnerPacket, Offload, PacketError, PacketHeaders, TCP, UDP};
 
 /// Length of the legacy `virtio_net_hdr`, which the TUN driver uses by default, in bytes.
 pub const VNET_HEADER_LEN: usize = 10;
@@ -32,23 +32,6 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
-
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-
-/// The work that the kernel has left to be done on a packet before the packet can leave through a
-/// network card.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Offload {
-    /// An ordinary packet: nothing is left to be done.
-    #[default]
-    None,
-    /// The TCP or UDP checksum is partial: it holds only the sum of the pseudo-header.
-    Checksum,
-    /// The packet has to be cut into segments of this many payload bytes, each with its own
-    /// checksum.
-    Segment(u16),
-}
 
 /// The reason why a packet's offload is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -83,13 +66,26 @@ pub enum OffloadError {
     TooManySegments(usize),
 }
 
+impl PacketHeaders {
+    /// Locates the headers of `packet`, and reads its offload from the `virtio_net_hdr` that the
+    /// kernel put before it, like [`Offload::from_vnet`].
+    ///
+    /// # Errors
+    /// If the header does not match the packet.
+    pub fn from_vnet(header: &[u8], packet: &[u8]) -> Result<Self, OffloadError> {
+        let headers = Self::locate(packet);
+        let offload = Offload::from_vnet(header, InnerPacket::in_buffer(packet, headers))?;
+        Ok(headers.resized(packet.len(), offload))
+    }
+}
+
 impl Offload {
     /// Reads the `virtio_net_hdr` that the kernel put before `packet`, and checks it against the
     /// packet's own headers.
     ///
     /// # Errors
     /// If the header does not match the packet.
-    pub fn from_vnet(header: &[u8], packet: &[u8]) -> Result<Self, OffloadError> {
+    pub fn from_vnet<'a>(header: &[u8], packet: impl Into<InnerPacket<'a>>) -> Result<Self, OffloadError> {
         let header: &[u8; VNET_HEADER_LEN] =
             header.first_chunk().ok_or(OffloadError::ShortHeader(header.len()))?;
         let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
@@ -97,7 +93,8 @@ impl Offload {
         if flags & F_NEEDS_CSUM == 0 {
             return if kind == GSO_NONE { Ok(Self::None) } else { Err(OffloadError::UnknownKind(kind)) };
         }
-        let transport = Transport::locate(packet)?;
+        let packet = packet.into();
+        let transport = Transport::of(&packet)?;
         if usize::from(start) != transport.start || offset != transport.checksum_offset() {
             return Err(OffloadError::BadOffsets { start, offset });
         }
@@ -106,7 +103,7 @@ impl Offload {
             GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4 => Self::Segment(gso_size),
             _ => return Err(OffloadError::UnknownKind(kind)),
         };
-        offload.check(packet)?;
+        offload.check(&packet)?;
         Ok(offload)
     }
 
@@ -115,12 +112,15 @@ impl Offload {
     ///
     /// # Errors
     /// If the offload does not match the packet.
-    pub fn to_vnet(self, packet: &[u8]) -> Result<[u8; VNET_HEADER_LEN], OffloadError> {
+    pub fn to_vnet<'a>(
+        self,
+        packet: impl Into<InnerPacket<'a>>,
+    ) -> Result<[u8; VNET_HEADER_LEN], OffloadError> {
         let mut header = [0; VNET_HEADER_LEN];
         if self == Self::None {
             return Ok(header);
         }
-        let transport = self.check(packet)?;
+        let transport = self.check(&packet.into())?;
         let mut put = |at: usize, value: usize| {
             // Both values fit: a packet has at most 65,535 bytes, which the parser has checked.
             let value = u16::try_from(value).unwrap_or(u16::MAX);
@@ -138,8 +138,8 @@ impl Offload {
     }
 
     /// Checks that the packet's own headers allow this offload.
-    fn check(self, packet: &[u8]) -> Result<Transport, OffloadError> {
-        let transport = Transport::locate(packet)?;
+    fn check(self, packet: &InnerPacket<'_>) -> Result<Transport, OffloadError> {
+        let transport = Transport::of(packet)?;
         if let Self::Segment(size) = self {
             let payload = packet.len() - transport.payload;
             if size < MIN_SEGMENT
@@ -158,36 +158,23 @@ impl Offload {
     }
 }
 
-/// The position of a packet's transport header (TCP or UDP).
-pub(crate) struct Transport {
-    pub(crate) version: u8,
-    pub(crate) protocol: u8,
-    /// Length of the IP header with its extensions, in bytes.
-    pub(crate) start: usize,
+/// The packet's transport header (TCP or UDP), as far as an offload depends on it.
+struct Transport {
+    version: u8,
+    protocol: u8,
+    start: usize,
     /// Offset of the end of the transport header.
-    pub(crate) payload: usize,
+    payload: usize,
     /// TCP's congestion-window-reduced flag, which only the first segment may carry.
     cwr: bool,
 }
 
 impl Transport {
-    pub(crate) fn locate(packet: &[u8]) -> Result<Self, OffloadError> {
-        let version = IpHeader::parse(packet)?.version;
-        let (protocol, start) = if version == 4 { locate_v4(packet) } else { locate_v6(packet) }
-            .ok_or(OffloadError::NoTransport)?;
-        let header = packet.get(start..).unwrap_or_default();
-        let (length, cwr) = match (protocol, header) {
-            (TCP, [_, _, _, _, _, _, _, _, _, _, _, _, offset, flags, ..]) => {
-                (usize::from(offset >> 4) * 4, flags & 0x80 != 0)
-            }
-            (UDP, _) => (8, false),
-            _ => return Err(OffloadError::NoTransport),
-        };
-        let shortest = if protocol == TCP { 20 } else { 8 };
-        if length < shortest || length > header.len() {
-            return Err(OffloadError::NoTransport);
-        }
-        Ok(Self { version, protocol, start, payload: start + length, cwr })
+    fn of(packet: &InnerPacket<'_>) -> Result<Self, OffloadError> {
+        let version = packet.version().ok_or_else(|| packet.error())?;
+        let protocol = packet.transport().ok_or(OffloadError::NoTransport)?;
+        let cwr = packet.tcp_header().is_some_and(|header| header[13] & 0x80 != 0);
+        Ok(Self { version, protocol, start: packet.transport_at(), payload: packet.payload_at(), cwr })
     }
 
     fn checksum_offset(&self) -> u16 {
@@ -202,27 +189,6 @@ impl Transport {
         };
         if self.cwr { kind | GSO_ECN } else { kind }
     }
-}
-
-/// Returns the transport protocol and the header length of an unfragmented IPv4 packet.
-fn locate_v4(packet: &[u8]) -> Option<(u8, usize)> {
-    // With more-fragments or an offset, the transport header or payload is incomplete.
-    let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff != 0;
-    (!fragment).then_some((*packet.get(9)?, usize::from(packet.first()? & 0x0f) * 4))
-}
-
-/// Returns the transport protocol and the length of all IP headers of an unfragmented IPv6 packet.
-fn locate_v6(packet: &[u8]) -> Option<(u8, usize)> {
-    let (mut next, mut at) = (*packet.get(6)?, 40);
-    // Hop-by-hop, routing and destination options (RFC 8200, 4.1), each at most once or twice.
-    for _ in 0..4 {
-        if !matches!(next, 0 | 43 | 60) {
-            break;
-        }
-        let extension = packet.get(at..at + 8)?;
-        (next, at) = (extension[0], at + usize::from(extension[1]) * 8 + 8);
-    }
-    Some((next, at))
 }
 
 #[cfg(test)]

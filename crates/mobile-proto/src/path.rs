@@ -68,7 +68,7 @@ impl Path {
     /// Creates a client's path, which waits for WELCOME. Its HELLO names `epoch`, and announces
     /// that the client reads compressed packets if `compression` is set.
     pub(crate) fn connect(now: Instant, id: PathId, epoch: u64, compression: bool) -> Self {
-        let side = PathSide::Client(ClientPath { epoch, ..ClientPath::default() });
+        let side = PathSide::Client(Box::new(ClientPath { epoch, ..ClientPath::default() }));
         let mut path = Self::new(now, id, PathState::Connecting, side);
         // Agreed already, because a closing path reads packets but ignores WELCOME.
         path.rx.compression = ReceiveCompression::new(compression);

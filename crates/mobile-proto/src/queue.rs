@@ -14,97 +14,25 @@
 
 mod codel;
 mod flow_queue;
+mod record;
 mod slab;
 #[cfg(test)]
 mod tests;
 mod thinning;
+mod turns;
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::{Offload, Packet, PacketBuf};
-use flow_queue::FlowQueue;
+pub(crate) use record::{PacketMark, Record, SegmentRange};
 use slab::{List, ListKind, Slab};
+use turns::Turns;
 
-/// Bytes that a flow may send in one turn: a full-sized packet of most uplinks (RFC 8290, 5.2.1).
-///
-/// One of the kernel's large packets (64 KiB) uses up many turns at once. If a turn allowed that
-/// many bytes, every flow would wait 50 ms for each bulk transfer on a path of 10 Mbit/s.
-const QUANTUM: i64 = 1514;
+use crate::Offload;
+use crate::packet::InnerPacket;
 
 /// Maximum number of bytes queued behind a packet at which its flow has no standing queue
 /// (MAXPACKET in RFC 8289, 4.4).
 const MIN_QUEUE_BYTES: usize = 1514;
-
-/// The sequence range of a segment of a tracked inner TCP flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SegmentRange {
-    /// The flow's id in the flow table.
-    pub(crate) flow: u32,
-    pub(crate) seq: u32,
-    /// The length in sequence numbers; 0 for a bare acknowledgement.
-    pub(crate) length: u32,
-}
-
-impl SegmentRange {
-    /// Returns whether this range contains all of `other`.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
-        let offset = other.seq.wrapping_sub(self.seq);
-        self.flow == other.flow && offset <= self.length && other.length <= self.length - offset
-    }
-}
-
-/// An inner packet that waits to be sent or to be acknowledged.
-#[derive(Debug)]
-pub(crate) struct Record {
-    /// The packet, which is empty only in a record that was given up.
-    pub(crate) packet: Vec<u8>,
-    pub(crate) offload: Offload,
-    /// When the packet was read from the TUN.
-    pub(crate) received_at: Instant,
-    /// The sequence range if the packet is a segment of a tracked TCP flow; such a record never
-    /// expires.
-    pub(crate) range: Option<SegmentRange>,
-    /// The position in the order of arrival, assigned by the queue.
-    arrival: i64,
-    /// The index of the packet's flow queue, assigned by the queue.
-    bucket: u16,
-}
-
-impl Record {
-    pub(crate) fn new(
-        packet: Vec<u8>,
-        offload: Offload,
-        received_at: Instant,
-        range: Option<SegmentRange>,
-    ) -> Self {
-        Self { packet, offload, received_at, range, arrival: 0, bucket: 0 }
-    }
-
-    pub(crate) fn packet(&self) -> Packet<'_> {
-        Packet { bytes: &self.packet, offload: self.offload }
-    }
-
-    pub(crate) fn into_packet(self) -> PacketBuf {
-        PacketBuf { bytes: self.packet.into_boxed_slice(), offload: self.offload }
-    }
-
-    /// Returns the index of the packet's flow queue; 0 until the queue has assigned one.
-    pub(crate) fn bucket(&self) -> u16 {
-        self.bucket
-    }
-
-    /// Returns whether the record can expire. Segments of tracked TCP flows never do, and a record
-    /// that was given up has nothing left to expire.
-    pub(crate) fn can_expire(&self) -> bool {
-        self.range.is_none() && !self.packet.is_empty()
-    }
-
-    /// Returns the memory that the record holds in bytes, as counted by the limits.
-    pub(crate) fn cost(&self) -> usize {
-        self.packet.capacity() + size_of::<Self>()
-    }
-}
 
 /// The packets that wait to be sent for the first time.
 #[derive(Debug, Default)]
@@ -119,13 +47,8 @@ pub(crate) struct SendQueue {
     tracked: Lane,
     /// All queued packets that are no segments of tracked TCP flows.
     untracked: Lane,
-    /// The flow queues; empty until the first packet arrives.
-    flows: Vec<FlowQueue>,
-    /// Indices of the flows that had nothing queued when their packet arrived, served before
-    /// `old_flows`. The front of the list that is served next always has a packet and credits.
-    new_flows: VecDeque<u16>,
-    /// Indices of the flows that have packets queued and have had a turn.
-    old_flows: VecDeque<u16>,
+    /// The flow queues, and whose turn it is.
+    turns: Turns,
     /// The arrival number of the oldest packet.
     first_arrival: i64,
     /// The arrival number that the next packet gets.
@@ -135,8 +58,6 @@ pub(crate) struct SendQueue {
     /// Whether the path's rate is growing; while it is, no packet is dropped for its delay.
     path_growing: bool,
     last_was_delayed: bool,
-    /// The flow of the packet sent last, if that flow had nothing queued before.
-    last_sparse: Option<u16>,
 }
 
 /// A list of records in order of arrival, with their total memory and length.
@@ -159,6 +80,13 @@ impl SendQueue {
         Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
+    /// Returns what the queue has to know of a packet's headers. To be called once for each packet,
+    /// because it computes a hash.
+    pub(crate) fn mark(&self, packet: &InnerPacket<'_>) -> PacketMark {
+        let bucket = self.seed.as_ref().map_or(0, |seed| flow_queue::bucket_of(seed, packet.flow()));
+        PacketMark { bucket, bare_ack: thinning::mark(packet) }
+    }
+
     /// Appends a packet as the newest one.
     pub(crate) fn push(&mut self, mut record: Record) {
         record.arrival = self.next_arrival;
@@ -170,15 +98,17 @@ impl SendQueue {
     /// the new one makes the old one redundant. Returns the replaced packet.
     pub(crate) fn supersede(&mut self, record: &mut Record) -> Option<Vec<u8>> {
         let at = self.superseded(record)?;
-        self.replace(at, std::mem::take(&mut record.packet), record.offload)
+        self.replace(at, std::mem::take(&mut record.packet), record.offload, record.mark)
     }
 
     fn superseded(&self, record: &Record) -> Option<usize> {
         let range = record.range.filter(|range| range.length == 0)?;
-        let at = self.flows.get(usize::from(self.bucket_of(&record.packet)))?.list.last()?;
-        let last = self.slab.get(at)?;
+        let mark = record.mark.bare_ack?;
+        let last_at = self.turns.last(record.bucket())?;
+        let last = self.slab.get(last_at)?;
         let same_flow = last.range.is_some_and(|last| last.flow == range.flow);
-        (same_flow && thinning::supersedes(&record.packet, &last.packet)).then_some(at)
+        let both_bare = same_flow && last.mark.bare_ack == Some(mark);
+        (both_bare && thinning::supersedes(mark, &record.packet, &last.packet)).then_some(last_at)
     }
 
     /// Adds a packet before all others, as the oldest one and the first of its flow.
@@ -203,18 +133,15 @@ impl SendQueue {
             if record.cost() > room {
                 return None;
             }
-            let bucket = usize::from(record.bucket);
+            let bucket = record.bucket();
             let delay = now.saturating_duration_since(record.received_at);
             if self.should_drop(now, next, delay, room) {
                 self.take(next).into_iter().for_each(&mut dropped);
                 continue;
             }
-            self.last_sparse = self.new_flows.front().copied();
             let record = self.take(next)?;
-            // A packet's length is below 2^17.
-            self.flows[bucket].credits -= record.packet.len() as i64;
+            self.turns.on_sent(bucket, record.packet.len());
             self.last_was_delayed = delay > self.target_delay;
-            self.schedule();
             return Some(record);
         }
     }
@@ -241,8 +168,7 @@ impl SendQueue {
     /// Returns whether the packet sent last ended the turn of a flow that had nothing queued
     /// before, and the next packet belongs to another flow, which has a backlog.
     pub(crate) fn is_turn_over(&self) -> bool {
-        self.new_flows.is_empty()
-            && self.old_flows.front().is_some_and(|&next| self.last_sparse.is_some_and(|flow| flow != next))
+        self.turns.is_over()
     }
 
     /// Removes the newest packet.
@@ -254,14 +180,10 @@ impl SendQueue {
     }
 
     /// Removes the newest packet of the flow that has the most bytes queued. Returns `None` if that
-    /// is the flow of `packet`, or if no flow has more bytes queued than `packet` has.
-    pub(crate) fn pop_from_longest_flow(&mut self, packet: &[u8]) -> Option<Record> {
-        let own = usize::from(self.bucket_of(packet));
-        let (longest, flow) = self.flows.iter().enumerate().max_by_key(|(_, flow)| flow.bytes)?;
-        if longest == own || flow.bytes <= packet.len() {
-            return None;
-        }
-        self.remove(flow.list.last()?)
+    /// is the flow of a packet with `mark` and `length`, or if no flow has more bytes queued than
+    /// this packet has.
+    pub(crate) fn pop_from_longest_flow(&mut self, mark: PacketMark, length: usize) -> Option<Record> {
+        self.remove(self.turns.longest_but(mark.bucket, length)?.last()?)
     }
 
     /// Removes the oldest packet that is no segment of a tracked TCP flow.
@@ -304,16 +226,23 @@ impl SendQueue {
         self.slab.get(at)?.range
     }
 
-    /// Replaces the packet of the queued segment with this index, in its position, and returns the
-    /// old packet.
-    pub(crate) fn replace(&mut self, at: usize, packet: Vec<u8>, offload: Offload) -> Option<Vec<u8>> {
+    /// Replaces the packet of the queued segment with this index, in its position, by one of the
+    /// same flow, and returns the old packet.
+    pub(crate) fn replace(
+        &mut self,
+        at: usize,
+        packet: Vec<u8>,
+        offload: Offload,
+        mark: PacketMark,
+    ) -> Option<Vec<u8>> {
         let record = self.slab.get_mut(at)?;
+        record.mark.bare_ack = mark.bare_ack;
         let old_cost = record.cost();
         let old = std::mem::replace(&mut record.packet, packet);
         record.offload = offload;
         self.tracked.cost = self.tracked.cost - old_cost + record.cost();
         self.tracked.bytes = self.tracked.bytes - old.len() + record.packet.len();
-        let flow = &mut self.flows[usize::from(record.bucket)];
+        let flow = self.turns.flow_mut(record.bucket());
         flow.bytes = flow.bytes - old.len() + record.packet.len();
         Some(old)
     }
@@ -371,8 +300,7 @@ impl SendQueue {
 
     /// Returns the index of the packet to send next.
     fn next(&self) -> Option<usize> {
-        let bucket = self.new_flows.front().or_else(|| self.old_flows.front())?;
-        self.flows[usize::from(*bucket)].list.first()
+        self.turns.next()?.first()
     }
 
     /// Returns whether a packet has to be dropped because its flow has a standing queue. A packet
@@ -384,82 +312,42 @@ impl SendQueue {
         if successor.is_some_and(|successor| successor.cost() > room) {
             return false;
         }
-        let flow = &mut self.flows[usize::from(record.bucket)];
+        let flow = self.turns.flow_mut(record.bucket());
         let length = record.packet.len();
         let queued = flow.bytes - length >= MIN_QUEUE_BYTES.max(length);
         let exempt = self.path_growing || self.exempt_until.is_some_and(|until| record.received_at <= until);
         flow.codel.should_drop(now, delay > self.target_delay && queued && !exempt)
     }
 
-    fn bucket_of(&self, packet: &[u8]) -> u16 {
-        self.seed.as_ref().map_or(0, |seed| flow_queue::bucket_of(seed, packet))
-    }
-
-    fn insert(&mut self, mut record: Record, push: fn(&mut Slab, ListKind, &mut List, usize)) {
-        if self.flows.is_empty() {
-            self.flows.resize_with(flow_queue::BUCKETS, FlowQueue::default);
-        }
-        record.bucket = self.bucket_of(&record.packet);
-        let (bucket, length) = (record.bucket, record.packet.len());
+    fn insert(&mut self, record: Record, push: fn(&mut Slab, ListKind, &mut List, usize)) {
+        let (bucket, length) = (record.bucket(), record.packet.len());
         let lane = if record.range.is_some() { &mut self.tracked } else { &mut self.untracked };
         lane.cost += record.cost();
         lane.bytes += length;
         let at = self.slab.insert(record);
         push(&mut self.slab, ListKind::Lane, &mut lane.list, at);
-        let flow = &mut self.flows[usize::from(bucket)];
-        push(&mut self.slab, ListKind::Flow, &mut flow.list, at);
-        flow.bytes += length;
-        if !std::mem::replace(&mut flow.scheduled, true) {
-            flow.credits = QUANTUM;
-            self.new_flows.push_back(bucket);
-        }
-        self.schedule();
+        self.turns.add(bucket, length, |list| push(&mut self.slab, ListKind::Flow, list, at));
     }
 
     /// Removes the packet in the slot `at`, wherever it is in its flow, and restores the order of
     /// turns.
     fn remove(&mut self, at: usize) -> Option<Record> {
         let record = self.take(at);
-        self.schedule();
+        self.turns.schedule();
         record
     }
 
     fn take(&mut self, at: usize) -> Option<Record> {
-        let (is_tracked, bucket) = self.slab.get(at).map(|record| (record.range.is_some(), record.bucket))?;
+        let (is_tracked, bucket) =
+            self.slab.get(at).map(|record| (record.range.is_some(), record.bucket()))?;
         let lane = if is_tracked { &mut self.tracked } else { &mut self.untracked };
         self.slab.unlink(ListKind::Lane, &mut lane.list, at);
-        let flow = &mut self.flows[usize::from(bucket)];
+        let flow = self.turns.flow_mut(bucket);
         self.slab.unlink(ListKind::Flow, &mut flow.list, at);
         let record = self.slab.remove(at)?;
         lane.cost -= record.cost();
         lane.bytes -= record.packet.len();
         flow.bytes -= record.packet.len();
         Some(record)
-    }
-
-    /// Advances the round robin until the flow in front has a packet and credits.
-    fn schedule(&mut self) {
-        loop {
-            let is_new = !self.new_flows.is_empty();
-            let Some(&bucket) = self.new_flows.front().or_else(|| self.old_flows.front()) else { return };
-            let flow = &mut self.flows[usize::from(bucket)];
-            let is_empty = flow.list.first().is_none();
-            if !is_empty && flow.credits > 0 {
-                return;
-            }
-            let alone = self.new_flows.len() + self.old_flows.len() == 1;
-            let flows = if is_new { &mut self.new_flows } else { &mut self.old_flows };
-            flows.pop_front();
-            if is_empty && (alone || !is_new) {
-                flow.scheduled = false;
-                continue;
-            }
-            // A new flow whose packets are all sent moves to the old flows: it counts as new again
-            // only after the others have had their turn.
-            if flow.credits <= 0 {
-                flow.credits = if alone { QUANTUM } else { flow.credits + QUANTUM };
-            }
-            self.old_flows.push_back(bucket);
-        }
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! and what the parts do together:
 //!
+//! - `admission` decides whether a packet is queued,
 //! - `input` parses received bytes,
 //! - `transmit` writes the bytes to send,
 //! - `timers` handles timeouts,
@@ -18,6 +19,7 @@
 //! - `freeze` keeps inner TCP alive during an outage,
 //! - `takeover` passes the remaining state to the next session.
 
+mod admission;
 mod client;
 mod events;
 mod freeze;
@@ -32,23 +34,23 @@ mod takeover;
 mod timers;
 mod transmit;
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use client::Client;
 pub use events::Event;
 use events::Events;
 use paths::Paths;
 use receiver::Receiver;
-use relay::Relay;
-use sender::{Admission, Sender};
+use sender::{Admission, Admitted, Sender};
 pub use sender::{DropReason, Enqueue};
-use side::Side;
+use side::{Client, Relay, Side};
 pub use takeover::Unacknowledged;
 pub use transmit::Budget;
 
+use crate::packet::{InnerPacket, PacketHeaders};
 use crate::path::{Path, PathState};
 use crate::queue::Record;
-use crate::{CloseCode, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, SessionId, Stats};
+use crate::{CloseCode, Limits, MAX_PACKET, PathId, PushConfig, SessionId, Stats};
 
 /// One session of a client or of a relay.
 ///
@@ -58,7 +60,7 @@ use crate::{CloseCode, Limits, MAX_PACKET, Offload, Packet, PathId, PushConfig, 
 #[derive(Debug)]
 pub struct Session {
     id: SessionId,
-    limits: Limits,
+    limits: Arc<Limits>,
     side: Side,
     /// The epoch, a random number of the session object at the relay; 0 in a client until the first
     /// WELCOME.
@@ -76,18 +78,18 @@ pub struct Session {
 impl Session {
     /// Creates a client's session. `id` has to be random and new for each start of the agent.
     #[must_use]
-    pub fn client(id: SessionId, limits: Limits) -> Self {
-        Self::new(Side::Client(Client::default()), id, 0, limits)
+    pub fn client(id: SessionId, limits: impl Into<Arc<Limits>>) -> Self {
+        Self::new(Side::Client(Client::default()), id, 0, limits.into())
     }
 
     /// Creates a relay's session. `epoch` has to be random, not zero, and new for each session
-    /// object.
+    /// object. Sessions may share their limits.
     #[must_use]
-    pub fn server(id: SessionId, epoch: u64, limits: Limits, config: PushConfig) -> Self {
-        Self::new(Side::Relay(Relay::new(config)), id, epoch, limits)
+    pub fn server(id: SessionId, epoch: u64, limits: impl Into<Arc<Limits>>, config: PushConfig) -> Self {
+        Self::new(Side::Relay(Relay::new(config)), id, epoch, limits.into())
     }
 
-    fn new(side: Side, id: SessionId, epoch: u64, limits: Limits) -> Self {
+    fn new(side: Side, id: SessionId, epoch: u64, limits: Arc<Limits>) -> Self {
         Self {
             id,
             side,
@@ -119,18 +121,19 @@ impl Session {
 
     /// Queues a packet from the TUN for transmission. Without an active path the packet waits for
     /// one.
-    pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<Packet<'a>>) -> Enqueue {
+    pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<InnerPacket<'a>>) -> Enqueue {
         let packet = packet.into();
-        match self.admit(now, packet) {
-            Ok(range) => {
+        match self.admit(now, &packet) {
+            Ok(Admitted { range, mark }) => {
                 let bytes = self.sender.buffers.copy(packet.bytes);
-                self.sender.push(Record::new(bytes, packet.offload, now, range), &mut self.stats)
+                self.sender.push(Record::new(bytes, packet.offload, now, range, mark), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
     }
 
-    /// Queues the packet in the first `length` bytes of `buffer`, like [`enqueue`](Self::enqueue).
+    /// Queues the packet at the start of `buffer`, whose headers were located there, like
+    /// [`enqueue`](Self::enqueue).
     ///
     /// A long packet is not copied: `buffer` is replaced with another buffer, at least as long as
     /// it was, with unspecified content.
@@ -138,20 +141,18 @@ impl Session {
         &mut self,
         now: Instant,
         buffer: &mut Vec<u8>,
-        length: usize,
-        offload: Offload,
+        headers: PacketHeaders,
     ) -> Enqueue {
-        let bytes = buffer.get(..length).unwrap_or_default();
-        match self.admit(now, Packet { bytes, offload }) {
-            Ok(range) => {
-                let adopted = self.sender.buffers.adopt(buffer, length);
-                self.sender.push(Record::new(adopted, offload, now, range), &mut self.stats)
+        match self.admit(now, &InnerPacket::in_buffer(buffer, headers)) {
+            Ok(Admitted { range, mark }) => {
+                let adopted = self.sender.buffers.adopt(buffer, headers.len());
+                self.sender.push(Record::new(adopted, headers.offload(), now, range, mark), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
     }
 
-    fn admit(&mut self, now: Instant, packet: Packet<'_>) -> Admission {
+    fn admit(&mut self, now: Instant, packet: &InnerPacket<'_>) -> Admission {
         if packet.bytes.is_empty() || packet.len() > MAX_PACKET {
             self.stats.dropped_bad_length += 1;
             return Err(DropReason::BadLength);
@@ -264,3 +265,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+// Larger than the bound: a flat table of independent counters.
 /// Counters of one session since it was created.
 ///
 /// A packet that was dropped is counted once, at the end that dropped it. The receiver's `lost` is
@@ -98,6 +99,7 @@ impl Stats {
     }
 }
 
+// Larger than the bound: a flat table of independent values, which a snapshot copies.
 /// Counters and state of one path.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PathStats {

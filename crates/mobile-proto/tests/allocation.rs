@@ -5,7 +5,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use mobile_proto::{Budget, Enqueue, HelloReader, Limits, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{
+    Budget, Enqueue, HelloReader, InnerPacket, Limits, PathId, PushConfig, Session, SessionId,
+};
 
 struct Counting;
 
@@ -41,7 +43,7 @@ fn pass(now: Instant, from: &mut Session, to: &mut Session, wire: &mut Vec<u8>) 
         wire.clear();
         from.poll_transmit(now, PATH, wire, Budget::new(64 << 10));
         for piece in wire.chunks(16 << 10) {
-            let mut deliver = |packet: Packet<'_>| delivered += packet.len() as u64;
+            let mut deliver = |packet: InnerPacket<'_>| delivered += packet.len() as u64;
             to.handle_input(now, PATH, piece, &mut deliver).expect("valid input");
         }
     }

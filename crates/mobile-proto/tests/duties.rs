@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{Direction, Pair, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
-    Budget, CloseCode, Enqueue, Event, Limits, Packet, PacketBuf, PathId, PushConfig, Session, SessionId,
-    Unacknowledged,
+    Budget, CloseCode, Enqueue, Event, InnerPacket, Limits, PacketBuf, PathId, PushConfig, Session,
+    SessionId, Unacknowledged,
 };
 
 const ONE: PathId = PathId(1);
@@ -270,7 +270,7 @@ fn requeued_packets_go_first_and_are_bounded() {
 fn bytes_of_a_forgotten_path_are_ignored() {
     let mut pair = Pair::connected(Limits::default());
     let now = pair.now;
-    let mut deliver = |_: Packet<'_>| panic!("nothing to deliver");
+    let mut deliver = |_: InnerPacket<'_>| panic!("nothing to deliver");
     pair.client.handle_input(now, PathId(9), &[0, 1, 2], &mut deliver).unwrap();
     assert_eq!(pair.client.stats().stray_bytes, 3);
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use common::{Direction, Pair, numbers, packet};
 use mobile_proto::{
-    Budget, CloseCode, Enqueue, Event, HelloReader, Limits, MAX_PACKET, Packet, PathId, Session, SessionId,
+    Budget, CloseCode, Enqueue, Event, HelloReader, InnerPacket, Limits, MAX_PACKET, PathId, Session,
+    SessionId,
 };
 use proptest::prelude::*;
 
@@ -40,7 +41,7 @@ fn garbage() -> impl Strategy<Value = Vec<u8>> {
 fn feed(session: &mut Session, now: std::time::Instant, bytes: &[u8], step: usize) -> bool {
     let mut fine = true;
     for piece in bytes.chunks(step.max(1)) {
-        let mut deliver = |packet: Packet<'_>| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
+        let mut deliver = |packet: InnerPacket<'_>| assert!(!packet.is_empty() && packet.len() <= MAX_PACKET);
         let result = session.handle_input(now, ONE, piece, &mut deliver);
         assert!(result.is_ok() || fine, "a failed path takes no more input");
         fine &= result.is_ok();

@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Direction, Pair, all, closed, config, down, number, numbers, packet, up, with_offload};
-use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, Offload, PathId};
+use mobile_proto::{CloseCode, DropReason, Enqueue, Event, Limits, MAX_PACKET, PacketHeaders, PathId};
 
 const ONE: PathId = PathId(1);
 const TWO: PathId = PathId(2);
@@ -59,14 +59,15 @@ fn adopted_packets_are_unchanged_when_they_are_replayed() {
     for (number, length) in (0..).zip(lengths) {
         let sent = packet(number, length);
         buffer[..length].copy_from_slice(&sent);
-        let offload = with_offload(&sent).offload;
-        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, offload);
+        let headers = PacketHeaders::locate(with_offload(&sent));
+        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, headers);
         assert_eq!((taken, buffer.len()), (Enqueue::Queued, MAX_PACKET));
         // The next packet overwrites whatever is in the buffer.
         buffer.fill(0xee);
     }
     for length in [0, MAX_PACKET + 1] {
-        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, length, Offload::None);
+        let headers = PacketHeaders::locate(&vec![0; length]);
+        let taken = pair.client.enqueue_in_place(pair.now, &mut buffer, headers);
         assert_eq!(taken, Enqueue::Dropped(DropReason::BadLength));
     }
     pair.transmit(usize::MAX);

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use mobile_proto::{CoalescedSegment, Packet, SegmentCoalescer};
+use mobile_proto::{CoalescedSegment, InnerPacket, SegmentCoalescer};
 
 thread_local! {
     /// The segment coalescer that no session on this thread uses at the moment.
@@ -33,9 +33,13 @@ impl CoalescingWriter {
     ///
     /// `write` receives each packet to write, and the number and size of the packets that were
     /// coalesced into it.
-    pub fn send(&mut self, packet: Packet<'_>, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
+    pub fn send(
+        &mut self,
+        packet: InnerPacket<'_>,
+        write: &mut dyn FnMut(InnerPacket<'_>, CoalescedSegment),
+    ) {
         if !self.coalesces {
-            return write(packet, CoalescedSegment::single(packet));
+            return write(packet, CoalescedSegment::single(*packet));
         }
         let joiner = self.joiner.get_or_insert_with(|| SPARE.take().unwrap_or_default());
         if joiner.push(packet) {
@@ -46,12 +50,12 @@ impl CoalescingWriter {
             write(joined, made);
         }
         if !joiner.push(packet) {
-            write(packet, CoalescedSegment::single(packet));
+            write(packet, CoalescedSegment::single(*packet));
         }
     }
 
     /// Passes the packets that [`send`](Self::send) has kept, coalesced into one, to `write`.
-    pub fn flush(&mut self, write: &mut dyn FnMut(Packet<'_>, CoalescedSegment)) {
+    pub fn flush(&mut self, write: &mut dyn FnMut(InnerPacket<'_>, CoalescedSegment)) {
         let Some(mut joiner) = self.joiner.take() else { return };
         if let Some((joined, made)) = joiner.take() {
             write(joined, made);

@@ -14,7 +14,8 @@ use std::io;
 use std::task::{Context, Poll};
 
 use mobile_proto::{
-    CloseCode, Event, Hello, Offload, Packet, PathId, PathStats, PushConfig, Session, Stats, Unacknowledged,
+    CloseCode, Event, Hello, InnerPacket, PacketHeaders, PathId, PathStats, PushConfig, Session, Stats,
+    Unacknowledged,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -24,16 +25,16 @@ pub use crate::tls::TlsStream;
 /// The source and sink of a session's inner packets, such as a TUN device.
 pub trait PacketIo: Send {
     /// Reads the next packet for the peer into `buf`, which has room for the longest possible
-    /// packet; returns the packet's length and offload.
+    /// packet; returns where the packet's headers are.
     ///
     /// # Errors
     /// The driver logs the error and polls again after a second; the session continues.
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>>;
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>>;
 
     /// Delivers a packet from the peer, immediately or at the next [`flush`](Self::flush).
     ///
     /// Must not block. The implementation counts its own errors.
-    fn send(&mut self, packet: Packet<'_>);
+    fn send(&mut self, packet: InnerPacket<'_>);
 
     /// Delivers the packets that [`send`](Self::send) kept back. Called when no more packets follow
     /// for now.

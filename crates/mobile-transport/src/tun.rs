@@ -9,7 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{Offload, Packet, VNET_HEADER_LEN};
+use mobile_proto::{InnerPacket, PacketHeaders, VNET_HEADER_LEN};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc::{c_char, ifreq};
@@ -137,13 +137,13 @@ impl Tun {
     }
 
     /// Reads one packet into `buf`, of up to 64 KiB if the kernel leaves segmentation to this
-    /// program; returns the packet's length and offload.
+    /// program; returns where the packet's headers are.
     ///
     /// To read several packets, call this function until it returns `Pending`.
     ///
     /// # Errors
     /// When the device is down or removed.
-    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    pub fn poll_recv(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             let Ok(outcome) = guard.try_io(|fd| self.read(fd.get_ref(), buf)) else { continue };
@@ -159,7 +159,7 @@ impl Tun {
     ///
     /// # Errors
     /// When the device is down or removed.
-    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, Offload)> {
+    pub fn try_recv(&self, buf: &mut [u8]) -> io::Result<PacketHeaders> {
         loop {
             if let Some(packet) = self.read(self.fd.get_ref(), buf)? {
                 return Ok(packet);
@@ -168,12 +168,12 @@ impl Tun {
     }
 
     /// Reads one packet; returns `None` if the packet needs an offload that was not enabled.
-    fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+    fn read(&self, fd: &OwnedFd, buf: &mut [u8]) -> io::Result<Option<PacketHeaders>> {
         let mut header = [0; VNET_HEADER_LEN];
         let length = readv(fd, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(buf)])?;
         let length = length.saturating_sub(VNET_HEADER_LEN);
-        match Offload::from_vnet(&header, &buf[..length]) {
-            Ok(offload) => Ok(Some((length, offload))),
+        match PacketHeaders::from_vnet(&header, &buf[..length]) {
+            Ok(headers) => Ok(Some(headers)),
             Err(error) => {
                 tracing::debug!(device = self.name, %error, "dropped a packet with an invalid offload header");
                 Ok(None)
@@ -189,9 +189,9 @@ impl Tun {
     /// # Errors
     /// `InvalidInput` when the packet is not valid for its offload; the kernel's error when the
     /// device is down.
-    pub fn try_send(&self, packet: Packet<'_>) -> io::Result<()> {
+    pub fn try_send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let header = packet.offload.to_vnet(packet.bytes).map_err(invalid)?;
+        let header = packet.offload.to_vnet(packet).map_err(invalid)?;
         writev(&self.fd, &[IoSlice::new(&header), IoSlice::new(packet.bytes)])?;
         Ok(())
     }

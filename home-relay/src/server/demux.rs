@@ -9,59 +9,74 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use mobile_proto::packet::IpHeader;
-use mobile_proto::{MAX_PACKET, Offload, Packet};
+use mobile_proto::{InnerPacket, MAX_PACKET, PacketHeaders};
 use mobile_transport::tun::Tun;
 use tracing::debug;
 
+use super::device::PacketSink;
 use super::queue::PacketQueue;
-use super::session::PacketSink;
 use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
 
-/// The packet queues of clients with a session, keyed by the clients' persistent addresses.
+/// The device's packets on their way to the clients with a session.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
-    queues: RwLock<HashMap<IpAddr, Arc<PacketQueue>>>,
-    /// Held from reading a packet of the device until its delivery, because two concurrent readers
-    /// would reorder packets.
-    read_lock: Mutex<()>,
+    /// Locked from reading a packet of the device until its delivery, because two concurrent
+    /// readers would reorder packets. Only a reader looks up where a packet goes, so that the table
+    /// needs no lock of its own.
+    routes: Mutex<Routes>,
+}
+
+/// The packet queues of clients with a session, keyed by the clients' persistent addresses.
+#[derive(Debug, Default)]
+struct Routes(HashMap<IpAddr, Arc<PacketQueue>>);
+
+impl Routes {
+    /// Returns the queue of the client that holds the packet's destination address; `None` if the
+    /// packet concerns no client, and dropping it is no loss.
+    fn find(&self, packet: &InnerPacket<'_>) -> Result<Option<&Arc<PacketQueue>>, DropReason> {
+        let destination = packet.destination().ok_or(DropReason::Malformed)?;
+        match self.0.get(&destination) {
+            Some(queue) => Ok(Some(queue)),
+            // The kernel's own multicast (MLD).
+            None if destination.is_multicast() => Ok(None),
+            None => Err(DropReason::NoSession),
+        }
+    }
+
+    /// Puts a packet into the queue of the client that holds its destination address.
+    fn dispatch(&self, packet: InnerPacket<'_>) -> Result<(), DropReason> {
+        match self.find(&packet)? {
+            Some(queue) if !queue.push(packet) => Err(DropReason::QueueFull),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Demux {
     /// Starts delivering packets for the addresses of `lease` to `queue`.
     pub(crate) fn add(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
-        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
-        queues.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
+        self.lock().0.extend(lease.addresses().map(|address| (address, Arc::clone(queue))));
     }
 
     /// Stops delivering packets for the addresses of `lease` to `queue`. An address that another
     /// client holds in the meantime keeps its new queue.
     pub(crate) fn remove(&self, lease: &Lease, queue: &Arc<PacketQueue>) {
-        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.lock();
         for address in lease.addresses() {
-            if queues.get(&address).is_some_and(|holder| Arc::ptr_eq(holder, queue)) {
-                queues.remove(&address);
+            if routes.0.get(&address).is_some_and(|holder| Arc::ptr_eq(holder, queue)) {
+                routes.0.remove(&address);
             }
         }
     }
 
-    /// Puts a packet into the queue of the client that holds its destination address.
-    pub(crate) fn dispatch<'a>(&self, packet: impl Into<Packet<'a>>) -> Result<(), DropReason> {
-        let packet = packet.into();
-        let header = IpHeader::parse(packet.bytes).map_err(|_| DropReason::Malformed)?;
-        // The kernel's own multicast (MLD) concerns no client; dropping it is no loss.
-        if header.dst.is_multicast() {
-            return Ok(());
-        }
-        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
-        let queue = queues.get(&header.dst).ok_or(DropReason::NoSession)?;
-        if queue.push(packet) { Ok(()) } else { Err(DropReason::QueueFull) }
+    fn lock(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -71,7 +86,7 @@ const MAX_OTHER_PACKETS: usize = 16;
 
 impl Demux {
     /// Reads the next packet for the client of `queue` into `buffer`, first from the queue, then
-    /// from the device, and returns its length and offload. If there is none, the task is woken by
+    /// from the device, and returns where its headers are. If there is none, the task is woken by
     /// the queue's next packet.
     pub(crate) fn poll_packet(
         &self,
@@ -80,57 +95,56 @@ impl Demux {
         device: &dyn PacketSink,
         metrics: &Metrics,
         buffer: &mut [u8],
-    ) -> Poll<(usize, Offload)> {
+    ) -> Poll<PacketHeaders> {
         // Lock before looking at the queue: packets that another reader took from the device are
         // then already in the queue.
-        let read_lock = match self.read_lock.try_lock() {
-            Ok(read_lock) => Some(read_lock),
+        let routes = match self.routes.try_lock() {
+            Ok(routes) => Some(routes),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
         if let Poll::Ready(packet) = queue.poll_pop(cx, buffer) {
             return Poll::Ready(packet);
         }
-        if read_lock.is_none() {
-            return Poll::Pending;
-        }
+        let Some(routes) = routes else { return Poll::Pending };
         for _ in 0..MAX_OTHER_PACKETS {
             // The task that waits for the device handles errors, and reads the packets beyond the
             // bound.
-            let Ok((length, offload)) = device.try_recv(buffer) else { break };
-            let packet = Packet { bytes: &buffer[..length], offload };
-            if self.is_addressed_to(queue, packet) {
-                return Poll::Ready((length, offload));
-            }
-            if let Err(reason) = self.dispatch(packet) {
-                metrics.dropped(reason, 1);
+            let Ok(headers) = device.try_recv(buffer) else { break };
+            let packet = InnerPacket::in_buffer(buffer, headers);
+            match routes.find(&packet) {
+                Ok(Some(holder)) if std::ptr::eq(Arc::as_ptr(holder), queue) => {
+                    return Poll::Ready(headers);
+                }
+                Ok(Some(holder)) if !holder.push(packet) => metrics.dropped(DropReason::QueueFull, 1),
+                Ok(_) => {}
+                Err(reason) => metrics.dropped(reason, 1),
             }
         }
         Poll::Pending
-    }
-
-    fn is_addressed_to(&self, queue: &PacketQueue, packet: Packet<'_>) -> bool {
-        IpHeader::parse(packet.bytes).is_ok_and(|header| {
-            let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner);
-            queues.get(&header.dst).is_some_and(|own| std::ptr::eq(Arc::as_ptr(own), queue))
-        })
     }
 
     /// Reads and delivers the device's next packet; returns whether the read had to wait.
     async fn deliver_next(&self, tun: &Tun, metrics: &Metrics, buffer: &mut [u8]) -> io::Result<bool> {
         let mut waited = false;
         let read = poll_fn(|cx| {
-            let _read_lock = self.read_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            let routes = self.lock();
             let read = tun.poll_recv(cx, buffer);
             waited |= read.is_pending();
-            read.map_ok(|(length, offload)| {
-                if let Err(reason) = self.dispatch(Packet { bytes: &buffer[..length], offload }) {
+            read.map_ok(|headers| {
+                if let Err(reason) = routes.dispatch(InnerPacket::in_buffer(buffer, headers)) {
                     metrics.dropped(reason, 1);
                 }
             })
         });
         read.await?;
         Ok(waited)
+    }
+
+    /// Puts a packet into the queue of the client that holds its destination address.
+    #[cfg(test)]
+    pub(crate) fn dispatch<'a>(&self, packet: impl Into<InnerPacket<'a>>) -> Result<(), DropReason> {
+        self.lock().dispatch(packet.into())
     }
 }
 
@@ -183,8 +197,8 @@ mod tests {
 
     async fn pop(queue: &PacketQueue) -> Vec<u8> {
         let mut buffer = [0; 100];
-        let (length, _) = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
-        buffer[..length].to_vec()
+        let headers = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
+        buffer[..headers.len()].to_vec()
     }
 
     #[tokio::test]
@@ -205,14 +219,14 @@ mod tests {
     struct Waiting(Mutex<Vec<Vec<u8>>>);
 
     impl PacketSink for Waiting {
-        fn send(&self, _packet: Packet<'_>) -> io::Result<()> {
+        fn send(&self, _packet: InnerPacket<'_>) -> io::Result<()> {
             Ok(())
         }
 
-        fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
+        fn try_recv(&self, buffer: &mut [u8]) -> io::Result<PacketHeaders> {
             let packet = self.0.lock().unwrap().pop().ok_or(io::ErrorKind::WouldBlock)?;
             buffer[..packet.len()].copy_from_slice(&packet);
-            Ok((packet.len(), Offload::None))
+            Ok(PacketHeaders::locate(&packet))
         }
     }
 
@@ -229,9 +243,9 @@ mod tests {
         let device = Waiting(Mutex::new(vec![second.clone(), nobodys, other.clone()]));
         let mut buffer = [0; 100];
         for expected in [first, second] {
-            let (length, _) =
+            let headers =
                 poll_fn(|cx| demux.poll_packet(cx, &queues[0], &device, &metrics, &mut buffer)).await;
-            assert_eq!(buffer[..length], expected);
+            assert_eq!(buffer[..headers.len()], expected);
         }
         assert_eq!(pop(&queues[1]).await, other);
         assert!(metrics.text().contains("reason=\"no_session\"} 1"), "{}", metrics.text());
@@ -252,9 +266,9 @@ mod tests {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             demux.poll_packet(&mut cx, &queue, &device, &metrics, &mut [0; 100])
         };
-        let read_lock = demux.read_lock.lock().unwrap();
+        let reading = demux.routes.lock().unwrap();
         assert!(take(&demux).is_pending());
-        drop(read_lock);
+        drop(reading);
         assert!(take(&demux).is_ready());
     }
 

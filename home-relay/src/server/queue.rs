@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use mobile_proto::{Offload, Packet, PacketBuf};
+use mobile_proto::{InnerPacket, InnerPacketBuf, PacketHeaders};
 
 /// A byte-bounded packet queue that refuses the newest packet when it is full.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct PacketQueue {
 #[derive(Debug, Default)]
 struct State {
     capacity: usize,
-    packets: VecDeque<PacketBuf>,
+    packets: VecDeque<InnerPacketBuf>,
     bytes: usize,
     reader: Option<Waker>,
 }
@@ -33,7 +33,7 @@ impl PacketQueue {
     }
 
     /// Appends a packet, or returns false if there is no room.
-    pub(crate) fn push(&self, packet: Packet<'_>) -> bool {
+    pub(crate) fn push(&self, packet: InnerPacket<'_>) -> bool {
         let mut state = self.lock();
         if state.bytes + packet.len() > state.capacity {
             return false;
@@ -48,16 +48,17 @@ impl PacketQueue {
         true
     }
 
-    /// Moves the oldest packet into `buffer` and returns its length and offload. A packet longer
+    /// Moves the oldest packet into `buffer` and returns where its headers are. A packet longer
     /// than the buffer would be dropped, but every session's buffer holds the largest packet of the
     /// device.
-    pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<(usize, Offload)> {
+    pub(crate) fn poll_pop(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<PacketHeaders> {
         let mut state = self.lock();
-        while let Some(PacketBuf { bytes, offload }) = state.packets.pop_front() {
+        while let Some(packet) = state.packets.pop_front() {
+            let bytes = packet.bytes();
             state.bytes -= bytes.len();
             if let Some(target) = buffer.get_mut(..bytes.len()) {
-                target.copy_from_slice(&bytes);
-                return Poll::Ready((bytes.len(), offload));
+                target.copy_from_slice(bytes);
+                return Poll::Ready(packet.headers());
             }
         }
         state.reader = Some(cx.waker().clone());
@@ -92,8 +93,8 @@ mod tests {
 
     async fn pop(queue: &PacketQueue) -> Vec<u8> {
         let mut buffer = [0; 16];
-        let (length, _) = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
-        buffer[..length].to_vec()
+        let headers = poll_fn(|cx| queue.poll_pop(cx, &mut buffer)).await;
+        buffer[..headers.len()].to_vec()
     }
 
     #[tokio::test]

@@ -1,81 +1,40 @@
 //! The registry of authorised clients and their sessions; each client has at most one session.
 
+mod client_entry;
+mod sessions;
+mod settings;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{self, Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use ipnet::IpNet;
-use mobile_proto::{CloseCode, Event, Hello, Limits, PushConfig, Session, Unacknowledged};
-use mobile_transport::coalescing::CoalescingWriter;
-use mobile_transport::driver::{DriverEvent, TlsStream};
+use mobile_proto::{CloseCode, Hello, Limits, Unacknowledged};
+use mobile_transport::driver::TlsStream;
 use mobile_transport::keys::PublicKey;
-use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
-use tracing::{debug, info};
+use tracing::info;
+
+use client_entry::ClientEntry;
+pub(crate) use settings::Settings;
 
 use super::demux::Demux;
-use super::log_rate_limiter::LogRateLimiter;
-use super::queue::PacketQueue;
-use super::session::{ActiveSession, ClientIo, PacketSink};
-use super::source_filter::{OwnReach, Policy, SharedPolicy, SourceFilter};
+use super::device::PacketSink;
+use super::source_filter::{Policy, SharedPolicy};
 use crate::admin::{PathInfo, SessionInfo};
-use crate::config::Config;
 use crate::metrics::{HandshakeResult, Metrics};
 use crate::pool::{Lease, Pools};
-use crate::reach::Reach;
 use crate::store::Client;
-
-/// The settings of every session; a reload applies them to running sessions too.
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    /// The configuration pushed to every client, without the client's own addresses.
-    pub(crate) push: PushConfig,
-    /// The capacity of a client's packet queue, in bytes.
-    pub(crate) queue_bytes: usize,
-    /// Whether packets are compressed for clients that ask for it.
-    pub(crate) compression: bool,
-    /// Whether packets are sent to a client in turns of its flows (FQ-CoDel), not in the order of
-    /// arrival.
-    pub(crate) fair: bool,
-    /// How long a session without any path is kept.
-    pub(crate) session_idle: Duration,
-    /// Whether clients are kept from reaching each other.
-    pub(crate) isolate: bool,
-    /// The reach of clients without a reach of their own.
-    pub(crate) reach: Reach,
-}
-
-impl Settings {
-    /// Extracts the session settings from the configuration.
-    pub(crate) fn of(config: &Config) -> Self {
-        Self {
-            push: PushConfig {
-                ipv4: None,
-                ipv6: None,
-                mtu: config.tunnel.mtu,
-                dns: config.dns.servers.clone(),
-            },
-            queue_bytes: config.limits.queue_bytes,
-            compression: config.tunnel.compression.is_on(),
-            fair: config.tunnel.queue.is_fair(),
-            session_idle: config.limits.session_idle(),
-            isolate: config.clients.isolate,
-            reach: config.clients.reach(),
-        }
-    }
-
-    fn push_to(&self, lease: &Lease) -> PushConfig {
-        PushConfig { ipv4: lease.ipv4, ipv6: lease.ipv6, ..self.push.clone() }
-    }
-}
 
 /// All authorised clients and their sessions.
 pub(crate) struct Registry {
     /// The pools that this host serves: without IPv6 on a host that has none.
     pools: Pools,
     settings: RwLock<Settings>,
+    /// The limits of new sessions, which share them: a copy in each would cost 170 bytes.
+    limits: RwLock<Arc<Limits>>,
     /// The policy that the source filter checks every packet from a client against.
     shared_policy: Arc<SharedPolicy>,
     entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
@@ -83,48 +42,6 @@ pub(crate) struct Registry {
     device: Arc<dyn PacketSink>,
     metrics: Arc<Metrics>,
 }
-
-/// An authorised client: its addresses, its packet queue and its session.
-struct ClientEntry {
-    name: String,
-    lease: Lease,
-    /// The client's own reach, if it has one.
-    reach: OwnReach,
-    queue: Arc<PacketQueue>,
-    /// Locked while a session begins or ends, so that a client never has two sessions.
-    slot: Mutex<SessionSlot>,
-    /// The log rate limit of this client's session and path events.
-    log_limiter: sync::Mutex<LogRateLimiter>,
-}
-
-impl ClientEntry {
-    /// Returns whether an event of this client may be logged; first logs how many were suppressed,
-    /// if any.
-    fn may_log(&self) -> bool {
-        let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
-        if let Some(suppressed @ 1..) = passed {
-            info!(
-                client = self.name,
-                suppressed, "suppressed log lines about the sessions and paths of this client"
-            );
-        }
-        passed.is_some()
-    }
-}
-
-#[derive(Default)]
-struct SessionSlot {
-    revoked: bool,
-    active: Option<Arc<ActiveSession>>,
-}
-
-/// The largest number of log lines about one client in a period of the log rate limiter (10 s); a
-/// laptop that moves makes three or four.
-const MAX_LOG_LINES: u32 = 40;
-
-/// The largest number of events of a session that are handled in one batch; while more wait, the
-/// session's driver (its task) reads from no path.
-const MAX_EVENTS_PER_BATCH: usize = 64;
 
 /// The error for a client that is not, or no longer, authorised.
 #[derive(Debug, PartialEq, Eq)]
@@ -146,8 +63,9 @@ impl Registry {
             inbound_datagrams: false,
             local: Vec::new(),
         }));
+        let limits = RwLock::new(Arc::new(settings.limits()));
         let settings = RwLock::new(settings);
-        Self { pools, settings, shared_policy, entries: RwLock::default(), demux, device, metrics }
+        Self { pools, settings, limits, shared_policy, entries: RwLock::default(), demux, device, metrics }
     }
 
     /// Applies new settings, to running sessions too.
@@ -157,6 +75,7 @@ impl Registry {
             policy.reach = settings.reach.clone();
             policy.resolvers.clone_from(&settings.push.dns);
         });
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.limits());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
         for entry in self.all_entries() {
             entry.queue.set_capacity(settings.queue_bytes);
@@ -217,14 +136,7 @@ impl Registry {
     }
 
     fn new_entry(&self, client: &Client) -> Arc<ClientEntry> {
-        Arc::new(ClientEntry {
-            name: client.name.clone(),
-            lease: self.served(client.lease),
-            reach: Arc::new(RwLock::new(client.reach.clone())),
-            queue: Arc::new(PacketQueue::new(self.settings().queue_bytes)),
-            slot: Mutex::default(),
-            log_limiter: sync::Mutex::new(LogRateLimiter::new(MAX_LOG_LINES)),
-        })
+        Arc::new(ClientEntry::new(client, self.served(client.lease), self.settings().queue_bytes))
     }
 
     /// Returns the part of the lease that this host can serve, because a host without IPv6 still
@@ -385,90 +297,5 @@ impl Registry {
 
     fn all_entries(&self) -> Vec<Arc<ClientEntry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-
-    fn begin_session(
-        self: &Arc<Self>,
-        entry: &Arc<ClientEntry>,
-        hello: &Hello,
-        waiting: Unacknowledged,
-    ) -> Arc<ActiveSession> {
-        // 0 means "no known epoch" in a HELLO.
-        let epoch = rand::random_range(1..=u64::MAX);
-        let settings = self.settings();
-        let push = settings.push_to(&entry.lease);
-        let limits = Limits { compression: settings.compression, fair: settings.fair, ..Limits::default() };
-        let mut session = Session::server(hello.session, epoch, limits, push);
-        session.requeue(waiting);
-        let io = ClientIo {
-            queue: Arc::clone(&entry.queue),
-            demux: Arc::clone(&self.demux),
-            filter: SourceFilter::new(
-                entry.lease,
-                self.pools,
-                Arc::clone(&self.shared_policy),
-                Arc::clone(&entry.reach),
-            ),
-            coalescing: CoalescingWriter::new(self.device.coalesces_datagrams()),
-            device: Arc::clone(&self.device),
-            metrics: Arc::clone(&self.metrics),
-        };
-        let (active, events) = ActiveSession::start(session, io, &self.metrics);
-        self.demux.add(&entry.lease, &entry.queue);
-        tokio::spawn(Arc::clone(self).handle_events(Arc::clone(entry), Arc::clone(&active), events));
-        active
-    }
-
-    fn unroute(&self, entry: &ClientEntry) {
-        self.demux.remove(&entry.lease, &entry.queue);
-        entry.queue.clear();
-    }
-
-    /// Handles the events of a session until its driver, the task that runs the session, stops.
-    async fn handle_events(
-        self: Arc<Self>,
-        entry: Arc<ClientEntry>,
-        active: Arc<ActiveSession>,
-        mut events: mpsc::Receiver<DriverEvent>,
-    ) {
-        let (client, session) = (entry.name.as_str(), active.id());
-        let mut batch = Vec::new();
-        // Take all waiting events, and refresh the session once for all of them. A client that
-        // switches paths continuously cannot pile up work: its paths are read no faster than this
-        // loop runs.
-        while events.recv_many(&mut batch, MAX_EVENTS_PER_BATCH).await > 0 {
-            for event in batch.drain(..) {
-                match event {
-                    DriverEvent::Session(Event::PathActivated { path, previous, replayed, dropped }) => {
-                        if entry.may_log() {
-                            let previous = previous.map(|path| path.0);
-                            info!(client, %session, %path, previous, replayed, dropped, "path active");
-                        }
-                    }
-                    DriverEvent::Session(Event::PathClosed { path, code }) => {
-                        if entry.may_log() {
-                            info!(client, %session, %path, "path closed: {code}");
-                        }
-                        active.forget_path(path).await;
-                    }
-                    DriverEvent::PathError { path, cause } => {
-                        if entry.may_log() {
-                            info!(client, %session, %path, "path lost: {cause}");
-                        }
-                        active.forget_path(path).await;
-                    }
-                    DriverEvent::Session(event) => debug!(client, %session, ?event, "session event"),
-                    // The driver sends nothing more, so the channel ends too.
-                    DriverEvent::Stopped => {}
-                }
-            }
-            active.refresh().await;
-        }
-        let mut slot = entry.slot.lock().await;
-        if slot.active.as_ref().is_some_and(|current| Arc::ptr_eq(current, &active)) {
-            slot.active = None;
-            self.unroute(&entry);
-        }
-        active.mark_ended().await;
     }
 }

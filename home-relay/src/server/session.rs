@@ -2,105 +2,16 @@
 //! registry handles its events.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mobile_proto::{
-    CloseCode, CoalescedSegment, Hello, Offload, Packet, PathId, PushConfig, Session, SessionId, Stats,
-    Unacknowledged,
-};
-use mobile_transport::coalescing::CoalescingWriter;
-use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo, SessionSnapshot, TlsStream};
-use mobile_transport::tun::Tun;
+use mobile_proto::{CloseCode, Hello, PathId, PushConfig, Session, SessionId, Stats, Unacknowledged};
+use mobile_transport::driver::{self, DriverEvent, Handle, SessionSnapshot, TlsStream};
 use tokio::sync::{Mutex, mpsc};
 
-use super::demux::Demux;
-use super::queue::PacketQueue;
-use super::source_filter::SourceFilter;
+use super::client_io::ClientIo;
 use crate::metrics::{DropReason, Metrics};
-
-/// The device to which a session writes its client's packets and from which it reads packets for
-/// clients: the home virtual device, or a substitute in tests.
-pub(crate) trait PacketSink: Send + Sync {
-    /// Writes one packet to the device.
-    fn send(&self, packet: Packet<'_>) -> io::Result<()>;
-
-    /// Returns whether the device accepts datagrams coalesced into one packet.
-    fn coalesces_datagrams(&self) -> bool {
-        false
-    }
-
-    /// Reads a packet that is already waiting into `buffer`, without blocking, and returns its
-    /// length and offload.
-    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)>;
-}
-
-impl PacketSink for Tun {
-    fn send(&self, packet: Packet<'_>) -> io::Result<()> {
-        self.try_send(packet)
-    }
-
-    fn coalesces_datagrams(&self) -> bool {
-        self.coalesces_datagrams()
-    }
-
-    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
-        self.try_recv(buffer)
-    }
-}
-
-/// The packet input and output of one session: input from the client's queue and the device, output
-/// through the source filter to the device.
-pub(crate) struct ClientIo {
-    pub(crate) queue: Arc<PacketQueue>,
-    pub(crate) demux: Arc<Demux>,
-    pub(crate) filter: SourceFilter,
-    pub(crate) coalescing: CoalescingWriter,
-    pub(crate) device: Arc<dyn PacketSink>,
-    pub(crate) metrics: Arc<Metrics>,
-}
-
-impl PacketIo for ClientIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
-        let Self { queue, demux, device, metrics, .. } = self;
-        demux.poll_packet(cx, queue, &**device, metrics, buffer).map(|(length, offload)| {
-            self.metrics.to_clients.count(1, length as u64);
-            Ok((length, offload))
-        })
-    }
-
-    fn send(&mut self, packet: Packet<'_>) {
-        let Self { filter, coalescing, device, metrics, .. } = self;
-        match filter.check(packet.bytes) {
-            Ok(()) => {
-                coalescing
-                    .send(packet, &mut |packet, made| write_to_device(&**device, metrics, packet, made));
-            }
-            Err(reason) => metrics.dropped(reason, 1),
-        }
-    }
-
-    fn flush(&mut self) {
-        let Self { coalescing, device, metrics, .. } = self;
-        coalescing.flush(&mut |packet, made| write_to_device(&**device, metrics, packet, made));
-    }
-}
-
-fn write_to_device(device: &dyn PacketSink, metrics: &Metrics, packet: Packet<'_>, made: CoalescedSegment) {
-    match device.send(packet) {
-        Ok(()) => metrics.from_clients.count(made.packets, made.bytes),
-        Err(error) => metrics.dropped(drop_reason(&error), made.packets),
-    }
-}
-
-/// Returns the reason why the device refused a packet: a failure of the device, or an offload
-/// request that the packet's headers do not allow.
-fn drop_reason(error: &io::Error) -> DropReason {
-    if error.kind() == io::ErrorKind::InvalidInput { DropReason::Malformed } else { DropReason::Device }
-}
 
 /// A running session, with the handle of its driver, which is the task that runs it.
 pub(crate) struct ActiveSession {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
-use mobile_proto::{CloseCode, Event, Offload, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{CloseCode, Event, InnerPacket, PacketHeaders, PathId, PushConfig, Session, SessionId};
 use mobile_transport::driver::DriverEvent;
 use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::{PrivateKey, PublicKey};
@@ -18,9 +18,9 @@ use tokio::sync::mpsc;
 
 use self::client::TestClient;
 use super::demux::Demux;
+use super::device::PacketSink;
 use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
-use super::session::PacketSink;
 use super::source_filter::tests::packet;
 use super::{AppliedState, Relay, Store};
 use crate::config::{Config, Limits};
@@ -39,11 +39,11 @@ mod log_buffer;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl PacketSink for mpsc::UnboundedSender<Vec<u8>> {
-    fn send(&self, packet: Packet<'_>) -> io::Result<()> {
+    fn send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         Self::send(self, packet.to_vec()).map_err(io::Error::other)
     }
 
-    fn try_recv(&self, _buffer: &mut [u8]) -> io::Result<(usize, Offload)> {
+    fn try_recv(&self, _buffer: &mut [u8]) -> io::Result<PacketHeaders> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 }

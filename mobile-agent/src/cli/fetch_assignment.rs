@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::bail;
-use mobile_proto::{CloseCode, Event, Limits, Offload, Packet, PathId, Session, SessionId};
+use mobile_proto::{CloseCode, Event, InnerPacket, Limits, PacketHeaders, PathId, Session, SessionId};
 use mobile_transport::driver::{self, DriverEvent, PacketIo};
 use mobile_transport::tls::TlsStream;
 
@@ -49,9 +49,9 @@ pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assign
 struct NoPackets;
 
 impl PacketIo for NoPackets {
-    fn poll_recv(&mut self, _cx: &mut Context<'_>, _buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, _cx: &mut Context<'_>, _buffer: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         Poll::Pending
     }
 
-    fn send(&mut self, _packet: Packet<'_>) {}
+    fn send(&mut self, _packet: InnerPacket<'_>) {}
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{PoisonError, RwLock};
 
-use mobile_proto::packet::IpHeader;
+use mobile_proto::InnerPacket;
 
 /// Decides which packets from the relay may be delivered to the host virtual device, and counts the
 /// others.
@@ -27,9 +27,9 @@ impl DeliveryFilter {
     /// Returns whether a packet from the relay may be delivered. The kernel would accept a packet
     /// for any address of this host, including an uplink's, but a relay may reach only persistent
     /// addresses.
-    pub(crate) fn admits(&self, packet: &[u8]) -> bool {
-        IpHeader::parse(packet).is_ok_and(|header| {
-            self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&header.dst)
+    pub(crate) fn admits(&self, packet: InnerPacket<'_>) -> bool {
+        packet.destination().is_some_and(|destination| {
+            self.addresses.read().unwrap_or_else(PoisonError::into_inner).contains(&destination)
         })
     }
 }
@@ -47,14 +47,18 @@ mod tests {
         packet
     }
 
+    fn is_admitted(filter: &DeliveryFilter, packet: &[u8]) -> bool {
+        filter.admits(packet.into())
+    }
+
     #[test]
     fn only_packets_for_the_persistent_address_are_admitted() {
         let filter = DeliveryFilter::default();
-        assert!(!filter.admits(&ipv4_to(2)));
+        assert!(!is_admitted(&filter, &ipv4_to(2)));
         filter.set_addresses(vec!["10.77.0.2".parse().unwrap()]);
-        assert!(filter.admits(&ipv4_to(2)));
-        assert!(!filter.admits(&ipv4_to(3)));
-        assert!(!filter.admits(&ipv4_to(2)[..10]));
-        assert!(!filter.admits(&[]));
+        assert!(is_admitted(&filter, &ipv4_to(2)));
+        assert!(!is_admitted(&filter, &ipv4_to(3)));
+        assert!(!is_admitted(&filter, &ipv4_to(2)[..10]));
+        assert!(!is_admitted(&filter, &[]));
     }
 }

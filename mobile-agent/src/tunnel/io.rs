@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use mobile_proto::{CoalescedSegment, Offload, Packet};
+use mobile_proto::{CoalescedSegment, InnerPacket, PacketHeaders};
 use mobile_transport::coalescing::CoalescingWriter;
 use mobile_transport::driver::PacketIo;
 use mobile_transport::tun::Tun;
@@ -28,12 +28,12 @@ impl TunIo {
 }
 
 impl PacketIo for TunIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         self.tun.poll_recv(cx, buf)
     }
 
-    fn send(&mut self, packet: Packet<'_>) {
-        if self.filter.admits(packet.bytes) {
+    fn send(&mut self, packet: InnerPacket<'_>) {
+        if self.filter.admits(packet) {
             let Self { tun, filter, coalescing } = self;
             coalescing.send(packet, &mut |packet, segment| write(tun, filter, packet, segment));
         } else {
@@ -47,7 +47,7 @@ impl PacketIo for TunIo {
     }
 }
 
-fn write(tun: &Tun, filter: &DeliveryFilter, packet: Packet<'_>, segment: CoalescedSegment) {
+fn write(tun: &Tun, filter: &DeliveryFilter, packet: InnerPacket<'_>, segment: CoalescedSegment) {
     if tun.try_send(packet).is_err() {
         filter.refused.fetch_add(segment.packets, Ordering::Relaxed);
     }

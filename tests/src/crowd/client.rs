@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use mobile_proto::{Event, Limits, Offload, Packet, PathId, PushConfig, Session, SessionId};
+use mobile_proto::{Event, InnerPacket, Limits, PacketHeaders, PathId, PushConfig, Session, SessionId};
 use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_transport::tls;
 
@@ -82,11 +82,11 @@ impl CrowdClient {
 struct Counter(Arc<AtomicU64>);
 
 impl PacketIo for Counter {
-    fn poll_recv(&mut self, _cx: &mut Context<'_>, _buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, _cx: &mut Context<'_>, _buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         Poll::Pending
     }
 
-    fn send(&mut self, _packet: Packet<'_>) {
+    fn send(&mut self, _packet: InnerPacket<'_>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

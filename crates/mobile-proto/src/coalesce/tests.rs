@@ -53,7 +53,7 @@ fn pass<'a>(packets: impl Iterator<Item = Packet<'a>>) -> (Vec<Vec<u8>>, usize) 
     let (mut coalescer, mut out, mut writes) = (SegmentCoalescer::default(), Vec::new(), 0);
     let mut flush = |coalescer: &mut SegmentCoalescer, out: &mut Vec<Vec<u8>>| {
         if let Some((packet, summary)) = coalescer.take() {
-            let again = cut(packet);
+            let again = cut(*packet);
             let bytes = again.iter().map(Vec::len).sum::<usize>() as u64;
             assert_eq!(summary, CoalescedSegment { packets: again.len() as u64, bytes });
             out.extend(again);

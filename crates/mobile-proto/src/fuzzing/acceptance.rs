@@ -90,101 +90,152 @@ fn wire(begin: u32, number: i64) -> u32 {
 /// table must ignore every segment of the peer that the local end does not accept.
 pub fn acceptance(bytes: &[u8]) {
     let mut input = Input(bytes);
-    let (flags, shift) = (input.byte(), input.byte() % 16);
-    let [ours, theirs] = [0, 1].map(|_| u32::from(input.word()) << 16 | 0xff00);
-    let template = Segment::parse(&packets::ip(flags & 1 != 0, &[], 6, &packets::transport(6, 0)));
-    let local = Segment { shift: 0, ..template.expect("a segment") };
-    let remote = Segment { key: local.key.reversed(), ..local };
-    let mut flows = FlowTable::default();
-    let mut tcp = Tcp { shift: 14, ..Tcp::default() };
-    if flags & 2 != 0 {
-        let syn = Segment { flags: SYN, seq: ours.wrapping_sub(1), shift, ..local };
-        assert_eq!(flows.on_sending(&syn), None);
-        tcp.shift = shift.min(14);
-    }
-    (tcp.window, tcp.next) = (input.word(), i64::from(input.byte()));
-    let began = Segment { seq: theirs, ack: ours, flags: ACK, window: tcp.window, data: 0, ..remote };
-    flows.on_delivered(&began);
-    let window = input.word();
-    let first = Segment { seq: ours, ack: theirs, flags: ACK, window, data: tcp.next as u32, ..local };
-    let mut at = flows.on_sending(&first).expect("both ends agree");
-    flows.on_sent(at, &first);
-    tcp.sends(0, tcp.next, 0, window, false);
+    let mut connection = Connection::establish(&mut input);
     for _ in 0..STEPS {
         if input.0.is_empty() {
             return;
         }
         let kind = input.byte();
-        if kind % 4 == 0 {
-            // New data, a retransmission, or a probe.
-            let span = tcp.next - tcp.una + 1;
-            let seq = if kind & 4 == 0 { tcp.next } else { tcp.next - i64::from(input.word()) % (span + 1) };
-            let (data, fin) = (i64::from(input.byte()), kind & 8 != 0);
-            // Nothing follows the FIN.
-            let data = if tcp.fin { data.min(tcp.next - seq) } else { data };
-            let fin = fin && !tcp.fin && seq + data == tcp.next.max(seq + data);
-            let (ack, window) = (tcp.received + i64::from(input.byte()), input.word());
-            let segment = Segment {
-                seq: wire(ours, seq),
-                ack: wire(theirs, ack),
-                flags: ACK | if fin { FIN } else { 0 },
-                window,
-                data: data as u32,
-                ..local
-            };
-            at = flows.on_sending(&segment).expect("the flow is tracked");
-            if let Some((again, Some(window))) = flows.get(at).missed_ack(&segment) {
-                let ack = i64::from(again.wrapping_sub(wire(ours, tcp.una)) as i32) + tcp.una;
-                assert!((tcp.una..=tcp.next).contains(&ack), "the local end never sent what is acknowledged");
-                if ack > tcp.una {
-                    // The local end now receives the acknowledgement, in a segment with the number
-                    // that it expects.
-                    (tcp.una, tcp.window) = (ack, window);
-                }
-                flows.get_mut(at).ack_repeated(again, window);
-            }
-            flows.on_sent(at, &segment);
-            tcp.sends(seq, data + i64::from(fin), ack, window, fin);
+        let outcome = if kind % 4 == 0 {
+            connection.send(kind, &mut input);
+            Outcome::Continues
         } else {
-            let (seq, ack) = (tcp.received + input.distance(), tcp.una + input.distance());
-            let (length, window) = (i64::from(input.word() % 3000), input.word());
-            let flags = match kind % 16 {
-                1 => RST,
-                2 => RST | ACK,
-                3 => SYN | ACK,
-                5 => SYN,
-                6 => 0,
-                7 | 9 => FIN | ACK,
-                _ => ACK,
-            };
-            let segment = Segment {
-                seq: wire(theirs, seq),
-                ack: wire(ours, ack),
-                flags,
-                window,
-                data: length as u32,
-                ..remote
-            };
-            let end = seq + i64::from(segment.length());
-            flows.on_delivered(&segment);
-            if flags & RST != 0 {
-                if flows.is_empty() {
-                    assert!(tcp.takes(seq, end), "a reset that TCP refuses ended the flow");
-                    return;
-                }
-                continue;
-            }
-            if flags & (SYN | ACK) == ACK {
-                tcp.hears(seq, end, ack, window, flags & FIN != 0);
-            }
-            if flags & ACK != 0 && tcp.is_over() && flags & SYN == 0 && tcp.takes(seq, end) {
-                assert!(flows.is_empty(), "the flow is over");
-                return;
-            }
-            assert!(!flows.is_empty(), "the flow is tracked");
+            connection.hear(kind, &mut input)
+        };
+        match outcome {
+            Outcome::Continues => connection.check(),
+            Outcome::Refused => {}
+            Outcome::Ended => return,
         }
-        let flow = flows.get(at);
-        assert_eq!(flow.acked, wire(ours, tcp.una), "the acknowledged number: {tcp:?}");
+    }
+}
+
+/// The effect of a segment of the peer on a connection.
+enum Outcome {
+    Continues,
+    /// A reset was refused.
+    Refused,
+    Ended,
+}
+
+/// The tracked flow, and the model that it is compared with.
+struct Connection {
+    flows: FlowTable,
+    tcp: Tcp,
+    /// The index of the flow in the table.
+    at: usize,
+    /// The initial sequence numbers of the local end and of the peer.
+    ours: u32,
+    theirs: u32,
+    /// Segments of both with the flow's addresses and ports.
+    local: Segment,
+    remote: Segment,
+}
+
+impl Connection {
+    fn establish(input: &mut Input<'_>) -> Self {
+        let (flags, shift) = (input.byte(), input.byte() % 16);
+        let [ours, theirs] = [0, 1].map(|_| u32::from(input.word()) << 16 | 0xff00);
+        let template = Segment::parse(&packets::ip(flags & 1 != 0, &[], 6, &packets::transport(6, 0)));
+        let local = Segment { shift: 0, ..template.expect("a segment") };
+        let remote = Segment { key: local.key.reversed(), ..local };
+        let mut flows = FlowTable::default();
+        let mut tcp = Tcp { shift: 14, ..Tcp::default() };
+        if flags & 2 != 0 {
+            let syn = Segment { flags: SYN, seq: ours.wrapping_sub(1), shift, ..local };
+            assert_eq!(flows.on_sending(&syn), None);
+            tcp.shift = shift.min(14);
+        }
+        (tcp.window, tcp.next) = (input.word(), i64::from(input.byte()));
+        let began = Segment { seq: theirs, ack: ours, flags: ACK, window: tcp.window, data: 0, ..remote };
+        flows.on_delivered(&began);
+        let window = input.word();
+        let first = Segment { seq: ours, ack: theirs, flags: ACK, window, data: tcp.next as u32, ..local };
+        let at = flows.on_sending(&first).expect("both ends agree");
+        flows.on_sent(at, &first);
+        tcp.sends(0, tcp.next, 0, window, false);
+        Self { flows, tcp, at, ours, theirs, local, remote }
+    }
+
+    /// Sends a segment of the local end: new data, a retransmission, or a probe.
+    fn send(&mut self, kind: u8, input: &mut Input<'_>) {
+        let Self { flows, tcp, ours, theirs, .. } = self;
+        let span = tcp.next - tcp.una + 1;
+        let seq = if kind & 4 == 0 { tcp.next } else { tcp.next - i64::from(input.word()) % (span + 1) };
+        let (data, fin) = (i64::from(input.byte()), kind & 8 != 0);
+        // Nothing follows the FIN.
+        let data = if tcp.fin { data.min(tcp.next - seq) } else { data };
+        let fin = fin && !tcp.fin && seq + data == tcp.next.max(seq + data);
+        let (ack, window) = (tcp.received + i64::from(input.byte()), input.word());
+        let segment = Segment {
+            seq: wire(*ours, seq),
+            ack: wire(*theirs, ack),
+            flags: ACK | if fin { FIN } else { 0 },
+            window,
+            data: data as u32,
+            ..self.local
+        };
+        self.at = flows.on_sending(&segment).expect("the flow is tracked");
+        if let Some((again, Some(window))) = flows.get(self.at).missed_ack(&segment) {
+            let ack = i64::from(again.wrapping_sub(wire(*ours, tcp.una)) as i32) + tcp.una;
+            assert!((tcp.una..=tcp.next).contains(&ack), "the local end never sent what is acknowledged");
+            if ack > tcp.una {
+                // The local end now receives the acknowledgement, in a segment with the number
+                // that it expects.
+                (tcp.una, tcp.window) = (ack, window);
+            }
+            flows.get_mut(self.at).ack_repeated(again, window);
+        }
+        flows.on_sent(self.at, &segment);
+        tcp.sends(seq, data + i64::from(fin), ack, window, fin);
+    }
+
+    /// Delivers a segment of the peer, with any numbers and flags.
+    fn hear(&mut self, kind: u8, input: &mut Input<'_>) -> Outcome {
+        let Self { flows, tcp, ours, theirs, .. } = self;
+        let (seq, ack) = (tcp.received + input.distance(), tcp.una + input.distance());
+        let (length, window) = (i64::from(input.word() % 3000), input.word());
+        let flags = match kind % 16 {
+            1 => RST,
+            2 => RST | ACK,
+            3 => SYN | ACK,
+            5 => SYN,
+            6 => 0,
+            7 | 9 => FIN | ACK,
+            _ => ACK,
+        };
+        let segment = Segment {
+            seq: wire(*theirs, seq),
+            ack: wire(*ours, ack),
+            flags,
+            window,
+            data: length as u32,
+            ..self.remote
+        };
+        let end = seq + i64::from(segment.length());
+        flows.on_delivered(&segment);
+        if flags & RST != 0 {
+            if flows.is_empty() {
+                assert!(tcp.takes(seq, end), "a reset that TCP refuses ended the flow");
+                return Outcome::Ended;
+            }
+            return Outcome::Refused;
+        }
+        if flags & (SYN | ACK) == ACK {
+            tcp.hears(seq, end, ack, window, flags & FIN != 0);
+        }
+        if flags & ACK != 0 && tcp.is_over() && flags & SYN == 0 && tcp.takes(seq, end) {
+            assert!(flows.is_empty(), "the flow is over");
+            return Outcome::Ended;
+        }
+        assert!(!flows.is_empty(), "the flow is tracked");
+        Outcome::Continues
+    }
+
+    /// Compares the flow with the model.
+    fn check(&self) {
+        let (flow, tcp) = (self.flows.get(self.at), &self.tcp);
+        assert_eq!(flow.acked, wire(self.ours, tcp.una), "the acknowledged number: {tcp:?}");
         assert_eq!(flow.window, Some(tcp.window), "the window: {tcp:?}");
     }
 }

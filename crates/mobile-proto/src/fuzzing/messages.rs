@@ -67,35 +67,40 @@ pub fn hello(bytes: &[u8]) {
 
 /// Parses the payload of a frame; a payload that can be parsed is encoded and parsed again.
 fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
+    match kind {
+        _ if frame::is_data(kind) || kind == frame::COMPRESSED => record(kind, payload),
+        frame::HELLO | frame::WELCOME | frame::CONFIG | frame::ACTIVATE => negotiation(kind, payload),
+        _ => signal(kind, payload),
+    }
+}
+
+/// Parses the payload of a frame with a record, encodes it and parses it again.
+fn record(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
+    let mut wire = Vec::new();
+    if frame::is_data(kind) {
+        let packet = frame::read_packet(kind, payload)?;
+        frame::put_packet(&mut wire, packet);
+        assert_eq!(frame::read_packet(kind, reread(kind, &wire)), Ok(packet));
+        return Ok(());
+    }
+    let read = frame::read_compressed(payload)?;
+    assert!(read.length <= MAX_PACKET);
+    if read.length > 0 {
+        let zeros = vec![0; read.length];
+        let packet = Packet { bytes: &zeros, offload: read.offload };
+        frame::put_compressed(&mut wire, packet, read.bytes);
+        let again = frame::read_compressed(reread(kind, &wire))?;
+        assert_eq!((again.offload, again.length), (read.offload, read.length));
+        assert_eq!(again.bytes, read.bytes);
+    }
+    Ok(())
+}
+
+/// Parses the payload of a frame that opens, activates or configures a path, encodes it and parses
+/// it again.
+fn negotiation(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
     match kind {
-        _ if frame::is_data(kind) => {
-            let packet = frame::read_packet(kind, payload)?;
-            frame::put_packet(&mut wire, packet);
-            assert_eq!(frame::read_packet(kind, reread(kind, &wire)), Ok(packet));
-        }
-        frame::COMPRESSED => {
-            let read = frame::read_compressed(payload)?;
-            assert!(read.length <= MAX_PACKET);
-            if read.length > 0 {
-                let zeros = vec![0; read.length];
-                let packet = Packet { bytes: &zeros, offload: read.offload };
-                frame::put_compressed(&mut wire, packet, read.bytes);
-                let again = frame::read_compressed(reread(kind, &wire))?;
-                assert_eq!((again.offload, again.length), (read.offload, read.length));
-                assert_eq!(again.bytes, read.bytes);
-            }
-        }
-        frame::SEQ | frame::ACK => {
-            let number = message::decode_number("SEQ", payload)?;
-            frame::put_number(&mut wire, kind, number);
-            assert_eq!(message::decode_number("SEQ", reread(kind, &wire)), Ok(number));
-        }
-        frame::PING | frame::PONG => {
-            let nonce = message::decode_nonce("PING", payload)?;
-            message::put_nonce(&mut wire, kind, nonce);
-            assert_eq!(reread(kind, &wire), payload);
-        }
         frame::HELLO => {
             let (hello, rest) = read_hello(payload)?;
             assert!(rest.is_empty());
@@ -113,11 +118,30 @@ fn payload_of(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
             VersionedConfig::put(&mut wire, read.version, &read.config);
             assert_eq!(VersionedConfig::decode(reread(kind, &wire)), Ok(read));
         }
-        frame::ACTIVATE => {
+        _ => {
             let mut activate = Activate::decode(payload)?;
             activate.put(&mut wire);
             activate.keep.truncate(Activate::MAX_KEEP);
             assert_eq!(Activate::decode(reread(kind, &wire)), Ok(activate));
+        }
+    }
+    Ok(())
+}
+
+/// Parses the payload of a frame with a number, a nonce, a code or nothing, encodes it and parses
+/// it again.
+fn signal(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
+    let mut wire = Vec::new();
+    match kind {
+        frame::SEQ | frame::ACK => {
+            let number = message::decode_number("SEQ", payload)?;
+            frame::put_number(&mut wire, kind, number);
+            assert_eq!(message::decode_number("SEQ", reread(kind, &wire)), Ok(number));
+        }
+        frame::PING | frame::PONG => {
+            let nonce = message::decode_nonce("PING", payload)?;
+            message::put_nonce(&mut wire, kind, nonce);
+            assert_eq!(reread(kind, &wire), payload);
         }
         frame::CLOSE => {
             let code = message::decode_close(payload)?;

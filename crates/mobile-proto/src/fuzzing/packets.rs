@@ -2,8 +2,8 @@
 //! and of the parser of TCP segments.
 
 use crate::coalesce::{CoalescedSegment, SegmentCoalescer};
-use crate::offload::{Offload, VNET_HEADER_LEN};
-use crate::packet::{IpHeader, Packet};
+use crate::offload::VNET_HEADER_LEN;
+use crate::packet::{IpHeader, Offload, Packet};
 use crate::segment::{self, BareAck, Segment};
 
 /// Checks a `virtio_net_hdr` and the packet behind it, as the TUN provides them. The packet is

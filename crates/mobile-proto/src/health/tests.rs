@@ -50,7 +50,7 @@ fn a_silent_path_is_detected_within_seven_round_trips_whichever_direction_died()
 fn retransmissions_of_the_peer_are_no_sign_of_life_in_the_other_direction() {
     let mut model = steady(20, (5, 100));
     model.cut(true, false);
-    (model.peer_retransmits, model.program_answers) = (true, false);
+    (model.peer.retransmits, model.peer.program_answers) = (true, false);
     let (after_answer, _) = time_to_detect(&mut model, (5, 100));
     assert!(after_answer <= 200, "{after_answer} ms");
 }
@@ -91,7 +91,7 @@ fn a_dead_path_with_a_full_window_is_detected() {
 fn a_dead_lossy_path_is_detected_although_the_kernel_sends_nothing_new() {
     for seed in 0..10 {
         let mut model = model(20, 0, seed);
-        model.up.loss = 5;
+        model.link.up.loss = 5;
         model.run(20_000, BULK.0, BULK.1);
         assert_eq!(model.count(Outcome::Unresponsive), 0);
         model.cut(true, true);
@@ -117,8 +117,8 @@ fn a_long_path_is_not_a_dead_one() {
 fn a_tenfold_drop_of_the_rate_is_not_death() {
     for load in LOADS {
         let mut model = steady(20, load);
-        model.up.bytes_per_ms = FAST / 10;
-        model.down.bytes_per_ms = FAST / 10;
+        model.link.up.bytes_per_ms = FAST / 10;
+        model.link.down.bytes_per_ms = FAST / 10;
         model.run(60_000, load.0, load.1);
         assert_eq!(model.count(Outcome::Unresponsive), 0, "{load:?}");
     }
@@ -129,7 +129,7 @@ fn five_percent_loss_in_each_direction_is_not_death() {
     for (rtt, load) in [2, 20, 200].into_iter().flat_map(|rtt| LOADS.map(|load| (rtt, load))) {
         for seed in 0..4 {
             let mut model = model(rtt, 5, seed);
-            model.program_answers = seed % 2 == 0;
+            model.peer.program_answers = seed % 2 == 0;
             model.run(60_000, load.0, load.1);
             assert_eq!(model.count(Outcome::Unresponsive), 0, "{rtt} ms, {load:?}, seed {seed}");
         }
@@ -141,14 +141,14 @@ fn twenty_percent_loss_is_not_death_unless_the_kernel_itself_gets_nothing_throug
     for (rtt, load) in [2, 20, 200].into_iter().flat_map(|rtt| LOADS.map(|load| (rtt, load))) {
         for seed in 0..4 {
             let mut one_way = model(rtt, 0, seed);
-            one_way.up.loss = 20;
-            one_way.program_answers = seed % 2 == 0;
+            one_way.link.up.loss = 20;
+            one_way.peer.program_answers = seed % 2 == 0;
             one_way.run(60_000, load.0, load.1);
             assert_eq!(one_way.count(Outcome::Unresponsive), 0, "{rtt} ms, {load:?}, seed {seed}");
             // With loss in both directions a third of all round trips fail: TCP itself may be in
             // back-off for long.
             let mut both_ways = model(rtt, 20, seed);
-            both_ways.program_answers = seed % 2 == 0;
+            both_ways.peer.program_answers = seed % 2 == 0;
             for _ in 0..60_000 {
                 let before = both_ways.count(Outcome::Unresponsive);
                 both_ways.run(1, load.0, load.1);

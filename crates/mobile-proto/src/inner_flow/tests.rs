@@ -1,4 +1,7 @@
+use super::acceptance::MAX_DISTANCE;
+use super::flow_state::{MAX_RESET_DISTANCE, MAX_WINDOW};
 use super::*;
+use crate::segment::FIN;
 use crate::segment::tests::Sample;
 
 fn segment(sample: Sample) -> Segment {

@@ -4,14 +4,12 @@ use std::hash::{DefaultHasher, Hasher};
 
 use super::codel::CoDel;
 use super::slab::List;
+use crate::packet::FlowIdentity;
 
 /// Number of flow queues. Two flows whose hash is the same share a queue and its turns. A laptop
 /// sends on a handful of flows at a time, so an interactive flow shares a queue with a bulk
 /// transfer once in a hundred connections. All flow queues take 24 KiB.
 pub(super) const BUCKETS: usize = 256;
-
-/// IP protocols whose header starts with two ports: TCP, UDP, DCCP and SCTP.
-const WITH_PORTS: [u8; 4] = [6, 17, 33, 132];
 
 /// The packets and the scheduling state of one flow queue.
 #[derive(Debug, Default)]
@@ -27,36 +25,28 @@ pub(super) struct FlowQueue {
 
 /// Returns the index of the flow queue of a packet, a hash of addresses, protocol and ports. The
 /// hash is keyed with the secret `seed`, so that nobody can aim packets at another flow's queue.
-pub(super) fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
+pub(super) fn bucket_of(seed: &[u8], flow: FlowIdentity<'_>) -> u16 {
     let mut hasher = DefaultHasher::new();
     hasher.write(seed);
-    let (addresses, protocol, ports) = flow_identity(packet).unwrap_or_default();
-    hasher.write(addresses);
-    hasher.write_u8(protocol);
-    hasher.write(ports);
+    hasher.write(flow.addresses);
+    hasher.write_u8(flow.protocol);
+    hasher.write(flow.ports);
     // The result is below 256.
     (hasher.finish() % BUCKETS as u64) as u16
-}
-
-/// Returns the addresses, protocol and ports of a packet. A fragment has no ports, so that all
-/// fragments of a datagram share a queue.
-fn flow_identity(packet: &[u8]) -> Option<(&[u8], u8, &[u8])> {
-    let (addresses, protocol, payload) = match packet.first()? >> 4 {
-        4 => {
-            let payload = usize::from(packet[0] & 0x0f) * 4;
-            let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x3fff != 0;
-            (packet.get(12..20)?, packet[9], if fragment { packet.len() } else { payload })
-        }
-        6 => (packet.get(8..40)?, packet[6], 40),
-        _ => return None,
-    };
-    let ports = packet.get(payload..payload + 4).filter(|_| WITH_PORTS.contains(&protocol));
-    Some((addresses, protocol, ports.unwrap_or_default()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::InnerPacket;
+
+    fn flow_identity(packet: &[u8]) -> FlowIdentity<'_> {
+        InnerPacket::from(packet).flow()
+    }
+
+    fn bucket_of(seed: &[u8], packet: &[u8]) -> u16 {
+        super::bucket_of(seed, flow_identity(packet))
+    }
 
     fn v4(port: u8, protocol: u8) -> Vec<u8> {
         let mut packet = vec![0x45; 28];

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 
 use proptest::prelude::*;
 
+use super::turns::QUANTUM;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -11,7 +12,7 @@ fn queue() -> SendQueue {
 }
 
 fn record(packet: &[u8]) -> Record {
-    Record::new(packet.to_vec(), Offload::None, Instant::now(), None)
+    Record::new(packet.to_vec(), Offload::None, Instant::now(), None, queue().mark(&packet.into()))
 }
 
 fn segment(packet: &[u8], seq: u32, length: u32) -> Record {
@@ -32,7 +33,7 @@ fn packet(flow: u8, number: u32, size: usize) -> Vec<u8> {
 }
 
 fn of(flow: u8, number: u32, size: usize, since: Instant) -> Record {
-    Record::new(packet(flow, number, size), Offload::None, since, None)
+    Record { received_at: since, ..record(&packet(flow, number, size)) }
 }
 
 fn flow_of(packet: &[u8]) -> u8 {
@@ -105,7 +106,10 @@ fn two_lanes_are_one_queue() {
     queue.push(segment(b"e", 1, 1));
     queue.push_front(segment(b"a", 9, 1));
     let at = queue.find(|range| range.seq == 0).unwrap();
-    assert_eq!(queue.replace(at, b"CC".to_vec(), Offload::Checksum), Some(b"c".to_vec()));
+    assert_eq!(
+        queue.replace(at, b"CC".to_vec(), Offload::Checksum, PacketMark::default()),
+        Some(b"c".to_vec())
+    );
     assert_eq!(queue.bytes(), 6);
     assert_eq!(queue.pop_newest().unwrap().packet, b"e");
     assert_eq!(queue.pop_oldest_untracked().unwrap().packet, b"b");
@@ -209,8 +213,8 @@ fn the_longest_flow_makes_room_unless_it_asks_itself() {
     let (mut queue, now) = (queue(), Instant::now());
     (0..10).for_each(|number| queue.push(of(1, number, 1500, now)));
     queue.push(of(2, 0, 1500, now));
-    assert!(queue.pop_from_longest_flow(&packet(1, 10, 1500)).is_none());
-    let given_up = queue.pop_from_longest_flow(&packet(2, 1, 1500)).unwrap().packet;
+    assert!(queue.pop_from_longest_flow(of(1, 10, 1500, now).mark, 1500).is_none());
+    let given_up = queue.pop_from_longest_flow(of(2, 1, 1500, now).mark, 1500).unwrap().packet;
     assert_eq!((flow_of(&given_up), number_of(&given_up)), (1, 9), "the newest packet of the flow");
 }
 
@@ -221,7 +225,7 @@ fn memory_is_released_when_the_queue_is_empty() {
     queue.trim();
     assert_eq!(pop(&mut queue).unwrap().packet, b"a");
     queue.trim();
-    assert_eq!((queue.flows.capacity(), queue.new_flows.capacity(), queue.old_flows.capacity()), (0, 0, 0));
+    assert_eq!(queue.turns.capacity(), 0);
     assert_eq!(queue.seed, Some([3; 16]));
 }
 
@@ -295,7 +299,7 @@ proptest! {
                     }
                 }
                 Step::PopFromLongestFlow(flow) => {
-                    if let Some(record) = queue.pop_from_longest_flow(&packet(flow, 0, 32)) {
+                    if let Some(record) = queue.pop_from_longest_flow(of(flow, 0, 32, now).mark, 32) {
                         prop_assert_ne!(flow_of(&record.packet), flow);
                         gone(&mut waiting, &record);
                     }
@@ -325,7 +329,7 @@ proptest! {
         let mut sent = vec![0_i64; sizes.len()];
         let push = |queue: &mut SendQueue, flow: usize| queue.push(of(flow as u8, 0, sizes[flow], now));
         let buckets: std::collections::HashSet<u16> =
-            (0..sizes.len()).map(|flow| flow_queue::bucket_of(&[0; 16], &packet(flow as u8, 0, 32))).collect();
+            (0..sizes.len()).map(|flow| of(flow as u8, 0, 32, now).bucket()).collect();
         prop_assume!(buckets.len() == sizes.len());
         for _ in 0..2 {
             (0..sizes.len()).for_each(|flow| push(&mut queue, flow));
@@ -345,7 +349,8 @@ proptest! {
 #[test]
 fn a_fifo_keeps_the_order_of_all_flows_and_drops_nothing_for_its_delay() {
     let (mut queue, start) = (SendQueue::fifo(), Instant::now());
-    (0..100).for_each(|number| queue.push(of((number % 3) as u8, number, 3000, start)));
+    let unmarked = |record| Record { mark: PacketMark::default(), ..record };
+    (0..100).for_each(|number| queue.push(unmarked(of((number % 3) as u8, number, 3000, start))));
     let mut order = Vec::new();
     for ms in 0..100 {
         let popped = queue.pop(start + 500 * MS + 10 * ms * MS, usize::MAX, |_| panic!("nothing is dropped"));

@@ -6,10 +6,10 @@
 //! saves a record, a write into the device and some wake-ups at the other end. The ACK filter of
 //! CAKE does the same in its conservative mode.
 
-use crate::offload::Transport;
-use crate::segment::{ACK, before};
+use std::num::NonZero;
 
-const TCP: u8 = 6;
+use crate::packet::InnerPacket;
+use crate::segment::{ACK, before};
 
 /// The timestamps option as Linux pads it (RFC 7323, appendix A); no other option may be present.
 const PADDED_TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
@@ -19,16 +19,40 @@ const HEADER_LEN: usize = 20;
 /// Length in bytes of a TCP header with the padded timestamps option.
 const HEADER_LEN_WITH_TIMESTAMPS: usize = 32;
 
-/// Returns whether the packet `new` makes `old`, which was queued before, redundant.
+/// The mark of a bare acknowledgement of TCP, with no content but sequence numbers, window and
+/// timestamps: the length of its IP header in bytes, 20 or 40.
+pub(super) type BareAckMark = NonZero<u8>;
+
+/// Returns the mark of a bare acknowledgement; `None` if the packet is anything else.
+pub(super) fn mark(packet: &InnerPacket<'_>) -> Option<BareAckMark> {
+    let header = packet.tcp_header()?;
+    let ip_len = match (packet.version(), packet.transport_at()) {
+        (Some(4), 20) | (Some(6), 40) => u8::try_from(packet.transport_at()).ok()?,
+        _ => return None,
+    };
+    let length = packet.len() - packet.transport_at();
+    let plain = match length {
+        HEADER_LEN => true,
+        HEADER_LEN_WITH_TIMESTAMPS => packet.tcp_options()?.starts_with(&PADDED_TIMESTAMPS),
+        _ => false,
+    };
+    // The header fills the segment, no flag but ACK is set (no accurate ECN, RFC 9293, 3.1), and
+    // the urgent pointer is 0.
+    let bare = header[12..14] == [(length as u8) << 2, ACK] && header[18..20] == [0, 0];
+    NonZero::new(ip_len).filter(|_| plain && bare)
+}
+
+/// Returns whether the packet `new` makes `old`, which was queued before, redundant. Both are bare
+/// acknowledgements with the mark `mark`.
 ///
-/// Both have to be bare acknowledgements of one flow, with no content but sequence numbers, window
-/// and timestamps, and `new` has to acknowledge more. So a duplicate acknowledgement, a selective
-/// one, a congestion mark and a mere window update are never redundant.
-pub(super) fn supersedes(new: &[u8], old: &[u8]) -> bool {
-    if new.len() != old.len() || new.len() > 60 + HEADER_LEN_WITH_TIMESTAMPS {
+/// Both have to belong to one flow, and `new` has to acknowledge more. So a duplicate
+/// acknowledgement, a selective one, a congestion mark and a mere window update are never
+/// redundant.
+pub(super) fn supersedes(mark: BareAckMark, new: &[u8], old: &[u8]) -> bool {
+    if new.len() != old.len() {
         return false;
     }
-    let Some((new, old)) = AckHeader::read(new).zip(AckHeader::read(old)) else { return false };
+    let Some((new, old)) = AckHeader::read(mark, new).zip(AckHeader::read(mark, old)) else { return false };
     new.headers == old.headers
         && new.seq == old.seq
         && before(old.ack, new.ack)
@@ -49,32 +73,28 @@ struct AckHeader<'a> {
 }
 
 impl<'a> AckHeader<'a> {
-    fn read(packet: &'a [u8]) -> Option<Self> {
-        let transport = Transport::locate(packet).ok().filter(|it| it.protocol == TCP)?;
-        let (ip, tcp) = packet.split_at_checked(transport.start)?;
-        let headers = match transport.version {
-            4 if ip.len() == 20 => [&ip[..4], &ip[6..8], &ip[12..], tcp.get(..4)?],
-            6 if ip.len() == 40 => [&ip[..7], &[], &ip[8..], tcp.get(..4)?],
+    fn read(mark: BareAckMark, packet: &'a [u8]) -> Option<Self> {
+        let (ip, tcp) = packet.split_at_checked(mark.get().into())?;
+        let headers = match ip.len() {
+            20 => [&ip[..4], &ip[6..8], &ip[12..], tcp.get(..4)?],
+            40 => [&ip[..7], &[], &ip[8..], tcp.get(..4)?],
             _ => return None,
         };
         let read_u32 = |at: usize| Some(u32::from_be_bytes(*tcp.get(at..)?.first_chunk()?));
-        let timestamp = match tcp.len() {
-            HEADER_LEN => None,
-            HEADER_LEN_WITH_TIMESTAMPS if tcp[HEADER_LEN..].starts_with(&PADDED_TIMESTAMPS) => {
-                Some(read_u32(24)?)
-            }
-            _ => return None,
-        };
-        // The header fills the segment, no flag but ACK is set (no accurate ECN, RFC 9293, 3.1),
-        // and the urgent pointer is 0.
-        let bare = tcp[12..14] == [(tcp.len() as u8) << 2, ACK] && tcp[18..20] == [0, 0];
-        bare.then_some(Self { headers, seq: read_u32(4)?, ack: read_u32(8)?, timestamp })
+        let timestamp = if tcp.len() == HEADER_LEN { None } else { Some(read_u32(24)?) };
+        Some(Self { headers, seq: read_u32(4)?, ack: read_u32(8)?, timestamp })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::TCP;
+
+    fn supersedes(new: &[u8], old: &[u8]) -> bool {
+        let [marked, queued] = [new, old].map(|packet| mark(&packet.into()));
+        marked.is_some_and(|mark| queued == marked && super::supersedes(mark, new, old))
+    }
 
     fn bare(ip: usize, ack: u32, timestamps: Option<(u32, u32)>) -> Vec<u8> {
         let mut packet = if ip == 20 { vec![0x45; 20] } else { vec![0x60; 40] };

@@ -14,16 +14,6 @@ use crate::{CloseCode, Hello, PathId, ProtocolError};
 /// makes the client send at most [ten PINGs](crate::health::MAX_PINGS).
 const MIN_DOUBT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The state that only a client's session has.
-#[derive(Debug, Default)]
-pub(super) struct Client {
-    /// The relay's configuration; `None` before the first WELCOME.
-    pub(super) config: Option<VersionedConfig>,
-    /// When the session last acted on DOUBT, the relay's report that it gets no answers on the
-    /// active path.
-    last_doubt: Option<Instant>,
-}
-
 impl Session {
     /// Client: queues HELLO on a new path. An open path with the same id is dropped.
     pub fn open_path(&mut self, now: Instant, path: PathId) {

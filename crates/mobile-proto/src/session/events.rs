@@ -108,7 +108,12 @@ impl Events {
 
     /// Removes and returns the oldest event.
     pub(super) fn pop(&mut self) -> Option<Event> {
-        self.0.pop_front()
+        let event = self.0.pop_front();
+        if self.0.is_empty() {
+            // Events are rare, and a relay has many sessions without any.
+            self.0 = VecDeque::new();
+        }
+        event
     }
 
     /// Returns the number of queued events.

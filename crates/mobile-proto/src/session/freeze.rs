@@ -22,16 +22,14 @@
 //! `tcp_retransmit_timer()` back to `tcp_write_timeout()`, which counts from the first
 //! retransmission, and so the whole outage.
 
-mod admission;
-
 use std::time::Instant;
 
 use super::Session;
-use super::sender::Sender;
 use crate::inner_flow::{FlowState, FlowTable, FrozenAck};
+use crate::packet::InnerPacket;
 use crate::queue::SegmentRange;
 use crate::segment::{self, AckPacket, BareAck, Segment};
-use crate::{Limits, Packet, Stats};
+use crate::{Limits, Stats};
 
 /// Maximum number of acknowledgements that wait for [`Session::poll_local`]. More are not needed,
 /// because the caller polls after every few packets, and a sender that gets no answer sends again.
@@ -40,22 +38,22 @@ const MAX_ANSWERS: usize = 128;
 /// The state of the inner TCP flows and of the current outage.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
-    flows: FlowTable,
+    pub(super) flows: FlowTable,
     /// The current outage; `None` without one.
-    outage: Option<Outage>,
+    pub(super) outage: Option<Outage>,
     /// The number of outages so far.
-    outage_number: u32,
+    pub(super) outage_number: u32,
     acks: Vec<AckPacket>,
     /// Whether an outage has ended and frozen flows may need a window update.
     window_updates_due: bool,
     /// The time by which the searches of all flows are paid for.
-    search_paid_until: Option<Instant>,
+    pub(super) search_paid_until: Option<Instant>,
 }
 
 /// A period in which nothing gets through to the other end.
 #[derive(Debug)]
-struct Outage {
-    since: Instant,
+pub(super) struct Outage {
+    pub(super) since: Instant,
     /// When the held packets are thinned next, because the outage lasts long: see
     /// [`Limits::thin_after`].
     thin_at: Option<Instant>,
@@ -66,7 +64,7 @@ impl Session {
     /// acknowledgements for inner TCP senders in the name of the other end during an outage, and
     /// window updates after it. To be called after packets were [enqueued](Self::enqueue) and after
     /// [transmission](Self::poll_transmit).
-    pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(Packet<'_>)) {
+    pub fn poll_local(&mut self, now: Instant, deliver: &mut dyn FnMut(InnerPacket<'_>)) {
         self.update_outage(now);
         self.sender.freeze.poll_local(deliver, &mut self.stats);
     }
@@ -91,16 +89,16 @@ impl Freeze {
     }
 
     /// Updates the inner TCP flows with a packet of the peer that is delivered to the TUN.
-    pub(super) fn note_delivered(&mut self, packet: &[u8]) {
-        if let Some(segment) = Segment::parse(packet) {
+    pub(super) fn note_delivered(&mut self, packet: &InnerPacket<'_>) {
+        if let Some(segment) = Segment::of(packet) {
             self.flows.on_delivered(&segment);
         }
     }
 
     /// Updates the inner TCP flow of a packet from the TUN. Returns the sequence range of a segment
     /// of a tracked flow.
-    pub(super) fn track_packet(&mut self, packet: &[u8]) -> Option<SegmentRange> {
-        let segment = Segment::parse(packet)?;
+    pub(super) fn track_packet(&mut self, packet: &InnerPacket<'_>) -> Option<SegmentRange> {
+        let segment = Segment::of(packet)?;
         let at = self.flows.on_sending(&segment)?;
         Some(self.track(at, &segment))
     }
@@ -121,8 +119,12 @@ impl Freeze {
     /// Updates the inner TCP flow of a packet that the local end has sent just now, and repeats an
     /// acknowledgement of the other end that the packet shows to be missed. Returns the sequence
     /// range of a segment of a tracked flow.
-    fn track_and_repair(&mut self, packet: &[u8], stats: &mut Stats) -> Option<SegmentRange> {
-        let segment = Segment::parse(packet)?;
+    pub(super) fn track_and_repair(
+        &mut self,
+        packet: &InnerPacket<'_>,
+        stats: &mut Stats,
+    ) -> Option<SegmentRange> {
+        let segment = Segment::of(packet)?;
         let at = self.flows.on_sending(&segment)?;
         if let Some((ack, Some(window))) = self.flows.get(at).missed_ack(&segment) {
             self.repeat_ack(at, &segment, packet, (ack, window), stats);
@@ -141,7 +143,7 @@ impl Freeze {
         &mut self,
         at: usize,
         segment: &Segment,
-        packet: &[u8],
+        packet: &InnerPacket<'_>,
         (ack, window): (u32, u16),
         stats: &mut Stats,
     ) {
@@ -149,7 +151,7 @@ impl Freeze {
             return;
         }
         // As in `send_zero_window`: not older than any timestamp that the sender has.
-        let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
+        let timestamps = segment::timestamps(*packet).map(|(value, echo)| (echo, value));
         let flow = self.flows.get_mut(at);
         flow.ack_repeated(ack, window);
         let again = BareAck { to: flow.key, seq: segment.ack, ack, window, timestamps };
@@ -159,21 +161,52 @@ impl Freeze {
 
     /// Queues for the local end an acknowledgement in the name of the other end: no new data has
     /// arrived, and the window is zero.
-    fn send_zero_window(&mut self, at: usize, segment: &Segment, packet: &[u8], stats: &mut Stats) {
+    pub(super) fn send_zero_window(
+        &mut self,
+        at: usize,
+        segment: &Segment,
+        packet: &InnerPacket<'_>,
+        stats: &mut Stats,
+    ) {
         if self.acks.len() >= MAX_ANSWERS {
             return;
         }
         // The timestamp that the sender echoes is the last one it received. It is not older than
         // any it has, so it is not refused as old (PAWS, RFC 7323, 5).
-        let timestamps = segment::timestamps(packet).map(|(value, echo)| (echo, value));
+        let timestamps = segment::timestamps(*packet).map(|(value, echo)| (echo, value));
         let flow = self.flows.get_mut(at);
-        flow.frozen = Some(FrozenAck { seq: segment.ack, timestamps });
+        flow.freeze.shown = Some(FrozenAck { seq: segment.ack, timestamps });
         let answer = BareAck { to: flow.key, seq: segment.ack, ack: flow.acked, window: 0, timestamps };
         self.acks.push(answer.packet());
         stats.local_answers += 1;
     }
 
-    fn poll_local(&mut self, deliver: &mut dyn FnMut(Packet<'_>), stats: &mut Stats) {
+    /// Begins an outage if nothing has got through since `cut_off_since`, or ends it. Returns
+    /// whether an outage lasts, or lasted until now.
+    pub(super) fn update_outage(
+        &mut self,
+        now: Instant,
+        cut_off_since: Option<Instant>,
+        limits: &Limits,
+    ) -> bool {
+        match (cut_off_since, &self.outage) {
+            (None, None) => return false,
+            (Some(since), None) => {
+                self.outage = Some(Outage { since, thin_at: now.checked_add(limits.thin_after) });
+                self.outage_number = self.outage_number.wrapping_add(1);
+            }
+            (None, Some(_)) => {
+                self.outage = None;
+                self.window_updates_due = true;
+                // The other end itself answers what was sent last.
+                self.acks.clear();
+            }
+            (Some(_), Some(_)) => {}
+        }
+        true
+    }
+
+    fn poll_local(&mut self, deliver: &mut dyn FnMut(InnerPacket<'_>), stats: &mut Stats) {
         for answer in self.acks.drain(..) {
             deliver(answer.bytes().into());
         }
@@ -181,35 +214,12 @@ impl Freeze {
             return;
         }
         for flow in self.flows.iter_mut() {
-            let Some(FrozenAck { seq, timestamps }) = flow.frozen.take() else { continue };
+            let Some(FrozenAck { seq, timestamps }) = flow.freeze.shown.take() else { continue };
             if let Some(window) = flow.window.filter(|&window| window > 0 && flow.is_acknowledged()) {
                 stats.local_answers += 1;
                 let update = BareAck { to: flow.key, seq, ack: flow.acked, window, timestamps };
                 deliver(update.packet().bytes().into());
             }
-        }
-    }
-}
-
-impl Sender {
-    /// Begins an outage if nothing has got through since `cut_off_since`, or ends it.
-    fn update_outage(&mut self, now: Instant, cut_off_since: Option<Instant>, limits: &Limits) {
-        let freeze = &mut self.freeze;
-        if cut_off_since.is_some() || freeze.outage.is_some() {
-            self.queue.exempt_waiting(now);
-        }
-        match (cut_off_since, &freeze.outage) {
-            (Some(since), None) => {
-                freeze.outage = Some(Outage { since, thin_at: now.checked_add(limits.thin_after) });
-                freeze.outage_number = freeze.outage_number.wrapping_add(1);
-            }
-            (None, Some(_)) => {
-                freeze.outage = None;
-                freeze.window_updates_due = true;
-                // The other end itself answers what was sent last.
-                freeze.acks.clear();
-            }
-            _ => {}
         }
     }
 }

@@ -6,6 +6,7 @@ use super::side::Side;
 use super::{Event, Session};
 use crate::frame::{self, Decoded};
 use crate::message::{self, VersionedConfig};
+use crate::packet::InnerPacket;
 use crate::path::PathState;
 use crate::{CloseCode, Packet, PathId, ProtocolError};
 
@@ -29,7 +30,7 @@ impl Session {
         now: Instant,
         path: PathId,
         bytes: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
+        deliver: &mut dyn FnMut(InnerPacket<'_>),
     ) -> Result<(), ProtocolError> {
         let readable = self.paths.find(path).filter(|&index| self.paths[index].state != PathState::Failed);
         let Some(index) = readable else {
@@ -68,7 +69,7 @@ impl Session {
         now: Instant,
         mut index: usize,
         mut bytes: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
+        deliver: &mut dyn FnMut(InnerPacket<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
         // The buffer is not borrowed from the path, because a frame in it may change all paths.
         let mut partial_frame = std::mem::take(&mut self.paths[index].rx.partial_frame);
@@ -124,7 +125,7 @@ impl Session {
         index: usize,
         kind: u8,
         payload: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
+        deliver: &mut dyn FnMut(InnerPacket<'_>),
     ) -> Result<FrameOutcome, ProtocolError> {
         let (state, stale) = (self.paths[index].state, self.paths[index].is_stale());
         let connecting = state == PathState::Connecting;
@@ -181,7 +182,7 @@ impl Session {
         index: usize,
         kind: u8,
         payload: &[u8],
-        deliver: &mut dyn FnMut(Packet<'_>),
+        deliver: &mut dyn FnMut(InnerPacket<'_>),
     ) -> Result<(), ProtocolError> {
         let path = &mut self.paths[index];
         let stale = path.is_stale();
@@ -204,7 +205,8 @@ impl Session {
         path.rx.number = Some(number + 1);
         let path_stats = &mut path.stats;
         if self.receiver.accept(now, number, packet, &self.limits, path_stats, &mut self.stats) {
-            self.sender.freeze.note_delivered(packet.bytes);
+            let packet = InnerPacket::from(packet);
+            self.sender.freeze.note_delivered(&packet);
             deliver(packet);
         }
         Ok(())

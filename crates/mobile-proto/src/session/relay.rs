@@ -10,20 +10,6 @@ use crate::message::{Activate, VersionedConfig, Welcome};
 use crate::path::{Path, RelayPath};
 use crate::{CloseCode, Hello, PathId, ProtocolError, PushConfig};
 
-/// The state that only a relay's session has.
-#[derive(Debug)]
-pub(super) struct Relay {
-    /// The configuration that is pushed to the client.
-    pub(super) config: VersionedConfig,
-}
-
-impl Relay {
-    /// Creates the state with the first configuration.
-    pub(super) fn new(config: PushConfig) -> Self {
-        Self { config: VersionedConfig { version: 0, config } }
-    }
-}
-
 impl Session {
     /// Relay: accepts the path that sent `hello` and queues WELCOME on it.
     ///

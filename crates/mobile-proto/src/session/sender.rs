@@ -4,10 +4,12 @@
 //! Further methods of [`Sender`] are in the modules of what they do: `transmit`, `freeze`, `timers`
 //! and `takeover`.
 
+use std::time::Instant;
+
 use super::freeze::Freeze;
 use crate::buffer_pool::BufferPool;
 use crate::compression::Heuristic;
-use crate::queue::{Record, SegmentRange, SendQueue};
+use crate::queue::{PacketMark, Record, SegmentRange, SendQueue};
 use crate::replay::ReplayBuffer;
 use crate::{Limits, MAX_PACKET, ProtocolError, SessionId, Stats};
 
@@ -33,9 +35,17 @@ pub enum DropReason {
     BadLength,
 }
 
-/// The decision whether a packet from the TUN is queued: its sequence range if it is a segment of a
-/// tracked TCP flow, or the reason why it was dropped and counted.
-pub(super) type Admission = Result<Option<SegmentRange>, DropReason>;
+/// The decision whether a packet from the TUN is queued, or the reason why it was dropped and
+/// counted.
+pub(super) type Admission = Result<Admitted, DropReason>;
+
+/// What is known of a packet that is to be queued.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admitted {
+    /// The sequence range if the packet is a segment of a tracked TCP flow.
+    pub(super) range: Option<SegmentRange>,
+    pub(super) mark: PacketMark,
+}
 
 /// The packets that a session sends, on whichever path is active.
 #[derive(Debug)]
@@ -74,6 +84,13 @@ impl Sender {
             None => self.queue.push(record),
         }
         Enqueue::Queued
+    }
+
+    /// Begins an outage if nothing has got through since `cut_off_since`, or ends it.
+    pub(super) fn update_outage(&mut self, now: Instant, cut_off_since: Option<Instant>, limits: &Limits) {
+        if self.freeze.update_outage(now, cut_off_since, limits) {
+            self.queue.exempt_waiting(now);
+        }
     }
 
     /// Returns whether the queue has room for another packet from the TUN while a path delivers.

@@ -1,8 +1,9 @@
 //! The state of a session that only one of the two roles has.
 
-use super::client::Client;
-use super::relay::Relay;
+use std::time::Instant;
+
 use crate::PushConfig;
+use crate::message::VersionedConfig;
 
 /// The role of a session, with the state that only this role has.
 #[derive(Debug)]
@@ -11,6 +12,30 @@ pub(super) enum Side {
     Client(Client),
     /// The relay's end, which accepts paths and pushes the configuration.
     Relay(Relay),
+}
+
+/// The state that only a client's session has.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    /// The relay's configuration; `None` before the first WELCOME.
+    pub(super) config: Option<VersionedConfig>,
+    /// When the session last acted on DOUBT, the relay's report that it gets no answers on the
+    /// active path.
+    pub(super) last_doubt: Option<Instant>,
+}
+
+/// The state that only a relay's session has.
+#[derive(Debug)]
+pub(super) struct Relay {
+    /// The configuration that is pushed to the client.
+    pub(super) config: VersionedConfig,
+}
+
+impl Relay {
+    /// Creates the state with the first configuration.
+    pub(super) fn new(config: PushConfig) -> Self {
+        Self { config: VersionedConfig { version: 0, config } }
+    }
 }
 
 impl Side {

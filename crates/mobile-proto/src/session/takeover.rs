@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Session;
 use super::freeze::Freeze;
 use super::sender::{self, Sender};
-use crate::queue::Record;
+use crate::queue::{PacketMark, Record};
 use crate::{Limits, MAX_PACKET, PacketBuf, Stats};
 
 /// The packets that a session passes on to its successor: those that the peer has not acknowledged,
@@ -24,7 +24,10 @@ impl Unacknowledged {
     /// Creates the collection from packets whose flows are not tracked.
     #[must_use]
     pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
-        let record = |packet: PacketBuf| Record::new(packet.bytes.into_vec(), packet.offload, now, None);
+        // The session that takes over the packet marks it.
+        let record = |packet: PacketBuf| {
+            Record::new(packet.bytes.into_vec(), packet.offload, now, None, PacketMark::default())
+        };
         Self { records: packets.into_iter().map(record).collect(), freeze: Freeze::default() }
     }
 
@@ -77,9 +80,10 @@ impl Sender {
                 continue;
             }
             sender::count_enqueued(&record, stats);
-            if !known {
-                record.range = self.freeze.track_packet(&record.packet);
-            }
+            let packet = record.packet().into();
+            let mark = self.queue.mark(&packet);
+            let range = if known { record.range } else { self.freeze.track_packet(&packet) };
+            (record.range, record.mark) = (range, mark);
             if rest.is_empty() && self.replay.cost() + record.cost() <= limits.replay_bytes {
                 self.replay.push_unsent(record);
             } else {

@@ -1,8 +1,10 @@
 //! Two ends driven by the tests: a client, a relay and the wires between them, with a virtual
 //! clock.
-#![allow(dead_code, reason = "each test binary uses a part of this module")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this module")]
 
 pub(crate) mod kernel;
+pub(crate) mod packets;
+pub(crate) mod wire;
 pub(crate) mod world;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,45 +12,15 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mobile_proto::{
-    Budget, CloseCode, Enqueue, Event, HelloReader, Limits, Offload, Packet, PathId, PushConfig, Session,
+    Budget, CloseCode, Enqueue, Event, HelloReader, InnerPacket, Limits, PathId, PushConfig, Session,
     SessionId, Unacknowledged,
 };
 
-use kernel::KernelModel;
+use packets::checked;
+pub(crate) use packets::{all, number, numbers, packet, with_offload};
+pub(crate) use wire::{Direction, Wire};
 
-/// The two directions of a wire: up is from the client to the relay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Up,
-    Down,
-}
-
-/// One connection between the client and the relay. A closed end neither reads nor writes; bytes
-/// that it wrote before still arrive.
-#[derive(Default)]
-pub(crate) struct Wire {
-    pub(crate) up: VecDeque<u8>,
-    pub(crate) down: VecDeque<u8>,
-    /// Whether no byte arrives in a direction.
-    pub(crate) stalled_up: bool,
-    pub(crate) stalled_down: bool,
-    /// Whether the client's transport takes no more bytes, so that its session is not polled.
-    pub(crate) full: bool,
-    client_open: bool,
-    server_open: bool,
-    hello: Option<HelloReader>,
-    /// The TCP state of the client's and of the relay's kernel for the bytes that it sends.
-    at_client: KernelModel,
-    at_server: KernelModel,
-}
-
-impl Wire {
-    /// Returns whether nothing gets through in at least one direction.
-    pub(crate) fn is_dead(&self) -> bool {
-        self.stalled_up || self.stalled_down
-    }
-}
-
+// Larger than the bound: the tests read and set these values one by one, for both ends.
 /// The sessions of a client and a relay, with the wires between them.
 pub(crate) struct Pair {
     pub(crate) now: Instant,
@@ -209,7 +181,7 @@ impl Pair {
                 Direction::Up => self.arrive_at_server(path, &bytes),
                 Direction::Down if wire.client_open => {
                     let at_client = &mut self.at_client;
-                    let mut deliver = |packet: Packet<'_>| at_client.push(checked(packet));
+                    let mut deliver = |packet: InnerPacket<'_>| at_client.push(checked(*packet));
                     self.client.handle_input(self.now, path, &bytes, &mut deliver).expect("valid input");
                 }
                 Direction::Down => {}
@@ -349,7 +321,7 @@ impl Pair {
         }
         if let Some(server) = &mut self.server {
             let at_server = &mut self.at_server;
-            let mut deliver = |packet: Packet<'_>| at_server.push(checked(packet));
+            let mut deliver = |packet: InnerPacket<'_>| at_server.push(checked(*packet));
             server.handle_input(self.now, path, &rest, &mut deliver).expect("valid input");
         }
     }
@@ -372,43 +344,6 @@ impl Pair {
             self.wires.remove(&path);
         }
     }
-}
-
-/// Returns a packet that carries its number, padded to `size` with bytes that depend on it.
-pub(crate) fn packet(number: u32, size: usize) -> Vec<u8> {
-    let mut packet = number.to_be_bytes().to_vec();
-    packet.extend((4..size).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8));
-    packet
-}
-
-/// Returns the packet with an offload that depends on its length, so that every kind is sent.
-pub(crate) fn with_offload(bytes: &[u8]) -> Packet<'_> {
-    let offload = match bytes.len() % 3 {
-        0 => Offload::None,
-        1 => Offload::Checksum,
-        _ => Offload::Segment(bytes.len() as u16),
-    };
-    Packet { bytes, offload }
-}
-
-fn checked(packet: Packet<'_>) -> Vec<u8> {
-    assert_eq!(packet, with_offload(packet.bytes), "the offload was changed on the way");
-    packet.bytes.to_vec()
-}
-
-/// Returns the number of a packet, after a check that all its bytes are correct.
-pub(crate) fn number(bytes: &[u8]) -> u32 {
-    let number = u32::from_be_bytes(*bytes.first_chunk().expect("four bytes"));
-    assert!(bytes == packet(number, bytes.len()), "packet {number} was changed on the way");
-    number
-}
-
-pub(crate) fn numbers(packets: &[Vec<u8>]) -> Vec<u32> {
-    packets.iter().map(|packet| number(packet)).collect()
-}
-
-pub(crate) fn all(range: Range<u32>) -> Vec<u32> {
-    range.collect()
 }
 
 /// Sends packets of 100 bytes from the client.

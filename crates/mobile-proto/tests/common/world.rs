@@ -139,18 +139,7 @@ impl World {
         let pair = &mut self.pair;
         match *op {
             Op::Send { direction, count, size } => (0..count).for_each(|_| self.send(direction, size)),
-            Op::Open { early } => {
-                // An agent has a few uplinks.
-                if pair.wires.len() < 4 {
-                    let path = PathId(self.next_path);
-                    self.next_path += 1;
-                    pair.open(path);
-                    if early {
-                        let all: Vec<_> = pair.wires.keys().copied().collect();
-                        pair.activate(path, &all);
-                    }
-                }
-            }
+            Op::Open { early } => self.open(early),
             Op::Activate { path, keep_all } => {
                 let all: Vec<_> = pair.wires.keys().copied().collect();
                 if let Some(path) = self.path(path) {
@@ -186,25 +175,38 @@ impl World {
             Op::Pass { millis } => pair.advance(Duration::from_millis(millis)),
             Op::Blackhole { path, up, down } => self.stall(path, up, down),
             Op::Restore { path } => self.stall(path, false, false),
-            Op::Hiccup { path, millis } => {
-                let Some(path) = self.path(path).filter(|path| !self.pair.wires[path].is_dead()) else {
-                    return;
-                };
-                let both = |pair: &mut Pair, stalled| {
-                    if let Some(wire) = pair.wires.get_mut(&path) {
-                        (wire.stalled_up, wire.stalled_down) = (stalled, stalled);
-                    }
-                };
-                // Data that was held up before has arrived by now.
-                self.pair.settle();
-                both(&mut self.pair, true);
-                self.pair.advance(Duration::from_millis(millis).min(kernel::RTT));
-                both(&mut self.pair, false);
-                self.pair.settle();
-            }
+            Op::Hiccup { path, millis } => self.hiccup(path, Duration::from_millis(millis)),
             Op::RestartServer => pair.restart_server(),
             Op::RestartClient => pair.restart_client(),
         }
+    }
+
+    fn open(&mut self, early: bool) {
+        // An agent has a few uplinks.
+        if self.pair.wires.len() < 4 {
+            let path = PathId(self.next_path);
+            self.next_path += 1;
+            self.pair.open(path);
+            if early {
+                let all: Vec<_> = self.pair.wires.keys().copied().collect();
+                self.pair.activate(path, &all);
+            }
+        }
+    }
+
+    fn hiccup(&mut self, path: usize, time: Duration) {
+        let Some(path) = self.path(path).filter(|path| !self.pair.wires[path].is_dead()) else { return };
+        let both = |pair: &mut Pair, stalled| {
+            if let Some(wire) = pair.wires.get_mut(&path) {
+                (wire.stalled_up, wire.stalled_down) = (stalled, stalled);
+            }
+        };
+        // Data that was held up before has arrived by now.
+        self.pair.settle();
+        both(&mut self.pair, true);
+        self.pair.advance(time.min(kernel::RTT));
+        both(&mut self.pair, false);
+        self.pair.settle();
     }
 
     fn stall(&mut self, path: usize, up: bool, down: bool) {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use mobile_proto::{HelloReader, Limits, Offload, Packet, SessionId};
+use mobile_proto::{HelloReader, InnerPacket, Limits, PacketHeaders, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -71,7 +71,7 @@ impl MemoryDevice {
 }
 
 impl PacketIo for Arc<MemoryDevice> {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         self.polls.fetch_add(1, SeqCst);
         if self.failing.load(SeqCst) > 0 {
             self.failing.fetch_sub(1, SeqCst);
@@ -81,7 +81,7 @@ impl PacketIo for Arc<MemoryDevice> {
         match waiting.0.pop_front() {
             Some(packet) => {
                 buf[..packet.len()].copy_from_slice(&packet);
-                Poll::Ready(Ok((packet.len(), Offload::None)))
+                Poll::Ready(Ok(PacketHeaders::locate(&packet)))
             }
             None => {
                 waiting.1 = Some(cx.waker().clone());
@@ -90,7 +90,7 @@ impl PacketIo for Arc<MemoryDevice> {
         }
     }
 
-    fn send(&mut self, packet: Packet<'_>) {
+    fn send(&mut self, packet: InnerPacket<'_>) {
         let expected = self.received.fetch_add(1, SeqCst);
         let number = u64::from_be_bytes(packet[..8].try_into().unwrap());
         let intact = packet[8..].iter().all(|byte| *byte == number as u8);

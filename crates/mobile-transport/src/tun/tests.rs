@@ -2,6 +2,8 @@ use std::future::poll_fn;
 use std::process::Command;
 use std::time::Duration;
 
+use mobile_proto::{Offload, Packet};
+
 use super::*;
 
 #[test]
@@ -14,10 +16,10 @@ fn packets_pass_in_both_directions() {
         socket.send_to(b"out", "192.0.2.9:9").await.unwrap();
         let mut buf = [0; 2048];
         let (packet, offload) = loop {
-            let (length, offload) = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
+            let headers = poll_fn(|cx| tun.poll_recv(cx, &mut buf)).await.unwrap();
             // The kernel sends IPv6 packets of its own on a new link.
             if buf[0] >> 4 == 4 {
-                break (&mut buf[..length], offload);
+                break (&mut buf[..headers.len()], headers.offload());
             }
         };
         assert!(packet.ends_with(b"out"));
@@ -29,7 +31,7 @@ fn packets_pass_in_both_directions() {
             }
         }
         assert_eq!(offload, Offload::Checksum);
-        tun.try_send(Packet { bytes: packet, offload }).unwrap();
+        tun.try_send(Packet { bytes: packet, offload }.into()).unwrap();
         let mut answer = [0; 16];
         let (length, from) = socket.recv_from(&mut answer).await.unwrap();
         assert_eq!((&answer[..length], from), (&b"out"[..], "192.0.2.9:9".parse().unwrap()));
@@ -38,7 +40,7 @@ fn packets_pass_in_both_directions() {
         let mut ends = Vec::new();
         let error = loop {
             match tun.try_recv(&mut buf) {
-                Ok((length, _)) => ends.push(buf[..length].ends_with(b"again")),
+                Ok(headers) => ends.push(buf[..headers.len()].ends_with(b"again")),
                 Err(error) => break error,
             }
         };
@@ -67,7 +69,7 @@ fn coalesced_datagrams_are_received_one_by_one() {
         run("ip addr add 192.0.2.1/24 dev mobile0");
         let socket = tokio::net::UdpSocket::bind("192.0.2.1:7").await.unwrap();
         let (mut writer, mut writes) = (crate::coalescing::CoalescingWriter::new(true), 0);
-        let mut write = |packet: Packet<'_>, _| {
+        let mut write = |packet: InnerPacket<'_>, _| {
             tun.try_send(packet).unwrap();
             writes += 1;
         };
@@ -76,7 +78,8 @@ fn coalesced_datagrams_are_received_one_by_one() {
             (0..20).map(|number| vec![number; if number < 19 { 200 } else { 9 }]).collect();
         for payload in &sent {
             let bytes = datagram(payload);
-            writer.send(Packet { bytes: &bytes, offload: Offload::Checksum }, &mut write);
+            let packet = Packet { bytes: &bytes, offload: Offload::Checksum };
+            writer.send(packet.into(), &mut write);
         }
         writer.flush(&mut write);
         assert_eq!(writes, 1);

@@ -3,7 +3,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
-use mobile_proto::{Event, Offload, Packet, PathId, Session, SessionId};
+use mobile_proto::{Event, InnerPacket, PacketHeaders, PathId, Session, SessionId};
 use mobile_transport::driver::{self, DriverEvent, Handle, PacketIo};
 use mobile_transport::keys::PrivateKey;
 use tokio::sync::mpsc;
@@ -24,15 +24,15 @@ struct ChannelIo {
 }
 
 impl PacketIo for ChannelIo {
-    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<(usize, Offload)>> {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<PacketHeaders>> {
         self.to_send.poll_recv(cx).map(|packet| {
             let packet = packet.ok_or(io::ErrorKind::BrokenPipe)?;
             buffer[..packet.len()].copy_from_slice(&packet);
-            Ok((packet.len(), Offload::None))
+            Ok(PacketHeaders::locate(&packet))
         })
     }
 
-    fn send(&mut self, packet: Packet<'_>) {
+    fn send(&mut self, packet: InnerPacket<'_>) {
         // The receiver is gone when a test has seen what it wanted.
         let _ = self.received.send(packet.to_vec());
     }

@@ -51,10 +51,10 @@ impl<I: PacketIo> Driver<I> {
             }
             match self.io.poll_recv(cx, buffer) {
                 Poll::Pending => return SourceState::Pending,
-                Poll::Ready(Ok((length, offload))) => {
+                Poll::Ready(Ok(headers)) => {
                     self.source_failing = false;
                     // The session counts the packets that it drops.
-                    let _ = self.session.enqueue_in_place(now, buffer, length, offload);
+                    let _ = self.session.enqueue_in_place(now, buffer, headers);
                 }
                 Poll::Ready(Err(error)) => {
                     self.source_retry_at = Some(now + SOURCE_RETRY);

@@ -4,10 +4,11 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::queue::{Record, SegmentRange};
+use super::sender::{Admission, Admitted, DropReason, Sender};
+use crate::packet::InnerPacket;
+use crate::queue::{PacketMark, Record, SegmentRange};
 use crate::segment::Segment;
-use crate::session::sender::{Admission, DropReason, Sender};
-use crate::{Limits, Packet, Stats};
+use crate::{Limits, Stats};
 
 /// Time without searches that pays for each held record that a search has read. Reading one takes
 /// at most a tenth of this.
@@ -33,39 +34,40 @@ impl Sender {
     /// Decides whether a packet from the TUN is queued. Updates the inner TCP flows, and answers
     /// the sender of the packet if an outage has lasted for long enough. If the packet replaces an
     /// older copy in the queue, one of the two counts as dropped.
-    pub(in crate::session) fn admit(
+    pub(super) fn admit(
         &mut self,
         now: Instant,
-        packet: Packet<'_>,
+        packet: &InnerPacket<'_>,
         limits: &Limits,
         stats: &mut Stats,
     ) -> Admission {
         let cost = self.buffers.capacity_for(packet.len()) + size_of::<Record>();
+        let mark = self.queue.mark(packet);
         let Some(outage) = &self.freeze.outage else {
-            let range = self.freeze.track_and_repair(packet.bytes, stats);
-            let has_room = self.make_room_fairly(packet.bytes, cost, limits, stats);
-            return if has_room { Ok(range) } else { reject(stats) };
+            let range = self.freeze.track_and_repair(packet, stats);
+            let has_room = self.make_room_fairly(mark, packet.len(), cost, limits, stats);
+            return if has_room { Ok(Admitted { range, mark }) } else { reject(stats) };
         };
         let frozen = now.saturating_duration_since(outage.since) >= limits.freeze_grace;
         let flows = &mut self.freeze.flows;
-        let segment = Segment::parse(packet.bytes);
+        let segment = Segment::of(packet);
         let tracked = segment.and_then(|segment| Some((flows.on_sending(&segment)?, segment)));
-        let Some((at, segment)) = tracked else { return self.admit_untracked(cost, limits, stats) };
+        let Some((at, segment)) = tracked else { return self.admit_untracked(mark, cost, limits, stats) };
         let flow = flows.get(at);
         let range = SegmentRange { flow: flow.id, seq: segment.seq, length: segment.length() };
         let (repeats, probes) = (flow.is_retransmission(&segment), flow.is_probe(&segment));
         if frozen && flow.elicits_ack(&segment) {
-            self.freeze.send_zero_window(at, &segment, packet.bytes, stats);
+            self.freeze.send_zero_window(at, &segment, packet, stats);
         }
         self.freeze.flows.on_sent(at, &segment);
-        if (repeats && self.is_held(now, at, range, packet))
-            || (probes && self.is_probe_held(now, at, range, packet))
+        if (repeats && self.is_held(now, at, range, packet, mark))
+            || (probes && self.is_probe_held(now, at, range, packet, mark))
         {
             stats.dropped_duplicate += 1;
             return Err(DropReason::Duplicate);
         }
         if self.count_held(at, range, cost, probes, limits) && self.make_room(cost, limits, stats) {
-            Ok(Some(range))
+            Ok(Admitted { range: Some(range), mark })
         } else {
             reject(stats)
         }
@@ -78,7 +80,14 @@ impl Sender {
     /// its timestamp lets the sender measure a round trip instead of the outage. (Otherwise the
     /// newer timestamp would make the segments after it look old to the receiver, which would
     /// refuse them.)
-    fn is_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+    fn is_held(
+        &mut self,
+        now: Instant,
+        at: usize,
+        range: SegmentRange,
+        packet: &InnerPacket<'_>,
+        mark: PacketMark,
+    ) -> bool {
         let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
         let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
         match self.search(now, at, covers).flatten() {
@@ -87,7 +96,7 @@ impl Sender {
                 old.into_iter().for_each(|old| self.buffers.recycle(old));
             }
             Some(HeldSegment::Queued(at)) if last && self.queue.range(at) == Some(range) => {
-                self.replace_queued(at, packet);
+                self.replace_queued(at, packet, mark);
             }
             Some(_) => {}
             None => return false,
@@ -97,7 +106,14 @@ impl Sender {
 
     /// Returns whether a probe need not be queued: the flow has data held, whose answer serves the
     /// probe, too, or an older probe, which the new one replaces.
-    fn is_probe_held(&mut self, now: Instant, at: usize, range: SegmentRange, packet: Packet<'_>) -> bool {
+    fn is_probe_held(
+        &mut self,
+        now: Instant,
+        at: usize,
+        range: SegmentRange,
+        packet: &InnerPacket<'_>,
+        mark: PacketMark,
+    ) -> bool {
         let outage_number = self.freeze.outage_number;
         let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
         if held.data.is_none() {
@@ -113,7 +129,7 @@ impl Sender {
             return false;
         }
         if let Some(Some(HeldSegment::Queued(at))) = self.search(now, at, |held| *held == range) {
-            self.replace_queued(at, packet);
+            self.replace_queued(at, packet, mark);
         }
         true
     }
@@ -129,7 +145,10 @@ impl Sender {
     ) -> Option<Option<HeldSegment>> {
         let flow = self.freeze.flows.get_mut(at);
         let limit = now + SEARCH_CREDIT;
-        if [flow.search_paid_until, self.freeze.search_paid_until].iter().flatten().any(|paid| *paid > limit)
+        if [flow.freeze.search_paid_until, self.freeze.search_paid_until]
+            .iter()
+            .flatten()
+            .any(|paid| *paid > limit)
         {
             return None;
         }
@@ -148,13 +167,13 @@ impl Sender {
         }
         let price = RECORD_PRICE.saturating_mul(u32::try_from(searched.get()).unwrap_or(u32::MAX));
         let pay = |paid: &mut Option<Instant>, price| *paid = paid.unwrap_or(now).max(now).checked_add(price);
-        pay(&mut flow.search_paid_until, price.saturating_mul(FLOW_SHARE));
+        pay(&mut flow.freeze.search_paid_until, price.saturating_mul(FLOW_SHARE));
         pay(&mut self.freeze.search_paid_until, price);
         Some(found)
     }
 
-    fn replace_queued(&mut self, at: usize, packet: Packet<'_>) {
-        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload);
+    fn replace_queued(&mut self, at: usize, packet: &InnerPacket<'_>, mark: PacketMark) {
+        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload, mark);
         old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
@@ -188,16 +207,29 @@ impl Sender {
     /// Decides whether to queue a packet that belongs to no tracked TCP flow during an outage. The
     /// newest of these matter, so the oldest are dropped to make room. A quarter of the queue is
     /// always left to such packets.
-    fn admit_untracked(&mut self, cost: usize, limits: &Limits, stats: &mut Stats) -> Admission {
-        if self.make_room(cost, limits, stats) { Ok(None) } else { reject(stats) }
+    fn admit_untracked(
+        &mut self,
+        mark: PacketMark,
+        cost: usize,
+        limits: &Limits,
+        stats: &mut Stats,
+    ) -> Admission {
+        if self.make_room(cost, limits, stats) { Ok(Admitted { range: None, mark }) } else { reject(stats) }
     }
 
     /// Makes room for a packet while no outage lasts, at the cost of the flow with the most bytes
     /// queued. Its newest packets are dropped, because its oldest segment unblocks an inner TCP
-    /// flow. Returns false if `packet` is itself the one to drop.
-    fn make_room_fairly(&mut self, packet: &[u8], cost: usize, limits: &Limits, stats: &mut Stats) -> bool {
+    /// flow. Returns false if the packet, with `mark` and `length`, is itself the one to drop.
+    fn make_room_fairly(
+        &mut self,
+        mark: PacketMark,
+        length: usize,
+        cost: usize,
+        limits: &Limits,
+        stats: &mut Stats,
+    ) -> bool {
         while self.queue.cost() + cost > limits.queue_bytes {
-            let Some(record) = self.queue.pop_from_longest_flow(packet) else { return false };
+            let Some(record) = self.queue.pop_from_longest_flow(mark, length) else { return false };
             stats.dropped_queue_full += 1;
             self.buffers.recycle(record.packet);
         }

@@ -1,0 +1,270 @@
+//! The one place where the headers of inner packets are parsed.
+//!
+//! Packets come from the TUN or from the peer, so no byte of them is trusted: every offset is
+//! checked here against the length of the packet, and is only stored if what it points to is
+//! inside.
+
+use super::{Offload, Packet};
+
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// Length of an IPv4 header without options, in bytes.
+const IPV4_HEADER: usize = 20;
+/// Length of an IPv6 header without extension headers, in bytes.
+pub(super) const IPV6_HEADER: usize = 40;
+/// Length of a TCP header without options, in bytes.
+pub(super) const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
+
+/// IP protocols whose header starts with two ports: TCP, UDP, DCCP and SCTP.
+const WITH_PORTS: [u8; 4] = [TCP, UDP, 33, 132];
+
+/// The reason why bytes are not an IP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    /// The buffer is too short for the header of its version.
+    #[error("an IP packet of {0} bytes is too short for its header")]
+    TooShort(usize),
+    /// The version is neither 4 nor 6.
+    #[error("IP version {0} is neither 4 nor 6")]
+    Version(u8),
+    /// An IPv4 header length below 20 bytes or beyond the packet.
+    #[error("IPv4 header length {0} is below 20 bytes or beyond the packet")]
+    HeaderLength(usize),
+    /// The length in the header differs from the length of the buffer.
+    #[error("the IP header says {claimed} bytes, the packet has {actual}")]
+    Length {
+        /// The length in the header.
+        claimed: usize,
+        /// The length of the buffer.
+        actual: usize,
+    },
+}
+
+/// Where the headers of an inner packet are, and what else is known of it but its bytes.
+///
+/// Whoever puts a packet into a buffer returns this with it, and
+/// [`InnerPacket::in_buffer`](super::InnerPacket::in_buffer) joins both again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketHeaders {
+    length: u32,
+    offload: Offload,
+    layout: Layout,
+}
+
+impl PacketHeaders {
+    pub(super) fn new(packet: Packet<'_>, layout: Layout) -> Self {
+        // A longer packet cannot be sent, whatever its exact length.
+        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        Self { length, offload: packet.offload, layout }
+    }
+
+    /// Locates the headers of a packet.
+    #[must_use]
+    pub fn locate<'a>(packet: impl Into<Packet<'a>>) -> Self {
+        let packet = packet.into();
+        Self::new(packet, Layout::locate(packet.bytes))
+    }
+
+    /// Returns the length of the packet in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.length as usize
+    }
+
+    /// Returns the headers of a packet that has the same headers, but for lengths and checksums, and
+    /// is at least as long.
+    pub(crate) fn resized(self, length: usize, offload: Offload) -> Self {
+        debug_assert!(length >= self.len(), "the offsets were checked against the former length");
+        Self { length: u32::try_from(length).unwrap_or(u32::MAX), offload, ..self }
+    }
+
+    /// Returns whether the packet has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Returns the checksum or segmentation work left to be done on the packet.
+    #[must_use]
+    pub fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+}
+
+/// Whether a packet is an IP packet, and of which version, or why it is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    V4,
+    V6,
+    /// See [`PacketError::TooShort`].
+    TooShort,
+    /// See [`PacketError::Version`].
+    Version,
+    /// See [`PacketError::HeaderLength`].
+    HeaderLength,
+    /// See [`PacketError::Length`].
+    Length,
+}
+
+/// Offsets into a packet, in bytes, all of them inside the packet. They are below 2^14: the IP
+/// header has at most four extensions of 2 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// The offset of the transport header; 0 if there is no complete one.
+    pub(super) transport: u16,
+    /// The offset of the end of the transport header; 0 if there is no complete one.
+    pub(super) payload: u16,
+    /// The length of the IP header without IPv6 extensions. In a packet that is no IP packet, what
+    /// the header says.
+    pub(super) ip_len: u8,
+    /// The protocol of the transport header: [`TCP`] or [`UDP`].
+    pub(super) protocol: u8,
+    pub(super) status: Status,
+    /// Whether two ports are right after the IP header. Packets that are no IP packets may have
+    /// ports, too: they belong to some flow like others.
+    pub(super) has_ports: bool,
+}
+
+impl Layout {
+    /// Locates the headers of a packet. Every byte may be anything.
+    pub(super) fn locate(packet: &[u8]) -> Self {
+        #[cfg(debug_assertions)]
+        located::COUNT.set(located::COUNT.get() + 1);
+        match packet {
+            [first, ..] if first >> 4 == 4 => Self::locate_v4(packet),
+            [first, ..] if first >> 4 == 6 => Self::locate_v6(packet),
+            [_, ..] => Self::without_headers(Status::Version),
+            [] => Self::without_headers(Status::TooShort),
+        }
+    }
+
+    fn locate_v4(packet: &[u8]) -> Self {
+        let Some(header) = packet.first_chunk::<IPV4_HEADER>() else {
+            return Self::without_headers(Status::TooShort);
+        };
+        let claimed = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        let ip_len = (header[0] & 0x0f) * 4;
+        let end = usize::from(ip_len);
+        let status = if claimed != packet.len() {
+            Status::Length
+        } else if end < IPV4_HEADER || end > packet.len() {
+            Status::HeaderLength
+        } else {
+            Status::V4
+        };
+        // With more-fragments or an offset, the transport header or payload is incomplete.
+        let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+        let protocol = header[9];
+        let mut layout = Self { ip_len, ..Self::without_headers(status) };
+        if !is_fragment {
+            layout.has_ports = WITH_PORTS.contains(&protocol) && packet.len() >= end + 4;
+            if status == Status::V4 {
+                layout.locate_transport(packet, protocol, end);
+            }
+        }
+        layout
+    }
+
+    fn locate_v6(packet: &[u8]) -> Self {
+        let Some(header) = packet.first_chunk::<IPV6_HEADER>() else {
+            return Self::without_headers(Status::TooShort);
+        };
+        let claimed = usize::from(u16::from_be_bytes([header[4], header[5]])) + IPV6_HEADER;
+        let status = if claimed == packet.len() { Status::V6 } else { Status::Length };
+        let mut layout = Self { ip_len: IPV6_HEADER as u8, ..Self::without_headers(status) };
+        layout.has_ports = WITH_PORTS.contains(&header[6]) && packet.len() >= IPV6_HEADER + 4;
+        if status == Status::V6
+            && let Some((protocol, at)) = skip_extensions(packet, header[6])
+        {
+            layout.locate_transport(packet, protocol, at);
+        }
+        layout
+    }
+
+    /// Stores where the transport header is if it is a complete one, at `start`.
+    fn locate_transport(&mut self, packet: &[u8], protocol: u8, start: usize) {
+        let header = packet.get(start..).unwrap_or_default();
+        let (length, least) = match (protocol, header.get(12)) {
+            (TCP, Some(offset)) => (usize::from(offset >> 4) * 4, TCP_HEADER),
+            (UDP, _) => (UDP_HEADER, UDP_HEADER),
+            _ => return,
+        };
+        if length < least || length > header.len() {
+            return;
+        }
+        if let (Ok(transport), Ok(payload)) = (u16::try_from(start), u16::try_from(start + length)) {
+            (self.protocol, self.transport, self.payload) = (protocol, transport, payload);
+        }
+    }
+
+    fn without_headers(status: Status) -> Self {
+        Self { transport: 0, payload: 0, ip_len: 0, protocol: 0, status, has_ports: false }
+    }
+}
+
+/// Returns the transport protocol of an IPv6 packet whose first next-header field is `next`, and
+/// the length of all its IP headers; `None` if an extension is cut off.
+fn skip_extensions(packet: &[u8], mut next: u8) -> Option<(u8, usize)> {
+    let mut at = IPV6_HEADER;
+    // Hop-by-hop, routing and destination options (RFC 8200, 4.1), each at most once or twice.
+    for _ in 0..4 {
+        if !matches!(next, 0 | 43 | 60) {
+            break;
+        }
+        let extension = packet.get(at..at + 8)?;
+        (next, at) = (extension[0], at + usize::from(extension[1]) * 8 + 8);
+    }
+    Some((next, at))
+}
+
+/// Returns the version by which the addresses of a packet can be read, even if its lengths are
+/// wrong; 0 if they cannot.
+pub(super) fn addressed_version(packet: &[u8], status: Status) -> u8 {
+    match status {
+        Status::V4 | Status::HeaderLength => 4,
+        Status::V6 => 6,
+        Status::Length => packet.first().map_or(0, |first| first >> 4),
+        Status::TooShort | Status::Version => 0,
+    }
+}
+
+/// Returns the reason why a packet is no IP packet, with the values that show it.
+pub(super) fn error(packet: &[u8], status: Status) -> PacketError {
+    let first = packet.first().copied().unwrap_or_default();
+    let word = |at: usize| match packet.get(at..at + 2) {
+        Some(&[high, low]) => usize::from(u16::from_be_bytes([high, low])),
+        _ => 0,
+    };
+    match status {
+        Status::Version => PacketError::Version(first >> 4),
+        Status::HeaderLength => PacketError::HeaderLength(usize::from(first & 0x0f) * 4),
+        Status::Length => {
+            let claimed = if first >> 4 == 4 { word(2) } else { word(4) + IPV6_HEADER };
+            PacketError::Length { claimed, actual: packet.len() }
+        }
+        Status::V4 | Status::V6 | Status::TooShort => PacketError::TooShort(packet.len()),
+    }
+}
+
+/// Counts how often packets were parsed, for tests; not part of a release build.
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub mod located {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub(super) static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Returns how many packets have had their headers located in this thread.
+    #[must_use]
+    pub fn count() -> u64 {
+        COUNT.get()
+    }
+}

@@ -1,0 +1,66 @@
+//! What the registry holds of one client.
+
+use std::sync::{self, Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use tokio::sync::Mutex;
+use tracing::info;
+
+use crate::pool::Lease;
+use crate::server::log_rate_limiter::LogRateLimiter;
+use crate::server::queue::PacketQueue;
+use crate::server::session::ActiveSession;
+use crate::server::source_filter::OwnReach;
+use crate::store::Client;
+
+/// An authorised client: its addresses, its packet queue and its session.
+pub(super) struct ClientEntry {
+    pub(super) name: String,
+    pub(super) lease: Lease,
+    /// The client's own reach, if it has one.
+    pub(super) reach: OwnReach,
+    pub(super) queue: Arc<PacketQueue>,
+    /// Locked while a session begins or ends, so that a client never has two sessions.
+    pub(super) slot: Mutex<SessionSlot>,
+    /// The log rate limit of this client's session and path events.
+    log_limiter: sync::Mutex<LogRateLimiter>,
+}
+
+impl ClientEntry {
+    /// Creates the entry of a client without a session; `lease` is what this host serves of the
+    /// client's addresses, and `queue_bytes` the capacity of its packet queue.
+    pub(super) fn new(client: &Client, lease: Lease, queue_bytes: usize) -> Self {
+        Self {
+            name: client.name.clone(),
+            lease,
+            reach: Arc::new(RwLock::new(client.reach.clone())),
+            queue: Arc::new(PacketQueue::new(queue_bytes)),
+            slot: Mutex::default(),
+            log_limiter: sync::Mutex::new(LogRateLimiter::new(MAX_LOG_LINES)),
+        }
+    }
+
+    /// Returns whether an event of this client may be logged; first logs how many were suppressed,
+    /// if any.
+    pub(super) fn may_log(&self) -> bool {
+        let passed = self.log_limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+        if let Some(suppressed @ 1..) = passed {
+            info!(
+                client = self.name,
+                suppressed, "suppressed log lines about the sessions and paths of this client"
+            );
+        }
+        passed.is_some()
+    }
+}
+
+/// The session of a client, and whether the client may have one.
+#[derive(Default)]
+pub(super) struct SessionSlot {
+    pub(super) revoked: bool,
+    pub(super) active: Option<Arc<ActiveSession>>,
+}
+
+/// The largest number of log lines about one client in a period of the log rate limiter (10 s); a
+/// laptop that moves makes three or four.
+const MAX_LOG_LINES: u32 = 40;
