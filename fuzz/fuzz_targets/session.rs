@@ -8,8 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use mobile_fuzz::Input;
 use mobile_proto::{
     Budget, CloseCode, Event, Hello, InnerPacket, Limits, MAX_PACKET, Offload, Packet, PacketHeaders, PathId,
-    PushConfig, Session, SessionId,
-    TransportSample,
+    PushConfig, Session, SessionId, TransportSample,
 };
 
 #[path = "../../crates/mobile-proto/tests/common/mod.rs"]
@@ -136,13 +135,8 @@ impl Caller {
         let now = self.now;
         let flags = input.byte();
         let epoch = if flags & 1 == 0 { EPOCH } else { u64::from(flags) };
-        let hello = Hello {
-            session: ID,
-            epoch,
-            path,
-            switch: u64::from(flags >> 4),
-            compression: flags & 2 != 0,
-        };
+        let hello =
+            Hello { session: ID, epoch, path, switch: u64::from(flags >> 4), compression: flags & 2 != 0 };
         self.session.accept_path(now, &hello).expect("a standby path is closed to make room");
     }
 

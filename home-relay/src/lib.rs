@@ -9,9 +9,9 @@
 //! # Packet flow
 //!
 //! - From a client: a path (TLS 1.3 over TCP) delivers records to the session's driver,
-//!   `server::client_io` checks each packet with `server::source_filter` (BCP 38, isolation, reach),
-//!   and the packet goes to the home virtual device. The kernel forwards and masquerades it
-//!   according to the nftables rules of `network::ruleset`.
+//!   `server::client_io` checks each packet with `server::source_filter` (BCP 38, isolation,
+//!   reach), and the packet goes to the home virtual device. The kernel forwards and masquerades
+//!   it according to the nftables rules of `network::ruleset`.
 //! - To a client: `server::demux` reads the home virtual device and puts each packet into the queue
 //!   of the client that holds the destination address. The client's session sends the packet on its
 //!   active path.

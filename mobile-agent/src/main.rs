@@ -14,9 +14,9 @@
 //! - `cleanup` removes the kernel objects of an agent, and `footprint` names those of an agent that
 //!   has ended.
 //!
-//! A module imports only from those before it:
-//! config, status, protocol, `declared_metrics`, publish <- selection, uplinks <- processes, routing
-//! <- tunnel <- agent, check, cleanup, explain, footprint <- control, metrics <- daemon <- cli.
+//! A module imports only from those before it: config, status, protocol, `declared_metrics`,
+//! publish <- selection, uplinks <- processes, routing <- tunnel <- agent, check, cleanup, explain,
+//! footprint <- control, metrics <- daemon <- cli.
 
 mod agent;
 mod check;

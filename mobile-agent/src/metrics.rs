@@ -1,8 +1,8 @@
 //! The agent's metrics for Prometheus.
 //!
 //! Names begin with `mobile_` and values have base units. No metric is labelled by process ID,
-//! command or destination. [`declared_metrics`] declares the metrics; a scrape fills a new registry from
-//! the counters where they are kept.
+//! command or destination. [`declared_metrics`] declares the metrics; a scrape fills a new registry
+//! from the counters where they are kept.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, mpsc};

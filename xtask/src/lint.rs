@@ -4,6 +4,7 @@
 mod bounds;
 mod imports;
 pub(crate) mod messages;
+mod packet_way;
 mod sizes;
 mod sources;
 mod words;
@@ -49,6 +50,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("words");
     words::check()?;
     words::check_messages()?;
+    step("imports, sizes and a packet's way");
+    imports::check()?;
+    sizes::check()?;
+    packet_way::check()?;
     step("clippy");
     shell::run(
         shell::cargo()

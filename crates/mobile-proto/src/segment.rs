@@ -1,5 +1,5 @@
-//! Inner TCP segments: the fields that the freeze needs (answers to TCP senders in an outage), and a
-//! builder for bare acknowledgements.
+//! Inner TCP segments: the fields that the freeze needs (answers to TCP senders in an outage), and
+//! a builder for bare acknowledgements.
 
 mod bare_ack;
 #[cfg(test)]

@@ -73,8 +73,8 @@ impl PacketHeaders {
         self.length as usize
     }
 
-    /// Returns the headers of a packet that has the same headers, but for lengths and checksums, and
-    /// is at least as long.
+    /// Returns the headers of a packet that has the same headers, but for lengths and checksums,
+    /// and is at least as long.
     pub(crate) fn resized(self, length: usize, offload: Offload) -> Self {
         debug_assert!(length >= self.len(), "the offsets were checked against the former length");
         Self { length: u32::try_from(length).unwrap_or(u32::MAX), offload, ..self }
