@@ -20,7 +20,8 @@ use super::{
     pins::Generation,
 };
 
-/// The kernel's number of the hook at which [`program::SETSOCKOPT`] runs (`enum bpf_attach_type`).
+/// The kernel's number of the hook at which [`mobile_ebpf_common::program::SETSOCKOPT`] runs (`enum
+/// bpf_attach_type`).
 const BPF_CGROUP_SETSOCKOPT: u32 = 22;
 
 /// Loads an eBPF program into the kernel and pins it.
