@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use mobile_host::text::read_lossy;
 use mobile_netlink::{Family, Netlink};
 
 use crate::config::Config;
@@ -90,7 +91,7 @@ impl<'a> Explainer<'a> {
             Some(cgroup) => cgroup.clone().with_slice(self.config.cgroup.slice.as_deref()).is_mobile(pid)?,
             None => false,
         };
-        let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let own = read_lossy(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
         let mut text = render::attribute(&process, mobile, &own);
         let is_mobile = |pid| cgroup.as_ref().is_some_and(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));

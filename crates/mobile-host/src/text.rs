@@ -4,9 +4,26 @@
 //! Untrusted text may contain escape sequences, which a terminal executes; line ends, which forge
 //! further lines; and direction marks, which change how a line reads. All of these are shown as
 //! escapes.
+//!
+//! [`read_lossy`] reads untrusted text from the files in /proc.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::path::Path;
+use std::{fs, io};
+
+/// Reads a file, and replaces each sequence of bytes that is not UTF-8 by U+FFFD.
+///
+/// The names of mount points, processes and Unix sockets in the files of /proc may hold any byte:
+/// one such name must not make the rest of the file unreadable.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_lossy(path: impl AsRef<Path>) -> io::Result<String> {
+    let bytes = fs::read(path)?;
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
 
 /// Escapes every character of `text` that a terminal does not show as itself, including line ends
 /// and tabs.

@@ -55,7 +55,7 @@ pub enum DriverEvent {
         /// The path that failed.
         path: PathId,
         /// The reason for the failure.
-        cause: HandshakeFailure,
+        cause: Box<HandshakeFailure>,
     },
     /// The driver has stopped; no event follows.
     Stopped,
@@ -89,17 +89,27 @@ pub struct Handle {
     commands: mpsc::UnboundedSender<Command>,
 }
 
+/// A call of the owner. Small, because the channel has room for 32 of them from its start.
 #[derive(Debug)]
 enum Command {
     Open(PathId, Box<TlsStream>),
-    Accept(Hello, Vec<u8>, Box<TlsStream>),
+    Accept(Box<AcceptedPath>),
     Activate(PathId, Vec<PathId>),
     Probe,
     Close(PathId, CloseCode),
-    SetConfig(PushConfig),
+    SetConfig(Box<PushConfig>),
     Snapshot(oneshot::Sender<SessionSnapshot>),
     TakeOver(oneshot::Sender<Unacknowledged>),
     Shutdown(CloseCode, oneshot::Sender<()>),
+}
+
+/// A path of which the relay has read the HELLO.
+#[derive(Debug)]
+struct AcceptedPath {
+    hello: Hello,
+    /// The bytes received after the HELLO.
+    leftover: Vec<u8>,
+    stream: TlsStream,
 }
 
 /// Starts a driver on the current tokio runtime and returns its handle and the receiver of its
@@ -126,7 +136,7 @@ impl Handle {
     /// Accepts a path whose HELLO has been read from `stream`; `leftover` holds the bytes received
     /// after the HELLO. For the relay's driver only.
     pub fn accept_path(&self, hello: Hello, leftover: Vec<u8>, stream: TlsStream) {
-        self.command(Command::Accept(hello, leftover, Box::new(stream)));
+        self.command(Command::Accept(Box::new(AcceptedPath { hello, leftover, stream })));
     }
 
     /// Makes `path` the active path; the relay closes every path that is not in `keep`. For the
@@ -147,7 +157,7 @@ impl Handle {
 
     /// Pushes a new configuration to the client. For the relay's driver only.
     pub fn set_config(&self, config: PushConfig) {
-        self.command(Command::SetConfig(config));
+        self.command(Command::SetConfig(Box::new(config)));
     }
 
     /// Returns the counters, paths and queue lengths of the session at this moment; `None` if the

@@ -27,7 +27,7 @@ pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assign
                 Some(DriverEvent::Session(Event::PathClosed { code, .. })) => {
                     bail!("the relay closed the session: {code}")
                 }
-                Some(DriverEvent::PathError { cause, .. }) => bail!(cause),
+                Some(DriverEvent::PathError { cause, .. }) => bail!(*cause),
                 Some(DriverEvent::Session(_)) => {}
                 Some(DriverEvent::Stopped) | None => {
                     bail!("the session ended before the relay sent an assignment")

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mobile_host::text::read_lossy;
+
 use crate::selection::cgroup::MobileCgroup;
 
 /// Returns the mobile process that has the device `name` open, as `command (pid)`.
@@ -13,7 +15,7 @@ use crate::selection::cgroup::MobileCgroup;
 pub(super) fn find(name: &str, cgroup: &MobileCgroup) -> Option<String> {
     let pid =
         cgroup.pids().ok()?.into_iter().find(|pid| holds(&PathBuf::from(format!("/proc/{pid}")), name))?;
-    let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let command = read_lossy(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("{} ({pid})", command.trim()))
 }
 

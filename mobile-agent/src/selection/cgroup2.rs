@@ -1,10 +1,9 @@
 //! Finds the mount of the cgroup2 hierarchy: alone, beside the cgroup v1 hierarchies (hybrid mode),
 //! or a bind-mounted part of it.
 
-use std::{
-    fs,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path, PathBuf};
+
+use mobile_host::text::read_lossy;
 
 use super::cgroup_error::{CgroupError, Result, io_error};
 
@@ -30,7 +29,7 @@ impl Cgroup2 {
         // A thread may have a mount namespace of its own, as the threads that `check` isolates
         // have.
         let file = Path::new("/proc/thread-self/mountinfo");
-        let mountinfo = fs::read_to_string(file).map_err(io_error("read", file))?;
+        let mountinfo = read_lossy(file).map_err(io_error("read", file))?;
         Self::choose(&mountinfo, mount_at, path)
     }
 
@@ -131,6 +130,12 @@ fn unescape(field: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use nix::mount::MsFlags;
+
     use super::*;
 
     const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
@@ -182,6 +187,20 @@ mod tests {
         if let Ok(there) = mobile_host::isolation::run_isolated(|| Cgroup2::find(None).ok()) {
             assert_eq!(there, here);
         }
+    }
+
+    #[test]
+    fn a_mount_point_with_any_bytes_hides_no_cgroup2() {
+        let here = Cgroup2::find(None).ok();
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join(OsStr::from_bytes(b"\xff"));
+        fs::create_dir(&odd).unwrap();
+        let there = mobile_host::isolation::run_isolated(move || {
+            let none = None::<&str>;
+            nix::mount::mount(Some("none"), &odd, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            Cgroup2::find(None).ok()
+        });
+        assert_eq!(there.unwrap(), here);
     }
 
     #[test]

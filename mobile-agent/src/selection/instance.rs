@@ -12,6 +12,8 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use mobile_host::text::read_lossy;
+
 use super::process::{self, socket_inodes};
 
 /// A running instance of a program that may take over the work of a new one, outside the tunnel.
@@ -70,7 +72,7 @@ fn search(query: &ProgramQuery, is_mobile: impl Fn(i32) -> bool) -> Option<Insta
     candidates.retain(|&pid| query.matches(pid) && !is_mobile(pid));
     // Usually no candidate is left, and the sockets need not be read.
     let first = *candidates.first()?;
-    let listening = listening(&fs::read_to_string(format!("/proc/{first}/net/unix")).ok()?);
+    let listening = listening(&read_lossy(format!("/proc/{first}/net/unix")).ok()?);
     let pid = *candidates.iter().find(|pid| {
         socket_inodes(Path::new(&format!("/proc/{pid}"))).iter().any(|inode| listening.contains(inode))
     })?;
@@ -141,7 +143,7 @@ fn descends(mut pid: i32, ancestor: i32) -> bool {
         if pid == ancestor {
             return true;
         }
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+        let Ok(stat) = read_lossy(format!("/proc/{pid}/stat")) else { return false };
         let parent = stat
             .rsplit_once(") ")
             .and_then(|(_, rest)| rest.split(' ').nth(1))
@@ -199,7 +201,7 @@ mod tests {
     #[test]
     fn an_instance_that_listens_is_found_unless_it_is_mobile() {
         use std::{
-            os::unix::net::UnixListener,
+            os::unix::{ffi::OsStrExt as _, net::UnixListener},
             time::{Duration, Instant},
         };
         // Use a copy of `sleep`: an instance of the test program would be this process itself.
@@ -230,7 +232,8 @@ mod tests {
         };
         let mut plain = start(None);
         assert_eq!(search(&query(), |_| false), None);
-        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        // The name of a socket may hold any byte, which /proc/net/unix shows as it is.
+        let listener = UnixListener::bind(dir.path().join(OsStr::from_bytes(b"socket-\xff"))).unwrap();
         let mut other = start(Some(&listener));
         let pid = i32::try_from(other.id()).unwrap();
         let found = search(&query(), |_| false).unwrap();

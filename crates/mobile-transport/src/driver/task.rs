@@ -166,7 +166,7 @@ impl<I: PacketIo> Driver<I> {
 
     fn report_path_error(&mut self, now: Instant, path: PathId, cause: HandshakeFailure) {
         self.collect_events(now);
-        self.events.push(DriverEvent::PathError { path, cause });
+        self.events.push(DriverEvent::PathError { path, cause: Box::new(cause) });
     }
 
     /// Forwards the session's events to the owner. Returns false if events still wait for room in

@@ -133,7 +133,7 @@ impl Endpoint {
 
     async fn path_error(&mut self) -> (PathId, HandshakeFailure) {
         self.event(|event| match event {
-            DriverEvent::PathError { path, cause, .. } => Some((*path, cause.clone())),
+            DriverEvent::PathError { path, cause, .. } => Some((*path, (**cause).clone())),
             _ => None,
         })
         .await
@@ -324,6 +324,13 @@ async fn the_future_of_a_driver_has_its_session_once() {
     let driver = task::run(Session::client(SESSION, limits()), device, inbox, sender);
     let size = size_of_val(&driver);
     assert!(size < size_of::<Session>() * 2, "{size} bytes");
+}
+
+/// The channels of an idle session have room for 32 commands and 32 events.
+#[test]
+fn commands_and_events_are_small() {
+    assert!(size_of::<Command>() <= 40, "{}", size_of::<Command>());
+    assert!(size_of::<DriverEvent>() <= 56, "{}", size_of::<DriverEvent>());
 }
 
 #[tokio::test]

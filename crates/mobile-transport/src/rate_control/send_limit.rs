@@ -87,10 +87,9 @@ pub(super) struct SendLimit {
     /// Whether, during the current rate sample, there was more data to send than the path or the
     /// kernel accepted.
     saturated: bool,
-    rates: [u64; SAMPLES],
-    /// The kernel's `rttvar` (variation of the round trip) at the end of each remembered rate
-    /// sample.
-    variations: [Duration; SAMPLES],
+    /// The remembered samples, of which the oldest is replaced once there are [`SAMPLES`]; empty on
+    /// an idle path, so that it takes no memory.
+    samples: Vec<RateSample>,
     next_sample: usize,
     /// The number of rate samples since the rate last grew by an eighth. Until the path is full,
     /// only samples count in which there was more data to send than the path accepted.
@@ -101,6 +100,15 @@ pub(super) struct SendLimit {
     /// The limit on the outstanding bytes that the last update computed; `None` if only the kernel
     /// limits them.
     in_flight_cap: Option<u64>,
+}
+
+/// The measurements of one period of a path.
+#[derive(Debug, Clone, Copy)]
+struct RateSample {
+    /// The acknowledged bytes per second.
+    rate: u64,
+    /// The kernel's `rttvar` (variation of the round trip) at the end of the period.
+    variation: Duration,
 }
 
 /// The current limit on the bytes in flight of a path, as the detection of cross traffic needs it.
@@ -121,8 +129,7 @@ impl SendLimit {
             writable: max_backlog,
             sample_start: None,
             saturated: false,
-            rates: [0; SAMPLES],
-            variations: [Duration::MAX; SAMPLES],
+            samples: Vec::new(),
             next_sample: 0,
             flat_samples: 0,
             ramping_up: None,
@@ -225,9 +232,7 @@ impl SendLimit {
         }
         // A sample that was not saturated only gives a lower bound of the capacity.
         if self.saturated || rate > self.rate() {
-            self.rates[self.next_sample] = rate;
-            self.variations[self.next_sample] = path.rttvar;
-            self.next_sample = (self.next_sample + 1) % SAMPLES;
+            self.remember(RateSample { rate, variation: path.rttvar });
         }
         let ramping_up = path.bbr.is_some_and(|bbr| bbr.rate < self.rate() / 2);
         self.ramping_up = ramping_up.then(|| self.ramping_up.unwrap_or(0) + usize::from(self.saturated));
@@ -243,17 +248,28 @@ impl SendLimit {
         self.flat_samples < FLAT_SAMPLES || self.flat_samples.is_multiple_of(PROBE_SAMPLES)
     }
 
+    fn remember(&mut self, sample: RateSample) {
+        match self.samples.get_mut(self.next_sample) {
+            Some(oldest) => *oldest = sample,
+            None => self.samples.push(sample),
+        }
+        self.next_sample = (self.next_sample + 1) % SAMPLES;
+    }
+
     /// Returns the median of the remembered variations of the round trip; `None` before the first
     /// rate sample.
     fn variation(&self) -> Option<Duration> {
-        let mut sorted = self.variations;
-        sorted.sort_unstable();
-        let known = sorted.iter().filter(|variation| **variation < Duration::MAX).count();
+        let mut sorted = [Duration::ZERO; SAMPLES];
+        let known = self.samples.len();
+        for (sorted, sample) in sorted.iter_mut().zip(&self.samples) {
+            *sorted = sample.variation;
+        }
+        sorted[..known].sort_unstable();
         sorted[..known].get(known / 2).copied()
     }
 
     fn rate(&self) -> u64 {
-        self.rates.iter().copied().max().unwrap_or(0)
+        self.samples.iter().map(|sample| sample.rate).max().unwrap_or(0)
     }
 }
 

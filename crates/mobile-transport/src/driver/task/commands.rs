@@ -3,13 +3,13 @@
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use mobile_proto::{CloseCode, Hello, PathId};
+use mobile_proto::{CloseCode, PathId};
 use tokio::sync::oneshot;
 
 use super::paths::SampleScope;
 use super::{Driver, Outcome, SHUTDOWN_TIMEOUT, Stopping};
 use crate::driver::path::Transport;
-use crate::driver::{Command, PacketIo, SessionSnapshot, TlsStream};
+use crate::driver::{AcceptedPath, Command, PacketIo, SessionSnapshot, TlsStream};
 use crate::rate_control::RateControl;
 use crate::tls::HandshakeFailure;
 use crate::transport;
@@ -27,13 +27,11 @@ impl<I: PacketIo> Driver<I> {
                     self.session.open_path(now, path);
                     self.add_transport(now, path, *stream);
                 }
-                Some(Command::Accept(hello, leftover, stream)) => {
-                    self.accept(now, &hello, &leftover, *stream);
-                }
+                Some(Command::Accept(accepted)) => self.accept(now, *accepted),
                 Some(Command::Activate(path, keep)) => self.session.activate(now, path, &keep),
                 Some(Command::Probe) => self.session.probe(now),
                 Some(Command::Close(path, code)) => self.close(now, path, code),
-                Some(Command::SetConfig(config)) => self.session.set_config(config),
+                Some(Command::SetConfig(config)) => self.session.set_config(*config),
                 Some(Command::Snapshot(reply)) => {
                     // The caller may have stopped waiting.
                     let _ = reply.send(self.snapshot(now));
@@ -51,15 +49,17 @@ impl<I: PacketIo> Driver<I> {
         None
     }
 
-    fn accept(&mut self, now: Instant, hello: &Hello, leftover: &[u8], stream: TlsStream) {
-        if let Err(error) = self.session.accept_path(now, hello) {
+    fn accept(&mut self, now: Instant, accepted: AcceptedPath) {
+        let AcceptedPath { hello, leftover, stream } = accepted;
+        if let Err(error) = self.session.accept_path(now, &hello) {
             self.report_path_error(now, hello.path, HandshakeFailure::Protocol(error.to_string()));
             return;
         }
         self.add_transport(now, hello.path, stream);
         if !leftover.is_empty() {
             let Self { session, io, .. } = self;
-            if let Err(error) = session.handle_input(now, hello.path, leftover, &mut |packet| io.send(packet))
+            if let Err(error) =
+                session.handle_input(now, hello.path, &leftover, &mut |packet| io.send(packet))
             {
                 self.close_for_violation(now, hello.path, &error);
             }
