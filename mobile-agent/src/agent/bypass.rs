@@ -68,7 +68,7 @@ impl BypassList {
         self.nets.lock().await.clone()
     }
 
-    /// Applies the list anew, and repairs the MOBILE route by this.
+    /// Applies the list again, which also restores the MOBILE route.
     pub(super) async fn apply(&self) -> Result<(), RerouteError> {
         let nets = self.nets.lock().await;
         self.reroute(nets.clone()).await
