@@ -27,7 +27,7 @@ use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A bottleneck.
+/// The parameters of one bottleneck.
 #[derive(Debug, Clone, Copy)]
 struct Setting {
     /// The rate in bytes per second.

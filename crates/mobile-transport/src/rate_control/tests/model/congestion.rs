@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::bbr::BbrModel;
 use super::cubic::Cubic;
 
-/// A congestion control.
+/// The congestion control of the model's kernel, with its state.
 pub(in crate::rate_control) enum Congestion {
     Known(Known),
     LossBased(Cubic),
