@@ -23,7 +23,7 @@ use super::queue::PacketQueue;
 use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
 
-/// The device's packets on their way to the clients with a session.
+/// Distributes the device's packets to the clients with a session.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
     /// Locked from reading a packet of the device until its delivery, because two concurrent
