@@ -63,7 +63,7 @@ impl BypassList {
         Self { nets: Mutex::new(configured.iter().map(IpNet::trunc).collect()), route }
     }
 
-    /// Returns the networks.
+    /// Returns the networks in the list.
     pub(super) async fn list(&self) -> Vec<IpNet> {
         self.nets.lock().await.clone()
     }
