@@ -35,8 +35,8 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Returns the picture of the modules below the root of each crate: one line each, with the modules
-/// of the same crate that it imports.
+/// Returns the imports between the modules of each crate: one line for each module at the crate's
+/// root, with the modules at the root that it imports. Circles follow at the end.
 pub(super) fn picture() -> Result<String> {
     let crates = crates::by_folder(sources::tracked("rs")?, &crates::libraries()?);
     let mut text = String::new();
