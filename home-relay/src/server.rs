@@ -239,8 +239,7 @@ impl Tasks {
         notify::stopping();
         self.accepting.abort();
         self.administering.abort();
-        // Ending the task closes the listener and its socket; the cancellation error carries
-        // nothing new.
+        // The end of the task closes the listener and its socket. A cancellation error is expected.
         let _ = self.administering.await;
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, registry.shut_down()).await.is_err() {
             warn!("timed out closing sessions: the remaining clients notice when their paths fail");

@@ -66,7 +66,7 @@ pub(crate) struct Identity {
     pub(crate) own_key: PublicKey,
 }
 
-/// The session with the relay, and counters of what surrounds it.
+/// The session with the relay, the count of uplink reads, and the filter for the relay's packets.
 pub(crate) struct SessionHandles {
     /// The handle of the tunnel.
     pub(crate) tunnel: Tunnel,
@@ -89,7 +89,7 @@ pub(crate) enum CleanUpError {
     /// The agent ended before it sent the result.
     #[error("the agent ended before everything was removed: try again")]
     Ended,
-    /// An object could not be removed, for the reason of this text.
+    /// An object could not be removed, for the reason in this text.
     #[error("{0}")]
     Failed(String),
 }

@@ -8,8 +8,8 @@
 //!   best one.
 //! - `processes` runs as a second process of the agent, the only one that inspects other processes.
 //! - `check` and `explain` read the state of the host without changing it.
-//! - `config` is the configuration file, `status` is what the agent reports, `protocol` is the
-//!   language of the control socket, and `declared_metrics` names the metrics.
+//! - `config` is the configuration file, `status` is what the agent reports, `protocol` defines the
+//!   requests and replies of the control socket, and `declared_metrics` names the metrics.
 //! - `publish` passes state on between tasks.
 //! - `cleanup` removes the kernel objects of an agent, and `footprint` names those of an agent that
 //!   has ended.

@@ -209,7 +209,7 @@ impl Metrics {
         self.counters(declared_metrics::CONNECT_FAILURES, failures)
     }
 
-    /// Adds the counters of the inner traffic, and what the agent holds of it.
+    /// Adds the counters of the inner traffic, and the bytes of it that the agent holds.
     #[expect(
         clippy::cast_precision_loss,
         reason = "gauges of Prometheus are f64; bytes in memory stay far below 2^53"

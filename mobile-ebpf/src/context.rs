@@ -1,5 +1,5 @@
-//! What the kernel passes to the eBPF programs: the fields of their contexts, and the calling task
-//! as the helpers tell it.
+//! The input of the eBPF programs from the kernel: the fields of their contexts, and the properties
+//! of the calling task, which helper functions return.
 
 use aya_ebpf::{
     EbpfContext,

@@ -2,8 +2,8 @@
 //!
 //! The programs for socket calls are attached at the root of the cgroup2 hierarchy and look up the
 //! calling *task*: the cgroup of a socket is fixed at its creation, while a process may become
-//! mobile later. If a program cannot decide, it leaves the socket unchanged and counts that. It
-//! refuses only calls and packets that would leave outside the tunnel.
+//! mobile later. If a program cannot decide, the program leaves the socket unchanged and counts the
+//! event. A program refuses only calls and packets that would leave outside the tunnel.
 //!
 //! | module | job |
 //! | --- | --- |

@@ -232,7 +232,8 @@ fn setmobile_of_processes(bed: &Testbed, ask: &Asker<'_>, roots: &str, users: &s
     Ok(())
 }
 
-/// Checks that a program with another user's rights is not led to another agent by its environment.
+/// Checks that a program with another user's rights ignores an environment that names another
+/// agent.
 fn setuid_program_asks_no_other_agent(bed: &Testbed, library: &Library) -> Outcome {
     let trusting = Asker::compile(bed, library, &[&format!("-Wl,-rpath,{}", library.lib())])?;
     let route = ["route", &bed.agent.address4.to_string()];

@@ -304,8 +304,8 @@ fn work_until_killed(relay: &Relay, workers: &mut [Worker<'_>; 2], life: Duratio
         stop.store(true, Ordering::Relaxed);
         running.into_iter().try_for_each(|worker| worker.join().expect("a worker panicked"))
     })?;
-    // A process takes a moment to die and its socket with it. A store that does not open fails in
-    // the case.
+    // A killed process and its socket last for a moment. If the store does not open, the case
+    // itself fails.
     let _ = until("the relay to be dead", || relay.cli(&["clients"]).is_ok_and(|it| it.code() == 0));
     Ok(())
 }

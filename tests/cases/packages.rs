@@ -77,7 +77,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     Ok(())
 }
 
-/// Gives the laptop what the guide presupposes, host names and a server that accepts the login, and
+/// Gives the laptop what the guide requires: host names, and a server that accepts the login. Adds
 /// settings with which several labs can run at a time.
 fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
     for key in ["id", "known_hosts"] {

@@ -1,7 +1,7 @@
 //! Programs that see other files than the rest of the machine.
 
-/// Returns the words that run the program and the arguments after them in a mount namespace of its
-/// own, in which the shell command `prepare` has run.
+/// Returns the beginning of a command line. A program and its arguments, appended to it, run in a
+/// mount namespace of their own, in which the shell command `prepare` has run first.
 #[must_use]
 pub fn in_mount_namespace(prepare: &str) -> [String; 7] {
     let script = format!("{prepare} && exec \"$0\" \"$@\"");

@@ -37,8 +37,7 @@ pub(crate) struct WireGuard {
 impl WireGuard {
     /// Starts the gateway, then the host's end. Each array has the value for the gateway before the
     /// one for the host: the names of the devices, and the addresses `inner` in the tunnel.
-    /// `client` makes a command that runs on the host the program and the arguments in its
-    /// parameter.
+    /// `client` returns the command that runs its argument, a program with arguments, on the host.
     pub(crate) fn start(
         lab: &Lab,
         gateway: &Gateway<'_>,

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 pub use de::ConfigError;
 use node::{Node, Origin};
 
-/// What it means that a configuration file does not exist.
+/// The meaning of a configuration file that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissingFile {
     /// The missing file is an error, because the user named it or the program needs it.

@@ -121,7 +121,7 @@ pub(crate) struct Health {
     silent_since: Option<Instant>,
     /// The earliest time of the next check while the path is not probing.
     next_check: Option<Instant>,
-    /// The current period of probing; boxed, because nearly all paths are well.
+    /// The current period of probing; boxed, because few paths probe at a time.
     probe: Option<Box<LivenessProbe>>,
     unresponsive: Option<Unresponsive>,
     /// The share of retransmissions up to the last progress.

@@ -51,9 +51,9 @@ pub enum OffloadError {
     /// The checksum offsets are not those of the packet's transport header.
     #[error("checksum offsets {start}+{offset} do not match the packet's transport header")]
     BadOffsets {
-        /// Where the checksummed part starts.
+        /// The offset of the checksummed part in the packet, in bytes.
         start: u16,
-        /// Where in that part the checksum is.
+        /// The offset of the checksum in the checksummed part, in bytes.
         offset: u16,
     },
     /// The segment size is out of range.

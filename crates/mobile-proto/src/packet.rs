@@ -1,5 +1,5 @@
-//! Inner packets. A [`Packet`] is any bytes; an [`InnerPacket`] is a packet whose headers were
-//! located, once, where it entered this end of the tunnel.
+//! Inner packets. A [`Packet`] may have any bytes. An [`InnerPacket`] is a packet whose headers
+//! were located, once, where the packet entered this end of the tunnel.
 
 mod headers;
 mod inner;

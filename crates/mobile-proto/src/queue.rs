@@ -47,7 +47,7 @@ pub(crate) struct SendQueue {
     tracked: Lane,
     /// All queued packets that are no segments of tracked TCP flows.
     untracked: Lane,
-    /// The flow queues, and whose turn it is.
+    /// The flow queues, and the order of their turns.
     turns: Turns,
     /// The arrival number of the oldest packet.
     first_arrival: i64,
@@ -80,8 +80,8 @@ impl SendQueue {
         Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
-    /// Returns what the queue has to know of a packet's headers. To be called once for each packet,
-    /// because it computes a hash.
+    /// Returns the mark of a packet, read from its headers. Call this once for each packet, because
+    /// it computes a hash.
     pub(crate) fn mark(&self, packet: &InnerPacket<'_>) -> PacketMark {
         let bucket = self.seed.as_ref().map_or(0, |seed| flow_queue::bucket_of(seed, packet.flow()));
         PacketMark { bucket, bare_ack: thinning::mark(packet) }

@@ -1,7 +1,7 @@
 //! Decides how much one path may send, and when it needs another congestion control, from the
 //! kernel's statistics of its TCP connection.
 //!
-//! [`RateControl`] is a state machine without sockets and clock. The driver asks when the next
+//! [`RateControl`] is a state machine without a socket or a clock. The driver asks when the next
 //! statistics are wanted ([`SampleDue`]), passes them to [`RateControl::observe`], executes the
 //! [`Command`]s that it returns, and reports an [`Outcome`] back. After each write to the socket it
 //! reports whether the socket accepted all of it. In return, [`RateControl::budget`] says how much
@@ -10,8 +10,8 @@
 //! - `congestion` decides whether the network limits the path, and which congestion control and
 //!   send buffer it needs,
 //! - `send_limit` measures the path's rate and limits the data that waits below the session,
-//! - `cross_traffic` detects that a queue at the bottleneck belongs to others, in which case the
-//!   limit would only leave the bottleneck to them.
+//! - `cross_traffic` detects that a queue at the bottleneck is due to cross traffic, to which the
+//!   send limit would yield the bottleneck.
 
 mod congestion;
 mod cross_traffic;
@@ -164,7 +164,7 @@ impl RateControl {
         }
     }
 
-    /// Returns when the next sample is wanted. To be asked before the session is polled for packets
+    /// Returns when the next sample is wanted. Call this before the session is polled for packets
     /// of the path.
     pub(crate) fn sample_due(&self) -> SampleDue {
         if self.limit.is_none() && !matches!(self.congestion, CongestionState::Initial(_)) {
@@ -192,8 +192,8 @@ impl RateControl {
         self.begin_sample(now);
     }
 
-    /// Reports the outcome of a command of the last [`observe`](Self::observe). To be called before
-    /// the next one.
+    /// Reports the outcome of a command of the last [`observe`](Self::observe). Call this before
+    /// the next `observe`.
     pub(crate) fn report(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Replaced(previous) => {
@@ -203,7 +203,7 @@ impl RateControl {
             Outcome::Restored => {}
             Outcome::Unchanged => {
                 self.congestion = CongestionState::Bbr { previous: None };
-                // Without a congestion control to restore, cross traffic is not looked for.
+                // Cross traffic matters only if there is a congestion control to restore.
                 self.cross_traffic = CrossTraffic::new();
             }
         }

@@ -46,7 +46,7 @@ const LEFTOVER_TIME: Duration = Duration::from_secs(1);
 /// The pause between two attempts to open a device that is in use.
 const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
 
-/// How long a TUN device exists.
+/// The lifetime of a TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceLifetime {
     /// The device continues to exist after this process has exited, and can be opened again.

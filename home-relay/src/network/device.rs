@@ -14,7 +14,7 @@ use super::undo_log::{UndoAction, UndoLog};
 use crate::config::Config;
 use crate::pool::Pools;
 
-/// The home virtual device, as it is to be.
+/// The home virtual device, with the settings that it should have.
 pub(super) struct HomeDevice {
     netlink: Netlink,
     pub(super) name: String,
@@ -24,8 +24,8 @@ pub(super) struct HomeDevice {
 }
 
 impl HomeDevice {
-    /// Opens the device, which this makes unless an earlier relay left it behind; the returned
-    /// Boolean says whether one did.
+    /// Opens the device, or creates it unless an earlier relay left it behind. The returned Boolean
+    /// tells whether one did.
     pub(super) async fn open(
         config: &Config,
         pools: &Pools,

@@ -121,8 +121,9 @@ mod tests {
         (packets, located::count() - before)
     }
 
-    /// Tests both directions: from the device through the demultiplexer, also by another client's
-    /// session and its queue; and from the client through the source filter to the device.
+    /// Tests both directions. Packets from the device pass the demultiplexer, some of them read by
+    /// another client's session and queued. Packets from the client pass the source filter to the
+    /// device.
     #[tokio::test]
     async fn each_packet_is_parsed_once_on_its_way_through_the_relay() {
         let pools =

@@ -23,7 +23,7 @@ use super::queue::PacketQueue;
 use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
 
-/// The device's packets on their way to the clients with a session.
+/// Distributes the device's packets to the clients with a session.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
     /// Locked from reading a packet of the device until its delivery, because two concurrent
@@ -38,12 +38,12 @@ struct Routes(HashMap<IpAddr, Arc<PacketQueue>>);
 
 impl Routes {
     /// Returns the queue of the client that holds the packet's destination address; `None` if the
-    /// packet concerns no client, and dropping it is no loss.
+    /// packet is for no client and is dropped without being counted.
     fn find(&self, packet: &InnerPacket<'_>) -> Result<Option<&Arc<PacketQueue>>, DropReason> {
         let destination = packet.destination().ok_or(DropReason::Malformed)?;
         match self.0.get(&destination) {
             Some(queue) => Ok(Some(queue)),
-            // The kernel's own multicast (MLD).
+            // Multicast is the kernel's own, such as MLD reports.
             None if destination.is_multicast() => Ok(None),
             None => Err(DropReason::NoSession),
         }

@@ -1,4 +1,4 @@
-//! The running relay: the state that admin commands and enrolments act on, behind one verb for each
+//! The running relay: the state that admin commands and enrolments act on, with one method for each
 //! of them.
 //!
 //! Every change keeps the store, the registry, the handshake limiter and the kernel's network state

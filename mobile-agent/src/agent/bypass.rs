@@ -63,12 +63,12 @@ impl BypassList {
         Self { nets: Mutex::new(configured.iter().map(IpNet::trunc).collect()), route }
     }
 
-    /// Returns the networks.
+    /// Returns the networks in the list.
     pub(super) async fn list(&self) -> Vec<IpNet> {
         self.nets.lock().await.clone()
     }
 
-    /// Applies the list anew, and repairs the MOBILE route by this.
+    /// Applies the list again, which also restores the MOBILE route.
     pub(super) async fn apply(&self) -> Result<(), RerouteError> {
         let nets = self.nets.lock().await;
         self.reroute(nets.clone()).await

@@ -1,4 +1,4 @@
-//! The error of a fact that `mobile check` could not find out.
+//! The error for a fact that `mobile check` could not determine.
 
 use std::fmt::Display;
 
@@ -13,7 +13,7 @@ impl FactError {
         Self(error.to_string())
     }
 
-    /// Returns the text.
+    /// Returns the text of the error.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }

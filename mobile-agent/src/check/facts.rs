@@ -33,7 +33,7 @@ pub(crate) type AgentStatus = Result<Option<Box<Status>>, FactError>;
 pub(super) struct Facts {
     /// Whether root runs the check.
     pub(super) root: bool,
-    /// The kernel and the objects that the agent needs of it.
+    /// The kernel, and the kernel objects that the agent needs.
     pub(super) platform: Platform,
     /// The configuration file.
     pub(super) config: ConfigFile,
@@ -123,8 +123,8 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     }
 }
 
-/// Loads the configuration, or defaults in its place. Returns it with the identity of the relay and
-/// the state of the file.
+/// Loads the configuration, or the defaults in its place. Returns the configuration with the
+/// identity of the relay and the state of the file.
 fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>, ConfigFile) {
     let loaded = Config::load(path);
     let file = path.unwrap_or(Path::new(DEFAULT_PATH)).to_owned();

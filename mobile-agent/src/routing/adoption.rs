@@ -1,5 +1,5 @@
-//! The relay's assignment on its way to the MOBILE route: received, judged by the networks of this
-//! host, adopted, and published once the route for it is set up.
+//! Receives the relay's assignment, judges it by the networks of this host, adopts the part that is
+//! not refused, and publishes this part once the MOBILE route for it is set up.
 
 use std::sync::Arc;
 

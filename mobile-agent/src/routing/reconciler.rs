@@ -132,7 +132,7 @@ impl RouteReconciler {
         }
     }
 
-    /// Handles an input; not before `next` if another program caused it.
+    /// Handles an input. Waits until `next` before it repairs a change by another program.
     async fn handle(&mut self, input: Input, next: Instant) -> anyhow::Result<()> {
         match input {
             Input::Pushed(config) => {

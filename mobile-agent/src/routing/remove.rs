@@ -9,7 +9,7 @@ use super::ingress;
 use crate::config::Config;
 use crate::uplinks::detour;
 
-/// What happens to the host virtual device when the MOBILE route is removed.
+/// The treatment of the host virtual device when the MOBILE route is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HostDevice {
     /// The device is removed, too.

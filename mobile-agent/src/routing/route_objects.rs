@@ -1,5 +1,5 @@
-//! Compares the kernel objects of the MOBILE route with the plan, one kind at a time: adds what is
-//! missing, and deletes what is surplus.
+//! Compares the kernel objects of the MOBILE route with the plan, one kind at a time: adds missing
+//! objects, and deletes surplus ones.
 
 use anyhow::Context;
 use mobile_host::sysctl;

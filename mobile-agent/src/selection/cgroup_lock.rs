@@ -20,7 +20,7 @@ use super::cgroup_error::{CgroupError, Result, io_error};
 /// namespace. cgroup2 stores `user.` attributes since Linux 5.7.
 const OWNER_ATTRIBUTE: &str = "user.mobile.netns";
 
-/// How long the lock of an agent may last after it was killed: a child of the agent, between `fork`
+/// How long a lock may outlast the killed agent that took it: a child of the agent, between `fork`
 /// and `exec`, still holds every descriptor of its parent.
 const LEFTOVER_TIME: Duration = Duration::from_secs(1);
 

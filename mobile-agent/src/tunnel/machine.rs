@@ -3,8 +3,8 @@
 //! Events and the current time come in through methods of [`Machine`]; [`Action`]s come out through
 //! [`Machine::poll_action`]. This file records the events. `reconcile` derives every consequence in
 //! one place, whatever the event was. `track_record` holds what happened on each uplink before, and
-//! `damping` decides by it when a failing uplink is tried again. `transition` measures the way from
-//! one path to the next.
+//! `damping` decides by it when a failing uplink is tried again. `transition` measures outages and
+//! handovers.
 
 mod action;
 mod candidate;

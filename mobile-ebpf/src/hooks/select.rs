@@ -180,7 +180,7 @@ fn track(ctx: &SockAddrContext, hook: Hook) {
         return maps::delete_owner(ctx);
     }
     let connection = TrackedConnection {
-        // SAFETY: takes nothing.
+        // SAFETY: the helper takes no arguments.
         since: unsafe { bpf_ktime_get_boot_ns() },
         process: (bpf_get_current_pid_tgid() >> 32) as u32,
         ..TrackedConnection::default()

@@ -35,8 +35,7 @@ impl FlowPlan {
         }
     }
 
-    /// Returns the words for the directions, the rate and the seed in the arguments of
-    /// [`super::client`].
+    /// Returns the arguments of [`super::client`] for the directions, the rate and the seed.
     pub(super) fn words(&self) -> [String; 3] {
         let ways = match (self.up, self.down) {
             (true, true) => "both",

@@ -1,5 +1,5 @@
-//! Which module imports which: circles between the modules of one folder, and imports of a crate
-//! from a crate that is not below it.
+//! The imports between modules: finds circles between the modules of one folder, and imports from a
+//! crate that is not in a lower layer.
 
 mod circles;
 mod crates;
@@ -15,7 +15,8 @@ use anyhow::{Result, bail};
 
 use super::sources;
 
-/// Fails if modules import each other in a circle, or a crate from one that is not below it.
+/// Fails if modules import each other in a circle, or if a crate imports from a crate that is not
+/// in a lower layer.
 pub(super) fn check() -> Result<()> {
     let files = sources::tracked("rs")?;
     let libraries = crates::libraries()?;
@@ -34,8 +35,8 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Returns the picture of the modules below the root of each crate: one line each, with the modules
-/// of the same crate that it imports.
+/// Returns the imports between the modules of each crate: one line for each module at the crate's
+/// root, with the modules at the root that it imports. Circles follow at the end.
 pub(super) fn picture() -> Result<String> {
     let crates = crates::by_folder(sources::tracked("rs")?, &crates::libraries()?);
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! The way of a packet through the functions that docs/understand/architecture.md names.
+//! Checks the list of functions that a packet passes, in docs/understand/architecture.md.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use proc_macro2::{TokenStream, TokenTree};
@@ -15,7 +15,7 @@ const STEPS: usize = 10;
 /// The sign after a function that calls the next one.
 const CALLS: char = '→';
 
-/// One function on the way.
+/// One function of the list.
 #[derive(Debug, PartialEq, Eq)]
 struct Step {
     function: String,
@@ -23,8 +23,8 @@ struct Step {
     calls_next: bool,
 }
 
-/// Follows the list: every function exists in its file, and calls the next one where the list says
-/// so.
+/// Checks that every function of the list exists in its file, and calls the next one where the list
+/// says so.
 pub(super) fn check() -> Result<()> {
     let pages = sources::tracked("md")?;
     let page = pages.iter().find(|page| page.name == PAGE).with_context(|| format!("{PAGE} is missing"))?;
@@ -66,7 +66,7 @@ fn follow<'a>(steps: &[Step], source: impl Fn(&str) -> Option<&'a str>) -> Resul
     Ok(())
 }
 
-/// Finds a function by its name, and the names in its body.
+/// Finds a function by its name, and the names of the functions that it calls.
 struct Finder<'a> {
     function: &'a str,
     called: Option<Vec<String>>,

@@ -1,6 +1,5 @@
-//! How large files, functions and types are. What is larger than its bound has the reason beside
-//! it: a line comment that begins with [`REASON`], above the item or in the first lines of the
-//! file.
+//! Checks the sizes of files, functions and types. A larger item needs a reason beside it: a line
+//! comment that begins with [`REASON`], above the item or in the first lines of the file.
 
 use anyhow::{Context as _, Result, bail};
 use syn::visit::Visit;
@@ -26,7 +25,7 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Returns what in a file is larger than its bound without a reason, one a line.
+/// Returns the items of a file that are larger than their bounds without a reason, one a line.
 fn oversized(file: &File) -> Result<Vec<String>> {
     let lines: Vec<&str> = file.text.lines().collect();
     let mut items = Items { file: &file.name, lines: &lines, found: Vec::new() };

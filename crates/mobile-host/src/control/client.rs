@@ -91,7 +91,8 @@ impl Client {
         parse(&line).map(Some)
     }
 
-    /// Converts the error of a system call on the connection. A service that ends resets it.
+    /// Converts the error of a system call on the connection. A service that ends resets the
+    /// connection.
     fn io_error(&self, source: io::Error) -> ControlError {
         let path = self.path.clone();
         match source.kind() {

@@ -33,9 +33,9 @@ impl Peer {
 
 /// Returns whether the service to which a client has connected no longer exists.
 ///
-/// The listening socket of a killed service can outlive it: a child between `fork` and `exec` still
-/// holds every descriptor of its parent, so that the kernel accepts connections that nobody
-/// answers. The kernel reports the process that called `listen`.
+/// The listening socket of a killed service can outlive the service: a child between `fork` and
+/// `exec` still holds every descriptor of its parent, so that the kernel accepts connections that
+/// nobody answers. The kernel reports the process that called `listen`.
 pub(super) fn service_has_ended(stream: &impl AsFd) -> bool {
     // The kernel reports 0 for a process outside this PID namespace.
     getsockopt(stream, PeerCredentials).is_ok_and(|service| {

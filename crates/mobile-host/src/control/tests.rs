@@ -129,7 +129,7 @@ async fn a_socket_that_outlives_its_service_is_stale() {
             child => child,
         }
     };
-    // SAFETY: the status is not asked for.
+    // SAFETY: a null pointer is valid: it tells the kernel not to write a status.
     assert_eq!(unsafe { libc::waitpid(service, std::ptr::null_mut(), 0) }, service);
     std::os::unix::net::UnixStream::connect(&path).unwrap();
     assert!(matches!(Client::connect(&path), Err(ControlError::NotRunning { .. })));

@@ -127,7 +127,7 @@ struct Connection {
     /// The initial sequence numbers of the local end and of the peer.
     ours: u32,
     theirs: u32,
-    /// Segments of both with the flow's addresses and ports.
+    /// Templates of the segments of both ends, with the flow's addresses and ports.
     local: Segment,
     remote: Segment,
 }

@@ -50,7 +50,8 @@ struct RefusedAck {
     end: u32,
 }
 
-/// What a session has done for a flow in outages.
+/// The state of a flow's freeze: the acknowledgement sent to its local end, and whether data is
+/// held.
 #[derive(Debug, Default)]
 pub(crate) struct FlowFreeze {
     /// The last acknowledgement with a zero window, if the local end may still be shown one.

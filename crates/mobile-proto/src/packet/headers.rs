@@ -1,8 +1,8 @@
 //! The one place where the headers of inner packets are parsed.
 //!
 //! Packets come from the TUN or from the peer, so no byte of them is trusted: every offset is
-//! checked here against the length of the packet, and is only stored if what it points to is
-//! inside.
+//! checked here against the length of the packet, and is stored only if the field at this offset is
+//! inside the packet.
 
 use super::{Offload, Packet};
 
@@ -42,10 +42,11 @@ pub enum PacketError {
     },
 }
 
-/// Where the headers of an inner packet are, and what else is known of it but its bytes.
+/// The offsets of the headers of an inner packet, with its length and its offload, but without its
+/// bytes.
 ///
-/// Whoever puts a packet into a buffer returns this with it, and
-/// [`InnerPacket::in_buffer`](super::InnerPacket::in_buffer) joins both again.
+/// A function that reads a packet into a buffer returns these headers.
+/// [`InnerPacket::in_buffer`](super::InnerPacket::in_buffer) joins them with the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketHeaders {
     length: u32,
@@ -73,8 +74,8 @@ impl PacketHeaders {
         self.length as usize
     }
 
-    /// Returns the headers of a packet that has the same headers, but for lengths and checksums,
-    /// and is at least as long.
+    /// Returns the headers of a packet of another `length`, which must not be shorter. Its headers
+    /// differ from these only in their lengths and checksums.
     pub(crate) fn resized(self, length: usize, offload: Offload) -> Self {
         debug_assert!(length >= self.len(), "the offsets were checked against the former length");
         Self { length: u32::try_from(length).unwrap_or(u32::MAX), offload, ..self }
@@ -97,7 +98,7 @@ impl PacketHeaders {
     }
 }
 
-/// Whether a packet is an IP packet, and of which version, or why it is none.
+/// The IP version of a packet, or the reason why it is no IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     V4,
@@ -112,27 +113,27 @@ pub(super) enum Status {
     Length,
 }
 
-/// Offsets into a packet, in bytes, all of them inside the packet. They are below 2^14: the IP
-/// header has at most four extensions of 2 KiB.
+/// Offsets into a packet, in bytes, all of them inside the packet. The offsets are below 2^14: the
+/// IP header has at most four extensions of 2 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// The offset of the transport header; 0 if there is no complete one.
     pub(super) transport: u16,
     /// The offset of the end of the transport header; 0 if there is no complete one.
     pub(super) payload: u16,
-    /// The length of the IP header without IPv6 extensions. In a packet that is no IP packet, what
-    /// the header says.
+    /// The length of the IP header without IPv6 extensions. In a packet that is no IP packet, the
+    /// length that the header claims.
     pub(super) ip_len: u8,
     /// The protocol of the transport header: [`TCP`] or [`UDP`].
     pub(super) protocol: u8,
     pub(super) status: Status,
-    /// Whether two ports are right after the IP header. Packets that are no IP packets may have
-    /// ports, too: they belong to some flow like others.
+    /// Whether two ports directly follow the IP header. A packet with an invalid IP header may have
+    /// ports, too, because the queue assigns it to a flow like any other packet.
     pub(super) has_ports: bool,
 }
 
 impl Layout {
-    /// Locates the headers of a packet. Every byte may be anything.
+    /// Locates the headers of a packet, whose bytes may be arbitrary.
     pub(super) fn locate(packet: &[u8]) -> Self {
         #[cfg(debug_assertions)]
         located::COUNT.set(located::COUNT.get() + 1);
@@ -187,7 +188,7 @@ impl Layout {
         layout
     }
 
-    /// Stores where the transport header is if it is a complete one, at `start`.
+    /// Stores the offset `start` of the transport header if the header is complete.
     fn locate_transport(&mut self, packet: &[u8], protocol: u8, start: usize) {
         let header = packet.get(start..).unwrap_or_default();
         let (length, least) = match (protocol, header.get(12)) {
@@ -224,7 +225,7 @@ fn skip_extensions(packet: &[u8], mut next: u8) -> Option<(u8, usize)> {
 }
 
 /// Returns the version by which the addresses of a packet can be read, even if its lengths are
-/// wrong; 0 if they cannot.
+/// wrong; 0 if the addresses cannot be read.
 pub(super) fn addressed_version(packet: &[u8], status: Status) -> u8 {
     match status {
         Status::V4 | Status::HeaderLength => 4,
@@ -234,7 +235,7 @@ pub(super) fn addressed_version(packet: &[u8], status: Status) -> u8 {
     }
 }
 
-/// Returns the reason why a packet is no IP packet, with the values that show it.
+/// Returns the reason why a packet is no IP packet, with the invalid values.
 pub(super) fn error(packet: &[u8], status: Status) -> PacketError {
     let first = packet.first().copied().unwrap_or_default();
     let word = |at: usize| match packet.get(at..at + 2) {

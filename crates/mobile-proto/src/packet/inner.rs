@@ -8,10 +8,10 @@ use super::{Packet, PacketBuf, PacketError};
 
 /// A borrowed inner packet whose headers were located.
 ///
-/// Any bytes can be an inner packet: what is no IP packet has no addresses, and what is no TCP
-/// segment has no segment. Whoever handles the packet later reads the fields at the known offsets
-/// and parses nothing. The offsets were checked against the length of the packet, so the accessors
-/// never reach beyond it.
+/// Any bytes can be an inner packet. A packet that is no IP packet has no addresses, and a packet
+/// that is no TCP segment has no TCP fields. Later readers of the packet use the stored offsets and
+/// parse nothing. The offsets were checked against the length of the packet, so the accessors never
+/// read beyond its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InnerPacket<'a> {
     packet: Packet<'a>,
@@ -49,12 +49,11 @@ pub(crate) struct FlowIdentity<'a> {
 }
 
 impl<'a> InnerPacket<'a> {
-    /// Joins a packet with its headers, which were located before in the first
-    /// [`len`](PacketHeaders::len) bytes of `buffer`. Returns an empty packet if the buffer is
-    /// shorter than that.
+    /// Joins the packet in the first [`len`](PacketHeaders::len) bytes of `buffer` with its
+    /// headers, which were located before. Returns an empty packet if the buffer is shorter.
     ///
-    /// If the bytes have changed since, the fields that are read are wrong, but are all inside the
-    /// packet.
+    /// If the bytes have changed since, the accessors return wrong fields, but none from outside
+    /// the packet.
     #[must_use]
     pub fn in_buffer(buffer: &'a [u8], headers: PacketHeaders) -> Self {
         match buffer.get(..headers.len()) {
@@ -175,8 +174,8 @@ impl<'a> InnerPacket<'a> {
         })
     }
 
-    /// Returns what identifies the flow of the packet. A fragment has no ports, so that all
-    /// fragments of a datagram are of one flow. Packets whose addresses cannot be read are of one
+    /// Returns the identity of the packet's flow. A fragment has no ports, so that all fragments of
+    /// a datagram belong to one flow. All packets whose addresses cannot be read belong to one
     /// flow, too.
     pub(crate) fn flow(&self) -> FlowIdentity<'a> {
         let bytes = self.packet.bytes;
@@ -200,7 +199,8 @@ impl<'a> InnerPacket<'a> {
         self.packet.bytes.get(at).copied().unwrap_or_default()
     }
 
-    /// Returns the `N` bytes at `at`, which is an offset that was checked; zeros beyond the packet.
+    /// Returns the `N` bytes at the checked offset `at`; zeros if they are not all inside the
+    /// packet.
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
         self.packet.bytes.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::PathId;
 
 /// The end of a path at which this session is, with the state that only this end has. The client's
-/// is boxed, because a relay has thousands of paths and an agent a few.
+/// state is boxed, because a relay has thousands of paths and a client a few.
 #[derive(Debug)]
 pub(crate) enum PathSide {
     /// The end that opened the path and decides when to activate it.

@@ -1,4 +1,4 @@
-//! A packet that waits to be sent or to be acknowledged, with what is known of it.
+//! A packet that waits to be sent or to be acknowledged, with its metadata.
 
 use std::time::Instant;
 
@@ -23,8 +23,8 @@ impl SegmentRange {
     }
 }
 
-/// What the queue reads of a packet's headers, so that nobody parses the packet again while it
-/// waits: [`SendQueue::mark`](super::SendQueue::mark) makes it.
+/// The part of a packet's headers that the queue needs, so that the packet is not parsed again
+/// while it waits. [`SendQueue::mark`](super::SendQueue::mark) creates the mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PacketMark {
     /// The index of the packet's flow queue.
@@ -44,7 +44,7 @@ pub(crate) struct Record {
     /// The sequence range if the packet is a segment of a tracked TCP flow; such a record never
     /// expires.
     pub(crate) range: Option<SegmentRange>,
-    /// What the queue reads of the packet's headers later.
+    /// The part of the packet's headers that the queue needs later.
     pub(crate) mark: PacketMark,
     /// The position in the order of arrival, assigned by the queue.
     pub(super) arrival: i64,
@@ -90,8 +90,8 @@ impl Record {
 mod tests {
     use super::*;
 
-    /// Tests that the mark of a packet needs no more room than the padding, because each held
-    /// record counts against the limits of a session with its size.
+    /// Tests that the mark of a packet fits into the padding of its record, because the size of
+    /// each held record counts against the limits of its session.
     #[test]
     fn a_record_is_small() {
         assert_eq!(size_of::<PacketMark>(), 4);

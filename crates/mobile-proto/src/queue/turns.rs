@@ -80,7 +80,7 @@ impl Turns {
             && self.old_flows.front().is_some_and(|&next| self.last_sparse.is_some_and(|flow| flow != next))
     }
 
-    /// Returns the number of entries that memory is held for.
+    /// Returns the number of entries for which memory is allocated.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.flows.capacity() + self.new_flows.capacity() + self.old_flows.capacity()

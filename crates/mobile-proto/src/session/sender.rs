@@ -39,7 +39,7 @@ pub enum DropReason {
 /// counted.
 pub(super) type Admission = Result<Admitted, DropReason>;
 
-/// What is known of a packet that is to be queued.
+/// The properties of a packet that is to be queued.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Admitted {
     /// The sequence range if the packet is a segment of a tracked TCP flow.

@@ -24,7 +24,7 @@ impl Unacknowledged {
     /// Creates the collection from packets whose flows are not tracked.
     #[must_use]
     pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
-        // The session that takes over the packet marks it.
+        // The session that takes over the packet computes its mark.
         let record = |packet: PacketBuf| {
             Record::new(packet.bytes.into_vec(), packet.offload, now, None, PacketMark::default())
         };

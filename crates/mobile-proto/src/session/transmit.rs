@@ -38,7 +38,7 @@ impl Budget {
 }
 
 impl Session {
-    /// Appends frames for a path until about as many bytes are in `out` as the budget has.
+    /// Appends frames for a path until `out` has about as many bytes as the budget allows.
     ///
     /// With a budget below a full TLS record, an interactive flow is not written together with a
     /// bulk transfer, which would delay it.

@@ -1,9 +1,9 @@
 //! Decides whether the queue at the bottleneck of a path holds the path's own data or cross
 //! traffic, while a [`SendLimit`](super::send_limit::SendLimit) limits the path's bytes in flight.
 //!
-//! The path's own queue drains while the limit holds data back, so a queue that persists belongs to
-//! others. Holding back more would only leave the bottleneck to the others, because each sender's
-//! share of the rate is its share of the FIFO.
+//! The path's own queue drains while the limit holds data back, so a queue that persists is cross
+//! traffic's. Holding back more would only yield the bottleneck to the cross traffic, because each
+//! sender's share of the rate is its share of the FIFO.
 
 use std::time::{Duration, Instant};
 

@@ -33,7 +33,7 @@ pub(crate) struct TcpSample {
     pub(crate) bbr: Option<Bbr>,
 }
 
-/// A congestion window.
+/// The congestion window of a TCP connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CongestionWindow {
     /// The number of segments.

@@ -40,7 +40,7 @@ const SAMPLE_TIME: Duration = Duration::from_millis(50);
 /// taken as the path's rate.
 ///
 /// A second covers bbr's search for the minimum round trip (0.2 s) and the time for which this
-/// process may lose the processor.
+/// process may be preempted.
 const SAMPLES: usize = 20;
 
 /// The number of rate samples without growth after which a saturated path (with more data to send
@@ -179,9 +179,9 @@ impl SendLimit {
         let starting = path.is_starting() && self.flat_samples < FLAT_SAMPLES;
         let sending_rate = if rate == 0 || starting { path.pacing_rate.max(rate) } else { rate };
         self.backlog = bytes_in(sending_rate, BACKLOG_TIME).clamp(MIN_BACKLOG, self.max_backlog);
-        // A fast path is not paused, but still counts as saturated if data waits below, so that it
-        // can turn out to be slow. The data may wait in the kernel or in the bottleneck's FIFO,
-        // which paced senders fill without ever blocking a write.
+        // A fast path is not paused, but still counts as saturated if data waits below the session,
+        // so that the path can turn out to be slow. The data may wait in the kernel or in the
+        // bottleneck's FIFO, which paced senders fill without ever blocking a write.
         self.saturated |=
             write_blocked || path.unsent >= MIN_BACKLOG as u64 || congestion::fills_bottleneck_queue(&path);
         let backlog = self.backlog()? as u64;

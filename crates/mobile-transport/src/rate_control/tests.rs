@@ -27,7 +27,7 @@ use proptest::prelude::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A bottleneck.
+/// The parameters of one bottleneck.
 #[derive(Debug, Clone, Copy)]
 struct Setting {
     /// The rate in bytes per second.
@@ -113,7 +113,7 @@ proptest! {
     /// two backlogs of 4 ms each. A quarter of the round trip is the probing for more capacity, and
     /// an eighth the variation that the limit permits. The 23 packets are three times the least
     /// sizes of the backlogs and of the slack, and two packets being sent: on a slow path, where
-    /// few packets make up a sample, the measured rate and variation are as imprecise.
+    /// few packets make up a sample, the measured rate and variation are imprecise by this much.
     ///
     /// While bbr measures the round trip, for 200 ms, it has no more than four segments in flight.
     /// A keystroke then also waits until the data in flight has arrived, and behind the little data
@@ -159,8 +159,8 @@ proptest! {
     }
 }
 
-/// Tests that a path has more beside a competing flow because it detects the flow: left to its send
-/// limit, it would have 28 % of the rate on average, not 42 %.
+/// Tests that a path gets a larger share beside a competing flow because it detects the flow: 42 %
+/// of the rate on average, not the 28 % that its send limit alone would leave it.
 ///
 /// The shares of one path vary, because either flow is a few drops ahead by chance.
 #[test]

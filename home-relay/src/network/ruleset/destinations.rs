@@ -24,7 +24,7 @@ pub(crate) struct Destinations {
 pub(super) type ReachGroup<'a> = (&'a Reach, Vec<IpAddr>);
 
 impl Destinations {
-    /// Returns whether a client does not reach every destination.
+    /// Returns whether the reach of any client excludes a destination.
     pub(super) fn is_bounded(&self) -> bool {
         self.reach != Reach::All || self.reach_of.iter().any(|(_, own)| *own != Reach::All)
     }

@@ -1,4 +1,4 @@
-//! What the registry holds of one client.
+//! The registry's entry of one client.
 
 use std::sync::{self, Arc, PoisonError, RwLock};
 use std::time::Instant;

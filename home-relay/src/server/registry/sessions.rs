@@ -1,4 +1,4 @@
-//! The life of a client's session: its beginning, and its events until it ends.
+//! The lifecycle of a client's session: its beginning, and its events until it ends.
 
 use std::sync::{Arc, PoisonError};
 

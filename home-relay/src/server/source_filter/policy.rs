@@ -1,4 +1,4 @@
-//! What the source filters of all clients have in common.
+//! The policy that the source filters of all clients share.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

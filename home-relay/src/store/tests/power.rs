@@ -106,7 +106,7 @@ fn open(disk: &Disk) -> Store {
     Store::new(schema::builder().create_with_backend(disk.clone()).unwrap()).unwrap()
 }
 
-// Larger than the bound: one linear story, whose steps share the state of every earlier round.
+// Larger than the bound: one sequence, whose steps share the state of every earlier round.
 #[test]
 fn acknowledged_changes_survive_a_power_cut_at_any_write() {
     let seed =

@@ -1,4 +1,4 @@
-//! The facts about the kernel, and about the objects that the agent needs of it.
+//! The facts about the kernel, and about the kernel objects that the agent needs.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::routing::ingress;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 
-/// The kernel and the objects that the agent needs of it.
+/// The kernel, and the kernel objects that the agent needs.
 #[derive(Debug)]
 pub(in crate::check) struct Platform {
     /// The release of the running kernel.
@@ -49,7 +49,7 @@ pub(in crate::check) enum Bpffs {
 }
 
 impl Platform {
-    /// Gathers the facts; only root may try the objects.
+    /// Gathers the facts. Creates the objects on trial if `root` runs the check.
     pub(super) fn gather(config: &Config, root: bool) -> Self {
         Self {
             kernel: nix::sys::utsname::uname().map_or_else(

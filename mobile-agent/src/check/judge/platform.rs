@@ -1,4 +1,4 @@
-//! Judges the kernel and the objects that the agent needs of it.
+//! Judges the kernel, and the kernel objects that the agent needs.
 
 use mobile_host::check::Finding;
 
@@ -12,7 +12,7 @@ const BOUNDED_RTO_KERNEL: (u32, u32) = (6, 15);
 const NO_BPF: &str = "check that the kernel has CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, and that neither a container \
                       nor kernel lockdown forbids bpf(2) to root";
 
-/// Judges the objects that the agent needs of the kernel; `root` tells whether root runs the check.
+/// Judges the kernel objects that the agent needs; `root` tells whether root runs the check.
 pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
     let mut findings = vec![match &platform.cgroup2 {
         Ok(mount) => Finding::ok("cgroup2", format!("mounted at {}", mount.display())),

@@ -1,4 +1,4 @@
-//! What the reconciler waits for: assignments, requests, and changes in the kernel.
+//! The inputs of the reconciler: assignments, requests, and changes in the kernel.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Tests of how the eBPF programs of one agent outlive it and give way to those of the next.
+//! Tests that the eBPF programs of one agent outlive it, and are replaced by those of the next.
 
 use std::time::{Duration, Instant};
 

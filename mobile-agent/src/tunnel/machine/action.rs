@@ -1,4 +1,4 @@
-//! What the machine tells the manager to do.
+//! The actions that the machine requests of the manager.
 
 use std::time::Duration;
 
@@ -10,8 +10,9 @@ use crate::uplinks::policy::Families;
 /// An instruction of the [`Machine`](super::Machine) to the manager, which performs the I/O.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// Connect to the relay over this uplink, and report the outcome with
-    /// [`transport_ready`](super::Machine::transport_ready) or [`path_lost`](super::Machine::path_lost).
+    /// Connect to the relay over this uplink. Report the outcome with
+    /// [`transport_ready`](super::Machine::transport_ready) or
+    /// [`path_lost`](super::Machine::path_lost).
     Connect { path: PathId, uplink: String, families: Families, timeout: Duration },
     /// Cancel a connection attempt that is in progress.
     Abort { path: PathId },

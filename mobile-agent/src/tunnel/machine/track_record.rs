@@ -1,4 +1,4 @@
-//! What happened on each uplink before: connection failures, and losses of its link.
+//! The track record of each uplink: its failed connections, and the losses of its link.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

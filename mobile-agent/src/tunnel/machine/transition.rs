@@ -1,5 +1,5 @@
-//! The way of the session from one path to the next: why it left the old one, how long it was
-//! without a path, and what was lost meanwhile.
+//! The transition of the session from one path to the next: its cause, the time without a path, and
+//! the packets that this host dropped meanwhile.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Sockets that talk with a server: line by line, or new ones all the time.
+//! Sockets that exchange data with a server: line by line, or over one new socket after the other.
 
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

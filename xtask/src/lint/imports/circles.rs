@@ -48,9 +48,9 @@ pub(super) fn find(crates: &[Crate]) -> Result<Vec<Circle>> {
     Ok(found)
 }
 
-/// Returns the imports within a crate by the folder, as a path of modules, in which importing and
-/// imported module are two different entries. A module and what is below it are one entry, so that
-/// imports from a parent count nowhere.
+/// Returns the imports within a crate, keyed by the folder (a path of modules) in which the
+/// importing and the imported module are two different entries. A module and its submodules are one
+/// entry, so that an import from a parent module counts nowhere.
 pub(super) fn arrows(one: &Crate) -> Result<BTreeMap<Vec<String>, BTreeSet<Arrow>>> {
     let modules: BTreeSet<Vec<String>> = one.files.iter().filter_map(|file| module_of(&file.name)).collect();
     let mut folders: BTreeMap<Vec<String>, BTreeSet<Arrow>> = BTreeMap::new();
@@ -71,7 +71,7 @@ pub(super) fn arrows(one: &Crate) -> Result<BTreeMap<Vec<String>, BTreeSet<Arrow
     Ok(folders)
 }
 
-/// Returns the path of the module in a file below `src`; none for tests and other programs.
+/// Returns the path of the module in a file below `src`; `None` for tests and other programs.
 fn module_of(file: &str) -> Option<Vec<String>> {
     let (_, inside) = file.split_once("/src/")?;
     let path = inside.strip_suffix(".rs")?;
@@ -82,7 +82,8 @@ fn module_of(file: &str) -> Option<Vec<String>> {
     (!module.iter().any(|name| name == "tests" || name == "bin")).then_some(module)
 }
 
-/// Returns a path from the root of the crate with this library; none for the path of another crate.
+/// Returns a path from the root of the crate with this library; `None` for the path of another
+/// crate.
 fn absolute(module: &[String], path: &[String], library: Option<&str>) -> Option<Vec<String>> {
     let (first, mut rest) = path.split_first()?;
     let mut root = match first.as_str() {

@@ -8,8 +8,8 @@ use super::crates::Libraries;
 use super::paths::paths;
 use crate::lint::sources::File;
 
-/// The folders of the crates, those that import nothing of the workspace first. A crate may import
-/// from the crates of the lines above its own.
+/// The folders of the crates by layer, the lowest layer first. A crate may import from the crates
+/// of lower layers.
 const LAYERS: [&[&str]; 5] = [
     &[
         "crates/mobile-control",
@@ -24,7 +24,7 @@ const LAYERS: [&[&str]; 5] = [
     &["xtask"],
 ];
 
-/// Returns the imports of a crate from one that is not below it, one a line.
+/// Returns the imports from a crate that is not in a lower layer, one a line.
 pub(super) fn upward(files: &[File], libraries: &Libraries) -> Result<Vec<String>> {
     let mut found = BTreeSet::new();
     for file in files {
@@ -51,7 +51,7 @@ fn folders() -> impl Iterator<Item = &'static str> {
     LAYERS.into_iter().flatten().copied()
 }
 
-/// Returns the number of the layer that a crate is in; a crate in none is above all.
+/// Returns the number of the layer that a crate is in; a crate in no layer counts as above all.
 fn layer(folder: &str) -> usize {
     LAYERS.iter().position(|layer| layer.contains(&folder)).unwrap_or(LAYERS.len())
 }

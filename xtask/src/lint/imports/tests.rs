@@ -1,4 +1,4 @@
-//! Tests of the lint on a house of modules.
+//! Tests of the lint on an invented crate, the house, whose library is the manor.
 
 use super::circles;
 use super::crates::{Crate, Libraries};

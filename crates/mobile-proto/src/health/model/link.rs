@@ -18,7 +18,7 @@ impl LinkDirection {
     }
 }
 
-/// Both directions of the link, and what is on its way.
+/// Both directions of the link, and what is in flight.
 pub(in crate::health) struct Link {
     pub(in crate::health) up: LinkDirection,
     pub(in crate::health) down: LinkDirection,

@@ -113,7 +113,7 @@ impl Sender {
         self.timer.at = Some(ms + wait.max(1));
     }
 
-    /// Sends what the congestion window allows.
+    /// Sends as much as the congestion window allows.
     pub(super) fn transmit(&mut self, ms: u64, link: &mut Link) {
         while (self.in_flight() as f64) < self.window {
             let lost = self.segments.iter_mut().find(|it| it.lost && !it.retransmitted && !it.sacked);

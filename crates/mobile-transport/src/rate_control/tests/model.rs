@@ -1,4 +1,4 @@
-//! A model of one path: a session with a backlog, the driver that obeys a [`RateControl`], the
+//! A model of one path: a session with a backlog, the driver that follows a [`RateControl`], the
 //! kernel's TCP sender, and the bottleneck of the network.
 //!
 //! The model advances in steps of 0.1 ms of a virtual clock; timers of the driver fire up to 2 ms
@@ -65,7 +65,7 @@ pub(in crate::rate_control) struct Link {
     /// Whether the socket takes no more bytes, until half of its unsent bytes are gone.
     blocked: bool,
     send_buffer: u64,
-    /// The time between two keystrokes; `None` if nobody types.
+    /// The time between two keystrokes; `None` if there are none.
     pub(in crate::rate_control) typing: Option<Duration>,
     /// The times at which the keystrokes came that wait in the session's queue.
     keystrokes: VecDeque<Instant>,

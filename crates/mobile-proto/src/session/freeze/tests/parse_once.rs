@@ -18,15 +18,15 @@ fn transmit(session: &mut Session, now: Instant, path: PathId) -> Vec<u8> {
     wire
 }
 
-/// Sends all that waits in `from` to `to`: sending parses nothing, and delivering parses each
-/// packet once. Returns the number of packets delivered.
+/// Sends everything that waits in `from` to `to`, and returns the number of packets delivered.
+/// Checks that sending parses nothing, and that delivering parses each packet once.
 fn deliver(now: Instant, path: PathId, from: &mut Session, to: &mut Session) -> u64 {
     let (at_sender, wire) = counted(|| transmit(from, now, path));
     assert_eq!(at_sender, 0, "sending parses nothing");
     let mut delivered = 0;
     let (at_receiver, result) = counted(|| {
         to.handle_input(now, path, &wire, &mut |packet| {
-            // As a filter does, and an offload.
+            // Read the headers as a filter does, and as the TUN does for an offload.
             assert!(packet.ip().is_ok() && packet.offload.to_vnet(packet).is_ok());
             delivered += 1;
         })
@@ -39,7 +39,7 @@ fn deliver(now: Instant, path: PathId, from: &mut Session, to: &mut Session) -> 
 fn each_packet_is_parsed_once_at_each_end() {
     let mut ends = established(&Limits::default());
     let (now, path) = (ends.now, ends.path);
-    // Data, datagrams, and acknowledgements of which the last replaces the others.
+    // Data, datagrams, and acknowledgements, of which the last makes the others redundant.
     let packets: Vec<Vec<u8>> = (0..10)
         .flat_map(|n| {
             let ack = Sample { ack: 5000 + n, seq: 2000, ..Sample::default() };
@@ -58,7 +58,8 @@ fn each_packet_is_parsed_once_at_each_end() {
     assert_eq!(deliver(now, path, &mut ends.client, &mut ends.server), packets.len() as u64 - thinned);
     deliver(now, path, &mut ends.server, &mut ends.client);
 
-    // In an outage: retransmissions of what is held, probes, and what is answered.
+    // In an outage: retransmissions of held segments, probes, and segments that the session
+    // answers.
     let _ = ends.send(data(2000, 100));
     let _ = transmit(&mut ends.client, ends.now, ends.path);
     ends.cut();

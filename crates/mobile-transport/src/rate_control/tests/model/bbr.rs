@@ -98,7 +98,7 @@ impl BbrModel {
         self.update_window(ack);
     }
 
-    /// Notes the delivery rate; returns whether a round trip has begun.
+    /// Records the delivery rate; returns whether a round trip has begun.
     fn observe_rate(&mut self, ack: &Ack) -> bool {
         let starts = ack.rate.prior_delivered >= self.round_ends_at;
         if starts {

@@ -5,26 +5,27 @@ use std::time::{Duration, Instant};
 use super::bbr::BbrModel;
 use super::cubic::Cubic;
 
-/// A congestion control.
+/// The congestion control of the model's kernel, with its state.
 pub(in crate::rate_control) enum Congestion {
     Known(Known),
     LossBased(Cubic),
     Bbr(BbrModel),
 }
 
-/// The state of a kernel that knows the path and needs not measure it: bbr in a steady state.
+/// The state of a kernel that knows the path and need not measure it: bbr in a steady state.
 pub(in crate::rate_control) struct Known {
     pub(in crate::rate_control) min_rtt: Duration,
     pub(in crate::rate_control) starting: bool,
 }
 
-/// What a congestion control learns of one acknowledgement.
+/// The input of a congestion control from one acknowledgement.
 pub(super) struct Ack {
     pub(super) now: Instant,
     /// The round trip of the newest acknowledged segment.
     pub(super) rtt: Duration,
     pub(super) min_rtt: Duration,
-    /// The number of bytes acknowledged, of all bytes acknowledged, and of those in flight.
+    /// The bytes that this acknowledgement covers, the total acknowledged so far, and the bytes in
+    /// flight.
     pub(super) acked: u64,
     pub(super) delivered: u64,
     pub(super) in_flight: u64,
@@ -38,7 +39,7 @@ pub(super) struct Ack {
 pub(super) struct RateSample {
     /// Bytes per second; `None` if the sample is too short.
     pub(super) rate: Option<f64>,
-    /// Whether the sender had nothing to send when it sent the segment.
+    /// Whether the application, not the network, limited the sender when it sent the segment.
     pub(super) app_limited: bool,
     /// The number of bytes that were acknowledged when the segment was sent.
     pub(super) prior_delivered: u64,

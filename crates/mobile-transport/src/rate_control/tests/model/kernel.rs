@@ -371,7 +371,7 @@ impl Kernel {
 }
 
 impl RoundTrip {
-    /// Notes the round trips of the oldest and of the newest segment of an acknowledgement.
+    /// Records the round trips of the oldest and of the newest segment of an acknowledgement.
     fn observe(&mut self, oldest: Duration, newest: Duration) {
         self.min = Some(self.min.map_or(newest, |min| min.min(newest)));
         if self.smoothed.is_zero() {
