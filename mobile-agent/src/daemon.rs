@@ -69,6 +69,8 @@ async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.watch_tunnel();
+    // Send systemd the first state too.
+    state.mark_changed();
     let mut sent = String::new();
     let result = loop {
         tokio::select! {

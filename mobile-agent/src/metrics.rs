@@ -64,7 +64,7 @@ impl Server {
                 listen,
                 hosts,
                 move || scraped.scrape().unwrap_or_default(),
-                move || healthy.health().map_err(|error| error.to_string()),
+                move || healthy.health(),
             )
         };
         let server = match served {

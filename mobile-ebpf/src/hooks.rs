@@ -18,6 +18,6 @@ mod so_mark;
 
 /// Verdicts of the kernel's egress hook: send the packet; report EPERM to the sender; drop it as a
 /// full queue would.
-const KEEP: i32 = 1;
+const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const DROP: i32 = 2;

@@ -146,13 +146,13 @@ fn the_papers_program_runs_telnet_with_the_persistent_address_over_a_handover() 
 const DONE: Errno = Errno::UnknownErrno;
 
 /// A program on the host that calls one function of libmobile and prints the error number.
-struct Asker<'a> {
+struct LibmobileCaller<'a> {
     library: &'a Library,
     host: Ns,
     program: PathBuf,
 }
 
-impl<'a> Asker<'a> {
+impl<'a> LibmobileCaller<'a> {
     /// Compiles the program, with `more` arguments for the compiler.
     fn compile(bed: &Testbed, library: &'a Library, more: &[&str]) -> anyhow::Result<Self> {
         let program = library.compile(&case("ask.c"), more)?;
@@ -179,7 +179,7 @@ fn error_number(command: &mut Command) -> anyhow::Result<Errno> {
 fn every_error_of_the_c_interface_has_its_number() -> Outcome {
     let mut bed = Testbed::new()?;
     let library = Library::install(&bed)?;
-    let ask = Asker::compile(&bed, &library, &[])?;
+    let ask = LibmobileCaller::compile(&bed, &library, &[])?;
     // A process of root, and one of a user.
     let shell = LineProcess::start(&mut bed.lab.host.command("sh"))?;
     let theirs = LineProcess::start(&mut bed.lab.host.command_as(USER, "sh"))?;
@@ -209,7 +209,7 @@ fn every_error_of_the_c_interface_has_its_number() -> Outcome {
 
 /// Checks the error numbers of `inet_setmobile` for a process of root and one of a user, both on
 /// the host, and for process ids and flags that do not exist.
-fn setmobile_of_processes(bed: &Testbed, ask: &Asker<'_>, roots: &str, users: &str) -> Outcome {
+fn setmobile_of_processes(bed: &Testbed, ask: &LibmobileCaller<'_>, roots: &str, users: &str) -> Outcome {
     let is_mobile = |pid: &str| -> anyhow::Result<bool> {
         Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains("/mobile-laptop/"))
     };
@@ -235,7 +235,7 @@ fn setmobile_of_processes(bed: &Testbed, ask: &Asker<'_>, roots: &str, users: &s
 /// Checks that a program with another user's rights ignores an environment that names another
 /// agent.
 fn setuid_program_asks_no_other_agent(bed: &Testbed, library: &Library) -> Outcome {
-    let trusting = Asker::compile(bed, library, &[&format!("-Wl,-rpath,{}", library.lib())])?;
+    let trusting = LibmobileCaller::compile(bed, library, &[&format!("-Wl,-rpath,{}", library.lib())])?;
     let route = ["route", &bed.agent.address4.to_string()];
     run(Command::new("chmod").arg("4755").arg(&trusting.program))?;
     assert_ne!(trusting.as_user(&route)?, DONE);
@@ -267,7 +267,7 @@ for flag in (1, 0):
 fn setmroute_restores_what_was_removed_and_reports_that_there_is_no_route_yet() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let library = Library::install(&bed)?;
-    let ask = Asker::compile(&bed, &library, &[])?;
+    let ask = LibmobileCaller::compile(&bed, &library, &[])?;
     let host = bed.lab.host.clone();
     let set = || ask.as_root(&["route", "null"]);
     // The agent has not reached the relay yet.

@@ -4,7 +4,7 @@
 mod bounds;
 mod imports;
 pub(crate) mod messages;
-mod packet_way;
+mod packet_path;
 mod sizes;
 mod sources;
 mod words;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return words::report();
     }
     if args.imports {
-        print!("{}", imports::picture()?);
+        print!("{}", imports::list()?);
         return Ok(());
     }
     if args.structure {
@@ -50,10 +50,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("words");
     words::check()?;
     words::check_messages()?;
-    step("imports, sizes and a packet's way");
+    step("imports, sizes and the path of a packet");
     imports::check()?;
     sizes::check()?;
-    packet_way::check()?;
+    packet_path::check()?;
     step("clippy");
     shell::run(
         shell::cargo()

@@ -23,6 +23,7 @@
 //! - [`confine`] drops the rights that a started daemon does not need.
 //! - [`sysctl`] accesses /proc/sys, [`nft`] runs the `nft` program, and [`netns`] identifies
 //!   network namespaces.
+//! - [`in_use`] waits for what a killed program still holds.
 //! - [`allocator`] tunes the memory allocator, and [`descriptors`] raises the limit on open files.
 //!
 //! **Files**:
@@ -86,6 +87,7 @@ pub mod confine;
 pub mod control;
 pub mod descriptors;
 mod error_chain;
+pub mod in_use;
 pub mod isolation;
 pub mod log;
 pub mod metrics;

@@ -68,7 +68,7 @@ pub enum OffloadError {
 
 impl PacketHeaders {
     /// Locates the headers of `packet`, and reads its offload from the `virtio_net_hdr` that the
-    /// kernel put before it, like [`Offload::from_vnet`].
+    /// kernel put before it.
     ///
     /// # Errors
     /// If the header does not match the packet.
@@ -85,15 +85,18 @@ impl Offload {
     ///
     /// # Errors
     /// If the header does not match the packet.
-    pub fn from_vnet<'a>(header: &[u8], packet: impl Into<InnerPacket<'a>>) -> Result<Self, OffloadError> {
+    pub(crate) fn from_vnet<'a>(
+        header: &[u8],
+        packet: impl Into<InnerPacket<'a>>,
+    ) -> Result<Self, OffloadError> {
         let header: &[u8; VNET_HEADER_LEN] =
             header.first_chunk().ok_or(OffloadError::ShortHeader(header.len()))?;
+        let packet = packet.into();
         let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
         let (flags, kind, gso_size, start, offset) = (header[0], header[1], word(4), word(6), word(8));
         if flags & F_NEEDS_CSUM == 0 {
             return if kind == GSO_NONE { Ok(Self::None) } else { Err(OffloadError::UnknownKind(kind)) };
         }
-        let packet = packet.into();
         let transport = Transport::of(&packet)?;
         if usize::from(start) != transport.start || offset != transport.checksum_offset() {
             return Err(OffloadError::BadOffsets { start, offset });

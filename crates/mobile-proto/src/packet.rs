@@ -7,7 +7,7 @@ mod inner;
 use std::ops::Deref;
 
 #[cfg(debug_assertions)]
-pub use headers::located;
+pub use headers::parse_count;
 pub use headers::{PacketError, PacketHeaders};
 pub(crate) use headers::{TCP, UDP};
 pub(crate) use inner::FlowIdentity;

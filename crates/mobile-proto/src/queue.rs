@@ -23,7 +23,7 @@ mod turns;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use record::{PacketMark, Record, SegmentRange};
+pub(crate) use record::{PacketClass, Record, SegmentRange};
 use slab::{List, ListKind, Slab};
 use turns::Turns;
 
@@ -80,11 +80,11 @@ impl SendQueue {
         Self { target_delay: Duration::MAX, ..Self::default() }
     }
 
-    /// Returns the mark of a packet, read from its headers. Call this once for each packet, because
-    /// it computes a hash.
-    pub(crate) fn mark(&self, packet: &InnerPacket<'_>) -> PacketMark {
+    /// Returns the class of a packet, read from its headers. Call this once for each packet,
+    /// because it computes a hash.
+    pub(crate) fn classify(&self, packet: &InnerPacket<'_>) -> PacketClass {
         let bucket = self.seed.as_ref().map_or(0, |seed| flow_queue::bucket_of(seed, packet.flow()));
-        PacketMark { bucket, bare_ack: thinning::mark(packet) }
+        PacketClass { bucket, bare_ack: thinning::bare_ack_header(packet) }
     }
 
     /// Appends a packet as the newest one.
@@ -98,17 +98,17 @@ impl SendQueue {
     /// the new one makes the old one redundant. Returns the replaced packet.
     pub(crate) fn supersede(&mut self, record: &mut Record) -> Option<Vec<u8>> {
         let at = self.superseded(record)?;
-        self.replace(at, std::mem::take(&mut record.packet), record.offload, record.mark)
+        self.replace(at, std::mem::take(&mut record.packet), record.offload, record.class)
     }
 
     fn superseded(&self, record: &Record) -> Option<usize> {
         let range = record.range.filter(|range| range.length == 0)?;
-        let mark = record.mark.bare_ack?;
+        let header = record.class.bare_ack?;
         let last_at = self.turns.last(record.bucket())?;
         let last = self.slab.get(last_at)?;
         let same_flow = last.range.is_some_and(|last| last.flow == range.flow);
-        let both_bare = same_flow && last.mark.bare_ack == Some(mark);
-        (both_bare && thinning::supersedes(mark, &record.packet, &last.packet)).then_some(last_at)
+        let both_bare = same_flow && last.class.bare_ack == Some(header);
+        (both_bare && thinning::supersedes(header, &record.packet, &last.packet)).then_some(last_at)
     }
 
     /// Adds a packet before all others, as the oldest one and the first of its flow.
@@ -180,10 +180,10 @@ impl SendQueue {
     }
 
     /// Removes the newest packet of the flow that has the most bytes queued. Returns `None` if that
-    /// is the flow of a packet with `mark` and `length`, or if no flow has more bytes queued than
+    /// is the flow of a packet of `class` and `length`, or if no flow has more bytes queued than
     /// this packet has.
-    pub(crate) fn pop_from_longest_flow(&mut self, mark: PacketMark, length: usize) -> Option<Record> {
-        self.remove(self.turns.longest_but(mark.bucket, length)?.last()?)
+    pub(crate) fn pop_from_longest_flow(&mut self, class: PacketClass, length: usize) -> Option<Record> {
+        self.remove(self.turns.longest_but(class.bucket, length)?.last()?)
     }
 
     /// Removes the oldest packet that is no segment of a tracked TCP flow.
@@ -233,10 +233,10 @@ impl SendQueue {
         at: usize,
         packet: Vec<u8>,
         offload: Offload,
-        mark: PacketMark,
+        class: PacketClass,
     ) -> Option<Vec<u8>> {
         let record = self.slab.get_mut(at)?;
-        record.mark.bare_ack = mark.bare_ack;
+        record.class.bare_ack = class.bare_ack;
         let old_cost = record.cost();
         let old = std::mem::replace(&mut record.packet, packet);
         record.offload = offload;

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::queue::{PacketMark, Record, SegmentRange};
+use crate::queue::{PacketClass, Record, SegmentRange};
 use crate::{Offload, ProtocolError};
 
 /// The unacknowledged records of a session, numbered consecutively from `base`. A record that was
@@ -123,7 +123,7 @@ impl ReplayBuffer {
     pub(crate) fn give_up(&mut self, mut doomed: impl FnMut(&Record) -> bool, mut done: impl FnMut(Record)) {
         for record in self.records.iter_mut().filter(|record| !record.packet.is_empty()) {
             if doomed(record) {
-                let mark = PacketMark::default();
+                let mark = PacketClass::default();
                 let none = Record::new(Vec::new(), Offload::None, record.received_at, None, mark);
                 let record = std::mem::replace(record, none);
                 self.cost -= record.packet.capacity();
@@ -245,7 +245,7 @@ mod tests {
     fn filled(count: u8) -> ReplayBuffer {
         let mut replay = ReplayBuffer::default();
         for byte in 0..count {
-            let mark = PacketMark::default();
+            let mark = PacketClass::default();
             let sent = replay.push_sent(Record::new(vec![byte], Offload::None, Instant::now(), None, mark));
             assert_eq!((sent.0, sent.1.packet()), (u64::from(byte), packet(&[byte])));
         }

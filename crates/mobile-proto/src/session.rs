@@ -124,9 +124,9 @@ impl Session {
     pub fn enqueue<'a>(&mut self, now: Instant, packet: impl Into<InnerPacket<'a>>) -> Enqueue {
         let packet = packet.into();
         match self.admit(now, &packet) {
-            Ok(Admitted { range, mark }) => {
+            Ok(Admitted { range, class }) => {
                 let bytes = self.sender.buffers.copy(packet.bytes);
-                self.sender.push(Record::new(bytes, packet.offload, now, range, mark), &mut self.stats)
+                self.sender.push(Record::new(bytes, packet.offload, now, range, class), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }
@@ -144,9 +144,9 @@ impl Session {
         headers: PacketHeaders,
     ) -> Enqueue {
         match self.admit(now, &InnerPacket::in_buffer(buffer, headers)) {
-            Ok(Admitted { range, mark }) => {
+            Ok(Admitted { range, class }) => {
                 let adopted = self.sender.buffers.adopt(buffer, headers.len());
-                self.sender.push(Record::new(adopted, headers.offload(), now, range, mark), &mut self.stats)
+                self.sender.push(Record::new(adopted, headers.offload(), now, range, class), &mut self.stats)
             }
             Err(reason) => Enqueue::Dropped(reason),
         }

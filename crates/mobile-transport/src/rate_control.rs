@@ -3,9 +3,9 @@
 //!
 //! [`RateControl`] is a state machine without a socket or a clock. The driver asks when the next
 //! statistics are wanted ([`SampleDue`]), passes them to [`RateControl::observe`], executes the
-//! [`Command`]s that it returns, and reports an [`Outcome`] back. After each write to the socket it
-//! reports whether the socket accepted all of it. In return, [`RateControl::budget`] says how much
-//! the path may take from the session.
+//! [`SocketChange`]s that it returns, and reports an [`CongestionOutcome`] back. After each write
+//! to the socket it reports whether the socket accepted all of it. In return,
+//! [`RateControl::budget`] says how much the path may take from the session.
 //!
 //! - `congestion` decides whether the network limits the path, and which congestion control and
 //!   send buffer it needs,
@@ -85,7 +85,7 @@ pub(crate) type CongestionControl = Vec<u8>;
 
 /// A change of a path's socket that [`RateControl`] asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Command {
+pub(crate) enum SocketChange {
     /// Use the congestion control bbr, because the path is bandwidth-limited.
     UseBbr,
     /// Restore this congestion control, because competing traffic was detected.
@@ -94,9 +94,9 @@ pub(crate) enum Command {
     RaiseSendBuffer,
 }
 
-/// The outcome of a [`Command`] that changes the congestion control.
+/// The outcome of a [`SocketChange`] that changes the congestion control.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum CongestionOutcome {
     /// The path uses bbr, and used the given congestion control before.
     Replaced(CongestionControl),
     /// The path uses the congestion control that it had before bbr.
@@ -180,7 +180,7 @@ impl RateControl {
         &mut self,
         now: Instant,
         sample: &TcpSample,
-    ) -> impl Iterator<Item = Command> + use<> {
+    ) -> impl Iterator<Item = SocketChange> + use<> {
         let write_blocked = self.begin_sample(now);
         let (use_bbr, raise) = (self.use_bbr(now, sample), self.raise_send_buffer(sample));
         let restore = self.update_limit(now, sample, write_blocked);
@@ -194,14 +194,14 @@ impl RateControl {
 
     /// Reports the outcome of a command of the last [`observe`](Self::observe). Call this before
     /// the next `observe`.
-    pub(crate) fn report(&mut self, outcome: Outcome) {
+    pub(crate) fn report(&mut self, outcome: CongestionOutcome) {
         match outcome {
-            Outcome::Replaced(previous) => {
+            CongestionOutcome::Replaced(previous) => {
                 self.congestion = CongestionState::Bbr { previous: Some(previous) };
             }
             // The command has set the state for this outcome.
-            Outcome::Restored => {}
-            Outcome::Unchanged => {
+            CongestionOutcome::Restored => {}
+            CongestionOutcome::Unchanged => {
                 self.congestion = CongestionState::Bbr { previous: None };
                 // Cross traffic matters only if there is a congestion control to restore.
                 self.cross_traffic = CrossTraffic::new();
@@ -245,26 +245,31 @@ impl RateControl {
         std::mem::take(&mut self.write_blocked)
     }
 
-    fn use_bbr(&mut self, now: Instant, sample: &TcpSample) -> Option<Command> {
+    fn use_bbr(&mut self, now: Instant, sample: &TcpSample) -> Option<SocketChange> {
         let CongestionState::Initial(until) = self.congestion else { return None };
         if until.is_some_and(|until| now < until) || !congestion::is_bandwidth_limited(sample) {
             return None;
         }
         self.congestion = CongestionState::Switching;
-        Some(Command::UseBbr)
+        Some(SocketChange::UseBbr)
     }
 
-    fn raise_send_buffer(&mut self, sample: &TcpSample) -> Option<Command> {
+    fn raise_send_buffer(&mut self, sample: &TcpSample) -> Option<SocketChange> {
         if self.send_buffer_raised || !congestion::needs_larger_send_buffer(sample) {
             return None;
         }
         self.send_buffer_raised = true;
-        Some(Command::RaiseSendBuffer)
+        Some(SocketChange::RaiseSendBuffer)
     }
 
     /// Updates the send limit, pauses the path if it has enough data in flight, and looks for cross
     /// traffic.
-    fn update_limit(&mut self, now: Instant, sample: &TcpSample, write_blocked: bool) -> Option<Command> {
+    fn update_limit(
+        &mut self,
+        now: Instant,
+        sample: &TcpSample,
+        write_blocked: bool,
+    ) -> Option<SocketChange> {
         let limit = self.limit.as_mut()?;
         let wait = limit.update(now, *sample, write_blocked);
         self.paused_until = wait.and_then(|wait| now.checked_add(wait));
@@ -275,7 +280,7 @@ impl RateControl {
         };
         let limit = wait.and_then(|_| limit.in_flight_limit(sample));
         let release = self.cross_traffic.observe(now, sample, limit)?;
-        let command = Command::RestoreCongestionControl(previous?.clone());
+        let command = SocketChange::RestoreCongestionControl(previous?.clone());
         self.congestion = CongestionState::Initial(now.checked_add(release));
         Some(command)
     }

@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::rate_control::{CongestionControl, Outcome};
+use crate::rate_control::{CongestionControl, CongestionOutcome};
 
 /// The maximum number of unsent bytes in the kernel before the socket stops being writable.
 ///
@@ -189,7 +189,7 @@ fn avoid_bbr_at_start(socket: &SockRef<'_>) {
 ///
 /// If the kernel has no bbr or refuses it, the path keeps its congestion control: keystrokes are
 /// slower during an upload, but nothing fails.
-pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Outcome {
+pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> CongestionOutcome {
     static LOGGED: Once = Once::new();
     let socket = SockRef::from(tcp);
     let before = socket.tcp_congestion().ok();
@@ -197,15 +197,15 @@ pub(crate) fn switch_to_bbr(tcp: &TcpStream) -> Outcome {
         LOGGED.call_once(|| {
             tracing::info!(%error, "cannot use {BBR}: paths keep their initial congestion control");
         });
-        return Outcome::Unchanged;
+        return CongestionOutcome::Unchanged;
     }
-    before.filter(|name| !is_bbr(name)).map_or(Outcome::Unchanged, Outcome::Replaced)
+    before.filter(|name| !is_bbr(name)).map_or(CongestionOutcome::Unchanged, CongestionOutcome::Replaced)
 }
 
 /// Restores the earlier congestion control (`before`) of a path.
-pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> Outcome {
+pub(crate) fn restore_congestion_control(tcp: &TcpStream, before: &CongestionControl) -> CongestionOutcome {
     let restored = SockRef::from(tcp).set_tcp_congestion(before);
-    restored.map_or(Outcome::Unchanged, |()| Outcome::Restored)
+    restored.map_or(CongestionOutcome::Unchanged, |()| CongestionOutcome::Restored)
 }
 
 /// Returns whether the congestion control `name`, which the kernel pads with zero bytes, is bbr.

@@ -7,8 +7,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
+use mobile_host::in_use::retry_while_in_use;
 use mobile_proto::{InnerPacket, PacketHeaders, VNET_HEADER_LEN};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -38,13 +38,6 @@ pub struct Tun {
     fd: AsyncFd<OwnedFd>,
     coalesces_datagrams: bool,
 }
-
-/// How long a device may stay open after its program was killed: a child of the program, between
-/// `fork` and `exec`, still holds every descriptor of its parent.
-const LEFTOVER_TIME: Duration = Duration::from_secs(1);
-
-/// The pause between two attempts to open a device that is in use.
-const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
 
 /// The lifetime of a TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,15 +275,9 @@ mod request {
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);
 }
 
-/// Opens the device, or creates it. Waits up to [`LEFTOVER_TIME`] for a device that is in use.
+/// Opens the device, or creates it. Waits up to 1 s for a device that is in use.
 fn open(name: &str) -> Result<tun::Device, TunError> {
-    let deadline = Instant::now() + LEFTOVER_TIME;
-    loop {
-        match open_now(name) {
-            Err(TunError::Busy(_)) if Instant::now() < deadline => std::thread::sleep(LEFTOVER_PAUSE),
-            opened => return opened,
-        }
-    }
+    retry_while_in_use(|| open_now(name), |error| matches!(error, TunError::Busy(_)))
 }
 
 fn open_now(name: &str) -> Result<tun::Device, TunError> {

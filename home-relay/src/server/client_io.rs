@@ -9,7 +9,7 @@ use mobile_transport::coalescing::CoalescingWriter;
 use mobile_transport::driver::PacketIo;
 
 use super::demux::Demux;
-use super::device::PacketSink;
+use super::device::PacketDevice;
 use super::queue::PacketQueue;
 use super::source_filter::SourceFilter;
 use crate::metrics::{DropReason, Metrics};
@@ -21,7 +21,7 @@ pub(crate) struct ClientIo {
     pub(crate) demux: Arc<Demux>,
     pub(crate) filter: SourceFilter,
     pub(crate) coalescing: CoalescingWriter,
-    pub(crate) device: Arc<dyn PacketSink>,
+    pub(crate) device: Arc<dyn PacketDevice>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -52,7 +52,7 @@ impl PacketIo for ClientIo {
 }
 
 fn write_to_device(
-    device: &dyn PacketSink,
+    device: &dyn PacketDevice,
     metrics: &Metrics,
     packet: InnerPacket<'_>,
     made: CoalescedSegment,
@@ -75,7 +75,7 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::Mutex;
 
-    use mobile_proto::packet::located;
+    use mobile_proto::packet::parse_count;
 
     use super::*;
     use crate::pool::{Lease, Pools, TakenAddresses};
@@ -89,7 +89,7 @@ mod tests {
         written: Mutex<usize>,
     }
 
-    impl PacketSink for Device {
+    impl PacketDevice for Device {
         fn send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
             packet.offload.to_vnet(packet).map_err(io::Error::other)?;
             *self.written.lock().unwrap() += 1;
@@ -109,7 +109,7 @@ mod tests {
 
     /// Returns the packets that can be read, and how many were parsed in the meantime.
     async fn read_all(io: &mut ClientIo) -> (usize, u64) {
-        let (mut buffer, mut packets, before) = ([0; 100], 0, located::count());
+        let (mut buffer, mut packets, before) = ([0; 100], 0, parse_count::count());
         let drained = poll_fn(|cx| {
             while let Poll::Ready(Ok(headers)) = io.poll_recv(cx, &mut buffer) {
                 assert!(InnerPacket::in_buffer(&buffer, headers).ip().is_ok());
@@ -118,7 +118,7 @@ mod tests {
             Poll::Ready(())
         });
         drained.await;
-        (packets, located::count() - before)
+        (packets, parse_count::count() - before)
     }
 
     /// Tests both directions. Packets from the device pass the demultiplexer, some of them read by
@@ -158,12 +158,12 @@ mod tests {
 
         let sent = [("10.9.0.2", "192.0.2.1"), ("10.9.0.2", "10.9.0.3"), ("fd12::2", "2001:db8::1")];
         let sent = sent.map(|(source, destination)| packet(source, destination));
-        let before = located::count();
+        let before = parse_count::count();
         for packet in &sent {
             ends[0].send(packet.into());
         }
         ends[0].flush();
-        assert_eq!(located::count() - before, sent.len() as u64);
+        assert_eq!(parse_count::count() - before, sent.len() as u64);
         assert_eq!(*device.written.lock().unwrap(), 2, "one packet was for an isolated client");
     }
 }

@@ -18,7 +18,7 @@ use mobile_proto::{InnerPacket, MAX_PACKET, PacketHeaders};
 use mobile_transport::tun::Tun;
 use tracing::debug;
 
-use super::device::PacketSink;
+use super::device::PacketDevice;
 use super::queue::PacketQueue;
 use crate::metrics::{DropReason, Metrics};
 use crate::pool::Lease;
@@ -92,7 +92,7 @@ impl Demux {
         &self,
         cx: &mut Context<'_>,
         queue: &PacketQueue,
-        device: &dyn PacketSink,
+        device: &dyn PacketDevice,
         metrics: &Metrics,
         buffer: &mut [u8],
     ) -> Poll<PacketHeaders> {
@@ -218,7 +218,7 @@ mod tests {
     /// A device with packets waiting to be read.
     struct Waiting(Mutex<Vec<Vec<u8>>>);
 
-    impl PacketSink for Waiting {
+    impl PacketDevice for Waiting {
         fn send(&self, _packet: InnerPacket<'_>) -> io::Result<()> {
             Ok(())
         }

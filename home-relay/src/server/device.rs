@@ -7,7 +7,7 @@ use mobile_transport::tun::Tun;
 
 /// The device to which a session writes its client's packets and from which it reads packets for
 /// clients: the home virtual device, or a substitute in tests.
-pub(crate) trait PacketSink: Send + Sync {
+pub(crate) trait PacketDevice: Send + Sync {
     /// Writes one packet to the device.
     fn send(&self, packet: InnerPacket<'_>) -> io::Result<()>;
 
@@ -21,7 +21,7 @@ pub(crate) trait PacketSink: Send + Sync {
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<PacketHeaders>;
 }
 
-impl PacketSink for Tun {
+impl PacketDevice for Tun {
     fn send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         self.try_send(packet)
     }

@@ -21,7 +21,7 @@ use client_entry::ClientEntry;
 pub(crate) use settings::Settings;
 
 use super::demux::Demux;
-use super::device::PacketSink;
+use super::device::PacketDevice;
 use super::source_filter::{Policy, SharedPolicy};
 use crate::admin::{PathInfo, SessionInfo};
 use crate::metrics::{HandshakeResult, Metrics};
@@ -34,12 +34,12 @@ pub(crate) struct Registry {
     pools: Pools,
     settings: RwLock<Settings>,
     /// The limits of new sessions, which share them: a copy in each would cost 170 bytes.
-    limits: RwLock<Arc<Limits>>,
+    limits: Arc<Limits>,
     /// The policy that the source filter checks every packet from a client against.
     shared_policy: Arc<SharedPolicy>,
     entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
     demux: Arc<Demux>,
-    device: Arc<dyn PacketSink>,
+    device: Arc<dyn PacketDevice>,
     metrics: Arc<Metrics>,
 }
 
@@ -53,7 +53,7 @@ impl Registry {
         pools: Pools,
         settings: Settings,
         demux: Arc<Demux>,
-        device: Arc<dyn PacketSink>,
+        device: Arc<dyn PacketDevice>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let shared_policy = Arc::new(SharedPolicy::new(Policy {
@@ -63,7 +63,7 @@ impl Registry {
             inbound_datagrams: false,
             local: Vec::new(),
         }));
-        let limits = RwLock::new(Arc::new(settings.limits()));
+        let limits = Arc::new(settings.limits());
         let settings = RwLock::new(settings);
         Self { pools, settings, limits, shared_policy, entries: RwLock::default(), demux, device, metrics }
     }
@@ -75,7 +75,6 @@ impl Registry {
             policy.reach = settings.reach.clone();
             policy.resolvers.clone_from(&settings.push.dns);
         });
-        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.limits());
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
         for entry in self.all_entries() {
             entry.queue.set_capacity(settings.queue_bytes);

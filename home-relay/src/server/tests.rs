@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use self::client::TestClient;
 use super::demux::Demux;
-use super::device::PacketSink;
+use super::device::PacketDevice;
 use super::listener::Acceptor;
 use super::registry::{Registry, Settings};
 use super::source_filter::tests::packet;
@@ -38,7 +38,7 @@ mod log_buffer;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-impl PacketSink for mpsc::UnboundedSender<Vec<u8>> {
+impl PacketDevice for mpsc::UnboundedSender<Vec<u8>> {
     fn send(&self, packet: InnerPacket<'_>) -> io::Result<()> {
         Self::send(self, packet.to_vec()).map_err(io::Error::other)
     }

@@ -60,7 +60,8 @@ fn ask_agent(socket: &Path) -> anyhow::Result<Option<Reply>> {
         match answer {
             Ok(reply) => return Ok(Some(reply)),
             Err(ControlError::NotRunning { .. }) => return Ok(None),
-            // The agent was ending while it was asked: it holds its objects until it has ended.
+            // The agent was ending while it was asked, and holds its objects until it has ended,
+            // or it has too many connections of this user.
             Err(ControlError::HungUp(_)) if Instant::now() < deadline => std::thread::sleep(END_PAUSE),
             Err(error) => return Err(error.into()),
         }

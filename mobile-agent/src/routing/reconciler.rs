@@ -132,7 +132,8 @@ impl RouteReconciler {
         }
     }
 
-    /// Handles an input. Waits until `next` before it repairs a change by another program.
+    /// Handles an input. Waits until `next` before it repairs a change of the route or the filter
+    /// by another program.
     async fn handle(&mut self, input: Input, next: Instant) -> anyhow::Result<()> {
         match input {
             Input::Pushed(config) => {

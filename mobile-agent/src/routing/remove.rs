@@ -24,10 +24,14 @@ pub(crate) enum HostDevice {
 /// route.
 pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevice) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
-    if device == HostDevice::Remove
-        && let Err(error) = tun::remove(&config.tunnel.device)
-    {
-        errors.push(anyhow::Error::new(error));
+    if device == HostDevice::Remove {
+        // The removal blocks while the device is in use, perhaps by a task of this process.
+        let name = config.tunnel.device.clone();
+        match tokio::task::spawn_blocking(move || tun::remove(&name)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => errors.push(error.into()),
+            Err(error) => errors.push(error.into()),
+        }
     }
     errors.extend(ingress::remove(config));
     let mut note = |result: Result<bool, NetlinkError>| {

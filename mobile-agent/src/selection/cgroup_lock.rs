@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
+use mobile_host::in_use::retry_while_in_use;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
@@ -19,13 +19,6 @@ use super::cgroup_error::{CgroupError, Result, io_error};
 /// The extended attribute of a mobile cgroup that holds the inode number of its agent's network
 /// namespace. cgroup2 stores `user.` attributes since Linux 5.7.
 const OWNER_ATTRIBUTE: &str = "user.mobile.netns";
-
-/// How long a lock may outlast the killed agent that took it: a child of the agent, between `fork`
-/// and `exec`, still holds every descriptor of its parent.
-const LEFTOVER_TIME: Duration = Duration::from_secs(1);
-
-/// The pause between two attempts to lock.
-const LEFTOVER_PAUSE: Duration = Duration::from_millis(10);
 
 /// The lock of the mobile cgroup. The kernel releases it when the process ends.
 #[derive(Debug)]
@@ -70,24 +63,18 @@ fn own_namespace() -> Result<u64> {
     mobile_host::netns::id().map_err(io_error("inspect", Path::new("/proc/thread-self/ns/net")))
 }
 
-/// Locks the directory of a mobile cgroup until the returned value is dropped. Waits up to
-/// [`LEFTOVER_TIME`] for a lock that is held.
+/// Locks the directory of a mobile cgroup until the returned value is dropped. Waits up to 1 s for
+/// a lock that is held.
 fn lock(dir: &Path) -> Result<Flock<File>> {
-    let mut open = File::open(dir).map_err(io_error("open the cgroup", dir))?;
-    let deadline = Instant::now() + LEFTOVER_TIME;
-    loop {
-        match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((unlocked, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
-                open = unlocked;
-                std::thread::sleep(LEFTOVER_PAUSE);
-            }
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(CgroupError::InUse { dir: dir.into(), owner: owner(dir) });
-            }
-            Err((_, other)) => return Err(io_error("lock the cgroup", dir)(io::Error::from(other))),
-        }
-    }
+    retry_while_in_use(|| try_lock(dir), |error| matches!(error, CgroupError::InUse { .. }))
+}
+
+fn try_lock(dir: &Path) -> Result<Flock<File>> {
+    let open = File::open(dir).map_err(io_error("open the cgroup", dir))?;
+    Flock::lock(open, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => CgroupError::InUse { dir: dir.into(), owner: owner(dir) },
+        other => io_error("lock the cgroup", dir)(io::Error::from(other)),
+    })
 }
 
 /// Returns the network namespace of the agent that the cgroup belongs to, if it is recorded.

@@ -17,7 +17,7 @@ use mobile_ebpf_common::{
     account::{OutgoingSegment, stage},
 };
 
-use super::KEEP;
+use super::ALLOW;
 use crate::{
     context::{self, IPPROTO_TCP, IPV4, IPV6},
     maps::{self, AccountEntry},
@@ -34,7 +34,7 @@ const SYN: u32 = 1 << 17;
 #[cgroup_skb(egress)]
 fn mobile_account(ctx: SkBuffContext) -> i32 {
     account_packet(&ctx);
-    KEEP
+    ALLOW
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@
 use aya_ebpf::{EbpfContext, bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use mobile_ebpf_common::{Address, CountedEvent, ProgramConfig};
 
-use super::{DROP, KEEP, REFUSE};
+use super::{ALLOW, DROP, REFUSE};
 use crate::{
     context::{self, IPV4, IPV6},
     maps, policy,
@@ -35,7 +35,7 @@ fn mobile_egress_own(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn judge(ctx: &SkBuffContext, is_in_our_namespace: impl FnOnce(&ProgramConfig) -> bool) -> i32 {
-    let Some(event) = stopped(ctx, is_in_our_namespace) else { return KEEP };
+    let Some(event) = stopped(ctx, is_in_our_namespace) else { return ALLOW };
     maps::count_event(event);
     if event == CountedEvent::EgressLate { DROP } else { REFUSE }
 }

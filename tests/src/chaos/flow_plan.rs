@@ -36,7 +36,7 @@ impl FlowPlan {
     }
 
     /// Returns the arguments of [`super::client`] for the directions, the rate and the seed.
-    pub(super) fn words(&self) -> [String; 3] {
+    pub(super) fn client_arguments(&self) -> [String; 3] {
         let ways = match (self.up, self.down) {
             (true, true) => "both",
             (true, false) => "up",

@@ -71,7 +71,7 @@ impl Flows {
             } else {
                 format!("[{}]:{PORT}", addr::SERVER6)
             };
-            let [ways, rate, seed] = plan.words();
+            let [ways, rate, seed] = plan.client_arguments();
             let argv = [tool.as_str(), &server, &number.to_string(), &ways, &rate, &seed];
             flows.push(ChaosFlow {
                 plan: *plan,

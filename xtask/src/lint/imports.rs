@@ -1,8 +1,8 @@
-//! The imports between modules: finds circles between the modules of one folder, and imports from a
+//! The imports between modules: finds cycles between the modules of one folder, and imports from a
 //! crate that is not in a lower layer.
 
-mod circles;
 mod crates;
+mod cycles;
 mod layers;
 mod paths;
 #[cfg(test)]
@@ -15,19 +15,19 @@ use anyhow::{Result, bail};
 
 use super::sources;
 
-/// Fails if modules import each other in a circle, or if a crate imports from a crate that is not
+/// Fails if modules import each other in a cycle, or if a crate imports from a crate that is not
 /// in a lower layer.
 pub(super) fn check() -> Result<()> {
     let files = sources::tracked("rs")?;
     let libraries = crates::libraries()?;
     let mut problems = layers::upward(&files, &libraries)?;
-    for circle in circles::find(&crates::by_folder(files, &libraries))? {
+    for cycle in cycles::find(&crates::by_folder(files, &libraries))? {
         problems.push(format!(
             "{}: the modules {} import each other:",
-            circle.folder,
-            circle.modules.join(", ")
+            cycle.folder,
+            cycle.modules.join(", ")
         ));
-        problems.extend(circle.imports);
+        problems.extend(cycle.imports);
     }
     if !problems.is_empty() {
         bail!("imports (xtask/src/lint/imports.rs):\n{}", problems.join("\n"));
@@ -36,13 +36,13 @@ pub(super) fn check() -> Result<()> {
 }
 
 /// Returns the imports between the modules of each crate: one line for each module at the crate's
-/// root, with the modules at the root that it imports. Circles follow at the end.
-pub(super) fn picture() -> Result<String> {
+/// root, with the modules at the root that it imports. Cycles follow at the end.
+pub(super) fn list() -> Result<String> {
     let crates = crates::by_folder(sources::tracked("rs")?, &crates::libraries()?);
     let mut text = String::new();
     for one in &crates {
         let _ = writeln!(text, "{}", one.folder);
-        let arrows = circles::arrows(one)?.remove(&[][..]).unwrap_or_default();
+        let arrows = cycles::arrows(one)?.remove(&[][..]).unwrap_or_default();
         let mut targets: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for arrow in &arrows {
             targets.entry(&arrow.from).or_default().insert(&arrow.to);
@@ -51,8 +51,8 @@ pub(super) fn picture() -> Result<String> {
             let _ = writeln!(text, "    {from} -> {}", to.into_iter().collect::<Vec<_>>().join(", "));
         }
     }
-    for circle in circles::find(&crates)? {
-        let _ = writeln!(text, "circle in {}: {}", circle.folder, circle.modules.join(", "));
+    for cycle in cycles::find(&crates)? {
+        let _ = writeln!(text, "cycle in {}: {}", cycle.folder, cycle.modules.join(", "));
     }
     Ok(text)
 }

@@ -54,7 +54,8 @@ struct RefusedAck {
 /// held.
 #[derive(Debug, Default)]
 pub(crate) struct FlowFreeze {
-    /// The last acknowledgement with a zero window, if the local end may still be shown one.
+    /// The acknowledgement with a zero window that the local end received last, until it receives
+    /// another window.
     pub(crate) shown: Option<FrozenAck>,
     /// The time by which the flow's searches of the held records are paid for (see `RECORD_PRICE`
     /// in `session::admission`); if it is too far in the future, the session does not search for

@@ -100,7 +100,7 @@ impl PacketHeaders {
 
 /// The IP version of a packet, or the reason why it is no IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum IpValidity {
     V4,
     V6,
     /// See [`PacketError::TooShort`].
@@ -126,7 +126,7 @@ pub(super) struct Layout {
     pub(super) ip_len: u8,
     /// The protocol of the transport header: [`TCP`] or [`UDP`].
     pub(super) protocol: u8,
-    pub(super) status: Status,
+    pub(super) status: IpValidity,
     /// Whether two ports directly follow the IP header. A packet with an invalid IP header may have
     /// ports, too, because the queue assigns it to a flow like any other packet.
     pub(super) has_ports: bool,
@@ -136,28 +136,28 @@ impl Layout {
     /// Locates the headers of a packet, whose bytes may be arbitrary.
     pub(super) fn locate(packet: &[u8]) -> Self {
         #[cfg(debug_assertions)]
-        located::COUNT.set(located::COUNT.get() + 1);
+        parse_count::COUNT.set(parse_count::COUNT.get() + 1);
         match packet {
             [first, ..] if first >> 4 == 4 => Self::locate_v4(packet),
             [first, ..] if first >> 4 == 6 => Self::locate_v6(packet),
-            [_, ..] => Self::without_headers(Status::Version),
-            [] => Self::without_headers(Status::TooShort),
+            [_, ..] => Self::without_headers(IpValidity::Version),
+            [] => Self::without_headers(IpValidity::TooShort),
         }
     }
 
     fn locate_v4(packet: &[u8]) -> Self {
         let Some(header) = packet.first_chunk::<IPV4_HEADER>() else {
-            return Self::without_headers(Status::TooShort);
+            return Self::without_headers(IpValidity::TooShort);
         };
         let claimed = usize::from(u16::from_be_bytes([header[2], header[3]]));
         let ip_len = (header[0] & 0x0f) * 4;
         let end = usize::from(ip_len);
         let status = if claimed != packet.len() {
-            Status::Length
+            IpValidity::Length
         } else if end < IPV4_HEADER || end > packet.len() {
-            Status::HeaderLength
+            IpValidity::HeaderLength
         } else {
-            Status::V4
+            IpValidity::V4
         };
         // With more-fragments or an offset, the transport header or payload is incomplete.
         let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
@@ -165,7 +165,7 @@ impl Layout {
         let mut layout = Self { ip_len, ..Self::without_headers(status) };
         if !is_fragment {
             layout.has_ports = WITH_PORTS.contains(&protocol) && packet.len() >= end + 4;
-            if status == Status::V4 {
+            if status == IpValidity::V4 {
                 layout.locate_transport(packet, protocol, end);
             }
         }
@@ -174,13 +174,13 @@ impl Layout {
 
     fn locate_v6(packet: &[u8]) -> Self {
         let Some(header) = packet.first_chunk::<IPV6_HEADER>() else {
-            return Self::without_headers(Status::TooShort);
+            return Self::without_headers(IpValidity::TooShort);
         };
         let claimed = usize::from(u16::from_be_bytes([header[4], header[5]])) + IPV6_HEADER;
-        let status = if claimed == packet.len() { Status::V6 } else { Status::Length };
+        let status = if claimed == packet.len() { IpValidity::V6 } else { IpValidity::Length };
         let mut layout = Self { ip_len: IPV6_HEADER as u8, ..Self::without_headers(status) };
         layout.has_ports = WITH_PORTS.contains(&header[6]) && packet.len() >= IPV6_HEADER + 4;
-        if status == Status::V6
+        if status == IpValidity::V6
             && let Some((protocol, at)) = skip_extensions(packet, header[6])
         {
             layout.locate_transport(packet, protocol, at);
@@ -204,7 +204,7 @@ impl Layout {
         }
     }
 
-    fn without_headers(status: Status) -> Self {
+    fn without_headers(status: IpValidity) -> Self {
         Self { transport: 0, payload: 0, ip_len: 0, protocol: 0, status, has_ports: false }
     }
 }
@@ -226,37 +226,37 @@ fn skip_extensions(packet: &[u8], mut next: u8) -> Option<(u8, usize)> {
 
 /// Returns the version by which the addresses of a packet can be read, even if its lengths are
 /// wrong; 0 if the addresses cannot be read.
-pub(super) fn addressed_version(packet: &[u8], status: Status) -> u8 {
+pub(super) fn addressed_version(packet: &[u8], status: IpValidity) -> u8 {
     match status {
-        Status::V4 | Status::HeaderLength => 4,
-        Status::V6 => 6,
-        Status::Length => packet.first().map_or(0, |first| first >> 4),
-        Status::TooShort | Status::Version => 0,
+        IpValidity::V4 | IpValidity::HeaderLength => 4,
+        IpValidity::V6 => 6,
+        IpValidity::Length => packet.first().map_or(0, |first| first >> 4),
+        IpValidity::TooShort | IpValidity::Version => 0,
     }
 }
 
 /// Returns the reason why a packet is no IP packet, with the invalid values.
-pub(super) fn error(packet: &[u8], status: Status) -> PacketError {
+pub(super) fn error(packet: &[u8], status: IpValidity) -> PacketError {
     let first = packet.first().copied().unwrap_or_default();
     let word = |at: usize| match packet.get(at..at + 2) {
         Some(&[high, low]) => usize::from(u16::from_be_bytes([high, low])),
         _ => 0,
     };
     match status {
-        Status::Version => PacketError::Version(first >> 4),
-        Status::HeaderLength => PacketError::HeaderLength(usize::from(first & 0x0f) * 4),
-        Status::Length => {
+        IpValidity::Version => PacketError::Version(first >> 4),
+        IpValidity::HeaderLength => PacketError::HeaderLength(usize::from(first & 0x0f) * 4),
+        IpValidity::Length => {
             let claimed = if first >> 4 == 4 { word(2) } else { word(4) + IPV6_HEADER };
             PacketError::Length { claimed, actual: packet.len() }
         }
-        Status::V4 | Status::V6 | Status::TooShort => PacketError::TooShort(packet.len()),
+        IpValidity::V4 | IpValidity::V6 | IpValidity::TooShort => PacketError::TooShort(packet.len()),
     }
 }
 
 /// Counts how often packets were parsed, for tests; not part of a release build.
 #[cfg(debug_assertions)]
 #[doc(hidden)]
-pub mod located {
+pub mod parse_count {
     use std::cell::Cell;
 
     thread_local! {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-use super::headers::{self, Layout, PacketHeaders, Status, TCP};
+use super::headers::{self, IpValidity, Layout, PacketHeaders, TCP};
 use super::{Packet, PacketBuf, PacketError};
 
 /// A borrowed inner packet whose headers were located.
@@ -25,7 +25,7 @@ pub struct InnerPacketBuf {
     layout: Layout,
 }
 
-/// The fields of an inner packet's IP header that the agent and the relay use.
+/// The fields of the IP header of a valid inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpHeader {
     /// The IP version, 4 or 6.
@@ -77,11 +77,11 @@ impl<'a> InnerPacket<'a> {
     pub fn ip(&self) -> Result<IpHeader, PacketError> {
         let (version, total_len) = (self.version().ok_or_else(|| self.error())?, self.len());
         match self.layout.status {
-            Status::V4 => {
+            IpValidity::V4 => {
                 let [src, dst] = [12, 16].map(|at| Ipv4Addr::from(self.array::<4>(at)).into());
                 Ok(IpHeader { version, src, dst, total_len })
             }
-            Status::V6 => {
+            IpValidity::V6 => {
                 let [src, dst] = [8, 24].map(|at| Ipv6Addr::from(self.array::<16>(at)).into());
                 Ok(IpHeader { version, src, dst, total_len })
             }
@@ -93,8 +93,8 @@ impl<'a> InnerPacket<'a> {
     #[must_use]
     pub fn destination(&self) -> Option<IpAddr> {
         match self.layout.status {
-            Status::V4 => Some(Ipv4Addr::from(self.array::<4>(16)).into()),
-            Status::V6 => Some(Ipv6Addr::from(self.array::<16>(24)).into()),
+            IpValidity::V4 => Some(Ipv4Addr::from(self.array::<4>(16)).into()),
+            IpValidity::V6 => Some(Ipv6Addr::from(self.array::<16>(24)).into()),
             _ => None,
         }
     }
@@ -105,8 +105,8 @@ impl<'a> InnerPacket<'a> {
     #[must_use]
     pub fn upper_layer(&self) -> Option<(u8, &'a [u8])> {
         let is_first = match self.layout.status {
-            Status::V4 => u16::from_be_bytes(self.array(6)) & 0x1fff == 0,
-            Status::V6 => true,
+            IpValidity::V4 => u16::from_be_bytes(self.array(6)) & 0x1fff == 0,
+            IpValidity::V6 => true,
             _ => return None,
         };
         let header = self.packet.bytes.get(usize::from(self.layout.ip_len)..)?;
@@ -123,8 +123,8 @@ impl<'a> InnerPacket<'a> {
     /// Returns the IP version if the packet is an IP packet.
     pub(crate) fn version(&self) -> Option<u8> {
         match self.layout.status {
-            Status::V4 => Some(4),
-            Status::V6 => Some(6),
+            IpValidity::V4 => Some(4),
+            IpValidity::V6 => Some(6),
             _ => None,
         }
     }
@@ -165,7 +165,7 @@ impl<'a> InnerPacket<'a> {
 
     /// Returns the source and the destination address; an IPv4 address fills the first four bytes.
     pub(crate) fn addresses(&self) -> [[u8; 16]; 2] {
-        if self.layout.status == Status::V6 {
+        if self.layout.status == IpValidity::V6 {
             return [8, 24].map(|at| self.array(at));
         }
         [12, 16].map(|at| {

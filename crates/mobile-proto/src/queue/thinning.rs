@@ -19,12 +19,12 @@ const HEADER_LEN: usize = 20;
 /// Length in bytes of a TCP header with the padded timestamps option.
 const HEADER_LEN_WITH_TIMESTAMPS: usize = 32;
 
-/// The mark of a bare acknowledgement of TCP, with no content but sequence numbers, window and
+/// The header of a bare acknowledgement of TCP, with no content but sequence numbers, window and
 /// timestamps: the length of its IP header in bytes, 20 or 40.
-pub(super) type BareAckMark = NonZero<u8>;
+pub(super) type BareAckHeader = NonZero<u8>;
 
-/// Returns the mark of a bare acknowledgement; `None` if the packet is anything else.
-pub(super) fn mark(packet: &InnerPacket<'_>) -> Option<BareAckMark> {
+/// Returns the header of a bare acknowledgement; `None` if the packet is anything else.
+pub(super) fn bare_ack_header(packet: &InnerPacket<'_>) -> Option<BareAckHeader> {
     let header = packet.tcp_header()?;
     let ip_len = match (packet.version(), packet.transport_at()) {
         (Some(4), 20) | (Some(6), 40) => u8::try_from(packet.transport_at()).ok()?,
@@ -43,16 +43,18 @@ pub(super) fn mark(packet: &InnerPacket<'_>) -> Option<BareAckMark> {
 }
 
 /// Returns whether the packet `new` makes `old`, which was queued before, redundant. Both are bare
-/// acknowledgements with the mark `mark`.
+/// acknowledgements with this `header`.
 ///
 /// Both have to belong to one flow, and `new` has to acknowledge more. So a duplicate
 /// acknowledgement, a selective one, a congestion mark and a mere window update are never
 /// redundant.
-pub(super) fn supersedes(mark: BareAckMark, new: &[u8], old: &[u8]) -> bool {
+pub(super) fn supersedes(header: BareAckHeader, new: &[u8], old: &[u8]) -> bool {
     if new.len() != old.len() {
         return false;
     }
-    let Some((new, old)) = AckHeader::read(mark, new).zip(AckHeader::read(mark, old)) else { return false };
+    let Some((new, old)) = AckHeader::read(header, new).zip(AckHeader::read(header, old)) else {
+        return false;
+    };
     new.headers == old.headers
         && new.seq == old.seq
         && before(old.ack, new.ack)
@@ -73,8 +75,8 @@ struct AckHeader<'a> {
 }
 
 impl<'a> AckHeader<'a> {
-    fn read(mark: BareAckMark, packet: &'a [u8]) -> Option<Self> {
-        let (ip, tcp) = packet.split_at_checked(mark.get().into())?;
+    fn read(header: BareAckHeader, packet: &'a [u8]) -> Option<Self> {
+        let (ip, tcp) = packet.split_at_checked(header.get().into())?;
         let headers = match ip.len() {
             20 => [&ip[..4], &ip[6..8], &ip[12..], tcp.get(..4)?],
             40 => [&ip[..7], &[], &ip[8..], tcp.get(..4)?],
@@ -92,8 +94,8 @@ mod tests {
     use crate::packet::TCP;
 
     fn supersedes(new: &[u8], old: &[u8]) -> bool {
-        let [marked, queued] = [new, old].map(|packet| mark(&packet.into()));
-        marked.is_some_and(|mark| queued == marked && super::supersedes(mark, new, old))
+        let [arriving, queued] = [new, old].map(|packet| bare_ack_header(&packet.into()));
+        arriving.is_some_and(|header| queued == arriving && super::supersedes(header, new, old))
     }
 
     fn bare(ip: usize, ack: u32, timestamps: Option<(u32, u32)>) -> Vec<u8> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::sender::{Admission, Admitted, DropReason, Sender};
 use crate::packet::InnerPacket;
-use crate::queue::{PacketMark, Record, SegmentRange};
+use crate::queue::{PacketClass, Record, SegmentRange};
 use crate::segment::Segment;
 use crate::{Limits, Stats};
 
@@ -42,17 +42,17 @@ impl Sender {
         stats: &mut Stats,
     ) -> Admission {
         let cost = self.buffers.capacity_for(packet.len()) + size_of::<Record>();
-        let mark = self.queue.mark(packet);
+        let class = self.queue.classify(packet);
         let Some(outage) = &self.freeze.outage else {
             let range = self.freeze.track_and_repair(packet, stats);
-            let has_room = self.make_room_fairly(mark, packet.len(), cost, limits, stats);
-            return if has_room { Ok(Admitted { range, mark }) } else { reject(stats) };
+            let has_room = self.make_room_fairly(class, packet.len(), cost, limits, stats);
+            return if has_room { Ok(Admitted { range, class }) } else { reject(stats) };
         };
         let frozen = now.saturating_duration_since(outage.since) >= limits.freeze_grace;
         let flows = &mut self.freeze.flows;
         let segment = Segment::of(packet);
         let tracked = segment.and_then(|segment| Some((flows.on_sending(&segment)?, segment)));
-        let Some((at, segment)) = tracked else { return self.admit_untracked(mark, cost, limits, stats) };
+        let Some((at, segment)) = tracked else { return self.admit_untracked(class, cost, limits, stats) };
         let flow = flows.get(at);
         let range = SegmentRange { flow: flow.id, seq: segment.seq, length: segment.length() };
         let (repeats, probes) = (flow.is_retransmission(&segment), flow.is_probe(&segment));
@@ -60,14 +60,14 @@ impl Sender {
             self.freeze.send_zero_window(at, &segment, packet, stats);
         }
         self.freeze.flows.on_sent(at, &segment);
-        if (repeats && self.is_held(now, at, range, packet, mark))
-            || (probes && self.is_probe_held(now, at, range, packet, mark))
+        if (repeats && self.is_held(now, at, range, packet, class))
+            || (probes && self.is_probe_held(now, at, range, packet, class))
         {
             stats.dropped_duplicate += 1;
             return Err(DropReason::Duplicate);
         }
         if self.count_held(at, range, cost, probes, limits) && self.make_room(cost, limits, stats) {
-            Ok(Admitted { range: Some(range), mark })
+            Ok(Admitted { range: Some(range), class })
         } else {
             reject(stats)
         }
@@ -86,7 +86,7 @@ impl Sender {
         at: usize,
         range: SegmentRange,
         packet: &InnerPacket<'_>,
-        mark: PacketMark,
+        class: PacketClass,
     ) -> bool {
         let last = self.freeze.flows.get(at).ends_at(range.seq.wrapping_add(range.length));
         let covers = |held: &SegmentRange| held.length > 0 && held.covers(&range);
@@ -96,7 +96,7 @@ impl Sender {
                 old.into_iter().for_each(|old| self.buffers.recycle(old));
             }
             Some(HeldSegment::Queued(at)) if last && self.queue.range(at) == Some(range) => {
-                self.replace_queued(at, packet, mark);
+                self.replace_queued(at, packet, class);
             }
             Some(_) => {}
             None => return false,
@@ -112,7 +112,7 @@ impl Sender {
         at: usize,
         range: SegmentRange,
         packet: &InnerPacket<'_>,
-        mark: PacketMark,
+        class: PacketClass,
     ) -> bool {
         let outage_number = self.freeze.outage_number;
         let mut held = *self.freeze.flows.get_mut(at).held(outage_number);
@@ -129,7 +129,7 @@ impl Sender {
             return false;
         }
         if let Some(Some(HeldSegment::Queued(at))) = self.search(now, at, |held| *held == range) {
-            self.replace_queued(at, packet, mark);
+            self.replace_queued(at, packet, class);
         }
         true
     }
@@ -172,8 +172,8 @@ impl Sender {
         Some(found)
     }
 
-    fn replace_queued(&mut self, at: usize, packet: &InnerPacket<'_>, mark: PacketMark) {
-        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload, mark);
+    fn replace_queued(&mut self, at: usize, packet: &InnerPacket<'_>, class: PacketClass) {
+        let old = self.queue.replace(at, self.buffers.copy(packet.bytes), packet.offload, class);
         old.into_iter().for_each(|old| self.buffers.recycle(old));
     }
 
@@ -209,27 +209,27 @@ impl Sender {
     /// always left to such packets.
     fn admit_untracked(
         &mut self,
-        mark: PacketMark,
+        class: PacketClass,
         cost: usize,
         limits: &Limits,
         stats: &mut Stats,
     ) -> Admission {
-        if self.make_room(cost, limits, stats) { Ok(Admitted { range: None, mark }) } else { reject(stats) }
+        if self.make_room(cost, limits, stats) { Ok(Admitted { range: None, class }) } else { reject(stats) }
     }
 
     /// Makes room for a packet while no outage lasts, at the cost of the flow with the most bytes
     /// queued. Its newest packets are dropped, because its oldest segment unblocks an inner TCP
-    /// flow. Returns false if the packet, with `mark` and `length`, is itself the one to drop.
+    /// flow. Returns false if the packet, of `class` and `length`, is itself the one to drop.
     fn make_room_fairly(
         &mut self,
-        mark: PacketMark,
+        class: PacketClass,
         length: usize,
         cost: usize,
         limits: &Limits,
         stats: &mut Stats,
     ) -> bool {
         while self.queue.cost() + cost > limits.queue_bytes {
-            let Some(record) = self.queue.pop_from_longest_flow(mark, length) else { return false };
+            let Some(record) = self.queue.pop_from_longest_flow(class, length) else { return false };
             stats.dropped_queue_full += 1;
             self.buffers.recycle(record.packet);
         }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::freeze::Freeze;
 use crate::buffer_pool::BufferPool;
 use crate::compression::Heuristic;
-use crate::queue::{PacketMark, Record, SegmentRange, SendQueue};
+use crate::queue::{PacketClass, Record, SegmentRange, SendQueue};
 use crate::replay::ReplayBuffer;
 use crate::{Limits, MAX_PACKET, ProtocolError, SessionId, Stats};
 
@@ -44,7 +44,7 @@ pub(super) type Admission = Result<Admitted, DropReason>;
 pub(super) struct Admitted {
     /// The sequence range if the packet is a segment of a tracked TCP flow.
     pub(super) range: Option<SegmentRange>,
-    pub(super) mark: PacketMark,
+    pub(super) class: PacketClass,
 }
 
 /// The packets that a session sends, on whichever path is active.

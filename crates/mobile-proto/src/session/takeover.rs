@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Session;
 use super::freeze::Freeze;
 use super::sender::{self, Sender};
-use crate::queue::{PacketMark, Record};
+use crate::queue::{PacketClass, Record};
 use crate::{Limits, MAX_PACKET, PacketBuf, Stats};
 
 /// The packets that a session passes on to its successor: those that the peer has not acknowledged,
@@ -24,9 +24,9 @@ impl Unacknowledged {
     /// Creates the collection from packets whose flows are not tracked.
     #[must_use]
     pub fn new(now: Instant, packets: Vec<PacketBuf>) -> Self {
-        // The session that takes over the packet computes its mark.
+        // The session that takes over the packet classifies it.
         let record = |packet: PacketBuf| {
-            Record::new(packet.bytes.into_vec(), packet.offload, now, None, PacketMark::default())
+            Record::new(packet.bytes.into_vec(), packet.offload, now, None, PacketClass::default())
         };
         Self { records: packets.into_iter().map(record).collect(), freeze: Freeze::default() }
     }
@@ -81,9 +81,9 @@ impl Sender {
             }
             sender::count_enqueued(&record, stats);
             let packet = record.packet().into();
-            let mark = self.queue.mark(&packet);
+            let class = self.queue.classify(&packet);
             let range = if known { record.range } else { self.freeze.track_packet(&packet) };
-            (record.range, record.mark) = (range, mark);
+            (record.range, record.class) = (range, class);
             if rest.is_empty() && self.replay.cost() + record.cost() <= limits.replay_bytes {
                 self.replay.push_unsent(record);
             } else {

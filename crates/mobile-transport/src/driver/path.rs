@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::TlsStream;
-use crate::rate_control::{Command, Outcome, RateControl, TcpSample, WriteOutcome};
+use crate::rate_control::{CongestionOutcome, RateControl, SocketChange, TcpSample, WriteOutcome};
 use crate::{tcp_info, transport};
 
 /// The time that a closed path has to deliver its CLOSE frame: a few round trips of a slow link.
@@ -169,17 +169,22 @@ impl Transport {
 
 /// Executes a command of the rate control on the path's socket; returns the outcome of a change of
 /// the congestion control.
-fn execute(tcp: &TcpStream, command: &Command, path: PathId, state: &TcpSample) -> Option<Outcome> {
+fn execute(
+    tcp: &TcpStream,
+    command: &SocketChange,
+    path: PathId,
+    state: &TcpSample,
+) -> Option<CongestionOutcome> {
     match command {
-        Command::UseBbr => {
+        SocketChange::UseBbr => {
             tracing::debug!(%path, ?state, "path is bandwidth-limited: switching congestion control to bbr");
             Some(transport::switch_to_bbr(tcp))
         }
-        Command::RestoreCongestionControl(previous) => {
+        SocketChange::RestoreCongestionControl(previous) => {
             tracing::debug!(%path, ?state, "competing traffic detected: restoring the initial congestion control");
             Some(transport::restore_congestion_control(tcp, previous))
         }
-        Command::RaiseSendBuffer => {
+        SocketChange::RaiseSendBuffer => {
             tracing::debug!(%path, ?state, "path has much data in flight without a queue: raising its send buffer");
             transport::raise_send_buffer(tcp);
             None

@@ -1,6 +1,6 @@
 //! The lifecycle of a client's session: its beginning, and its events until it ends.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use mobile_proto::{Event, Hello, Session, Unacknowledged};
 use mobile_transport::coalescing::CoalescingWriter;
@@ -29,7 +29,7 @@ impl Registry {
         // 0 means "no known epoch" in a HELLO.
         let epoch = rand::random_range(1..=u64::MAX);
         let push = self.settings().push_to(&entry.lease);
-        let limits = Arc::clone(&self.limits.read().unwrap_or_else(PoisonError::into_inner));
+        let limits = Arc::clone(&self.limits);
         let mut session = Session::server(hello.session, epoch, limits, push);
         session.requeue(waiting);
         let io = ClientIo {

@@ -1,7 +1,7 @@
-//! Tests of the lint on an invented crate, the house, whose library is the manor.
+//! Tests of the lint on an invented crate, `sample`, whose library is `sample_lib`.
 
-use super::circles;
 use super::crates::{Crate, Libraries};
+use super::cycles;
 use super::layers::upward;
 use crate::lint::sources::File;
 
@@ -9,43 +9,43 @@ fn file(name: &str, text: &str) -> File {
     File { name: name.to_owned(), text: text.to_owned() }
 }
 
-fn circles_of(files: Vec<File>) -> Vec<(String, Vec<String>)> {
-    let house = Crate { folder: "house".to_owned(), library: Some("manor".to_owned()), files };
-    let found = circles::find(&[house]).expect("sources");
-    found.into_iter().map(|circle| (circle.folder, circle.modules)).collect()
+fn cycles_of(files: Vec<File>) -> Vec<(String, Vec<String>)> {
+    let sample = Crate { folder: "sample".to_owned(), library: Some("sample_lib".to_owned()), files };
+    let found = cycles::find(&[sample]).expect("sources");
+    found.into_iter().map(|cycle| (cycle.folder, cycle.modules)).collect()
 }
 
 #[test]
-fn a_circle_is_found_in_use_lines_paths_and_macros() {
+fn a_cycle_is_found_in_use_lines_paths_and_macros() {
     for seed in [
         "use crate::hall::Door;",
         "fn a() { crate::hall::open() }",
         "fn a() { info!(\"{}\", crate::hall::open()) }",
         "use super::{x, hall::{Door, Key}};",
-        "use manor::hall::Door;",
+        "use sample_lib::hall::Door;",
     ] {
         let files = vec![
-            file("house/src/main.rs", "mod hall; mod kitchen; use hall::Door;"),
-            file("house/src/hall.rs", "use crate::kitchen::stove::Pan; mod key;"),
-            file("house/src/hall/key.rs", "use super::Lock;"),
-            file("house/src/kitchen.rs", "mod stove;"),
-            file("house/src/kitchen/stove.rs", seed.replace("super::{", "super::super::{").as_str()),
+            file("sample/src/main.rs", "mod hall; mod kitchen; use hall::Door;"),
+            file("sample/src/hall.rs", "use crate::kitchen::stove::Pan; mod key;"),
+            file("sample/src/hall/key.rs", "use super::Lock;"),
+            file("sample/src/kitchen.rs", "mod stove;"),
+            file("sample/src/kitchen/stove.rs", seed.replace("super::{", "super::super::{").as_str()),
         ];
         let modules = vec!["hall".to_owned(), "kitchen".to_owned()];
-        assert_eq!(circles_of(files), [("house/src/".to_owned(), modules)], "{seed}");
+        assert_eq!(cycles_of(files), [("sample/src/".to_owned(), modules)], "{seed}");
     }
 }
 
 #[test]
-fn tests_parents_and_children_make_no_circle() {
+fn tests_parents_and_children_make_no_cycle() {
     let files = vec![
-        file("house/src/lib.rs", "pub mod hall; pub mod kitchen;"),
-        file("house/src/hall.rs", "mod key; use crate::kitchen::Pan; use key::Key;"),
-        file("house/src/hall/key.rs", "use super::Lock; use crate::Address;"),
-        file("house/src/kitchen.rs", "pub struct Pan; #[cfg(test)] mod tests { use crate::hall::Door; }"),
-        file("house/src/kitchen/tests.rs", "use crate::hall::Door;"),
+        file("sample/src/lib.rs", "pub mod hall; pub mod kitchen;"),
+        file("sample/src/hall.rs", "mod key; use crate::kitchen::Pan; use key::Key;"),
+        file("sample/src/hall/key.rs", "use super::Lock; use crate::Address;"),
+        file("sample/src/kitchen.rs", "pub struct Pan; #[cfg(test)] mod tests { use crate::hall::Door; }"),
+        file("sample/src/kitchen/tests.rs", "use crate::hall::Door;"),
     ];
-    assert_eq!(circles_of(files), []);
+    assert_eq!(cycles_of(files), []);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::{Bbr, Command, Outcome, RateControl, SampleDue, TcpSample, WriteOutcome};
+use super::super::{Bbr, CongestionOutcome, RateControl, SampleDue, SocketChange, TcpSample, WriteOutcome};
 use super::model::{MS, NOTSENT_LOWAT};
 use super::*;
 
@@ -17,15 +17,15 @@ fn lossy() -> TcpSample {
     }
 }
 
-fn observe(control: &mut RateControl, now: Instant, sample: &TcpSample) -> Vec<Command> {
+fn observe(control: &mut RateControl, now: Instant, sample: &TcpSample) -> Vec<SocketChange> {
     control.observe(now, sample).collect()
 }
 
 #[test]
 fn a_refused_switch_to_bbr_is_not_repeated() {
     let (mut control, now) = (RateControl::limited(NOTSENT_LOWAT), Instant::now());
-    assert_eq!(observe(&mut control, now, &lossy()), [Command::UseBbr]);
-    control.report(Outcome::Unchanged);
+    assert_eq!(observe(&mut control, now, &lossy()), [SocketChange::UseBbr]);
+    control.report(CongestionOutcome::Unchanged);
     for second in 1..100 {
         assert_eq!(observe(&mut control, now + second * SECOND, &lossy()), []);
     }
@@ -38,26 +38,26 @@ fn restored_at(control: &mut RateControl, began: Instant) -> Option<Instant> {
     (1..500).map(|step| began + step * 20 * MS).find(|&now| {
         let acked_bytes = (now - began).as_micros() as u64 * 5 / 4;
         let sample = TcpSample { rtt: 250 * MS, outstanding: 400_000, acked_bytes, bbr, ..lossy() };
-        observe(control, now, &sample) == [Command::RestoreCongestionControl(b"cubic".to_vec())]
+        observe(control, now, &sample) == [SocketChange::RestoreCongestionControl(b"cubic".to_vec())]
     })
 }
 
 #[test]
 fn the_replaced_congestion_control_is_restored_for_ten_seconds() {
     let (mut control, now) = (RateControl::limited(NOTSENT_LOWAT), Instant::now());
-    assert_eq!(observe(&mut control, now, &lossy()), [Command::UseBbr]);
-    control.report(Outcome::Replaced(b"cubic".to_vec()));
+    assert_eq!(observe(&mut control, now, &lossy()), [SocketChange::UseBbr]);
+    control.report(CongestionOutcome::Replaced(b"cubic".to_vec()));
     let restored = restored_at(&mut control, now).unwrap();
-    control.report(Outcome::Restored);
+    control.report(CongestionOutcome::Restored);
     assert_eq!(observe(&mut control, restored + 9 * SECOND, &lossy()), []);
-    assert_eq!(observe(&mut control, restored + 10 * SECOND, &lossy()), [Command::UseBbr]);
+    assert_eq!(observe(&mut control, restored + 10 * SECOND, &lossy()), [SocketChange::UseBbr]);
 }
 
 #[test]
 fn a_path_that_used_bbr_from_the_start_keeps_it() {
     let (mut control, now) = (RateControl::limited(NOTSENT_LOWAT), Instant::now());
-    assert_eq!(observe(&mut control, now, &lossy()), [Command::UseBbr]);
-    control.report(Outcome::Unchanged);
+    assert_eq!(observe(&mut control, now, &lossy()), [SocketChange::UseBbr]);
+    control.report(CongestionOutcome::Unchanged);
     assert_eq!(restored_at(&mut control, now), None);
 }
 
@@ -65,7 +65,7 @@ fn a_path_that_used_bbr_from_the_start_keeps_it() {
 fn a_send_buffer_is_raised_once() {
     let (mut control, now) = (RateControl::unlimited(), Instant::now());
     let busy = TcpSample { retransmitted: false, outstanding: 4 << 20, ..lossy() };
-    assert_eq!(observe(&mut control, now, &busy), [Command::RaiseSendBuffer]);
+    assert_eq!(observe(&mut control, now, &busy), [SocketChange::RaiseSendBuffer]);
     assert_eq!(observe(&mut control, now + SECOND, &busy), []);
 }
 
@@ -88,8 +88,8 @@ fn samples_are_wanted_as_long_and_as_often_as_they_are_used() {
     assert!(control.budget().bytes > 0 && control.paused_until().is_none());
     // A path that only the kernel limits, before and after its switch to bbr.
     let mut control = RateControl::unlimited();
-    assert_eq!(observe(&mut control, now, &lossy()), [Command::UseBbr]);
-    control.report(Outcome::Replaced(b"cubic".to_vec()));
+    assert_eq!(observe(&mut control, now, &lossy()), [SocketChange::UseBbr]);
+    control.report(CongestionOutcome::Replaced(b"cubic".to_vec()));
     assert_eq!(control.sample_due(), SampleDue::Never);
 }
 

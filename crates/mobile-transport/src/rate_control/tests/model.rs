@@ -14,11 +14,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bottleneck::Bottleneck;
-use congestion::{Congestion, Known};
+use congestion::{Congestion, SteadyBbr};
 use cubic::Cubic;
 use kernel::{Kernel, Segment};
 
-use super::super::{Command, Outcome, RateControl, WriteOutcome};
+use super::super::{CongestionOutcome, RateControl, SocketChange, WriteOutcome};
 
 pub(in crate::rate_control) const MS: Duration = Duration::from_millis(1);
 
@@ -29,9 +29,9 @@ const STEP: Duration = Duration::from_micros(100);
 pub(in crate::rate_control) const PACKET: u64 = 1500;
 const KEYSTROKE: u64 = 100;
 
-/// The number of unsent bytes in the kernel at which a socket takes no more (`TCP_NOTSENT_LOWAT`);
-/// from half of it on, the socket is writable again.
-pub(in crate::rate_control) const NOTSENT_LOWAT: usize = 32 * 1024;
+/// The number of unsent bytes in the kernel at which a socket takes no more; from half of it on,
+/// the socket is writable again.
+pub(in crate::rate_control) const NOTSENT_LOWAT: usize = crate::transport::NOTSENT_LOWAT as usize;
 
 /// The bytes that a socket holds unacknowledged: the default of `tcp_wmem`, and a raised buffer.
 const SEND_BUFFER: u64 = 4 << 20;
@@ -83,8 +83,8 @@ impl Link {
     /// Creates a path with an unlimited FIFO whose kernel knows the path: bbr in a steady state
     /// with two and a half bandwidth-delay products in flight.
     pub(in crate::rate_control) fn known(rate: u64, rtt: Duration) -> Self {
-        let known = Known { min_rtt: rtt, starting: false };
-        Self::with(Bottleneck::new(rate, rtt), Congestion::Known(known))
+        let known = SteadyBbr { min_rtt: rtt, starting: false };
+        Self::with(Bottleneck::new(rate, rtt), Congestion::SteadyBbr(known))
     }
 
     /// Creates a path whose kernel starts with cubic.
@@ -113,9 +113,9 @@ impl Link {
     ///
     /// # Panics
     /// For a path that was not created with [`known`](Self::known).
-    pub(in crate::rate_control) fn known_path(&mut self) -> &mut Known {
+    pub(in crate::rate_control) fn known_path(&mut self) -> &mut SteadyBbr {
         match &mut self.kernel.congestion {
-            Congestion::Known(known) => known,
+            Congestion::SteadyBbr(known) => known,
             _ => panic!("the kernel measures the path"),
         }
     }
@@ -214,18 +214,18 @@ impl Link {
         let sample = self.kernel.sample(&self.bottleneck);
         for command in self.control.observe(self.now, &sample) {
             match command {
-                Command::UseBbr => {
+                SocketChange::UseBbr => {
                     self.switches.to_bbr += 1;
                     self.kernel.switch_to_bbr(self.now);
-                    self.control.report(Outcome::Replaced(b"cubic".to_vec()));
+                    self.control.report(CongestionOutcome::Replaced(b"cubic".to_vec()));
                 }
-                Command::RestoreCongestionControl(name) => {
+                SocketChange::RestoreCongestionControl(name) => {
                     assert_eq!(name, b"cubic");
                     self.switches.back += 1;
                     self.kernel.switch_to_cubic();
-                    self.control.report(Outcome::Restored);
+                    self.control.report(CongestionOutcome::Restored);
                 }
-                Command::RaiseSendBuffer => self.send_buffer = RAISED_SEND_BUFFER,
+                SocketChange::RaiseSendBuffer => self.send_buffer = RAISED_SEND_BUFFER,
             }
         }
     }

@@ -1,13 +1,13 @@
 //! Counts how often packets are parsed: once at each end, where they enter it.
 
 use super::*;
-use crate::packet::located;
+use crate::packet::parse_count;
 
 /// Returns how many packets are parsed while `work` runs, and its result.
 fn counted<T>(work: impl FnOnce() -> T) -> (u64, T) {
-    let before = located::count();
+    let before = parse_count::count();
     let result = work();
-    (located::count() - before, result)
+    (parse_count::count() - before, result)
 }
 
 fn transmit(session: &mut Session, now: Instant, path: PathId) -> Vec<u8> {

@@ -7,13 +7,13 @@ use super::cubic::Cubic;
 
 /// The congestion control of the model's kernel, with its state.
 pub(in crate::rate_control) enum Congestion {
-    Known(Known),
+    SteadyBbr(SteadyBbr),
     LossBased(Cubic),
     Bbr(BbrModel),
 }
 
 /// The state of a kernel that knows the path and need not measure it: bbr in a steady state.
-pub(in crate::rate_control) struct Known {
+pub(in crate::rate_control) struct SteadyBbr {
     pub(in crate::rate_control) min_rtt: Duration,
     pub(in crate::rate_control) starting: bool,
 }

@@ -26,7 +26,7 @@ pub(super) struct Segment {
 }
 
 /// A segment in flight.
-struct Flying {
+struct InFlightSegment {
     segment: Segment,
     sent_at: Instant,
     /// The time at which an immediate acknowledgement is back; `None` if the segment was lost.
@@ -76,7 +76,7 @@ struct RateMarks {
 pub(in crate::rate_control) struct Kernel {
     pub(super) congestion: Congestion,
     /// The segments in flight, and what they carry in bytes.
-    in_flight: VecDeque<Flying>,
+    in_flight: VecDeque<InFlightSegment>,
     bytes_in_flight: u64,
     unsent: VecDeque<Segment>,
     unsent_bytes: u64,
@@ -151,7 +151,7 @@ impl Kernel {
     /// path.
     fn window(&self, known: u64) -> u64 {
         match &self.congestion {
-            Congestion::Known(_) => known,
+            Congestion::SteadyBbr(_) => known,
             Congestion::LossBased(cubic) => (cubic.window as u64).max(2) * PACKET,
             Congestion::Bbr(bbr) => bbr.window as u64,
         }
@@ -192,7 +192,7 @@ impl Kernel {
             self.slowest_keystroke = self.slowest_keystroke.max(passage.passed_at - typed_at);
         }
         self.bytes_in_flight += segment.bytes;
-        self.in_flight.push_back(Flying {
+        self.in_flight.push_back(InFlightSegment {
             segment,
             sent_at: now,
             ack_at: passage.ack_at,
@@ -244,7 +244,7 @@ impl Kernel {
     }
 
     fn acknowledge(&mut self, now: Instant, count: usize) {
-        let acked: Vec<Flying> = self.in_flight.drain(..count).collect();
+        let acked: Vec<InFlightSegment> = self.in_flight.drain(..count).collect();
         let Some(newest) = acked.last() else { return };
         let bytes: u64 = acked.iter().map(|flying| flying.segment.bytes).sum();
         let window = self.window(u64::MAX);
@@ -275,7 +275,7 @@ impl Kernel {
             rate: sample,
         };
         match &mut self.congestion {
-            Congestion::Known(_) => {}
+            Congestion::SteadyBbr(_) => {}
             Congestion::LossBased(cubic) => cubic.on_ack(&ack),
             Congestion::Bbr(bbr) => {
                 bbr.on_ack(&ack);
@@ -286,7 +286,7 @@ impl Kernel {
         }
     }
 
-    fn rate_sample(&mut self, now: Instant, newest: &Flying) -> RateSample {
+    fn rate_sample(&mut self, now: Instant, newest: &InFlightSegment) -> RateSample {
         if self.marks.app_limited > 0 && self.delivered > self.marks.app_limited {
             self.marks.app_limited = 0;
         }
@@ -339,7 +339,7 @@ impl Kernel {
             ..TcpSample::default()
         };
         match &self.congestion {
-            Congestion::Known(known) => TcpSample {
+            Congestion::SteadyBbr(known) => TcpSample {
                 pacing_rate: bottleneck.rate,
                 rtt: Duration::ZERO,
                 rttvar: MS / 2,

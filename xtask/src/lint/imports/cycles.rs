@@ -1,4 +1,4 @@
-//! Circles between the modules of one folder.
+//! Cycles between the modules of one folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::crates::Crate;
 use super::paths::paths;
 
 /// Modules of one folder that import each other.
-pub(super) struct Circle {
+pub(super) struct Cycle {
     /// The path of the folder from the root of the workspace.
     pub(super) folder: String,
     pub(super) modules: Vec<String>,
@@ -28,8 +28,8 @@ pub(super) struct Arrow {
 /// The modules that each module imports.
 type Targets<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// Returns every circle of the crates.
-pub(super) fn find(crates: &[Crate]) -> Result<Vec<Circle>> {
+/// Returns every cycle of the crates.
+pub(super) fn find(crates: &[Crate]) -> Result<Vec<Cycle>> {
     let mut found = Vec::new();
     for one in crates {
         for (folder, arrows) in arrows(one)? {
@@ -37,7 +37,7 @@ pub(super) fn find(crates: &[Crate]) -> Result<Vec<Circle>> {
                 let is_within =
                     |arrow: &&Arrow| modules.contains(&&*arrow.from) && modules.contains(&&*arrow.to);
                 let line = |arrow: &Arrow| format!("    {} -> {} in {}", arrow.from, arrow.to, arrow.file);
-                found.push(Circle {
+                found.push(Cycle {
                     folder: format!("{}/src/{}", one.folder, folder.join("/")),
                     imports: arrows.iter().filter(is_within).map(line).collect(),
                     modules: modules.into_iter().map(str::to_owned).collect(),

@@ -29,7 +29,11 @@ pub(super) fn check() -> Result<()> {
     let pages = sources::tracked("md")?;
     let page = pages.iter().find(|page| page.name == PAGE).with_context(|| format!("{PAGE} is missing"))?;
     let steps = steps(&page.text);
-    ensure!(steps.len() == STEPS, "{PAGE} names {} functions on a packet's way, not {STEPS}", steps.len());
+    ensure!(
+        steps.len() == STEPS,
+        "{PAGE} names {} functions on the path of a packet, not {STEPS}",
+        steps.len()
+    );
     let files = sources::tracked("rs")?;
     follow(&steps, |name| files.iter().find(|file| file.name == name).map(|file| file.text.as_str()))
 }
