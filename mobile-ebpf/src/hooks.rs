@@ -16,8 +16,6 @@ mod egress;
 mod select;
 mod so_mark;
 
-/// Verdicts of the kernel's egress hook: send the packet; report EPERM to the sender; drop it as a
-/// full queue would.
-const ALLOW: i32 = 1;
-const REFUSE: i32 = 0;
+/// The verdict that the kernel's egress hook has beside ALLOW and REFUSE, which reports EPERM to
+/// the sender: drop the packet, as a full queue would.
 const DROP: i32 = 2;

@@ -17,10 +17,10 @@ use mobile_ebpf_common::{
     account::{OutgoingSegment, stage},
 };
 
-use super::ALLOW;
 use crate::{
     context::{self, IPPROTO_TCP, IPV4, IPV6},
     maps::{self, AccountEntry},
+    policy::ALLOW,
 };
 
 /// The next header of IPv6 hop-by-hop options.

@@ -7,10 +7,11 @@
 use aya_ebpf::{EbpfContext, bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 use mobile_ebpf_common::{Address, CountedEvent, ProgramConfig};
 
-use super::{ALLOW, DROP, REFUSE};
+use super::DROP;
 use crate::{
     context::{self, IPV4, IPV6},
-    maps, policy,
+    maps,
+    policy::{self, ALLOW, REFUSE},
 };
 
 /// The offset of the destination in the headers of IPv4 and IPv6.
