@@ -98,7 +98,9 @@ fn unit(filters: &[String]) -> Result<()> {
             .args(filters),
     )?;
     shell::run(
-        shell::cargo().args(["test", "--locked", "--package", "mobile-tests", "--lib", "--"]).args(filters),
+        shell::cargo()
+            .args(["test", "--locked", "--package", "mobile-tests", "--lib", "--bins", "--"])
+            .args(filters),
     )
 }
 

@@ -298,6 +298,11 @@ impl SocketCell {
         };
         match length {
             Ok(0) if self.kind.is_stream() => Err(ErrorKind::UnexpectedEof.into()),
+            // The caller timed out while the handshake completed: wait for the next call.
+            Ok(0) if self.kind == SocketKind::TcpListening => {
+                self.other = None;
+                Ok(None)
+            }
             Ok(0) => Ok(None),
             Ok(_) if self.kind == SocketKind::TcpListening => {
                 let peer = from.peer_addr()?.as_socket();
@@ -308,6 +313,12 @@ impl SocketCell {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             // The stream is not connected yet.
             Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(None),
+            Err(error)
+                if error.kind() == ErrorKind::ConnectionReset && self.kind == SocketKind::TcpListening =>
+            {
+                self.other = None;
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -361,3 +372,6 @@ fn send_from(socket: &Socket, target: SocketAddr, source: IpAddr, device: u32) -
     let (data, to) = ([IoSlice::new(LINE)], SockaddrStorage::from(target));
     Ok(sendmsg(socket.as_raw_fd(), &data, &[named], MsgFlags::empty(), Some(&to))?)
 }
+
+#[cfg(test)]
+mod tests;
