@@ -1,12 +1,9 @@
-//! Bulk transfers survive every kind of handover without a wrong byte, and can use the capacity of
-//! a path.
+//! Bulk transfers survive every kind of handover without a wrong byte.
 
 use std::path::Path;
 use std::time::Duration;
 
-use mobile_tests::{
-    LabOptions, PATIENCE, Process, Services, Testbed, Uplink, UplinkName, addr, http, until, wait_for,
-};
+use mobile_tests::{PATIENCE, Process, Testbed, Uplink, UplinkName, http, until, wait_for};
 
 use crate::{Outcome, urls};
 
@@ -138,25 +135,6 @@ fn a_download_survives_the_death_of_either_program_and_an_outage() -> Outcome {
     let sum = bed.lab.host.run(&["sha256sum", path(&file)])?;
     assert_eq!(sum.split(' ').next(), Some(http::pattern_sum(size).as_str()));
     bed.expect_warning("relay");
-    bed.finish()
-}
-
-#[test]
-fn a_path_without_a_queue_gets_a_send_limit_above_one_connections_window() -> Outcome {
-    // A delay so long that even a slow machine fills the path.
-    let bed = Testbed::with(&LabOptions { delay: Some(LabOptions::DELAY * 10), ..LabOptions::default() })?;
-    let _server = Services::iperf3(&bed.lab.server, bed.lab.dir())?;
-    let server = addr::SERVER4.to_string();
-    let mut iperf3 =
-        bed.agent.run(&["iperf3", "--client", &server, "--time", "60", "--parallel", "4", "--bidir"]);
-    let _transfers = Process::start("iperf3", &mut iperf3, &bed.lab.dir().join("iperf3.txt"))?;
-    for ns in [&bed.lab.host, &bed.lab.relay] {
-        // Twice the limit that is requested: 20 MiB.
-        until("room for more", || {
-            let paths = ns.run(&["ss", "-tmnHO", "( sport = :443 or dport = :443 )"]);
-            paths.is_ok_and(|paths| paths.contains("tb20971520"))
-        })?;
-    }
     bed.finish()
 }
 

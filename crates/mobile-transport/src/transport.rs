@@ -273,6 +273,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_raised_send_buffer_is_larger_than_the_systems_limit() {
+        let listener = listen(any()).unwrap();
+        let path = connect(listener.local_addr().unwrap(), None, Duration::from_secs(5)).await.unwrap();
+        raise_send_buffer(&path);
+        let three = sysctl::read("net/ipv4/tcp_wmem").unwrap();
+        let bound: usize = three.split_whitespace().last().unwrap().parse().unwrap();
+        // The kernel reports twice the requested size (socket(7), SO_SNDBUF).
+        let raised = SockRef::from(&path).send_buffer_size().unwrap();
+        assert!(bound >= 2 * SEND_BUFFER || raised == 2 * SEND_BUFFER, "{raised}, {bound}");
+    }
+
+    #[tokio::test]
     async fn a_busy_port_is_named_with_the_next_step() {
         let first = listen(any()).unwrap();
         let address = first.local_addr().unwrap();

@@ -182,3 +182,17 @@ fn paths_that_detect_cross_traffic_have_their_share() {
     let mean = shares.iter().sum::<f64>() / shares.len() as f64;
     assert!((0.36..0.55).contains(&mean), "{shares:.2?}, {mean}");
 }
+
+/// Tests that a path whose capacity exceeds the data in flight that the kernel permits by default,
+/// 4 MiB, gets a larger send buffer, and that a path whose FIFO fills does not.
+#[test]
+fn a_path_without_a_queue_gets_a_larger_send_buffer_and_one_with_a_queue_does_not() {
+    let rtt = 200 * MS;
+    let mut link = Link::new(125_000_000, rtt);
+    link.run(10 * SECOND);
+    let in_flight = link.run(5 * SECOND).bytes / 25;
+    assert!(link.has_raised_send_buffer() && in_flight > 8 << 20, "{in_flight}, {:?}", link.switches);
+    let mut link = Link::new(1_250_000, rtt);
+    link.run(10 * SECOND);
+    assert!(!link.has_raised_send_buffer(), "{:?}", link.switches);
+}

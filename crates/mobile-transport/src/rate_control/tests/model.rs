@@ -125,6 +125,11 @@ impl Link {
         self.competitor = Some(Kernel::new(self.now, Congestion::LossBased(Cubic::new())));
     }
 
+    /// Returns whether the rate control has raised the send buffer.
+    pub(in crate::rate_control) fn has_raised_send_buffer(&self) -> bool {
+        self.send_buffer > SEND_BUFFER
+    }
+
     /// Runs the model for the time `length`.
     pub(in crate::rate_control) fn run(&mut self, length: Duration) -> RunResult {
         let (end, before) = (self.now + length, self.kernel.delivered);
