@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use mobile_tests::{BootedMachine, Lab, Relay, UplinkName, addr, until};
 
-use crate::packages::{VERSION, install, packages, warned_only_of};
+use crate::packages::{VERSION, configure_for_lab, install, packages, warned_only_of};
 use crate::{Outcome, ip_of, urls};
 
 /// The lab's mobile host as a machine with systemd, on which the agent is installed from its
@@ -20,14 +20,7 @@ impl Laptop {
         let mut relay = Relay::install(&lab)?;
         relay.start()?;
         let machine = BootedMachine::boot(&lab, &lab.host)?;
-        // All machines of all labs share one kernel, so cgroups and mark are not the defaults.
-        let cgroup = format!("/sys/fs/cgroup/{}/mobile", machine.cgroup.display());
-        let mark = lab.mark("laptop");
-        machine.run(&format!(
-            "for unit in mobile mobile-cleanup; do mkdir -p /etc/systemd/system/$unit.service.d; printf '[Service]\n\
-             Environment=MOBILE_CGROUP_PATH={cgroup} MOBILE_CGROUP_SLICE={cgroup}.slice MOBILE_ROUTING_MARK={mark} \
-             MOBILE_ROUTING_MARK_MASK=4294901760\n' >/etc/systemd/system/$unit.service.d/lab.conf; done"
-        ))?;
+        configure_for_lab(&lab, &machine)?;
         let [_, package] = packages(VERSION)?;
         install(&machine, &package)?;
         let invitation = relay.invite("laptop", &[])?;

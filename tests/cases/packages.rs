@@ -77,8 +77,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
     Ok(())
 }
 
-/// Gives the laptop what the guide requires: host names, and a server that accepts the login. Adds
-/// settings with which several labs can run at a time.
+/// Gives the laptop what the guide requires: host names, and a server that accepts the login.
 fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
     for key in ["id", "known_hosts"] {
         laptop.copy_in(&lab.dir().join(key))?;
@@ -88,14 +87,18 @@ fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
         "printf '{at_relay} relay.example.org\n{at_server} server.example.org\n' >>/etc/hosts\n\
          mkdir -p ~/.ssh && printf 'IdentityFile /lab/id\nUserKnownHostsFile /lab/known_hosts\n' >~/.ssh/config"
     ))?;
-    // All machines of all labs share one kernel, so the agent's cgroup and mark are not the
-    // defaults.
-    let cgroup = format!("/sys/fs/cgroup/{}/mobile", laptop.cgroup.display());
+    configure_for_lab(lab, laptop)
+}
+
+/// Gives the agent of a booted machine settings with which it runs beside the agents of other labs
+/// and of this machine: all share one kernel, so the cgroups and the mark are not the defaults.
+pub(crate) fn configure_for_lab(lab: &Lab, machine: &BootedMachine) -> Outcome {
+    let cgroup = format!("/sys/fs/cgroup/{}/mobile", machine.cgroup.display());
     let mark = lab.mark("laptop");
-    laptop.run(&format!(
+    machine.run(&format!(
         "for unit in mobile mobile-cleanup; do mkdir -p /etc/systemd/system/$unit.service.d; printf '[Service]\n\
-         Environment=MOBILE_CGROUP_PATH={cgroup} MOBILE_ROUTING_MARK={mark} MOBILE_ROUTING_MARK_MASK=4294901760\n' \
-         >/etc/systemd/system/$unit.service.d/lab.conf; done"
+         Environment=MOBILE_CGROUP_PATH={cgroup} MOBILE_CGROUP_SLICE={cgroup}.slice MOBILE_ROUTING_MARK={mark} \
+         MOBILE_ROUTING_MARK_MASK=4294901760\n' >/etc/systemd/system/$unit.service.d/lab.conf; done"
     ))?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::lab::Lab;
+use crate::mount_namespace::in_mount_namespace;
 use crate::ns::Ns;
 use crate::process::{CommandOutput, Process, finish_within};
 use crate::wait::wait_for;
@@ -35,6 +36,16 @@ pub struct BootedMachine {
 impl BootedMachine {
     /// Boots a machine whose network namespace is `ns`, and waits until systemd reports "running".
     pub fn boot(lab: &Lab, ns: &Ns) -> Result<Self> {
+        Self::boot_from(lab, ns, None)
+    }
+
+    /// Boots a machine as [`boot`](Self::boot) does, on a copy of this machine's files to which the
+    /// files in the directory `added` have been added.
+    pub fn boot_with(lab: &Lab, ns: &Ns, added: &Path) -> Result<Self> {
+        Self::boot_from(lab, ns, Some(added))
+    }
+
+    fn boot_from(lab: &Lab, ns: &Ns, added: Option<&Path>) -> Result<Self> {
         let root = lab.dir().join(format!("{}-root", ns.name()));
         let shared = lab.dir().join(format!("{}-shared", ns.name()));
         for dir in [&root, &shared] {
@@ -46,7 +57,8 @@ impl BootedMachine {
         boot.args(["-c", include_str!("booted_machine.sh"), "boot"])
             .arg(&root)
             .arg(lab.cgroup().path().join(&machine))
-            .arg(&shared);
+            .arg(&shared)
+            .arg(added.unwrap_or(Path::new("")));
         let name = format!("systemd of {}", ns.name());
         let mut systemd =
             Process::start(&name, &mut boot, &lab.dir().join(format!("{}-systemd.txt", ns.name())))?;
@@ -75,8 +87,11 @@ impl BootedMachine {
 
     /// Copies a file into the machine's `/lab`.
     pub fn copy_in(&self, file: &Path) -> Result<()> {
-        let name = file.file_name().context("a file has a name")?;
-        std::fs::copy(file, self.shared.join(name))
+        // `cp` writes the copy, since a child that another case forks meanwhile could inherit this
+        // process's writable descriptor, and a program that is open for writing cannot be executed.
+        let mut cp = Command::new("cp");
+        finish_within(cp.arg(file).arg(&self.shared), None, COMMAND)?
+            .ok()
             .with_context(|| format!("cannot give {} to {}", file.display(), self.ns.name()))?;
         Ok(())
     }
@@ -101,6 +116,18 @@ impl BootedMachine {
         command.arg(Path::new("/sys/fs/cgroup").join(&self.cgroup).join("session/cgroup.procs"));
         command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command.env("HOME", "/root");
+        command
+    }
+
+    /// Returns a command that runs a shell script with the machine's files, but in the network and
+    /// PID namespaces and the cgroup of the test process.
+    ///
+    /// A lab needs these: its names contain the process ID of the test process.
+    #[must_use]
+    pub fn command_with_files(&self, script: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={}", self.init)).args(["--mount", "--"]);
+        command.args(in_mount_namespace("mount -t proc proc /proc")).args(["sh", "-c", script]);
         command
     }
 

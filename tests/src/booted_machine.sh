@@ -2,14 +2,22 @@
 # machine's, discarded at the end; /dev, /run and /tmp start empty. The machine has a cgroup of its
 # own but sees the whole hierarchy, because the programs that the agent attaches to a cgroup count
 # levels from the real root.
+# Files, packages and users of the product on this machine are not in the overlay.
 # $1: an empty directory. $2: the cgroup to create. $3: the directory to mount as /lab.
+# $4: a directory whose files the machine has in addition, or nothing.
 set -e
 mkdir "$2" "$2/session"
 echo $$ >"$2/cgroup.procs"
 exec unshare --mount --pid --uts --ipc --fork --kill-child --propagation private sh -e -c '
 mount -t tmpfs machine "$1"
 mkdir "$1/written" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=/,upperdir=$1/written,workdir=$1/work" machine "$1/root"
+lower=/
+if [ -n "$3" ]; then
+    # A layer of an overlay cannot be a directory of another layer.
+    cp -a "$3" "$1/added"
+    lower="$1/added:/"
+fi
+mount -t overlay -o "lowerdir=$lower,upperdir=$1/written,workdir=$1/work" machine "$1/root"
 cd "$1/root"
 mkdir -p lab
 mount --bind "$2" lab
@@ -38,7 +46,30 @@ done
 : >etc/machine-id
 pivot_root . mnt
 umount -l /mnt
+# The product may be installed below, from its packages, from source or by hand. After pivot_root
+# no link leads out of the overlay.
+for package in mobile-agent home-relay; do
+    info="var/lib/dpkg/info/$package"
+    [ -e "$info.list" ] || continue
+    while read -r file; do
+        [ -d "$file" ] || rm -f "$file"
+    done <"$info.list"
+    rm -f "$info".*
+done
+for database in var/lib/dpkg/status var/lib/dpkg/status-old; do
+    [ -e "$database" ] || continue
+    awk -v RS= -v ORS="\n\n" "!/^Package: (mobile-agent|home-relay)\n/" "$database" >/tmp/status
+    cat /tmp/status >"$database"
+done
+for folder in etc opt usr/bin usr/sbin usr/lib/systemd usr/lib/sysusers.d usr/lib/tmpfiles.d usr/local \
+    var/lib var/log var/cache; do
+    [ ! -d "$folder" ] || find "$folder" -xdev -depth -regextype posix-extended \
+        -regex ".*/(mobile(-agent|-cleanup|-slice)?|home-relay(-cleanup)?|libmobile)([.@].*)?" -exec rm -rf {} +
+done
+for database in passwd group shadow gshadow; do
+    [ ! -e "etc/$database" ] || sed -i "/^home-relay:/d" "etc/$database"
+done
 hostname machine
 exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --unit=multi-user.target --show-status=no --log-target=console --log-level=notice
-' machine "$1" "$3"
+' machine "$1" "$3" "$4"
