@@ -15,6 +15,7 @@ mod failure;
 mod foreign_changes;
 mod forward;
 mod freeze;
+mod guides;
 mod handed_over;
 mod hostile_relay;
 mod injection;

@@ -78,7 +78,7 @@ fn the_five_minute_guide_works_to_the_letter_and_packages_are_upgraded_and_purge
 }
 
 /// Gives the laptop what the guide requires: host names, and a server that accepts the login.
-fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
+pub(crate) fn prepare_for_guide(lab: &Lab, laptop: &BootedMachine) -> Outcome {
     for key in ["id", "known_hosts"] {
         laptop.copy_in(&lab.dir().join(key))?;
     }
@@ -105,7 +105,7 @@ pub(crate) fn configure_for_lab(lab: &Lab, machine: &BootedMachine) -> Outcome {
 
 /// Runs every command of the guide on its machine, and returns the session that the last command
 /// starts.
-fn follow_guide(relay: &BootedMachine, laptop: &BootedMachine) -> anyhow::Result<LineProcess> {
+pub(crate) fn follow_guide(relay: &BootedMachine, laptop: &BootedMachine) -> anyhow::Result<LineProcess> {
     let mut invitation = String::new();
     let mut session = None;
     for GuideStep { machine, commands } in guide::steps("use/getting-started.md")? {

@@ -3,12 +3,15 @@
 //!
 //! All changes to its file system are lost when the machine is powered off.
 
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
+use crate::cgroup::cgroup2_root;
 use crate::lab::Lab;
 use crate::mount_namespace::in_mount_namespace;
 use crate::ns::Ns;
@@ -31,6 +34,33 @@ pub struct BootedMachine {
     pub cgroup: PathBuf,
     /// The directory that is mounted as `/lab` in the machine.
     shared: PathBuf,
+    /// The mount namespace with the machine's files, as they are before each boot.
+    files: File,
+    /// The file to which systemd writes.
+    log: PathBuf,
+}
+
+/// The script that boots systemd in the machine's mount namespace.
+const BOOT_SCRIPT: &str = include_str!("booted_machine_boot.sh");
+
+/// A shell script that removes the kernel objects that a reboot removes from a network namespace,
+/// except the lab's links, addresses and routes.
+const FORGET: &str = "nft flush ruleset; ip link delete mobile0 2>/dev/null; \
+    for family in -4 -6; do ip $family rule flush; ip $family rule add priority 32766 lookup main; \
+    for table in 7700 7701; do ip $family route flush table $table 2>/dev/null; done; done; true";
+
+/// Waits until systemd runs as the child of `boot`, and returns its process ID.
+fn first_process(boot: &mut Process) -> Result<i32> {
+    let pid = boot.pid();
+    wait_for("the machine's first process", BOOT, || {
+        if let Some(status) = boot.ended()? {
+            return Ok(Some(Err(anyhow!("{status}; systemd said: {}", boot.output()))));
+        }
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let Some(child) = children.split_whitespace().next() else { return Ok(None) };
+        let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        Ok(if name.trim() == "systemd" { Some(Ok(child.parse()?)) } else { None })
+    })?
 }
 
 impl BootedMachine {
@@ -52,37 +82,60 @@ impl BootedMachine {
             std::fs::create_dir(dir)?;
         }
         let machine = format!("machine-{}", ns.name());
-        let cgroup = Path::new(lab.name()).join(&machine);
         let mut boot = ns.command("sh");
         boot.args(["-c", include_str!("booted_machine.sh"), "boot"])
             .arg(&root)
             .arg(lab.cgroup().path().join(&machine))
             .arg(&shared)
-            .arg(added.unwrap_or(Path::new("")));
-        let name = format!("systemd of {}", ns.name());
-        let mut systemd =
-            Process::start(&name, &mut boot, &lab.dir().join(format!("{}-systemd.txt", ns.name())))?;
-        let pid = systemd.pid();
-        let said = |systemd: &Process| format!("systemd said: {}", systemd.output());
-        let init = wait_for("the machine's first process", BOOT, || {
-            if let Some(status) = systemd.ended()? {
-                bail!("{status}; {}", said(&systemd));
-            }
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-            let Some(child) = children.split_whitespace().next() else { return Ok(None) };
-            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            Ok(if name.trim() == "systemd" { Some(child.parse()?) } else { None })
-        })?;
-        let machine = Self { systemd, ns: ns.clone(), init, cgroup, shared };
+            .arg(added.unwrap_or(Path::new("")))
+            .arg(BOOT_SCRIPT);
+        let log = lab.dir().join(format!("{}-systemd.txt", ns.name()));
+        let mut systemd = Process::start(&format!("systemd of {}", ns.name()), &mut boot, &log)?;
+        let init = first_process(&mut systemd)?;
+        // The mount namespace of the process that waits for systemd, from which systemd has another.
+        let files = File::open(format!("/proc/{}/ns/mnt", systemd.pid()))?;
+        let cgroup = Path::new(lab.name()).join(&machine);
+        let machine = Self { systemd, ns: ns.clone(), init, cgroup, shared, files, log };
+        machine.wait_running()?;
+        Ok(machine)
+    }
+
+    /// Reboots the machine: its files stay, and its processes, kernel objects, /run and /tmp do not.
+    /// Waits until systemd reports "running" again.
+    pub fn reboot(&mut self) -> Result<()> {
+        // The shell that runs the command may be killed before it reports success.
+        let _ = self.try_run("systemctl reboot");
+        self.systemd.wait(COMMAND)?;
+        // The network namespace and the hierarchy of cgroups belong to the lab and outlive systemd.
+        self.ns.run(&["sh", "-c", FORGET])?;
+        let cgroup = cgroup2_root()?.join(&self.cgroup);
+        let below = "find \"$0\" -mindepth 1 -depth -type d -delete && mkdir \"$0/session\"";
+        finish_within(Command::new("sh").args(["-c", below]).arg(&cgroup), None, COMMAND)?.ok()?;
+
+        let mut boot = self.ns.command("sh");
+        boot.args([
+            "-c",
+            "echo $$ >\"$1/cgroup.procs\" && exec nsenter --mount=\"$2\" -- $3 sh -e -c \"$4\"",
+            "boot",
+        ])
+        .arg(&cgroup)
+        .arg(format!("/proc/{}/fd/{}", std::process::id(), self.files.as_raw_fd()))
+        .args(["unshare --mount --pid --uts --ipc --fork --kill-child --propagation private", BOOT_SCRIPT]);
+        self.systemd = Process::start("systemd after a reboot", &mut boot, &self.log)?;
+        self.init = first_process(&mut self.systemd)?;
+        self.wait_running()
+    }
+
+    fn wait_running(&self) -> Result<()> {
         wait_for("the machine to be up", BOOT, || {
-            let state = machine.try_run("systemctl is-system-running")?;
+            let state = self.try_run("systemctl is-system-running")?;
             Ok((state.stdout.trim() == "running").then_some(()))
         })
         .with_context(|| {
-            let failed = machine.try_run("systemctl list-units --failed --no-pager --plain");
-            format!("{}\n{}", failed.map(|done| done.stdout).unwrap_or_default(), said(&machine.systemd))
-        })?;
-        Ok(machine)
+            let failed = self.try_run("systemctl list-units --failed --no-pager --plain");
+            let failed = failed.map(|done| done.stdout).unwrap_or_default();
+            format!("{failed}\nsystemd said: {}", self.systemd.output())
+        })
     }
 
     /// Copies a file into the machine's `/lab`.

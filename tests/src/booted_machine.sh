@@ -1,10 +1,9 @@
-# Boots systemd as process 1 of new namespaces. The root file system is an overlay over this
-# machine's, discarded at the end; /dev, /run and /tmp start empty. The machine has a cgroup of its
-# own but sees the whole hierarchy, because the programs that the agent attaches to a cgroup count
-# levels from the real root.
-# Files, packages and users of the product on this machine are not in the overlay.
+# Makes the file system of a machine in a new mount namespace, and executes $5 as its first boot, in
+# new PID, UTS and IPC namespaces. The root is an overlay over this machine's, discarded at the end;
+# /dev starts empty. Files, packages and users of the product on this machine are not in the overlay.
+# The machine has a cgroup of its own.
 # $1: an empty directory. $2: the cgroup to create. $3: the directory to mount as /lab.
-# $4: a directory whose files the machine has in addition, or nothing.
+# $4: a directory whose files the machine has in addition, or nothing. $5: booted_machine_boot.sh.
 set -e
 mkdir "$2" "$2/session"
 echo $$ >"$2/cgroup.procs"
@@ -22,11 +21,7 @@ cd "$1/root"
 mkdir -p lab
 mount --bind "$2" lab
 mount -t proc proc proc
-mount -t sysfs sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount -t bpf bpf sys/fs/bpf
-for empty in run tmp dev; do mount -t tmpfs "$empty" "$empty"; done
-chmod 1777 tmp
+mount -t tmpfs dev dev
 mkdir dev/net dev/pts dev/shm
 for device in null zero full random urandom tty net/tun; do
     touch "dev/$device"
@@ -41,7 +36,7 @@ rm -rf etc/systemd/system/*.wants etc/rc?.d/S*
 rm -f usr/sbin/policy-rc.d
 # The kernel'\''s settings, modules and devices are shared with this machine.
 for common in sysctl udevd udev-trigger modules-load remount-fs; do
-    ln -s /dev/null "etc/systemd/system/systemd-$common.service"
+    ln -sf /dev/null "etc/systemd/system/systemd-$common.service"
 done
 : >etc/machine-id
 pivot_root . mnt
@@ -58,8 +53,8 @@ for package in mobile-agent home-relay; do
 done
 for database in var/lib/dpkg/status var/lib/dpkg/status-old; do
     [ -e "$database" ] || continue
-    awk -v RS= -v ORS="\n\n" "!/^Package: (mobile-agent|home-relay)\n/" "$database" >/tmp/status
-    cat /tmp/status >"$database"
+    awk -v RS= -v ORS="\n\n" "!/^Package: (mobile-agent|home-relay)\n/" "$database" >"$database.new"
+    mv "$database.new" "$database"
 done
 for folder in etc opt usr/bin usr/sbin usr/lib/systemd usr/lib/sysusers.d usr/lib/tmpfiles.d usr/local \
     var/lib var/log var/cache; do
@@ -69,7 +64,5 @@ done
 for database in passwd group shadow gshadow; do
     [ ! -e "etc/$database" ] || sed -i "/^home-relay:/d" "etc/$database"
 done
-hostname machine
-exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    /lib/systemd/systemd --system --unit=multi-user.target --show-status=no --log-target=console --log-level=notice
-' machine "$1" "$3" "$4"
+exec unshare --mount --propagation private sh -e -c "$4"
+' machine "$1" "$3" "$4" "$5"
