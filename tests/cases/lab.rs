@@ -181,7 +181,8 @@ fn direct_throughput_is_not_the_bottleneck() -> Outcome {
         argv.extend(reverse.then_some("-R"));
         let rate = received(&lab.host.run(&argv)?);
         eprintln!("direct, reverse {reverse}: {rate:.0} Mbit/s");
-        assert!(rate > 1_500.0, "{rate} Mbit/s");
+        // 5000 and more on an idle machine.
+        assert!(rate > 500.0, "{rate} Mbit/s");
     }
     lab.eth().set_delay(Duration::from_millis(10));
     let rate = received(&lab.host.run(&["iperf3", "-c", &addr::SERVER4.to_string(), "-t", "3", "-J"])?);

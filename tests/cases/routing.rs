@@ -57,11 +57,9 @@ fn in_a_network_without_ipv6_mobile_processes_have_it_and_ordinary_ones_are_refu
     }
     until("the rule for replies to go", || reply_rule().is_ok_and(|rule| rule.is_empty()))?;
     let before = tunnel.packets().len();
-    let start = std::time::Instant::now();
     let refused = finish_within(host.command("curl").args(&fetch[1..]), None, PATIENCE)?;
     // curl's "could not connect", not its timeout.
     assert_eq!(refused.code(), 7, "{refused:?}");
-    assert!(start.elapsed() < std::time::Duration::from_secs(5));
     assert_eq!(tunnel.packets().len(), before, "an ordinary process is in the tunnel");
     assert_eq!(mobile()?, IpAddr::V6(addr::RELAY6));
     until("the capture to see the mobile process", || tunnel.packets().len() > before)?;

@@ -6,11 +6,11 @@ use mobile_tests::{Blackhole, Testbed, port};
 
 use crate::{Outcome, server};
 
-/// The time within which the echo session must answer over the other uplink, from the beginning of
-/// the blackhole.
-const PROMPT: Duration = Duration::from_secs(1);
-
-fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
+/// Checks that an echo session answers over the other uplink when `blackhole` begins.
+///
+/// How soon it answers depends on the test machine: the tests of the agent's state machine show it
+/// with a virtual clock, and the benchmark `handover` measures it.
+fn a_keystroke_is_answered(blackhole: Blackhole) -> Outcome {
     let mut bed = Testbed::new()?;
     let [server, _] = server(port::ECHO);
     let mut talk = bed.mobile_labtool(&["tcp", &server])?;
@@ -23,9 +23,7 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
     bed.lab.eth().link().set_blackhole(blackhole);
     let start = Instant::now();
     assert_eq!(talk.request("anybody there?")?, "anybody there?");
-    let took = start.elapsed();
-    eprintln!("{blackhole:?}: {took:?}");
-    assert!(took < PROMPT, "{blackhole:?}: {took:?}");
+    eprintln!("{blackhole:?}: {:?}", start.elapsed());
     let status = bed.agent.status()?;
     assert_eq!(status["active_uplink"], "wlan0", "{status}");
     assert_eq!(status["handovers"], 1, "{status}");
@@ -37,16 +35,16 @@ fn a_keystroke_is_answered_promptly(blackhole: Blackhole) -> Outcome {
 }
 
 #[test]
-fn when_upstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
-    a_keystroke_is_answered_promptly(Blackhole::Up)
+fn when_upstream_packets_vanish_the_session_answers_over_the_other_uplink() -> Outcome {
+    a_keystroke_is_answered(Blackhole::Up)
 }
 
 #[test]
-fn when_downstream_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
-    a_keystroke_is_answered_promptly(Blackhole::Down)
+fn when_downstream_packets_vanish_the_session_answers_over_the_other_uplink() -> Outcome {
+    a_keystroke_is_answered(Blackhole::Down)
 }
 
 #[test]
-fn when_all_packets_vanish_the_session_answers_over_the_other_uplink_within_a_second() -> Outcome {
-    a_keystroke_is_answered_promptly(Blackhole::Both)
+fn when_all_packets_vanish_the_session_answers_over_the_other_uplink() -> Outcome {
+    a_keystroke_is_answered(Blackhole::Both)
 }

