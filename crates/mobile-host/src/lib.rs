@@ -14,6 +14,7 @@
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
+//! - [`duration`] and [`network`] parse durations and networks, and say what was probably meant.
 //! - [`text`] escapes text of other users before it is shown, and [`error_chain()`] formats an
 //!   error with its causes.
 //!
@@ -86,12 +87,14 @@ pub mod config;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
+pub mod duration;
 mod error_chain;
 pub mod in_use;
 pub mod isolation;
 pub mod log;
 pub mod metrics;
 pub mod netns;
+pub mod network;
 pub mod nft;
 pub mod notify;
 pub mod ownership;

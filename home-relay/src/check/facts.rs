@@ -10,12 +10,12 @@ use ipnet::IpNet;
 use mobile_host::control::{Client as ControlClient, ControlError};
 use mobile_host::sysctl;
 use mobile_netlink::{Netlink, NetlinkError};
-use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
+use mobile_transport::keys::{KeyError, PublicKey};
 use mobile_transport::tun;
 use thiserror::Error;
 
 use crate::admin::{AdminReply, Request};
-use crate::config::Config;
+use crate::config::{Config, Identity};
 use crate::network::nft;
 use crate::network::ruleset::Ruleset;
 use crate::reach::Reach;
@@ -135,7 +135,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         }
     });
     ConfiguredFacts {
-        key: key(&config.identity.private_key_file, root),
+        key: key(&config.identity, root),
         listen: config.listen.address,
         port: port(config.listen.address),
         running,
@@ -171,8 +171,8 @@ fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, Failure> {
-    match PrivateKey::load(path) {
+fn key(identity: &Identity, root: bool) -> Result<Option<PublicKey>, Failure> {
+    match identity.load_key() {
         Ok(key) => Ok(Some(key.public())),
         Err(KeyError::Io { source, .. }) if !root && source.kind() == ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(Failure::Other(format!("{:#}", anyhow::Error::new(error)))),

@@ -186,10 +186,10 @@ inbound = "forwards"
 # total, and have ten times the limits per source.
 # handshake_rate = 500
 # handshake_rate_per_source = 10
-# The time limit of a handshake, in seconds.
-# handshake_timeout = 10
-# How long a session without a path is kept, in seconds (24 h).
-# session_idle = 86400
+# The time limit of a handshake.
+# handshake_timeout = "10s"
+# How long a session without a path is kept.
+# session_idle = "24h"
 # The capacity of a client's packet queue, in bytes (1 MiB).
 # queue_bytes = 1048576
 # Maximum number of tracked connections per client, and of new ones per second, with a burst of
@@ -250,7 +250,7 @@ mod tests {
         run(&path, &options(None, None)).unwrap();
         let config = Config::load(&path).unwrap();
         assert_eq!(config.listen.address, "127.0.0.1:8443".parse().unwrap());
-        PrivateKey::load(&config.identity.private_key_file).unwrap();
+        config.identity.load_key().unwrap();
         let pools = config.pools().unwrap();
         assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&pools.ipv4().unwrap()));
         assert!("fd00::/8".parse::<Ipv6Net>().unwrap().contains(&pools.ipv6().unwrap()));

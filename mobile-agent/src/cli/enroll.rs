@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::fetch_assignment;
 use crate::check::resolve;
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{Config, DEFAULT_PATH, load_key};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
@@ -144,7 +144,7 @@ impl StagedFiles {
         );
         let (key, key_file) = if key_path.symlink_metadata().is_ok() {
             // The key is from `mobile keygen`, or from an enrolment that was interrupted.
-            (PrivateKey::load(&key_path)?, None)
+            (load_key(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
             let file = stage(dir, &format!("{}\n", *key.to_base64()))?;
@@ -354,7 +354,7 @@ mod tests {
             assert_eq!(mode & 0o7777, 0o600, "{name}");
         }
         let loaded = Config::load(Some(&config)).unwrap();
-        assert_eq!(PrivateKey::load(&loaded.identity.private_key_file).unwrap().public(), key);
+        assert_eq!(load_key(&loaded.identity.private_key_file).unwrap().public(), key);
         let relay = loaded.relay_identity().unwrap();
         assert_eq!((relay.endpoint, relay.public_key), (invitation().endpoint, invitation().relay));
     }
