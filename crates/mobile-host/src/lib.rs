@@ -21,6 +21,7 @@
 //! **Process and kernel**:
 //!
 //! - [`notify`] and [`shutdown`] talk to systemd.
+//! - [`capability`] explains why the kernel refuses a change of the network.
 //! - [`confine`] drops the rights that a started daemon does not need.
 //! - [`sysctl`] accesses /proc/sys, [`nft`] runs the `nft` program, and [`netns`] identifies
 //!   network namespaces.
@@ -82,6 +83,7 @@
 //! ```
 
 pub mod allocator;
+pub mod capability;
 pub mod check;
 pub mod config;
 pub mod confine;

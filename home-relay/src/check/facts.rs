@@ -80,6 +80,9 @@ pub(super) enum Failure {
     /// The running relay does not understand the request.
     #[error("the running relay is another version: restart it after an upgrade")]
     OtherVersion,
+    /// The kernel does not let this process change nftables; the text says why.
+    #[error("{0}")]
+    NotAllowed(String),
     /// Another failure, with the text of its error.
     #[error("{0}")]
     Other(String),
@@ -88,6 +91,11 @@ pub(super) enum Failure {
 impl Failure {
     fn of(error: impl Display) -> Self {
         Self::Other(error.to_string())
+    }
+
+    fn of_nftables(error: &anyhow::Error) -> Self {
+        let text = format!("{error:#}");
+        if nft::is_forbidden(error) { Self::NotAllowed(text) } else { Self::Other(text) }
     }
 }
 
@@ -144,7 +152,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         nft: ruleset
             .ok()
             .filter(|ruleset| root && ruleset.is_required())
-            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::Other(format!("{error:#}")))),
+            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::of_nftables(&error))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
