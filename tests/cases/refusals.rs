@@ -202,9 +202,15 @@ fn a_refused_value_in_a_config_is_named_with_its_key_and_what_to_write() -> Outc
         ),
     ] {
         let text = std::fs::read_to_string(config)?;
-        let section = lines.lines().next().expect("a section");
-        let without = text.replace(&format!("{section}\n"), "[other]\n");
-        std::fs::write(config, format!("{lines}\n{}", without.replace("[other]\n", "")))?;
+        let (section, setting) = lines.split_once('\n').expect("a section and a setting");
+        let key = setting.split('=').next().expect("a key");
+        // The setting comes first in its section, and replaces the one that is there.
+        let others = text.lines().filter(|line| *line != section && !line.starts_with(key));
+        let rest: Vec<&str> = text.lines().skip_while(|line| *line != section).skip(1).collect();
+        let rest = rest.iter().take_while(|line| !line.starts_with('[')).copied();
+        let own: Vec<&str> = rest.filter(|line| !line.starts_with(key)).collect();
+        let others: Vec<&str> = others.filter(|line| !own.contains(line)).collect();
+        std::fs::write(config, [&[section, setting], &own[..], &others[..]].concat().join("\n"))?;
         let mut command = command;
         let said = refused(&mut command)?;
         assert_says(&said, parts);
