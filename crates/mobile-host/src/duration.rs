@@ -1,8 +1,8 @@
 //! Durations as text with a unit, such as "250ms", "30s", "24h" or "14d".
 //!
 //! A field of a configuration is a [`Duration`] with `#[serde(with = "mobile_host::duration")]`. A
-//! number without a unit, as earlier versions wrote it, is read as seconds; [`config`](crate::config)
-//! then logs a warning that names the new spelling.
+//! number without a unit, as earlier versions wrote it, is read as seconds;
+//! [`config`](crate::config) then logs a warning that names the new spelling.
 
 use std::fmt;
 use std::time::Duration;

@@ -116,8 +116,8 @@ impl PrivateKey {
         Self { seed, public: PublicKey(public) }
     }
 
-    /// Loads a key file, unless other users can read it. `next_step` completes the error for a missing
-    /// file, such as "make one with `keygen`".
+    /// Loads a key file, unless other users can read it. `next_step` completes the error for a
+    /// missing file, such as "make one with `keygen`".
     ///
     /// # Errors
     /// When the file is missing, readable by others, unreadable, or not a key.

@@ -1,7 +1,7 @@
 //! The commented configuration that `mobile enroll` writes.
 //!
-//! A line `# key = value` shows a default, and can be uncommented without an effect. Settings without
-//! a default are shown as `# Example: key = value`.
+//! A line `# key = value` shows a default, and can be uncommented without an effect. Settings
+//! without a default are shown as `# Example: key = value`.
 
 use mobile_transport::invitation::Invitation;
 

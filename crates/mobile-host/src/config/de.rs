@@ -86,7 +86,8 @@ impl NodeAt<'_> {
         }
     }
 
-    /// Returns the error for a value that the target type does not accept; `form` says what to write.
+    /// Returns the error for a value that the target type does not accept; `form` says what to
+    /// write.
     fn refused(&self, form: &str) -> ConfigError {
         self.with_origin(de::Error::custom(format!("{} is not accepted: write {form}", self.node.value)))
     }

@@ -85,8 +85,8 @@ impl Names {
         if let Some(found) = self.0.iter().filter_map(key_in).max_by_key(|(section, _)| section.len()) {
             return Ok(Some(found));
         }
-        // Only a variable that also ends with a known key is taken for a misspelled setting, because
-        // other programs have variables with the same prefix.
+        // Only a variable that also ends with a known key is taken for a misspelled setting,
+        // because other programs have variables with the same prefix.
         for (at, _) in rest.match_indices('_') {
             let (section, key) = (&rest[..at], &rest[at + 1..]);
             let known = nearest(section, self.0.iter().map(|(name, _)| *name));

@@ -66,8 +66,8 @@ impl fmt::Display for Value {
 impl Node {
     /// Parses a TOML document; `file` is the name of the document in error messages.
     ///
-    /// A word without quotes becomes [`Value::Bare`], so that the error for it can name the accepted
-    /// values.
+    /// A word without quotes becomes [`Value::Bare`], so that the error for it can name the
+    /// accepted values.
     pub(super) fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
         let (document, errors) = DeTable::parse_recoverable(text);
         let source = Source { file, text, errors: &errors, bare: RefCell::default() };
