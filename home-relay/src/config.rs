@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use ipnet::{Ipv4Net, Ipv6Net};
 use mobile_host::config::MissingFile;
+use mobile_transport::keys::{KeyError, PrivateKey};
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,9 @@ mod validate;
 /// The prefix of environment variables: `HOME_RELAY_LISTEN_ADDRESS` sets `[listen] address`, and so
 /// on.
 pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
+
+/// The next step when the configuration file does not exist.
+const NO_FILE: &str = "create it with `home-relay init`, or name another with --config FILE";
 
 /// The default of `[tunnel] device`.
 pub(crate) const DEFAULT_DEVICE: &str = "home0";
@@ -90,6 +94,17 @@ impl Listen {
 pub(crate) struct Identity {
     /// The file of the relay's private key, relative to the configuration file.
     pub(crate) private_key_file: PathBuf,
+}
+
+impl Identity {
+    /// Loads the relay's private key.
+    pub(crate) fn load_key(&self) -> Result<PrivateKey, KeyError> {
+        PrivateKey::load(
+            &self.private_key_file,
+            "restore it from a backup, because clients accept no other; for a new relay, move the configuration away \
+             and run `home-relay init`",
+        )
+    }
 }
 
 /// Settings of the section `[pool]`.
@@ -225,7 +240,7 @@ pub(crate) struct Dns {
     pub(crate) servers: Vec<IpAddr>,
 }
 
-/// The section `[limits]`; times are in whole seconds.
+/// Settings of the section `[limits]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
@@ -241,11 +256,12 @@ pub(crate) struct Limits {
     /// The largest number of handshakes per second of one source, with a burst of ten seconds'
     /// worth; ten times as many for a known source.
     pub(crate) handshake_rate_per_source: u32,
-    /// The longest time from accepting a connection to its HELLO (the first message inside TLS), in
-    /// seconds.
-    pub(crate) handshake_timeout: u64,
-    /// How long a session without any path is kept, in seconds.
-    pub(crate) session_idle: u64,
+    /// The longest time from accepting a connection to its HELLO (the first message inside TLS).
+    #[serde(with = "mobile_host::duration")]
+    pub(crate) handshake_timeout: Duration,
+    /// How long a session without any path is kept.
+    #[serde(with = "mobile_host::duration")]
+    pub(crate) session_idle: Duration,
     /// The capacity of one client's packet queue, in bytes.
     pub(crate) queue_bytes: usize,
     /// The largest number of tracked connections of one client; 0 disables the limit.
@@ -272,9 +288,9 @@ impl Default for Limits {
             // client makes one or two handshakes when it moves.
             handshake_rate_per_source: 10,
             // Five round trips on the worst satellite link, with retransmissions.
-            handshake_timeout: 10,
+            handshake_timeout: Duration::from_secs(10),
             // The session of a laptop that is closed in the evening survives until the next day.
-            session_idle: 24 * 3600,
+            session_idle: Duration::from_secs(24 * 3600),
             // The queue only hands packets over between two tasks: 16 of the kernel's largest
             // packets absorb a burst.
             queue_bytes: 1 << 20,
@@ -287,18 +303,6 @@ impl Default for Limits {
             // connections for 120 s without counting them: 24,000 at this rate.
             connection_rate_per_client: 200,
         }
-    }
-}
-
-impl Limits {
-    /// Returns the longest time from accepting a connection to its HELLO.
-    pub(crate) fn handshake_timeout(&self) -> Duration {
-        Duration::from_secs(self.handshake_timeout)
-    }
-
-    /// Returns how long a session without any path is kept.
-    pub(crate) fn session_idle(&self) -> Duration {
-        Duration::from_secs(self.session_idle)
     }
 }
 
@@ -346,7 +350,8 @@ impl Config {
     /// Reads the configuration file and environment variables, checks the settings, and resolves
     /// the path of the private key.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        mobile_host::config::load::<Self>(path, MissingFile::IsError, ENV_PREFIX, &[])?.complete(path)
+        mobile_host::config::load::<Self>(path, MissingFile::IsError(NO_FILE), ENV_PREFIX, &[])?
+            .complete(path)
     }
 
     /// Checks the parsed configuration and resolves the path of the private key, which is relative

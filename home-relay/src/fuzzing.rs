@@ -26,7 +26,7 @@ pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
         Ok(config) => {
             assert!(config.identity.private_key_file.is_absolute());
-            assert!(!config.limits.handshake_timeout().is_zero() && !config.limits.session_idle().is_zero());
+            assert!(!config.limits.handshake_timeout.is_zero() && !config.limits.session_idle.is_zero());
             let pools = config.pools().expect("it was checked");
             let own = pools.own_addresses();
             assert!(

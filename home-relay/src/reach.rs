@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use mobile_host::network::{self, NetworkError};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -211,11 +212,17 @@ fn bounds6(net: Ipv6Net) -> (u128, u128) {
 
 /// The error for a text that is no destination.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "{0:?} is neither \"internet\" nor a network: write for example \"192.168.1.0/24\"; \"all\" and \
-     \"none\" stand alone"
-)]
-pub(crate) struct NoDestination(String);
+pub(crate) enum NoDestination {
+    /// The text is neither a word of a reach nor a network.
+    #[error(
+        "{0:?} is not accepted: write \"internet\" or a network, such as \"192.168.1.0/24\"; \"all\" and \
+         \"none\" stand alone"
+    )]
+    Word(String),
+    /// The text has an address, but is not a network.
+    #[error(transparent)]
+    Network(NetworkError),
+}
 
 /// Parses "internet", a network, or an address, which stands for the network of that one address.
 impl FromStr for Destination {
@@ -225,8 +232,11 @@ impl FromStr for Destination {
         if text == "internet" {
             return Ok(Self::Internet);
         }
-        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        network.map(|network| Self::Network(network.trunc())).ok_or_else(|| NoDestination(text.to_owned()))
+        match network::parse(text) {
+            Ok(network) => Ok(Self::Network(network)),
+            Err(NetworkError::NotANetwork { given }) => Err(NoDestination::Word(given)),
+            Err(error) => Err(NoDestination::Network(error)),
+        }
     }
 }
 

@@ -17,7 +17,6 @@ use anyhow::Context as _;
 use mobile_host::confine::Confinement;
 use mobile_host::metrics::{MetricsError, Server as MetricsServer};
 use mobile_host::{allocator, control, descriptors, notify};
-use mobile_transport::keys::PrivateKey;
 use mobile_transport::transport;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -86,7 +85,7 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Check everything that can fail without touching the kernel's network state first.
-    let key = PrivateKey::load(&config.identity.private_key_file)?;
+    let key = config.identity.load_key().context("[identity] private_key_file")?;
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.

@@ -217,9 +217,15 @@ pub(crate) enum StoreError {
     /// No invitation has this token.
     #[error("no invitation has this token: it was withdrawn or replaced, or never existed")]
     TokenUnknown,
-    /// The invitation has expired, or the clock was set back to before the invitation was made.
+    /// The invitation has expired.
     #[error("the invitation for {0:?} has expired; `home-relay invite {0}` creates another one")]
     TokenExpired(String),
+    /// The clock was set back to before the invitation was made, so its age is unknown.
+    #[error(
+        "this host's clock shows a time before the invitation for {0:?} was made: set the clock, or make another \
+         invitation with `home-relay invite {0}`"
+    )]
+    TokenFromFuture(String),
     /// The token was already redeemed.
     #[error("the invitation for {0:?} is already used; `home-relay invite` creates another one")]
     TokenUsed(String),

@@ -5,6 +5,7 @@
 //! `check`, `explain`, `keygen` and `enroll` work without an agent. All output passes [`print()`],
 //! which escapes control characters, and a failed verb ends with status 1 and one line on stderr.
 
+mod agent_toml;
 pub(crate) mod args;
 mod attach;
 mod bypass;

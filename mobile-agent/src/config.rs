@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
 use mobile_host::config::MissingFile;
-use mobile_transport::keys::PublicKey;
+use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
 /// The prefix of environment variables: `MOBILE_RELAY_ENDPOINT` sets `[relay] endpoint`, and so on.
 pub(crate) const ENV_PREFIX: &str = "MOBILE";
+
+/// The next step when the configuration file does not exist.
+const NO_FILE: &str = "create it with `mobile enroll`, or name another with --config FILE";
 
 /// The name of the host virtual device unless `[tunnel] device` names another.
 pub(crate) const DEFAULT_DEVICE: &str = "mobile0";
@@ -260,7 +263,7 @@ impl Config {
     /// Loads the file that `--config` names, or the default file if it exists.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
         let (path, missing) = path.map_or((Path::new(DEFAULT_PATH), MissingFile::CountsAsEmpty), |path| {
-            (path, MissingFile::IsError)
+            (path, MissingFile::IsError(NO_FILE))
         });
         mobile_host::config::load::<Self>(path, missing, ENV_PREFIX, &[])?.complete(path)
     }
@@ -356,6 +359,14 @@ impl Config {
         globs("[uplink] standby", &self.uplink.standby)?;
         Ok(())
     }
+}
+
+/// Loads this host's private key from the file that `[identity] private_key_file` names.
+pub(crate) fn load_key(path: &Path) -> Result<PrivateKey, KeyError> {
+    if path == Identity::default().private_key_file {
+        return PrivateKey::load(path, "make one with `mobile keygen`");
+    }
+    PrivateKey::load(path, &format!("make one with `mobile keygen --out {}`", path.display()))
 }
 
 /// Compiles the globs of the setting `key`. The error names the invalid glob.

@@ -106,7 +106,7 @@ impl<'a> Explainer<'a> {
             // A socket with a persistent address got it from the route of the mark.
             let marked = self.persistent.contains(&connection.local.ip());
             let route = self.netlink.lookup(remote, self.mark(marked)).await?;
-            text.push_str(&self.host.socket(connection, marked, route.as_ref()));
+            text.push_str(&self.host.socket(connection, mobile, marked, route.as_ref()));
         }
         if process.connections.len() > MAX_LISTED {
             text.push_str(&format!(

@@ -219,7 +219,7 @@ fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome
     bed.agent.configure("routing", "bypass", vec![format!("{}/128", addr::SERVER6)])?;
     bed.start()?;
     let explain = |target: &str| bed.agent.cli(&["explain", target])?.ok();
-    let [four, _] = server(port::ECHO);
+    let [four, six] = server(port::ECHO);
     let persistent = bed.agent.address4.to_string();
 
     let said = explain(&four)?;
@@ -240,12 +240,17 @@ fn explain_describes_a_mobile_an_ordinary_and_a_bypassed_connection() -> Outcome
     assert!(said.contains("is mobile: it is in the mobile cgroup"), "{said}");
     assert!(said.contains(&format!("-> {four}: through the tunnel")), "{said}");
     assert!(said.contains("its next IPv4 connection") && said.contains("through the tunnel"), "{said}");
+    let mut bypassed = bed.mobile_labtool(&["tcp", &six])?;
+    bypassed.next_line()?;
+    let said = explain(&bypassed.pid().to_string())?;
+    let reason = format!("-> {six}: direct, because {}/128 is bypassed", addr::SERVER6);
+    assert!(said.contains(&reason), "no {reason:?} in {said}");
     let mut plain = bed.ordinary_labtool(&["tcp", &four])?;
     plain.next_line()?;
     let said = explain(&plain.pid().to_string())?;
     assert!(said.contains("is not mobile") && said.contains(": direct, route of table"), "{said}");
     assert!(!said.contains("through the tunnel"), "{said}");
     assert_eq!(bed.agent.cli(&["explain", "4000000"])?.code(), 1);
-    drop((talk, plain));
+    drop((talk, bypassed, plain));
     bed.finish()
 }

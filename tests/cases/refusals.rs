@@ -166,6 +166,94 @@ fn an_unknown_key_in_a_config_is_named_with_its_place_and_the_nearest_known_one(
     bed.finish()
 }
 
+#[test]
+fn a_refused_value_in_a_config_is_named_with_its_key_and_what_to_write() -> Outcome {
+    let bed = installed_without_delay()?;
+    for (config, command, lines, parts) in [
+        (
+            bed.agent.config(),
+            bed.agent.command(&["agent"]),
+            "[routing]\nbypass = [\"192.168.1.0\"]",
+            &["[routing] bypass: \"192.168.1.0\" has", "\"192.168.1.0/24\"", "\"192.168.1.0/32\""][..],
+        ),
+        (
+            bed.agent.config(),
+            bed.agent.command(&["agent"]),
+            "[tunnel]\nqueue = fifo",
+            &["[tunnel] queue: fifo is not accepted: write \"fair\" or \"fifo\""],
+        ),
+        (
+            bed.relay.config(),
+            bed.relay.command(&["serve"]),
+            "[clients]\nisolate = no",
+            &["[clients] isolate: no is not accepted: write true or false"],
+        ),
+        (
+            bed.relay.config(),
+            bed.relay.command(&["serve"]),
+            "[limits]\nsession_idle = \"a day\"",
+            &["[limits] session_idle: \"a day\" is not accepted", "\"24h\""],
+        ),
+        (
+            bed.relay.config(),
+            bed.relay.command(&["serve"]),
+            "[clients]\nreach = [\"10.1.2.3/16\"]",
+            &["[clients] reach: \"10.1.2.3/16\" has address bits beyond", "\"10.1.0.0/16\""],
+        ),
+    ] {
+        let text = std::fs::read_to_string(config)?;
+        let (section, setting) = lines.split_once('\n').expect("a section and a setting");
+        let key = setting.split('=').next().expect("a key");
+        // The setting comes first in its section, and replaces the one that is there.
+        let others = text.lines().filter(|line| *line != section && !line.starts_with(key));
+        let rest: Vec<&str> = text.lines().skip_while(|line| *line != section).skip(1).collect();
+        let rest = rest.iter().take_while(|line| !line.starts_with('[')).copied();
+        let own: Vec<&str> = rest.filter(|line| !line.starts_with(key)).collect();
+        let others: Vec<&str> = others.filter(|line| !own.contains(line)).collect();
+        std::fs::write(config, [&[section, setting], &own[..], &others[..]].concat().join("\n"))?;
+        let mut command = command;
+        let said = refused(&mut command)?;
+        assert_says(&said, parts);
+        assert!(said.contains(&format!("{}:2", config.display())), "{said}");
+        std::fs::write(config, &text)?;
+    }
+    bed.assert_clean()?;
+    bed.finish()
+}
+
+#[test]
+fn a_missing_key_is_named_with_the_next_step_of_the_program_that_needs_it() -> Outcome {
+    let bed = installed_without_delay()?;
+    for (key, mut command, right, wrong) in [
+        (bed.lab.dir().join("agent.key"), bed.agent.command(&["agent"]), "`mobile keygen", "home-relay init"),
+        (bed.lab.dir().join("relay.key"), bed.relay.command(&["serve"]), "`home-relay init`", "keygen"),
+    ] {
+        std::fs::remove_file(&key)?;
+        let said = refused(&mut command)?;
+        assert_says(&said, &["[identity] private_key_file: no key at", &key.display().to_string(), right]);
+        assert!(!said.contains(wrong), "{said}");
+        std::fs::write(&key, "c2hvcnQ=\n")?;
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        assert_says(&refused(&mut command)?, &["[identity] private_key_file", "44 characters of base64"]);
+    }
+    bed.assert_clean()?;
+    bed.finish()
+}
+
+#[test]
+fn root_without_a_capability_is_told_which_one_is_missing() -> Outcome {
+    let bed = installed_without_delay()?;
+    for command in [bed.agent.command(&["agent"]), bed.relay.command(&["serve"])] {
+        let mut without = bed.lab.host.command_line(&["setpriv", "--bounding-set", "-net_admin"]);
+        without.arg(command.get_program()).args(command.get_args());
+        let said = refused(&mut without)?;
+        assert_says(&said, &["root has no CAP_NET_ADMIN here"]);
+        assert!(!said.contains("run as root"), "{said}");
+        bed.assert_clean()?;
+    }
+    bed.finish()
+}
+
 /// Occupies a TCP port of a namespace with a separate program.
 ///
 /// A socket of the test process could live on for a moment in a child that another case has forked

@@ -14,12 +14,14 @@
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
+//! - [`duration`] and [`network`] parse durations and networks, and say what was probably meant.
 //! - [`text`] escapes text of other users before it is shown, and [`error_chain()`] formats an
 //!   error with its causes.
 //!
 //! **Process and kernel**:
 //!
 //! - [`notify`] and [`shutdown`] talk to systemd.
+//! - [`capability`] explains why the kernel refuses a change of the network.
 //! - [`confine`] drops the rights that a started daemon does not need.
 //! - [`sysctl`] accesses /proc/sys, [`nft`] runs the `nft` program, and [`netns`] identifies
 //!   network namespaces.
@@ -81,17 +83,20 @@
 //! ```
 
 pub mod allocator;
+pub mod capability;
 pub mod check;
 pub mod config;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
+pub mod duration;
 mod error_chain;
 pub mod in_use;
 pub mod isolation;
 pub mod log;
 pub mod metrics;
 pub mod netns;
+pub mod network;
 pub mod nft;
 pub mod notify;
 pub mod ownership;

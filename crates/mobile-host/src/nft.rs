@@ -5,6 +5,8 @@
 use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
+use crate::capability::why_no_net_admin;
+
 /// An nftables table, given by its family (`inet`, `arp`) and its name.
 pub type Table<'a> = (&'a str, &'a str);
 
@@ -17,6 +19,14 @@ pub enum NftError {
     /// The `nft` program cannot be run.
     #[error("cannot run nft: {0}")]
     CannotRun(#[source] io::Error),
+    /// The kernel does not let this process change nftables.
+    #[error("{what}: not allowed to change nftables: {reason}")]
+    NotAllowed {
+        /// The command that was rejected.
+        what: String,
+        /// The missing right, with the next step.
+        reason: &'static str,
+    },
     /// The `nft` program or the kernel rejected the command.
     #[error("{what}: {message}")]
     Refused {
@@ -100,6 +110,7 @@ pub fn query(arguments: &[&str]) -> Result<String, NftError> {
 fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
     let mut child = Command::new("nft")
         .args(arguments)
+        .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -118,7 +129,12 @@ fn feed(arguments: &[&str], input: &str) -> Result<String, NftError> {
     }
     let what =
         if arguments.contains(&"-f") { "nft".to_owned() } else { format!("nft {}", arguments.join(" ")) };
-    Err(NftError::Refused { what, message: String::from_utf8_lossy(&stderr).trim().to_owned() })
+    let message = String::from_utf8_lossy(&stderr).trim().to_owned();
+    // nft has no separate exit status for a missing right.
+    Err(match message.contains("Operation not permitted") {
+        true => NftError::NotAllowed { what, reason: why_no_net_admin() },
+        false => NftError::Refused { what, message },
+    })
 }
 
 #[cfg(test)]
@@ -144,6 +160,22 @@ mod tests {
             assert!(both.contains("table inet ours") && both.contains("table arp ours"), "{both}");
             assert!(delete(inet).unwrap());
             assert!(!exists(inet).unwrap());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        run_isolated(|| {
+            let mut own = rustix::thread::capabilities(None).unwrap();
+            let admin = rustix::thread::CapabilitySet::NET_ADMIN;
+            rustix::thread::remove_capability_from_bounding_set(admin).unwrap();
+            own.effective -= admin;
+            own.permitted -= admin;
+            rustix::thread::set_capabilities(None, own).unwrap();
+            let error = apply("table inet ours {}\n").unwrap_err();
+            assert!(matches!(error, NftError::NotAllowed { .. }), "{error}");
+            assert!(error.to_string().contains("root has no CAP_NET_ADMIN here"), "{error}");
         })
         .unwrap();
     }

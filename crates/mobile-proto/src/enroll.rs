@@ -118,7 +118,7 @@ impl fmt::Display for EnrolmentRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => f.write_str("the relay knows no such invitation: it was withdrawn or replaced"),
-            Self::Expired => f.write_str("the invitation has expired"),
+            Self::Expired => f.write_str("the invitation has expired by the relay's clock"),
             Self::Used => f.write_str("another key has already used the invitation"),
             Self::KeyTaken => f.write_str("this key is already a client of the relay under another name"),
             Self::NoAddress => f.write_str("the relay's address pool is exhausted"),

@@ -21,6 +21,9 @@ use zeroize::Zeroizing;
 /// The length of an Ed25519 seed, and of a public key, in bytes.
 pub const KEY_LEN: usize = 32;
 
+/// The length of a key in base64, in characters.
+const KEY_CHARACTERS: usize = KEY_LEN.div_ceil(3) * 4;
+
 /// A private key: the 32-byte Ed25519 seed.
 ///
 /// `Debug` shows only the public key, so that the private key cannot leak into a log. The memory of
@@ -39,12 +42,12 @@ pub struct PublicKey([u8; KEY_LEN]);
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The key file does not exist.
-    #[error("no key at {path}: make one with `{hint}`")]
+    #[error("no key at {path}: {next_step}")]
     Missing {
         /// The expected path of the key file.
         path: PathBuf,
-        /// The command that creates a key.
-        hint: &'static str,
+        /// How the user of this program gets a key.
+        next_step: String,
     },
     /// The key file exists and would have to be overwritten.
     #[error("{0} exists already and is never overwritten: remove it first if its key is no longer used")]
@@ -81,12 +84,12 @@ pub enum KeyError {
 /// The reason why a text is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseKeyError {
-    /// The text is not base64.
-    #[error("invalid base64: a key is 44 characters of base64")]
-    NotBase64,
-    /// The text is base64 of the given number of bytes, which is not that of a key.
-    #[error("invalid length of {0} bytes: a key is 32 bytes (44 characters of base64)")]
+    /// The text has the given number of characters, which is not that of a key.
+    #[error("a key is 44 characters of base64, this text has {0}")]
     WrongLength(usize),
+    /// The text has the length of a key, but is not base64.
+    #[error("a key is 44 characters of base64 (A-Z, a-z, 0-9, + and /, one = at the end), this text is not")]
+    NotBase64,
 }
 
 impl PrivateKey {
@@ -113,15 +116,16 @@ impl PrivateKey {
         Self { seed, public: PublicKey(public) }
     }
 
-    /// Loads a key file, unless other users can read it.
+    /// Loads a key file, unless other users can read it. `next_step` completes the error for a
+    /// missing file, such as "make one with `keygen`".
     ///
     /// # Errors
     /// When the file is missing, readable by others, unreadable, or not a key.
-    pub fn load(path: &Path) -> Result<Self, KeyError> {
+    pub fn load(path: &Path, next_step: &str) -> Result<Self, KeyError> {
         let io_error = |source| KeyError::Io { path: path.to_owned(), source };
         let file = fs::File::open(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => {
-                KeyError::Missing { path: path.to_owned(), hint: "mobile keygen` or `home-relay init" }
+                KeyError::Missing { path: path.to_owned(), next_step: next_step.to_owned() }
             }
             _ => io_error(source),
         })?;
@@ -255,13 +259,20 @@ impl<'de> Deserialize<'de> for PublicKey {
 }
 
 fn decode(text: &str) -> Result<[u8; KEY_LEN], ParseKeyError> {
-    let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| ParseKeyError::NotBase64)?);
-    bytes[..].try_into().map_err(|_| ParseKeyError::WrongLength(bytes.len()))
+    let text = text.trim();
+    let characters = text.chars().count();
+    if characters != KEY_CHARACTERS {
+        return Err(ParseKeyError::WrongLength(characters));
+    }
+    let bytes = Zeroizing::new(STANDARD.decode(text).map_err(|_| ParseKeyError::NotBase64)?);
+    bytes[..].try_into().map_err(|_| ParseKeyError::NotBase64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NEXT_STEP: &str = "make one";
 
     #[test]
     fn a_saved_key_loads_as_the_same_identity() {
@@ -270,7 +281,7 @@ mod tests {
         let key = PrivateKey::generate().unwrap();
         key.save_new(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(PrivateKey::load(&path).unwrap().public(), key.public());
+        assert_eq!(PrivateKey::load(&path, NEXT_STEP).unwrap().public(), key.public());
     }
 
     #[test]
@@ -281,24 +292,26 @@ mod tests {
         first.save_new(&path).unwrap();
         let refused = PrivateKey::generate().unwrap().save_new(&path);
         assert!(matches!(refused, Err(KeyError::Exists(p)) if p == path));
-        assert_eq!(PrivateKey::load(&path).unwrap().public(), first.public());
+        assert_eq!(PrivateKey::load(&path, NEXT_STEP).unwrap().public(), first.public());
     }
 
     #[test]
     fn an_exposed_missing_or_mangled_key_is_named_with_the_next_step() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        assert!(PrivateKey::load(&path).unwrap_err().to_string().contains("mobile keygen"));
+        let missing = PrivateKey::load(&path, NEXT_STEP).unwrap_err().to_string();
+        assert_eq!(missing, format!("no key at {}: make one", path.display()));
         PrivateKey::generate().unwrap().save_new(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = PrivateKey::load(&path).unwrap_err().to_string();
+        let error = PrivateKey::load(&path, NEXT_STEP).unwrap_err().to_string();
         assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "aGVsbG8=\n").unwrap();
-        let error = PrivateKey::load(&path).unwrap_err();
+        let error = PrivateKey::load(&path, NEXT_STEP).unwrap_err();
         let cause = std::error::Error::source(&error).unwrap().to_string();
         assert!(
-            error.to_string().contains("not contain a private key") && cause.contains("of 5 bytes"),
+            error.to_string().contains("not contain a private key")
+                && cause.contains("44 characters of base64, this text has 8"),
             "{error}: {cause}"
         );
     }
@@ -319,6 +332,10 @@ mod tests {
         assert_eq!(serde_json::from_str::<PublicKey>(&json).unwrap(), key);
         assert_eq!(PublicKey::from_spki(&key.to_spki()), Some(key));
         assert_eq!(PublicKey::from_spki(&key.to_spki()[1..]), None);
-        assert_eq!("%%".parse::<PublicKey>(), Err(ParseKeyError::NotBase64));
+        let text = key.to_string();
+        assert_eq!(text[1..].parse::<PublicKey>(), Err(ParseKeyError::WrongLength(43)));
+        for bad in ["%".repeat(44), text.replace('=', "A")] {
+            assert_eq!(bad.parse::<PublicKey>(), Err(ParseKeyError::NotBase64));
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::task::{Context, Poll, ready};
 
+use mobile_host::capability::why_no_net_admin;
 use mobile_host::in_use::retry_while_in_use;
 use mobile_proto::{InnerPacket, PacketHeaders, VNET_HEADER_LEN};
 use nix::errno::Errno;
@@ -21,6 +22,9 @@ use tokio::io::unix::AsyncFd;
 pub use trial::try_open;
 
 use crate::tunnel_options::Offloading;
+
+/// The device file of the TUN driver.
+const DRIVER: &str = "/dev/net/tun";
 
 /// The maximum length of a device's name: `IFNAMSIZ` without the terminating zero byte.
 const MAX_NAME: usize = 15;
@@ -61,11 +65,25 @@ pub enum TunError {
     #[error("invalid device name `{0}`: use 1 to 15 characters without `/`, `:`, `%` and spaces")]
     BadName(String),
     /// The device file /dev/net/tun is missing.
-    #[error("there is no TUN driver (/dev/net/tun): load it with `modprobe tun`")]
+    #[error(
+        "there is no TUN driver (/dev/net/tun): run `modprobe tun`; in a container, pass the device to it \
+         (`--device /dev/net/tun`)"
+    )]
     NoDriver,
-    /// The process lacks the permission to open the device.
-    #[error("not allowed to open device {0}: run as root, or with CAP_NET_ADMIN")]
-    NotAllowed(String),
+    /// The process may not open /dev/net/tun.
+    #[error(
+        "not allowed to open /dev/net/tun ({0}): run as root; in a container, pass the device to it \
+         (`--device /dev/net/tun`)"
+    )]
+    DriverForbidden(#[source] io::Error),
+    /// The process may open /dev/net/tun, but not make or open the device.
+    #[error("not allowed to open device {name}: {reason}")]
+    NotAllowed {
+        /// The name of the device.
+        name: String,
+        /// The missing right, with the next step.
+        reason: &'static str,
+    },
     /// A system call failed for another reason.
     #[error("device {name}: {source}")]
     Io {
@@ -295,12 +313,20 @@ fn open_now(name: &str) -> Result<tun::Device, TunError> {
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EBUSY) => TunError::Busy(name.to_owned()),
             Some(Errno::EINVAL) => TunError::NotATun(name.to_owned()),
-            Some(Errno::EPERM | Errno::EACCES) => TunError::NotAllowed(name.to_owned()),
+            Some(Errno::EPERM | Errno::EACCES) => not_allowed(name),
             Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => TunError::NoDriver,
-            _ if fs::metadata("/dev/net/tun").is_err() => TunError::NoDriver,
+            _ if fs::metadata(DRIVER).is_err() => TunError::NoDriver,
             _ => TunError::Io { name: name.to_owned(), source },
         }
     })
+}
+
+/// Returns which right is missing to open the device.
+fn not_allowed(name: &str) -> TunError {
+    match fs::OpenOptions::new().read(true).write(true).open(DRIVER) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => TunError::DriverForbidden(error),
+        _ => TunError::NotAllowed { name: name.to_owned(), reason: why_no_net_admin() },
+    }
 }
 
 /// Returns whether a device may have this name.

@@ -10,12 +10,12 @@ use ipnet::IpNet;
 use mobile_host::control::{Client as ControlClient, ControlError};
 use mobile_host::sysctl;
 use mobile_netlink::{Netlink, NetlinkError};
-use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
+use mobile_transport::keys::{KeyError, PublicKey};
 use mobile_transport::tun;
 use thiserror::Error;
 
 use crate::admin::{AdminReply, Request};
-use crate::config::Config;
+use crate::config::{Config, Identity};
 use crate::network::nft;
 use crate::network::ruleset::Ruleset;
 use crate::reach::Reach;
@@ -80,6 +80,9 @@ pub(super) enum Failure {
     /// The running relay does not understand the request.
     #[error("the running relay is another version: restart it after an upgrade")]
     OtherVersion,
+    /// The kernel does not let this process change nftables; the text says why.
+    #[error("{0}")]
+    NotAllowed(String),
     /// Another failure, with the text of its error.
     #[error("{0}")]
     Other(String),
@@ -88,6 +91,11 @@ pub(super) enum Failure {
 impl Failure {
     fn of(error: impl Display) -> Self {
         Self::Other(error.to_string())
+    }
+
+    fn of_nftables(error: &anyhow::Error) -> Self {
+        let text = format!("{error:#}");
+        if nft::is_forbidden(error) { Self::NotAllowed(text) } else { Self::Other(text) }
     }
 }
 
@@ -135,7 +143,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         }
     });
     ConfiguredFacts {
-        key: key(&config.identity.private_key_file, root),
+        key: key(&config.identity, root),
         listen: config.listen.address,
         port: port(config.listen.address),
         running,
@@ -144,7 +152,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
         nft: ruleset
             .ok()
             .filter(|ruleset| root && ruleset.is_required())
-            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::Other(format!("{error:#}")))),
+            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::of_nftables(&error))),
         dropping: if root {
             nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
         } else {
@@ -171,8 +179,8 @@ fn reconcile(mut relay: ControlClient) -> Result<Vec<String>, Failure> {
     }
 }
 
-fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, Failure> {
-    match PrivateKey::load(path) {
+fn key(identity: &Identity, root: bool) -> Result<Option<PublicKey>, Failure> {
+    match identity.load_key() {
         Ok(key) => Ok(Some(key.public())),
         Err(KeyError::Io { source, .. }) if !root && source.kind() == ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(Failure::Other(format!("{:#}", anyhow::Error::new(error)))),

@@ -26,7 +26,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         Err(error) => Finding::fail(
             "TUN",
             error.to_string(),
-            "run `modprobe tun`; give a container access to /dev/net/tun",
+            "correct this as the message says: the relay does not start without a TUN device",
         ),
     }));
     if let Some(configured) = &facts.configured {
@@ -132,6 +132,11 @@ fn masquerading(configured: &ConfiguredFacts) -> Vec<Finding> {
     }
     findings.extend(configured.nft.as_ref().map(|attempt| match attempt {
         Ok(()) => Finding::ok("nftables", "the kernel accepts the relay's rules"),
+        Err(Failure::NotAllowed(error)) => Finding::fail(
+            "nftables",
+            error,
+            "correct this as the message says: the relay cannot change the network without the right",
+        ),
         Err(error) => Finding::fail(
             "nftables",
             error.to_string(),

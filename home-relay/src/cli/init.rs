@@ -92,12 +92,12 @@ fn random_ipv6() -> Ipv6Net {
 // Larger than the bound: the body is one TOML text.
 fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
     let listen = options.listen;
-    let pool = |key: &str, net: Option<String>| match net {
+    let pool = |key: &str, example: &str, net: Option<String>| match net {
         Some(net) => format!("{key} = \"{net}\""),
-        None => format!("# {key} = \"…\""),
+        None => format!("# Example: {key} = \"{example}\""),
     };
-    let ipv4 = pool("ipv4", pools.ipv4().map(|net| net.to_string()));
-    let ipv6 = pool("ipv6", pools.ipv6().map(|net| net.to_string()));
+    let ipv4 = pool("ipv4", "100.64.0.0/20", pools.ipv4().map(|net| net.to_string()));
+    let ipv6 = pool("ipv6", "fd00:77::/64", pools.ipv6().map(|net| net.to_string()));
     format!(
         r#"# The configuration of home-relay. Lines that are commented out show the default values.
 # Unknown keys are errors. An environment variable overrides a key: HOME_RELAY_LISTEN_ADDRESS stands
@@ -109,7 +109,7 @@ fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
 address = "{listen}"
 # The name and port that `home-relay invite` tells clients. Required there if `address` is a
 # wildcard.
-# endpoint = "relay.example.org:443"
+# Example: endpoint = "relay.example.org:443"
 # Whether the kernel tracks connections to this address. "auto" tracks them only if another firewall
 # on this host filters incoming or outgoing packets, because its rules may match on connection
 # state; "on" and "off" force it.
@@ -152,7 +152,7 @@ private_key_file = "{key_name}"
 # host.
 # masquerade = true
 # Masquerade on this interface only; on all but the tunnel device if absent.
-# interface = "eth0"
+# Example: interface = "eth0"
 # Set "routed" to exempt IPv6 where [pool] ipv6 is a prefix that is routed to this host.
 # ipv6 = "masquerade"
 # Packets between other devices of this host: "auto" drops them if this relay turned forwarding on;
@@ -173,8 +173,8 @@ inbound = "forwards"
 
 [dns]
 # The resolvers for mobile processes, which use the first of each family instead of the visited
-# network's. Any resolver that this host reaches will do.
-# servers = ["9.9.9.9", "2620:fe::fe"]
+# network's. Any resolver that this host reaches will do, such as ["9.9.9.9", "2620:fe::fe"].
+# servers = []
 
 [limits]
 # Maximum number of half-open connections (in their handshake): in total, and per source (an IPv4
@@ -186,10 +186,10 @@ inbound = "forwards"
 # total, and have ten times the limits per source.
 # handshake_rate = 500
 # handshake_rate_per_source = 10
-# The time limit of a handshake, in seconds.
-# handshake_timeout = 10
-# How long a session without a path is kept, in seconds (24 h).
-# session_idle = 86400
+# The time limit of a handshake.
+# handshake_timeout = "10s"
+# How long a session without a path is kept.
+# session_idle = "24h"
 # The capacity of a client's packet queue, in bytes (1 MiB).
 # queue_bytes = 1048576
 # Maximum number of tracked connections per client, and of new ones per second, with a burst of
@@ -202,14 +202,15 @@ inbound = "forwards"
 # The socket on which the running relay takes commands from root, and from this group if one is
 # named.
 # socket = "/run/home-relay/admin.sock"
-# group = "home-relay"
+# Example: group = "home-relay"
 
 [metrics]
 # Serve Prometheus metrics at http://ADDRESS/metrics, and /healthz. Off unless set.
-# listen = "127.0.0.1:9478"
-# Host names under which metrics may be requested; IP addresses and localhost are always allowed.
-# Other names are refused, so that a web page cannot read the metrics through DNS rebinding.
-# hosts = ["relay.example.org"]
+# Example: listen = "127.0.0.1:9478"
+# Host names under which metrics may be requested, such as ["relay.example.org"]; IP addresses and
+# localhost are always allowed. Other names are refused, so that a web page cannot read the metrics
+# through DNS rebinding.
+# hosts = []
 
 [state]
 # The directory of the clients and their addresses, managed by the commands. Back it up together
@@ -250,7 +251,7 @@ mod tests {
         run(&path, &options(None, None)).unwrap();
         let config = Config::load(&path).unwrap();
         assert_eq!(config.listen.address, "127.0.0.1:8443".parse().unwrap());
-        PrivateKey::load(&config.identity.private_key_file).unwrap();
+        config.identity.load_key().unwrap();
         let pools = config.pools().unwrap();
         assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&pools.ipv4().unwrap()));
         assert!("fd00::/8".parse::<Ipv6Net>().unwrap().contains(&pools.ipv6().unwrap()));
@@ -265,26 +266,41 @@ mod tests {
         assert!(own.contains("`home-relay check --config /srv/relay.toml`"), "{own}");
     }
 
+    /// Returns the setting on a line that is commented out, for lines that show one.
+    fn commented<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
+        let setting = line.strip_prefix(marker)?;
+        let (key, _) = setting.split_once(" = ")?;
+        let is_key = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        key.bytes().all(is_key).then_some(setting)
+    }
+
     #[test]
-    fn commented_defaults_match_the_real_defaults() {
+    fn every_commented_default_is_the_default_and_can_be_uncommented() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("relay.toml");
-        run(&path, &options(None, None)).unwrap();
-        let plain = format!("{:?}", Config::load(&path).unwrap());
+        run(&path, &options(Some("100.64.0.0/20"), None)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        let optional = ["interface", "servers", "group", "listen", "endpoint", "hosts"];
-        let shown: Vec<String> = text
-            .lines()
-            .map(|line| {
-                match line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ").map(|kv| (rest, kv.0))) {
-                    Some((rest, key)) if !key.contains(' ') && !optional.contains(&key) => rest.to_owned(),
-                    _ => line.to_owned(),
-                }
-            })
-            .collect();
-        assert_ne!(text.trim(), shown.join("\n").trim());
-        std::fs::write(&path, shown.join("\n")).unwrap();
-        assert_eq!(plain, format!("{:?}", Config::load(&path).unwrap()));
+        let load = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            serde_json::to_value(Config::load(&path).unwrap()).unwrap()
+        };
+        let written = load(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let uncomment = |which: &dyn Fn(usize) -> bool, marker: &str| -> String {
+            let line = |(at, line)| if which(at) { commented(line, marker).unwrap_or(line) } else { line };
+            lines.iter().copied().enumerate().map(line).collect::<Vec<&str>>().join("\n")
+        };
+        let defaults: Vec<usize> =
+            (0..lines.len()).filter(|at| commented(lines[*at], "# ").is_some()).collect();
+        assert!(defaults.len() >= 23, "{text}");
+        for at in defaults {
+            assert_eq!(load(&uncomment(&|one| one == at, "# ")), written, "{}", lines[at]);
+        }
+        assert_eq!(load(&uncomment(&|_| true, "# ")), written);
+        // The examples are valid settings, and change something.
+        for at in (0..lines.len()).filter(|at| lines[*at].starts_with("# Example: ")) {
+            assert_ne!(load(&uncomment(&|one| one == at, "# Example: ")), written, "{}", lines[at]);
+        }
     }
 
     #[test]

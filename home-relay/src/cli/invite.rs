@@ -3,7 +3,6 @@
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
 use mobile_transport::invitation::{Invitation, TokenHash, new_token};
-use mobile_transport::keys::PrivateKey;
 
 use super::args::Invite;
 use super::clients::{UNEXPECTED_REPLY, call, connect};
@@ -30,7 +29,7 @@ pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
             call(&mut relay, &Request::Invite { name, token: hash, lifetime, wanted })?
         }
         None => {
-            let relay = PrivateKey::load(&config.identity.private_key_file)?.public();
+            let relay = config.identity.load_key().context("[identity] private_key_file")?.public();
             let (store, pools) = (Store::open(&config.state.dir)?, config.pools()?);
             let invited = store.invite(&name, hash, expires, wanted, &pools, store::now())?;
             AdminReply::Invited { relay, entry: invited.into() }

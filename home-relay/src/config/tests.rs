@@ -21,7 +21,7 @@ fn address_key_and_pool_are_the_only_required_settings() {
     assert!(config.nat.masquerade && config.metrics.listen.is_none());
     assert_eq!(config.admin.socket, Path::new("/run/home-relay/admin.sock"));
     assert_eq!(config.state.dir, Path::new("/var/lib/home-relay"));
-    assert_eq!(config.limits.session_idle(), Duration::from_secs(86_400));
+    assert_eq!(config.limits.session_idle, Duration::from_secs(86_400));
     assert_eq!(config.identity.private_key_file, Path::new("relay.key"));
 }
 

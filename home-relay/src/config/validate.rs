@@ -1,5 +1,7 @@
 //! The checks of the settings that their types cannot express.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use mobile_host::metrics::is_host_name;
 use mobile_transport::invitation::is_endpoint;
@@ -10,9 +12,12 @@ use super::{Config, check_interface};
 /// times as many (the burst) still fit the 32 bits of an nftables rule.
 const MAX_CONNECTIONS: u32 = 100_000_000;
 
-/// The largest value of the other settings in `[limits]`: ten years in seconds, and more than any
-/// host needs of connections, handshakes or bytes.
+/// The largest value of the other numbers in `[limits]`: more than any host needs of connections,
+/// handshakes or bytes.
 const MAX_LIMIT: usize = 315_360_000;
+
+/// The longest duration in `[limits]`: ten years.
+const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 3600);
 
 impl Config {
     /// Checks all settings; an error names the setting.
@@ -46,12 +51,18 @@ impl Config {
             ("handshake_rate", limits.handshake_rate as usize),
             ("handshake_rate_per_source", limits.handshake_rate_per_source as usize),
             ("queue_bytes", limits.queue_bytes),
-            ("handshake_timeout", usize::try_from(limits.handshake_timeout).unwrap_or(usize::MAX)),
-            ("session_idle", usize::try_from(limits.session_idle).unwrap_or(usize::MAX)),
         ] {
             ensure!(
                 (1..=MAX_LIMIT).contains(&value),
                 "[limits] {key} is {value}: it must be from 1 to {MAX_LIMIT}"
+            );
+        }
+        for (key, value) in
+            [("handshake_timeout", limits.handshake_timeout), ("session_idle", limits.session_idle)]
+        {
+            ensure!(
+                !value.is_zero() && value <= MAX_DURATION,
+                "[limits] {key} is {value:?}: it must be longer than 0 s and at most 3650d"
             );
         }
         for (key, value) in [

@@ -36,6 +36,7 @@ pub(super) fn apply_or_explain(ruleset: &Ruleset) -> anyhow::Result<bool> {
             "cannot replace the nftables rules, and the former ones stay in force: repair nft, or remove \
              them with `nft delete table inet {table}`"
         ))),
+        _ if nft::is_forbidden(&error) => Err(error.context("cannot install the nftables rules")),
         _ if ruleset.is_required() => Err(error.context(nft::HINT)),
         Ok(false) => {
             info!(

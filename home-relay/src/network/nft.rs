@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Context as _;
-use mobile_host::nft;
+use mobile_host::nft::{self, NftError};
 
 use crate::config::DEFAULT_DEVICE;
 
@@ -35,6 +35,12 @@ pub(crate) fn table(device: &str) -> String {
 pub(crate) const HINT: &str = "cannot install the nftables rules; where the kernel lacks connlimit, set [limits] \
                                connections_per_client = 0; without nftables on this host set [nat] masquerade = false and \
                                [clients] reach = \"all\", and delete the forwards";
+
+/// Returns whether `error` is that the kernel does not let this process change nftables, so that
+/// other settings would not help.
+pub(crate) fn is_forbidden(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(NftError::NotAllowed { .. })))
+}
 
 /// Removes the nftables table and returns whether there was one. A host without nft has none.
 pub(crate) fn remove(table: &str) -> anyhow::Result<bool> {

@@ -97,7 +97,9 @@ impl Enroller {
         };
         let (refusal, result) = match &error {
             StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, EnrolmentResult::Unknown),
-            StoreError::TokenExpired(_) => (EnrolmentRefusal::Expired, EnrolmentResult::Expired),
+            StoreError::TokenExpired(_) | StoreError::TokenFromFuture(_) => {
+                (EnrolmentRefusal::Expired, EnrolmentResult::Expired)
+            }
             StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, EnrolmentResult::Used),
             StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, EnrolmentResult::KeyTaken),
             StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, EnrolmentResult::NoAddress),

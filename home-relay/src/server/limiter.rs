@@ -93,7 +93,7 @@ impl HandshakeLimiter {
 
     /// Returns the time in which a handshake must complete.
     pub(crate) fn handshake_timeout(&self) -> Duration {
-        self.limits.handshake_timeout()
+        self.limits.handshake_timeout
     }
 
     /// Admits a connection from `address` to its handshake; an error is the reason for refusing it.

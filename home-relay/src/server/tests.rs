@@ -64,7 +64,7 @@ impl TestRelay {
     fn start(limits: &Limits) -> Self {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
         let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
-        let (queue_bytes, session_idle) = (4096, limits.session_idle());
+        let (queue_bytes, session_idle) = (4096, limits.session_idle);
         let settings = Settings {
             push,
             queue_bytes,
@@ -255,7 +255,7 @@ async fn revoking_ends_the_session_at_once_and_refuses_the_key() {
 
 #[tokio::test]
 async fn a_session_without_a_path_ends_after_the_idle_limit() {
-    let relay = TestRelay::start(&Limits { session_idle: 1, ..Limits::default() });
+    let relay = TestRelay::start(&Limits { session_idle: Duration::from_secs(1), ..Limits::default() });
     let registry = Arc::clone(&relay.registry);
     tokio::spawn(async move { registry.run_janitor().await });
     let key = relay.authorize(2);
@@ -273,7 +273,11 @@ async fn a_session_without_a_path_ends_after_the_idle_limit() {
 
 #[tokio::test]
 async fn half_open_connections_are_bounded_in_number_and_time() {
-    let relay = TestRelay::start(&Limits { half_open: 2, handshake_timeout: 1, ..Limits::default() });
+    let relay = TestRelay::start(&Limits {
+        half_open: 2,
+        handshake_timeout: Duration::from_secs(1),
+        ..Limits::default()
+    });
     let mut silent = Vec::new();
     for source in ["127.0.0.2", "127.0.0.3", "127.0.0.4"] {
         // The last one is refused with a reset, which may arrive before connect() returns.

@@ -30,7 +30,12 @@ impl StoredInvitation {
     }
 
     fn is_valid(&self, now: u64) -> bool {
-        now < self.expires && now + CLOCK_SLACK_SECONDS >= self.created
+        now < self.expires && !self.is_from_future(now)
+    }
+
+    /// Returns whether the clock was set back to before the invitation was made.
+    fn is_from_future(&self, now: u64) -> bool {
+        now + CLOCK_SLACK_SECONDS < self.created
     }
 
     /// Checks `key`, which presents this invitation's token. Returns the client that the key has
@@ -45,6 +50,9 @@ impl StoredInvitation {
         if let Some(by) = self.used_by {
             let same = known.filter(|client| by == *key && client.public_key == *key);
             return same.map(Some).ok_or_else(|| StoreError::TokenUsed(self.name.clone()));
+        }
+        if self.is_from_future(now) {
+            return Err(StoreError::TokenFromFuture(self.name.clone()));
         }
         if !self.is_valid(now) {
             return Err(StoreError::TokenExpired(self.name.clone()));

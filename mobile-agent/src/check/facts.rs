@@ -10,14 +10,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::keys::PublicKey;
 
 use self::network::Assigned;
 pub(super) use self::network::Links;
 pub(super) use self::platform::{Bpffs, Platform};
 use super::fact_error::FactError;
 use super::reach::{self, Outcome};
-use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing};
+use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, load_key};
 use crate::routing::networks;
 use crate::selection::deadline;
 use crate::status::Status;
@@ -100,7 +100,7 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     };
     let links = network::links(&config, families, assigned, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
-    let reached = match (&links, &relay, PrivateKey::load(&config.identity.private_key_file)) {
+    let reached = match (&links, &relay, load_key(&config.identity.private_key_file)) {
         (Ok(links), Ok(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
             let usable: Vec<&Uplink> = links.usable().collect();
             Some(reach::over_each(&usable, families, relay, &key).await)
@@ -158,13 +158,13 @@ fn families(resolved: Option<&Result<Vec<SocketAddr>, FactError>>) -> Families {
 }
 
 fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, FactError> {
-    match PrivateKey::load(path) {
+    match load_key(path) {
         Ok(key) => Ok(Some(key.public())),
         // Check the permissions only: other users must not be able to read the file.
         Err(_) if !root => match std::fs::metadata(path) {
             Ok(file) if file.permissions().mode() & 0o077 == 0 => Ok(None),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
-            _ => Err(key_error(PrivateKey::load(path).err())),
+            _ => Err(key_error(load_key(path).err())),
         },
         Err(error) => Err(key_error(Some(error))),
     }
@@ -176,6 +176,8 @@ fn key_error(error: Option<mobile_transport::keys::KeyError>) -> FactError {
 
 #[cfg(test)]
 mod tests {
+    use mobile_transport::keys::PrivateKey;
+
     use super::*;
 
     #[test]

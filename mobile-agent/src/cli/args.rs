@@ -133,13 +133,13 @@ pub(crate) enum Bypass {
     /// Let mobile processes reach a network directly, without the tunnel.
     Add {
         /// The network, such as 192.168.1.0/24; an address means that host alone.
-        #[arg(value_name = "NET", value_parser = parse_network)]
+        #[arg(value_name = "NET", value_parser = mobile_host::network::parse)]
         net: IpNet,
     },
     /// Stop bypassing a network; traffic to it uses the tunnel again.
     Del {
         /// A network that `mobile bypass list` shows.
-        #[arg(value_name = "NET", value_parser = parse_network)]
+        #[arg(value_name = "NET", value_parser = mobile_host::network::parse)]
         net: IpNet,
     },
     /// List the bypassed networks, one a line.
@@ -148,25 +148,4 @@ pub(crate) enum Bypass {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// Parses a network in CIDR notation, or an address as a network of one host.
-fn parse_network(text: &str) -> Result<IpNet, String> {
-    let address = || text.parse::<std::net::IpAddr>().map(IpNet::from);
-    text.parse()
-        .or_else(|_| address())
-        .map_err(|_| "expected a network, such as 192.168.1.0/24, or an address".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_parsed_as_a_network_of_one_host() {
-        assert_eq!(parse_network("192.168.1.7"), Ok("192.168.1.7/32".parse().unwrap()));
-        assert_eq!(parse_network("fd00::/8"), Ok("fd00::/8".parse().unwrap()));
-        assert!(parse_network("printer").is_err());
-        assert!(parse_network("10.0.0.0/33").is_err());
-    }
 }

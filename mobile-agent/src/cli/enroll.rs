@@ -21,9 +21,9 @@ use rustls::ClientConfig;
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::fetch_assignment;
+use super::{agent_toml, fetch_assignment};
 use crate::check::resolve;
-use crate::config::{Config, DEFAULT_PATH};
+use crate::config::{Config, DEFAULT_PATH, load_key};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
@@ -144,13 +144,13 @@ impl StagedFiles {
         );
         let (key, key_file) = if key_path.symlink_metadata().is_ok() {
             // The key is from `mobile keygen`, or from an enrolment that was interrupted.
-            (PrivateKey::load(&key_path)?, None)
+            (load_key(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
             let file = stage(dir, &format!("{}\n", *key.to_base64()))?;
             (key, Some((file, key_path)))
         };
-        let config_file = stage(dir, &text(invitation))?;
+        let config_file = stage(dir, &agent_toml::text(invitation))?;
         Config::load(Some(config_file.path()))?.relay_identity()?;
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
@@ -186,15 +186,6 @@ fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
         std::io::Result::Ok(file)
     };
     write().with_context(|| format!("cannot write to {}: run this as root", dir.display()))
-}
-
-fn text(invitation: &Invitation) -> String {
-    let Invitation { endpoint, relay, .. } = invitation;
-    format!(
-        "# Written by `mobile enroll`. docs/use/agent.md describes the other settings.\n\n\
-         [relay]\nendpoint = \"{endpoint}\"\npublic_key = \"{relay}\"\n\n\
-         [identity]\n# Relative to the directory of this file.\nprivate_key_file = \"agent.key\"\n"
-    )
 }
 
 /// Redeems the invitation and returns the name that the relay gave this host.
@@ -236,9 +227,11 @@ fn next_step(why: EnrolmentRefusal) -> &'static str {
         EnrolmentRefusal::Used => {
             "ask the relay's owner for a new invitation (`home-relay revoke NAME`, then `home-relay invite NAME`)"
         }
-        EnrolmentRefusal::Unknown | EnrolmentRefusal::Expired => {
-            "ask the relay's owner for a new invitation (`home-relay invite NAME`)"
+        EnrolmentRefusal::Expired => {
+            "ask the relay's owner for a new invitation (`home-relay invite NAME`); if this one is new, the relay's clock \
+             is wrong, as its log says"
         }
+        EnrolmentRefusal::Unknown => "ask the relay's owner for a new invitation (`home-relay invite NAME`)",
         EnrolmentRefusal::KeyTaken => {
             "write a configuration for this host's key, or move the key away to enrol with a new one"
         }
@@ -354,7 +347,7 @@ mod tests {
             assert_eq!(mode & 0o7777, 0o600, "{name}");
         }
         let loaded = Config::load(Some(&config)).unwrap();
-        assert_eq!(PrivateKey::load(&loaded.identity.private_key_file).unwrap().public(), key);
+        assert_eq!(load_key(&loaded.identity.private_key_file).unwrap().public(), key);
         let relay = loaded.relay_identity().unwrap();
         assert_eq!((relay.endpoint, relay.public_key), (invitation().endpoint, invitation().relay));
     }

@@ -78,14 +78,14 @@ fn invalid_settings_are_named_in_the_error() {
         ("[tunnel]\nmtu = 500", "1280"),
         ("[tunnel]\naddresses = [\"relay\"]", "addresses"),
         ("[routing]\ntable = 254", "table 254"),
-        ("[tunnel]\nqueue = \"fiar\"", "did you mean `fair`"),
+        ("[tunnel]\nqueue = \"fiar\"", "write \"fair\" or \"fifo\""),
         ("[routing]\nmark = 0x100\nmark_mask = 0xff", "mark_mask"),
         ("[routing]\nrule_priority = 40000", "rule_priority"),
         ("[uplink]\nprefer = [\"[\"]", "prefer"),
         ("[uplink]\nstandby = [\"[\"]", "standby"),
         ("[uplink]\nstandby = true", "standby"),
         ("[routing]\ntabel = 3", "tabel"),
-        ("[routing]\non_failure = \"opne\"", "did you mean `open`"),
+        ("[routing]\non_failure = \"opne\"", "write \"closed\" or \"open\""),
     ] {
         let error = format!("{:#}", load(text).unwrap_err());
         assert!(error.contains(part), "{text}: {error}");

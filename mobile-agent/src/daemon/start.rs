@@ -11,7 +11,6 @@ use mobile_host::control::Listener;
 use mobile_host::state_file::StateFile;
 use mobile_netlink::Netlink;
 use mobile_proto::Limits;
-use mobile_transport::keys::PrivateKey;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,7 +18,7 @@ use tokio::task::JoinSet;
 use super::kernel_objects::{self, KernelObjects};
 use super::network::NetworkThread;
 use crate::agent::{Agent, BypassList, CleanUpRequest, Identity, MobileProcesses, SessionHandles};
-use crate::config::{Config, globs};
+use crate::config::{Config, globs, load_key};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::Job;
 use crate::selection::cgroup_lock::CgroupLock;
@@ -61,8 +60,7 @@ pub(super) async fn start(
         "the agent creates a device, routes and eBPF programs, so it must run as root: try it with sudo"
     );
     let relay = config.relay_identity()?;
-    let key = PrivateKey::load(&config.identity.private_key_file)
-        .context("this host has no key: create one with `mobile keygen`")?;
+    let key = load_key(&config.identity.private_key_file).context("[identity] private_key_file")?;
     let preferences = preferences(&config)?;
     let listener = listen(&config)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use mobile_host::text::printable;
 use mobile_netlink::{Family, ListedRule, RouteLookup};
 
@@ -94,17 +95,29 @@ impl HostState<'_> {
         lines.iter().map(|line| format!("  {line}\n")).collect()
     }
 
-    /// Describes the route of a connected socket in one line.
+    /// Describes the route of a connected socket in one line. `mobile` says whether the process is
+    /// mobile, and `marked` whether the socket uses the tunnel.
     pub(super) fn socket(
         &self,
         connection: &Connection,
         mobile: bool,
+        marked: bool,
         route: Option<&RouteLookup>,
     ) -> String {
         let Connection { transport, local, remote } = connection;
         let protocol = transport.word();
-        let kind = if mobile { "through the tunnel" } else { "direct" };
+        let kind = match self.bypass(remote.ip()).filter(|_| mobile && !marked) {
+            Some(net) => format!("direct, because {net} is bypassed (`mobile bypass list`)"),
+            None if marked => "through the tunnel".to_owned(),
+            None => "direct".to_owned(),
+        };
         format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.describe_route(route))
+    }
+
+    /// Returns the smallest bypassed network that contains the destination.
+    fn bypass(&self, to: IpAddr) -> Option<&IpNet> {
+        let nets = self.routing.bypass.iter().filter(|net| net.contains(&to));
+        nets.max_by_key(|net| net.prefix_len())
     }
 
     /// Describes the rule that leads to the route. The kernel reports the table only, so the rule
@@ -113,7 +126,11 @@ impl HostState<'_> {
         let family = Family::from(new.to);
         let mark = if self.is_marked(new.mobile) { self.routing.mark } else { 0 };
         let fits = |rule: &&ListedRule| rule.family == family && rule.matches_mark(mark, u32::MAX);
+        let thrown = self.bypass(new.to).filter(|_| self.is_marked(new.mobile));
         let Some(route) = route else {
+            if let Some(net) = thrown {
+                return self.after_throw(net, "no later rule has a route");
+            }
             let ours = |rule: &&ListedRule| rule.table == Some(self.routing.table);
             return match self.rules.iter().filter(fits).find(ours) {
                 Some(rule) => format!("rule `{rule}`"),
@@ -121,10 +138,22 @@ impl HostState<'_> {
             };
         };
         let table = table_of(route);
-        match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
+        let rule = match self.rules.iter().filter(fits).find(|rule| rule.table == Some(table)) {
             Some(rule) => format!("rule `{rule}`"),
             None => format!("a rule with more conditions than the mark leads to table {table}"),
+        };
+        match thrown.filter(|_| !route.local && table != self.routing.table) {
+            Some(net) => self.after_throw(net, &rule),
+            None => rule,
         }
+    }
+
+    /// Describes how a bypassed connection gets past the MOBILE route to the rule `next`.
+    fn after_throw(&self, net: &IpNet, next: &str) -> String {
+        format!(
+            "table {} has a throw route for the bypassed network {net}, so the next rules apply: {next}",
+            self.routing.table
+        )
     }
 
     fn describe_route(&self, route: Option<&RouteLookup>) -> String {
@@ -144,8 +173,14 @@ impl HostState<'_> {
 
     fn outcome(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
         let table = self.routing.table;
-        let bypass = self.routing.bypass.iter().find(|net| net.contains(&new.to));
+        let bypass = self.bypass(new.to).filter(|_| new.mobile);
         let tunnel = |route: &RouteLookup| route.oif.is_some_and(|oif| self.name(oif) == self.device);
+        if let (Some(net), None) = (bypass, route) {
+            return format!(
+                "result: fails, because {net} is bypassed (`mobile bypass list`), and this host has no direct route \
+                 to it"
+            );
+        }
         match (new.mobile, route) {
             (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
             (true, None) => format!(
@@ -160,14 +195,14 @@ impl HostState<'_> {
             (_, Some(route)) if tunnel(route) => {
                 format!("result: goes through the tunnel: from {} over the active uplink", self.device)
             }
-            (true, Some(_)) if self.open => {
-                "result: goes directly, as every new connection until there is a session again".to_owned()
-            }
-            (true, Some(_)) => match bypass {
+            (true, Some(route)) => match bypass {
                 Some(net) => {
-                    format!(
-                        "result: goes directly, because {net} is bypassed (`mobile bypass list`): table {table} has a throw route for it"
-                    )
+                    let device =
+                        route.oif.map_or_else(String::new, |oif| format!(" over {}", self.name(oif)));
+                    format!("result: goes directly{device}, because {net} is bypassed (`mobile bypass list`)")
+                }
+                None if self.open => {
+                    "result: goes directly, as every new connection until there is a session again".to_owned()
                 }
                 None if is_link_local(new.to) => {
                     "result: goes directly, because the destination is on the link itself".to_owned()
@@ -206,6 +241,7 @@ fn table_of(route: &RouteLookup) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::selection::process::Transport;
 
     fn rule(priority: u32, fwmark: Option<(u32, u32)>, table: u32) -> ListedRule {
         ListedRule {
@@ -288,8 +324,39 @@ mod tests {
         let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
         assert_says(&text, &["although the process is mobile"]);
         routing.bypass.push("192.0.2.0/24".parse().unwrap());
+        routing.bypass.push("192.0.0.0/16".parse().unwrap());
         let text = host(&routing).new_connection(MOBILE, Some(&route(254, 2)));
-        assert_says(&text, &["192.0.2.0/24 is bypassed", "lookup main"]);
+        assert_says(
+            &text,
+            &[
+                "table 7700 has a throw route for the bypassed network 192.0.2.0/24, so the next rules apply: rule \
+                 `32766: from all lookup main`",
+                "result: goes directly over eth0, because 192.0.2.0/24 is bypassed",
+            ],
+        );
+        let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
+        assert!(!text.contains("bypassed"), "{text}");
+    }
+
+    #[test]
+    fn a_bypassed_connection_does_not_wait_for_the_tunnel() {
+        let routing = Routing { bypass: vec!["192.0.2.0/24".parse().unwrap()], ..Routing::default() };
+        let text = host(&routing).new_connection(MOBILE, None);
+        assert_says(&text, &["no later rule has a route", "result: fails, because 192.0.2.0/24 is bypassed"]);
+        let open = HostState { open: true, session: Some(false), ..host(&routing) };
+        let text = open.new_connection(MOBILE, Some(&route(254, 2)));
+        assert_says(&text, &["because 192.0.2.0/24 is bypassed"]);
+    }
+
+    #[test]
+    fn a_bypassed_socket_of_a_mobile_process_is_described_with_the_network() {
+        let routing = Routing { bypass: vec!["192.0.2.0/24".parse().unwrap()], ..Routing::default() };
+        let (local, remote) = ("10.22.0.2:5000".parse().unwrap(), "192.0.2.2:22".parse().unwrap());
+        let connection = Connection { transport: Transport::Tcp, local, remote };
+        let text = host(&routing).socket(&connection, true, false, Some(&route(254, 2)));
+        assert_says(&text, &["direct, because 192.0.2.0/24 is bypassed", "via 10.22.0.1 dev eth0"]);
+        let text = host(&routing).socket(&connection, false, false, Some(&route(254, 2)));
+        assert!(!text.contains("bypassed"), "{text}");
     }
 
     #[test]

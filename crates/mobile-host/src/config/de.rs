@@ -1,15 +1,17 @@
 //! Deserializes the merged tree of configuration values into the type that the caller wants.
 //!
-//! serde passes the names of a struct's fields to the deserializer, so unknown keys are detected,
-//! and the nearest known key suggested, without a separate list of names.
+//! serde passes the expected type and the values of an enum to the deserializer, so an error names
+//! the accepted values without a separate list.
 
 use std::collections::btree_map;
 use std::fmt;
 
-use serde::de::{self, Deserialize, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer as _, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::expected::{self, Expected};
 use super::node::{Node, Value};
+use crate::duration;
 
 /// The reason why a configuration cannot be used, with its place: file and line, variable or flag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,17 +44,6 @@ impl std::error::Error for ConfigError {}
 impl de::Error for ConfigError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self { message: message.to_string(), missing: None, has_origin: false }
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        let advice = match nearest(variant, expected) {
-            Some(name) => format!("did you mean `{name}`?"),
-            None => {
-                let names: Vec<_> = expected.iter().map(|name| format!("`{name}`")).collect();
-                format!("known values are {}", names.join(", "))
-            }
-        };
-        Self::custom(format!("unknown value `{variant}`; {advice}"))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -95,35 +86,43 @@ impl NodeAt<'_> {
         }
     }
 
-    fn refuse_unknown(&self, fields: &'static [&'static str]) -> Result<(), ConfigError> {
-        let Value::Table(table) = &self.node.value else { return Ok(()) };
-        let Some((key, node)) = table.iter().find(|(key, _)| !fields.contains(&key.as_str())) else {
-            return Ok(());
-        };
-        let section = self.path.is_empty() && matches!(node.value, Value::Table(_));
-        let quoted = |name: &str| if section { format!("[{name}]") } else { format!("`{name}`") };
-        let what = if section { "section" } else { "key" };
-        let inside = if self.path.is_empty() { String::new() } else { format!(" in [{}]", self.path) };
-        let advice = match nearest(key, fields) {
-            Some(name) => format!("did you mean {}?", quoted(name)),
-            None => {
-                let names: Vec<_> = fields.iter().map(|name| quoted(name)).collect();
-                format!("known {what}s are {}", names.join(", "))
-            }
-        };
-        let origin = node.origin.as_str();
-        Err(ConfigError::new(format!("{origin}: unknown {what} {}{inside}; {advice}", quoted(key))))
+    /// Returns the error for a value that the target type does not accept; `form` says what to
+    /// write.
+    fn refused(&self, form: &str) -> ConfigError {
+        self.with_origin(de::Error::custom(format!("{} is not accepted: write {form}", self.node.value)))
     }
-}
 
-/// Returns the known name that is most similar to `key`, if it may be a misspelling.
-///
-/// A Jaro similarity of 0.8 accepts a dropped, doubled or swapped letter and a missing underscore,
-/// and rejects names that only begin alike.
-fn nearest(key: &str, known: &[&'static str]) -> Option<&'static str> {
-    let similarity = |name: &str| strsim::jaro(key, name);
-    let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
-    (similarity(best) >= 0.8).then_some(best)
+    /// Passes a text to the visitor. A network is checked first, because its own error does not say
+    /// what is wrong.
+    fn visit_text<'de, V: Visitor<'de>>(
+        &self,
+        text: &str,
+        expected: Expected,
+        visitor: V,
+    ) -> Result<V::Value, ConfigError> {
+        match expected.network(text) {
+            Some(Ok(network)) => visitor.visit_str(&network),
+            Some(Err(error)) => Err(self.with_origin(de::Error::custom(error))),
+            None => visitor.visit_str(text),
+        }
+    }
+
+    /// Reads a duration. A number without a unit is seconds, as earlier versions wrote it.
+    fn deserialize_duration<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        let seconds = match &self.node.value {
+            Value::Integer(number) => u64::try_from(*number).ok(),
+            Value::Untyped(text) => text.parse().ok(),
+            _ => None,
+        };
+        let Some(seconds) = seconds else { return self.deserialize_any(visitor) };
+        tracing::warn!(
+            "{}: {}{seconds} has no unit and is read as seconds: write \"{}\"",
+            self.node.origin.as_str(),
+            self.label(),
+            duration::format_seconds(seconds)
+        );
+        visitor.visit_u64(seconds)
+    }
 }
 
 macro_rules! integers {
@@ -135,10 +134,10 @@ macro_rules! integers {
                         Some(hex) => <$type>::from_str_radix(hex, 16),
                         None => text.parse::<$type>(),
                     };
-                    let number = parsed.map_err(|_| {
-                        self.with_origin(de::Error::invalid_value(de::Unexpected::Str(text), &visitor))
-                    });
-                    visitor.$visit(number?)
+                    match parsed {
+                        Ok(number) => visitor.$visit(number),
+                        Err(_) => self.deserialize_any(visitor),
+                    }
                 }
                 _ => self.deserialize_any(visitor),
             }
@@ -150,6 +149,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     type Error = ConfigError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
+        let expected = Expected::by(&visitor);
         let outcome = match &self.node.value {
             Value::Table(table) => {
                 visitor.visit_map(TableAccess { table: table.iter(), next: None, path: self.path })
@@ -158,19 +158,15 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
             Value::Bool(value) => visitor.visit_bool(*value),
             Value::Integer(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
-            Value::Text(text) | Value::Untyped(text) => visitor.visit_str(text),
+            Value::Text(text) | Value::Untyped(text) => self.visit_text(text, expected, visitor),
+            Value::Bare(text) => self
+                .visit_text(text, expected, visitor)
+                .and_then(|_| Err(self.refused(&format!("\"{text}\", in quotes")))),
         };
-        outcome.map_err(|error| self.with_origin(error))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, ConfigError> {
-        self.refuse_unknown(fields)?;
-        self.deserialize_any(visitor)
+        outcome.map_err(|error| match expected.form() {
+            Some(form) if !error.has_origin && error.missing.is_none() => self.refused(form),
+            _ => self.with_origin(error),
+        })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
@@ -179,30 +175,34 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, ConfigError> {
-        visitor.visit_newtype_struct(self)
+        match name {
+            duration::TYPE_NAME => self.deserialize_duration(visitor),
+            _ => visitor.visit_newtype_struct(self),
+        }
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _variants: &'static [&'static str],
+        variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, ConfigError> {
-        let outcome = match &self.node.value {
-            Value::Text(text) | Value::Untyped(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            _ => Err(de::Error::custom("expected a single word")),
-        };
-        outcome.map_err(|error| self.with_origin(error))
+        match &self.node.value {
+            Value::Text(text) | Value::Untyped(text) if variants.contains(&text.as_str()) => {
+                visitor.visit_enum(text.as_str().into_deserializer()).map_err(|error| self.with_origin(error))
+            }
+            _ => Err(self.refused(&expected::one_of(variants))),
+        }
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ConfigError> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_bool(value),
-            Err(_) => Err(self.with_origin(de::Error::custom("expected `true` or `false`"))),
+            Err(_) => self.deserialize_any(visitor),
         }
     }
 
@@ -223,7 +223,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
         let Value::Untyped(text) = &self.node.value else { return self.deserialize_any(visitor) };
         match text.parse() {
             Ok(value) => visitor.visit_f64(value),
-            Err(_) => Err(self.with_origin(de::Error::custom("expected a number"))),
+            Err(_) => self.deserialize_any(visitor),
         }
     }
 
@@ -234,7 +234,7 @@ impl<'de> de::Deserializer<'de> for NodeAt<'_> {
     );
 
     forward_to_deserialize_any! {
-        i128 u128 f32 char str string bytes byte_buf unit unit_struct tuple tuple_struct map identifier ignored_any
+        i128 u128 f32 char str string bytes byte_buf unit unit_struct tuple tuple_struct map struct identifier ignored_any
     }
 }
 
@@ -257,7 +257,8 @@ impl<'de> de::MapAccess<'de> for TableAccess<'_> {
         let (key, node) =
             self.next.take().ok_or_else(|| ConfigError::new("a value was read before its key"))?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        seed.deserialize(NodeAt { node, path: &path })
+        let node = NodeAt { node, path: &path };
+        seed.deserialize(node).map_err(|error| node.with_origin(error))
     }
 }
 
@@ -275,39 +276,7 @@ impl<'de> de::SeqAccess<'de> for ListAccess<'_> {
         seed: T,
     ) -> Result<Option<T::Value>, ConfigError> {
         let path = self.path;
-        self.list.next().map(|node| seed.deserialize(NodeAt { node, path })).transpose()
-    }
-}
-
-/// Returns the names of a struct's fields; returns none if `T` is not a struct.
-pub(super) fn field_names<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
-    let mut names: &'static [&'static str] = &[];
-    // The probe records the names and then always fails.
-    let _ = T::deserialize(FieldNameProbe(&mut names));
-    names
-}
-
-struct FieldNameProbe<'a>(&'a mut &'static [&'static str]);
-
-impl<'de> de::Deserializer<'de> for FieldNameProbe<'_> {
-    type Error = de::value::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
-        Err(de::Error::custom("not a struct"))
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        fields: &'static [&'static str],
-        _visitor: V,
-    ) -> Result<V::Value, Self::Error> {
-        *self.0 = fields;
-        Err(de::Error::custom("the probe has recorded the field names"))
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        let item = |node: NodeAt<'_>| seed.deserialize(node).map_err(|error| node.with_origin(error));
+        self.list.next().map(|node| item(NodeAt { node, path })).transpose()
     }
 }

@@ -1,7 +1,10 @@
 //! Merges the sources of the configuration (file, environment and flags) into one tree, in which
 //! each node records the origin of its value.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
 use std::rc::Rc;
 
 use toml::Spanned;
@@ -41,20 +44,44 @@ pub(super) enum Value {
     /// Text from the environment or a flag; the deserializer parses it as the type of the target
     /// field.
     Untyped(String),
+    /// A word of the file that is not TOML, because its quotes are missing: `fifo`, `24h` or `no`.
+    Bare(String),
+}
+
+/// Formats a value as it is written in the file, except for lists and tables.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(_) => f.write_str("a table"),
+            Self::List(_) => f.write_str("a list"),
+            Self::Bool(value) => value.fmt(f),
+            Self::Integer(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+            Self::Text(text) | Self::Untyped(text) => write!(f, "{text:?}"),
+            Self::Bare(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Node {
     /// Parses a TOML document; `file` is the name of the document in error messages.
+    ///
+    /// A word without quotes becomes [`Value::Bare`], so that the error for it can name the
+    /// accepted values.
     pub(super) fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let source = Source { file, text };
-        let document = DeTable::parse(text).map_err(|error| {
-            let origin = match error.span() {
-                Some(span) => source.origin(span.start),
-                None => Origin::new(file.to_owned()),
-            };
-            ConfigError::new(format!("{}: {}", origin.as_str(), error.message().replace('\n', "; ")))
-        })?;
-        source.table(document.get_ref(), Origin::new(file.to_owned()))
+        let (document, errors) = DeTable::parse_recoverable(text);
+        let source = Source { file, text, errors: &errors, bare: RefCell::default() };
+        let root = source.table(document.get_ref(), Origin::new(file.to_owned()))?;
+        // Errors come in the order of the document: report the first that is not in a bare word.
+        let bare = source.bare.borrow();
+        let is_bare = |at: usize| bare.iter().any(|word| (word.start..=word.end).contains(&at));
+        let is_other = |error: &&toml::de::Error| !error.span().is_some_and(|span| is_bare(span.start));
+        let Some(error) = errors.iter().find(is_other) else { return Ok(root) };
+        let origin = match error.span() {
+            Some(span) => source.origin(span.start),
+            None => Origin::new(file.to_owned()),
+        };
+        Err(ConfigError::new(format!("{}: {}", origin.as_str(), error.message().replace('\n', "; "))))
     }
 
     /// Sets the value at the path `keys`, creating missing tables along the path.
@@ -77,6 +104,9 @@ impl Node {
 struct Source<'a> {
     file: &'a str,
     text: &'a str,
+    errors: &'a [toml::de::Error],
+    /// The places of the words that became [`Value::Bare`].
+    bare: RefCell<Vec<Range<usize>>>,
 }
 
 impl Source<'_> {
@@ -84,6 +114,20 @@ impl Source<'_> {
         let before = self.text.as_bytes().iter().take(offset);
         let line = 1 + before.filter(|byte| **byte == b'\n').count();
         Origin::new(format!("{}:{line}", self.file))
+    }
+
+    /// Returns the text of a value that is not TOML because its quotes are missing.
+    fn bare_word(&self, place: Range<usize>) -> Option<String> {
+        let word = self.text.get(place.clone())?;
+        let failed = |error: &toml::de::Error| {
+            error.span().is_some_and(|span| (place.start..=place.end).contains(&span.start))
+        };
+        if word.is_empty() || word.starts_with(['"', '\'', '[', '{']) || !self.errors.iter().any(failed) {
+            return None;
+        }
+        let word = word.to_owned();
+        self.bare.borrow_mut().push(place);
+        Some(word)
     }
 
     fn table(&self, table: &DeTable<'_>, origin: Origin) -> Result<Node, ConfigError> {
@@ -97,6 +141,9 @@ impl Source<'_> {
 
     fn node(&self, spanned: &Spanned<DeValue<'_>>, origin: Origin) -> Result<Node, ConfigError> {
         let unfit = |what: &str| ConfigError::new(format!("{}: {what}", origin.as_str()));
+        if let Some(word) = self.bare_word(spanned.span()) {
+            return Ok(Node { value: Value::Bare(word), origin });
+        }
         let value = match spanned.get_ref() {
             DeValue::String(text) => Value::Text(text.to_string()),
             DeValue::Integer(integer) => {

@@ -118,6 +118,18 @@ fn a_persistent_device_can_be_opened_again_and_removed() {
 }
 
 #[test]
+fn a_missing_capability_is_named() {
+    in_new_namespace(async {
+        let mut own = rustix::thread::capabilities(None).unwrap();
+        own.effective -= rustix::thread::CapabilitySet::NET_ADMIN;
+        rustix::thread::set_capabilities(None, own).unwrap();
+        let error = Tun::open("mobile0", DeviceLifetime::Process, Offloading::Auto).unwrap_err();
+        assert!(matches!(error, TunError::NotAllowed { .. }), "{error}");
+        assert!(error.to_string().contains("root has no CAP_NET_ADMIN here"), "{error}");
+    });
+}
+
+#[test]
 fn a_name_that_is_taken_or_invalid_is_refused() {
     in_new_namespace(async {
         assert!(matches!(

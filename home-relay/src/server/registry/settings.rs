@@ -41,7 +41,7 @@ impl Settings {
             queue_bytes: config.limits.queue_bytes,
             compression: config.tunnel.compression.is_on(),
             fair: config.tunnel.queue.is_fair(),
-            session_idle: config.limits.session_idle(),
+            session_idle: config.limits.session_idle,
             isolate: config.clients.isolate,
             reach: config.clients.reach(),
         }

@@ -57,7 +57,7 @@ fn first_messages() -> [Vec<u8>; 2] {
 
 #[tokio::test]
 async fn a_slow_sender_has_one_deadline_for_the_whole_handshake() {
-    let relay = TestRelay::start(&Limits { handshake_timeout: 1, ..Limits::default() });
+    let relay = TestRelay::start(&Limits { handshake_timeout: Duration::from_secs(1), ..Limits::default() });
     let key = relay.authorize(2);
     let [client_hello, hello] = first_messages();
     assert!(client_hello.len() > 20 && hello.len() > 20, "longer than the deadline at this pace");

@@ -25,7 +25,7 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
     findings.extend(platform.tun.as_ref().map(|tried| match tried {
         Ok(()) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
         Err(error) => {
-            Finding::fail("TUN", error, "run `modprobe tun`; in a container, pass /dev/net/tun to it")
+            Finding::fail("TUN", error, "correct this as the message says: the agent needs it to start")
         }
     }));
     findings
