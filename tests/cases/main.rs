@@ -29,6 +29,7 @@ mod matrix;
 mod metrics;
 mod modes;
 mod neighbours;
+mod other_configuration;
 mod outage;
 mod packages;
 mod programs;
@@ -50,6 +51,7 @@ mod storm;
 mod strangers;
 mod systemd;
 mod transfer;
+mod validation;
 mod vpn;
 mod watch;
 

@@ -136,9 +136,14 @@ impl StagedFiles {
         };
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create the directory {}", dir.display()))?;
-        let key_path = config.with_file_name("agent.key");
+        let text = text(invitation, &config.with_extension("key"));
+        // The agent will expect its key there, unless a variable of the environment says otherwise.
+        let settings = Config::of_text(config, &text)?;
+        settings.relay_identity()?;
+        super::connect::connect_to_own(&settings)?;
+        let key_path = settings.identity.private_key_file;
         ensure!(
-            key_path != config,
+            key_path.file_name() != config.file_name(),
             "--config {} is the name of the key file: choose another name",
             config.display()
         );
@@ -147,11 +152,10 @@ impl StagedFiles {
             (PrivateKey::load(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
-            let file = stage(dir, &format!("{}\n", *key.to_base64()))?;
+            let file = stage(key_path.parent().unwrap_or(dir), &format!("{}\n", *key.to_base64()))?;
             (key, Some((file, key_path)))
         };
-        let config_file = stage(dir, &text(invitation))?;
-        Config::load(Some(config_file.path()))?.relay_identity()?;
+        let config_file = stage(dir, &text)?;
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
 
@@ -188,12 +192,13 @@ fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
     write().with_context(|| format!("cannot write to {}: run this as root", dir.display()))
 }
 
-fn text(invitation: &Invitation) -> String {
+fn text(invitation: &Invitation, key: &Path) -> String {
     let Invitation { endpoint, relay, .. } = invitation;
+    let key = key.file_name().unwrap_or_default().display();
     format!(
         "# Written by `mobile enroll`. docs/use/agent.md describes the other settings.\n\n\
          [relay]\nendpoint = \"{endpoint}\"\npublic_key = \"{relay}\"\n\n\
-         [identity]\n# Relative to the directory of this file.\nprivate_key_file = \"agent.key\"\n"
+         [identity]\n# Relative to the directory of this file.\nprivate_key_file = \"{key}\"\n"
     )
 }
 
