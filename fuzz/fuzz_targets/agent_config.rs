@@ -19,7 +19,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let (text, variables) = mobile_fuzz::file_and_variables(data);
     let path = Path::new("/etc/mobile/agent.toml");
     let read = mobile_host::config::parse::<Config>(path, &text, ENV_PREFIX, variables, &[]);
-    match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
+    match read.map_err(anyhow::Error::from).and_then(|loaded| Config::complete(loaded, path)) {
         Ok(config) => {
             assert!(config.identity.private_key_file.is_absolute());
             let _ = config.relay_identity();

@@ -5,13 +5,19 @@
 //! the socket, and the `cli` and `check` modules are the other end.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
+use mobile_host::control::{Client, ControlError};
 use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::pool::Lease;
-use crate::store::{Client, Forward, ListedClient, NewClient, Protocol};
+use crate::store::{self, Forward, ListedClient, NewClient, Protocol};
+
+/// The environment variable with the path of the admin socket, which overrides the configuration.
+const SOCKET_VARIABLE: &str = "HOME_RELAY_ADMIN_SOCKET";
 
 /// A request to the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,6 +55,8 @@ pub(crate) enum Request {
     /// restores what differs from the configuration.
     #[serde(rename = "look")]
     Reconcile,
+    /// Returns the path of the relay's configuration file.
+    Config,
     /// Forwards a port of this host to a client.
     Forward(Forward),
     /// Deletes a port forward.
@@ -67,7 +75,7 @@ pub(crate) enum Request {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum AdminReply {
     /// The authorised clients, in the order of the request.
-    Authorized(Vec<Client>),
+    Authorized(Vec<store::Client>),
     /// The created invitation.
     Invited {
         /// The relay's public key.
@@ -91,6 +99,8 @@ pub(crate) enum AdminReply {
     Forward(Forward),
     /// The port forwards of every client.
     Forwards(Vec<Forward>),
+    /// The path of the configuration file, without symbolic links.
+    Config(PathBuf),
     /// The request failed; the text gives the reason.
     Error(String),
 }
@@ -144,4 +154,48 @@ pub(crate) struct Reloaded {
     pub(crate) changed: Vec<String>,
     /// The keys that keep their values until a restart.
     pub(crate) kept: Vec<String>,
+}
+
+/// The reason why a command does not talk to the relay on an admin socket.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectError {
+    /// The relay on the socket has another configuration file.
+    #[error(
+        "{} is the socket of the relay with the configuration {}, not {}: name that file with --config, or set \
+         another [admin] socket in one of them",
+        socket.display(), other.display(), config.display()
+    )]
+    OtherRelay {
+        /// The admin socket.
+        socket: PathBuf,
+        /// The configuration file of the relay that answers.
+        other: PathBuf,
+        /// The configuration file of the command.
+        config: PathBuf,
+    },
+    /// The socket cannot be used.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Connects to the relay on `socket` whose configuration file is `config`, a path without symbolic
+/// links; returns `None` if no relay is running.
+///
+/// A relay of an earlier version, which cannot tell its file, passes, and so does any relay whose
+/// socket `HOME_RELAY_ADMIN_SOCKET` names.
+pub(crate) fn connect(socket: &Path, config: &Path) -> Result<Option<Client>, ConnectError> {
+    let mut relay = match Client::connect(socket) {
+        Ok(relay) => relay,
+        Err(ControlError::NotRunning { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if std::env::var_os(SOCKET_VARIABLE).is_some() {
+        return Ok(Some(relay));
+    }
+    match relay.call(&Request::Config)? {
+        AdminReply::Config(other) if other != config => {
+            Err(ConnectError::OtherRelay { socket: socket.to_owned(), other, config: config.to_owned() })
+        }
+        _ => Ok(Some(relay)),
+    }
 }

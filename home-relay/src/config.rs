@@ -1,12 +1,12 @@
 //! The configuration file, relay.toml. Only `[listen] address`, the key and a pool are required.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use ipnet::{Ipv4Net, Ipv6Net};
-use mobile_host::config::MissingFile;
+use mobile_host::config::InstalledPaths;
 use mobile_transport::keys::{KeyError, PrivateKey};
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use crate::pool::Pools;
 use crate::reach::Reach;
 
+mod load;
 mod validate;
+
+pub(crate) use self::load::default_paths;
 
 /// The prefix of environment variables: `HOME_RELAY_LISTEN_ADDRESS` sets `[listen] address`, and so
 /// on.
@@ -22,6 +25,12 @@ pub(crate) const ENV_PREFIX: &str = "HOME_RELAY";
 
 /// The next step when the configuration file does not exist.
 const NO_FILE: &str = "create it with `home-relay init`, or name another with --config FILE";
+/// The paths of the installed relay's files.
+const INSTALLED: InstalledPaths = InstalledPaths {
+    config: "/etc/home-relay/relay.toml",
+    socket: "/run/home-relay/admin.sock",
+    state: "/var/lib/home-relay",
+};
 
 /// The default of `[tunnel] device`.
 pub(crate) const DEFAULT_DEVICE: &str = "home0";
@@ -49,6 +58,9 @@ pub(crate) struct Config {
     pub(crate) metrics: Metrics,
     #[serde(default)]
     pub(crate) state: State,
+    /// The configuration file, by which the relay is known to other programs.
+    #[serde(skip)]
+    pub(crate) file: PathBuf,
 }
 
 /// Settings of the section `[listen]`.
@@ -318,7 +330,7 @@ pub(crate) struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: "/run/home-relay/admin.sock".into(), group: None }
+        Self { socket: INSTALLED.socket.into(), group: None }
     }
 }
 
@@ -342,28 +354,11 @@ pub(crate) struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { dir: "/var/lib/home-relay".into() }
+        Self { dir: INSTALLED.state.into() }
     }
 }
 
 impl Config {
-    /// Reads the configuration file and environment variables, checks the settings, and resolves
-    /// the path of the private key.
-    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
-        mobile_host::config::load::<Self>(path, MissingFile::IsError(NO_FILE), ENV_PREFIX, &[])?
-            .complete(path)
-    }
-
-    /// Checks the parsed configuration and resolves the path of the private key, which is relative
-    /// to the directory of `path`.
-    pub(crate) fn complete(mut self, path: &Path) -> anyhow::Result<Self> {
-        let base = path.parent().unwrap_or(Path::new(""));
-        // `init` writes the key beside the file, so that both can be moved together.
-        self.identity.private_key_file = base.join(&self.identity.private_key_file);
-        self.check().with_context(|| format!("the configuration {} is invalid", path.display()))?;
-        Ok(self)
-    }
-
     /// Returns the checked address pools.
     pub(crate) fn pools(&self) -> anyhow::Result<Pools> {
         Ok(Pools::new(self.pool.ipv4, self.pool.ipv6)?)

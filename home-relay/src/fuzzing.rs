@@ -23,7 +23,7 @@ use crate::store::{Forward, ListedClient, NewClient, Protocol, WantedReach};
 pub fn config(text: &str, variables: impl Iterator<Item = (String, String)>) {
     let path = Path::new("/etc/home-relay/relay.toml");
     let read = mobile_host::config::parse::<Config>(path, text, ENV_PREFIX, variables, &[]);
-    match read.map_err(anyhow::Error::from).and_then(|config| config.complete(path)) {
+    match read.map_err(anyhow::Error::from).and_then(|loaded| Config::complete(loaded, path)) {
         Ok(config) => {
             assert!(config.identity.private_key_file.is_absolute());
             assert!(!config.limits.handshake_timeout.is_zero() && !config.limits.session_idle.is_zero());

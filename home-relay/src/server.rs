@@ -27,6 +27,7 @@ use self::demux::Demux;
 use self::listener::Acceptor;
 use self::registry::{Registry, Settings};
 use self::relay::{AppliedState, Relay, forwards};
+use crate::check;
 use crate::config::Config;
 use crate::confine::confinement;
 use crate::footprint::{self, Footprint};
@@ -84,14 +85,14 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 }
 
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
+    // Subscribe before any file or kernel state is made: from here on SIGTERM is an orderly stop.
+    let (mut stop, hangup) = (StopSignals::subscribe()?, signal(SignalKind::hangup())?);
     // Check everything that can fail without touching the kernel's network state first.
+    let admin = bind_admin(&config)?;
+    check::before_start(&config).await?;
     let key = config.identity.load_key().context("[identity] private_key_file")?;
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
-    // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
-    let mut stop = StopSignals::subscribe()?;
-    let hangup = signal(SignalKind::hangup())?;
-    let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
     let clients = fit_leases(&store, pools).await?;

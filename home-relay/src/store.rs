@@ -285,6 +285,23 @@ impl Store {
         }
     }
 
+    /// Checks, without changing anything, that the database in a state directory can be opened, or
+    /// created if it is missing.
+    pub(crate) fn check(dir: &Path) -> Result<(), StoreError> {
+        let path = dir.join(FILE);
+        let failed =
+            |cause: &dyn std::fmt::Display| StoreError::Open { path: path.clone(), cause: cause.to_string() };
+        if !path.try_exists().map_err(|error| failed(&error))? {
+            return mobile_host::directory::check_creatable(dir).map_err(|error| failed(&error));
+        }
+        match schema::builder().open_read_only(&path) {
+            // A database that was not closed is repaired when it is opened for writing.
+            Ok(_) | Err(DatabaseError::RepairAborted) => Ok(()),
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(StoreError::Busy { path }),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
     /// Upgrades an open database to the present format if needed.
     fn new(database: Database) -> Result<Self, StoreError> {
         schema::upgrade(&database)?;

@@ -92,11 +92,11 @@ fn a_failed_start_reports_the_cause_and_leaves_nothing_behind() {
     bench.assert_nothing_left();
     assert_eq!(bench.inside(&["sysctl", "-n", "net.ipv4.ip_forward"]).trim(), "0");
 
-    std::fs::write(bench.path("state/relay.redb"), "damaged").unwrap();
+    std::fs::write(bench.path("relay.state/relay.redb"), "damaged").unwrap();
     let error = bench.serve_fails(&[]);
     assert!(error.contains("relay.redb"), "{error}");
     bench.assert_nothing_left();
-    std::fs::remove_file(bench.path("state/relay.redb")).unwrap();
+    std::fs::remove_file(bench.path("relay.state/relay.redb")).unwrap();
 
     bench.give_to_nobody();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];

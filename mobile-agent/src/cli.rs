@@ -11,6 +11,7 @@ mod attach;
 mod bypass;
 mod check;
 mod cleanup;
+mod connect;
 mod enroll;
 mod explain;
 mod fetch_assignment;
@@ -117,12 +118,18 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Connects to the agent at the control socket that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
-    agent_of(&Config::of_client(config)?)
+    agent_of(config, &Config::of_client(config)?)
 }
 
-/// Connects to the agent at the control socket of a loaded configuration.
-fn agent_of(config: &Config) -> anyhow::Result<Client> {
-    Client::connect(&config.control.socket).map_err(not_connected)
+/// Connects to the agent at the control socket of a configuration, loaded from the file that
+/// `--config` names. An agent of another file is an error; without `--config`, any agent at the
+/// default socket will do.
+fn agent_of(path: Option<&Path>, config: &Config) -> anyhow::Result<Client> {
+    let mut agent = Client::connect(&config.control.socket).map_err(not_connected)?;
+    if path.is_some() {
+        connect::check_owner(&mut agent, &config.control.socket, &config.file)?;
+    }
+    Ok(agent)
 }
 
 /// Converts an error of connecting to the agent. If no agent runs, adds how to start it.

@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
-use mobile_host::config::MissingFile;
+use mobile_host::config::InstalledPaths;
 use mobile_transport::keys::{KeyError, PrivateKey, PublicKey};
 use mobile_transport::tunnel_options::{Compression, Offloading, Queueing};
 use serde::{Deserialize, Serialize};
+
+// The path is for the fuzz targets too, which include this file.
+#[path = "config/load.rs"]
+mod load;
 
 /// The configuration's path unless `--config` names another.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
@@ -26,6 +30,10 @@ const NO_FILE: &str = "create it with `mobile enroll`, or name another with --co
 
 /// The name of the host virtual device unless `[tunnel] device` names another.
 pub(crate) const DEFAULT_DEVICE: &str = "mobile0";
+
+/// The paths of the installed agent's files.
+pub(crate) const INSTALLED: InstalledPaths =
+    InstalledPaths { config: DEFAULT_PATH, socket: mobile_control::SOCKET, state: "/var/lib/mobile" };
 
 /// The contents of `agent.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -51,6 +59,9 @@ pub(crate) struct Config {
     pub(crate) metrics: Metrics,
     /// The directory of the state that survives a restart.
     pub(crate) state: State,
+    /// The configuration file, by which the agent is known to other programs.
+    #[serde(skip)]
+    pub(crate) file: PathBuf,
 }
 
 /// The settings of the section `[relay]`.
@@ -246,7 +257,7 @@ impl Default for Control {
 
 impl Default for State {
     fn default() -> Self {
-        Self { dir: "/var/lib/mobile".into() }
+        Self { dir: INSTALLED.state.into() }
     }
 }
 
@@ -260,43 +271,6 @@ pub(crate) struct RelayIdentity {
 }
 
 impl Config {
-    /// Loads the file that `--config` names, or the default file if it exists.
-    pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
-        let (path, missing) = path.map_or((Path::new(DEFAULT_PATH), MissingFile::CountsAsEmpty), |path| {
-            (path, MissingFile::IsError(NO_FILE))
-        });
-        mobile_host::config::load::<Self>(path, missing, ENV_PREFIX, &[])?.complete(path)
-    }
-
-    /// Loads the configuration for a verb that only sends requests to the running agent.
-    ///
-    /// An ordinary user may not read the file that `mobile enroll` wrote. In this case the path of
-    /// the control socket comes from the defaults and the environment.
-    pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
-        Self::load(path).or_else(|error| {
-            let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-            if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
-                return Err(error);
-            }
-            mobile_host::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
-        })
-    }
-
-    /// Returns the defaults with the environment's settings, or the plain defaults if a setting of
-    /// the environment is invalid.
-    pub(crate) fn without_file() -> Self {
-        let read = mobile_host::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
-        read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
-    }
-
-    /// Checks the settings and resolves the key's path relative to the configuration's directory.
-    pub(crate) fn complete(self, path: &Path) -> anyhow::Result<Self> {
-        self.check().with_context(|| format!("in {}", path.display()))?;
-        let dir = path.parent().unwrap_or(Path::new(""));
-        let key = dir.join(&self.identity.private_key_file);
-        Ok(Self { identity: Identity { private_key_file: key }, ..self })
-    }
-
     /// Returns the relay's endpoint and key, which only the agent needs.
     pub(crate) fn relay_identity(&self) -> anyhow::Result<RelayIdentity> {
         let Some(endpoint) = self.relay.endpoint.clone() else {
@@ -348,6 +322,7 @@ impl Config {
             (1..32765).contains(&rule_priority),
             "[routing] rule_priority {rule_priority} is not between the rules of the local table (0) and the main table (32766)"
         );
+        mobile_host::control::check_path(&self.control.socket).context("[control] socket")?;
         for host in &self.metrics.hosts {
             ensure!(
                 mobile_host::metrics::is_host_name(host),

@@ -92,7 +92,7 @@ pub(crate) fn for_cleanup(path: Option<&Path>, state_file: &StateFile) -> anyhow
                 "broken configuration: cleaning up the kernel objects that the agent recorded"
             );
             if recorded.is_empty() {
-                names.push(Footprint::of(&Config::without_file()));
+                names.push(Footprint::of(&Config::without_file(Path::new(config::DEFAULT_PATH))));
             }
         }
     }

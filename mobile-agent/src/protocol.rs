@@ -1,5 +1,7 @@
 //! The requests and replies on the control socket, one JSON object a line.
 
+use std::path::PathBuf;
+
 use ipnet::IpNet;
 use mobile_control::Call;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,8 @@ pub(crate) enum Request {
         /// Whether to add the network; otherwise it is removed.
         add: bool,
     },
+    /// Return the path of the agent's configuration file.
+    Config,
     /// Remove every kernel object of the agent, then end the agent.
     Cleanup,
     /// Make the processes of systemd's `mobile.slice` mobile, before systemd starts any of them.
@@ -72,6 +76,8 @@ pub(crate) enum Reply {
     Uplinks(Uplinks),
     /// The reply to `Bypasses`.
     Bypasses(Vec<IpNet>),
+    /// The reply to `Config`: the path without symbolic links.
+    Config(PathBuf),
 }
 
 /// The result of `Attach` or `Detach` for one process.

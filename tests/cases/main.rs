@@ -31,6 +31,7 @@ mod matrix;
 mod metrics;
 mod modes;
 mod neighbours;
+mod other_configuration;
 mod outage;
 mod packages;
 mod programs;
@@ -52,6 +53,7 @@ mod storm;
 mod strangers;
 mod systemd;
 mod transfer;
+mod validation;
 mod vpn;
 mod watch;
 

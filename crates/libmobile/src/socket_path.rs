@@ -32,12 +32,15 @@ impl Default for Control {
 /// file `config`, else the default. Fails with EACCES if the configuration may not be read, and
 /// with EBADMSG if it cannot be parsed.
 pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
+    // As all paths in the configuration, that of the socket is relative to its directory.
+    let relative = |path: PathBuf| config.parent().unwrap_or(Path::new("/")).join(path);
     if let Some(path) = variable {
-        return Ok(path.into());
+        return Ok(relative(path.into()));
     }
     match fs::read_to_string(config) {
         Ok(text) => {
-            toml::from_str::<Config>(&text).map(|config| config.control.socket).map_err(|_| Errno::EBADMSG)
+            let parsed = toml::from_str::<Config>(&text).map_err(|_| Errno::EBADMSG)?;
+            Ok(relative(parsed.control.socket))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Control::default().socket),
         Err(error) => Err(error.raw_os_error().map_or(Errno::EBADMSG, Errno::from_raw)),
@@ -58,6 +61,7 @@ mod tests {
         fs::write(&config, "[control]\nsocket = \"/tmp/a.sock\"\ngroup = \"staff\"\n").unwrap();
         assert_eq!(find(None, &config), Ok("/tmp/a.sock".into()));
         assert_eq!(find(Some("/tmp/b.sock".into()), &config), Ok("/tmp/b.sock".into()));
+        assert_eq!(find(Some("b.sock".into()), &config), Ok(dir.path().join("b.sock")));
         fs::write(&config, "[control]\nsocket = \n").unwrap();
         assert_eq!(find(None, &config), Err(Errno::EBADMSG));
         assert_eq!(find(None, dir.path()), Err(Errno::EISDIR));

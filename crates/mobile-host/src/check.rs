@@ -1,7 +1,7 @@
 //! The findings of `mobile check` and `home-relay check`: one line each, with the next step for
 //! every finding that is not `ok`.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
@@ -59,6 +59,31 @@ impl Finding {
     }
 }
 
+impl fmt::Display for Finding {
+    /// Formats the finding in one line, without its level.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Messages of the kernel or a resolver may contain line ends, and scripts count lines.
+        let line =
+            |text: &str| printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned();
+        write!(f, "{}: {}", self.topic, line(&self.seen))?;
+        self.next_step.iter().try_for_each(|next| write!(f, "; what to do: {}", line(next)))
+    }
+}
+
+/// The failed findings because of which a daemon cannot work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckError(Vec<Finding>);
+
+impl fmt::Display for CheckError {
+    /// Formats the findings as the `check` command does, one a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let findings: Vec<String> = self.0.iter().map(Finding::to_string).collect();
+        f.write_str(&findings.join("\n"))
+    }
+}
+
+impl std::error::Error for CheckError {}
+
 impl CheckReport {
     /// Creates a report from `findings` and derives [`ok`](Self::ok) from their levels.
     #[must_use]
@@ -79,23 +104,31 @@ impl CheckReport {
     #[must_use]
     pub fn render(&self) -> String {
         let mut text = String::new();
-        for Finding { level, topic, seen, next_step } in &self.findings {
-            let word = match level {
+        for finding in &self.findings {
+            let word = match finding.level {
                 Level::Ok => "ok",
                 Level::Warn => "warn",
                 Level::Fail => "FAIL",
             };
-            // Messages of the kernel or a resolver may contain line ends, and scripts count lines.
-            let line =
-                |text: &str| printable(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned();
             // Writing to a `String` cannot fail.
-            let _ = write!(text, "{word:<5} {topic}: {}", line(seen));
-            if let Some(next) = next_step {
-                let _ = write!(text, "; what to do: {}", line(next));
-            }
-            text.push('\n');
+            let _ = writeln!(text, "{word:<5} {finding}");
         }
         text
+    }
+
+    /// Returns the report of a daemon about itself: its failed findings as one error, or else those
+    /// of level `warn`, for its log.
+    ///
+    /// # Errors
+    /// When a finding has the level `fail`.
+    pub fn into_warnings(self) -> Result<Vec<Finding>, CheckError> {
+        let ok = self.ok;
+        let of_level = |level| self.findings.into_iter().filter(move |finding| finding.level == level);
+        if ok {
+            Ok(of_level(Level::Warn).collect())
+        } else {
+            Err(CheckError(of_level(Level::Fail).collect()))
+        }
     }
 }
 
@@ -114,6 +147,16 @@ mod tests {
         assert!(!report.ok);
         assert!(report.render().ends_with("\nFAIL  key: none; what to do: make one\n"));
         assert_eq!(report.failures(), "1 of 3 findings is FAIL");
+    }
+
+    #[test]
+    fn a_daemon_refuses_with_the_failed_findings_and_logs_the_others() {
+        let warn = Finding::warn("tun", "slow", "load it");
+        let findings = vec![Finding::ok("kernel", "6.18"), warn.clone()];
+        assert_eq!(CheckReport::new(findings.clone()).into_warnings(), Ok(vec![warn]));
+        let failed = [Finding::fail("key", "none", "make one"), Finding::fail("port", "taken", "free it")];
+        let error = CheckReport::new([findings, failed.to_vec()].concat()).into_warnings().unwrap_err();
+        assert_eq!(error.to_string(), "key: none; what to do: make one\nport: taken; what to do: free it");
     }
 
     #[test]

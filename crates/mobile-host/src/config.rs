@@ -1,22 +1,25 @@
-//! Loads a configuration from defaults, a TOML file, environment variables and command-line flags,
-//! in ascending order of precedence.
+//! Loads a configuration from defaults, a TOML file and environment variables, in ascending order
+//! of precedence.
 //!
 //! The type to load is a struct of sections, each a struct of keys, as in the TOML file. The names
 //! of the structs' fields are the known names; any other name is an error. Every error names the
-//! place: file and line, variable, or flag.
+//! place, file and line or variable, also that of a check after loading ([`Loaded::complete`]).
 
+mod beside;
 mod de;
 mod expected;
 mod names;
 mod node;
 
 use std::env;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+pub use beside::{DefaultPaths, InstalledPaths, identity};
 pub use de::ConfigError;
 use names::Names;
 use node::{Node, Origin};
@@ -30,12 +33,37 @@ pub enum MissingFile {
     CountsAsEmpty,
 }
 
-/// Loads the configuration from the file at `path`, the environment and `overrides`.
+/// The settings that were loaded, with the origin of each: file and line, or variable.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    settings: T,
+    root: Node,
+}
+
+impl<T> Loaded<T> {
+    /// Passes the settings to `complete`, which checks conditions that their types do not express.
+    ///
+    /// # Errors
+    /// The error of `complete`, after the origin of the setting that its text names as
+    /// `[section] key`. Where the text names several keys of the section, an environment variable
+    /// precedes the file, because it was set last.
+    pub fn complete<E: Display>(self, complete: impl FnOnce(T) -> Result<T, E>) -> Result<T, ConfigError> {
+        let Self { settings, root } = self;
+        complete(settings).map_err(|error| {
+            let message = format!("{error:#}");
+            let origin = root.origin_of(&message);
+            ConfigError::new(format!("{}: {message}", origin.as_str()))
+        })
+    }
+}
+
+/// Loads the configuration from `defaults`, the file at `path` and the environment.
 ///
 /// - `env_prefix`: `MOBILE` or `HOME_RELAY`. The variable `MOBILE_RELAY_ENDPOINT` sets `endpoint`
 ///   in `[relay]`; commas separate the items of a list. Variables that name no section are ignored,
 ///   unless only the section is misspelled.
-/// - `overrides`: the values of flags, such as `("relay.endpoint", "…")`.
+/// - `defaults`: the values of settings whose defaults depend on `path`, such as
+///   `("control.socket", "…")`.
 ///
 /// # Errors
 /// When the file cannot be read or is not TOML, or when any source has an unknown key or an invalid
@@ -44,39 +72,32 @@ pub fn load<T: DeserializeOwned>(
     path: &Path,
     missing: MissingFile,
     env_prefix: &str,
-    overrides: &[(&str, String)],
-) -> Result<T, ConfigError> {
-    load_from(path, missing, env_prefix, environment(), overrides)
+    defaults: &[(&str, String)],
+) -> Result<Loaded<T>, ConfigError> {
+    let text = read_file(path, missing)?;
+    parse(path, &text, env_prefix, environment(), defaults)
 }
 
-/// Loads the configuration from the defaults and the environment only, for a user who may not read
-/// the configuration file.
+/// Loads the configuration from `defaults` and the environment only, for a user who may not read
+/// the configuration file at `path`.
 ///
 /// # Errors
 /// When the environment has an unknown key or an invalid value.
-pub fn load_without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, ConfigError> {
-    parse(Path::new(""), "", env_prefix, environment(), &[])
-}
-
-fn environment() -> impl Iterator<Item = (String, String)> {
-    env::vars_os().filter_map(|(name, value)| {
-        // Every setting is text, so a variable that is not valid UTF-8 cannot be one.
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    })
-}
-
-fn load_from<T: DeserializeOwned>(
+pub fn load_without_file<T: DeserializeOwned>(
     path: &Path,
-    missing: MissingFile,
     env_prefix: &str,
-    environment: impl Iterator<Item = (String, String)>,
-    overrides: &[(&str, String)],
-) -> Result<T, ConfigError> {
-    let text = read_file(path, missing)?;
-    parse(path, &text, env_prefix, environment, overrides)
+    defaults: &[(&str, String)],
+) -> Result<Loaded<T>, ConfigError> {
+    parse(path, "", env_prefix, environment(), defaults)
 }
 
-/// Parses the text of a configuration file and merges the environment and `overrides` into it.
+/// Returns all environment variables that are valid UTF-8: every setting is text, so no other
+/// variable can be one.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Parses the text of a configuration file and merges the environment and `defaults` into it.
 ///
 /// Errors refer to the file as `path`, which is not opened.
 ///
@@ -87,21 +108,22 @@ pub fn parse<T: DeserializeOwned>(
     text: &str,
     env_prefix: &str,
     environment: impl Iterator<Item = (String, String)>,
-    overrides: &[(&str, String)],
-) -> Result<T, ConfigError> {
-    let mut root = Node::parse(&path.display().to_string(), text)?;
+    defaults: &[(&str, String)],
+) -> Result<Loaded<T>, ConfigError> {
+    let file = path.display().to_string();
+    let mut root = Node::parse(&file, text)?;
     let names = Names::of::<T>();
     for (name, value) in environment {
         if let Some((section, key)) = names.split_variable(&name, env_prefix)? {
-            root.set(&[section, &key], value, &Origin::new(format!("environment variable {name}")));
+            root.set(&[section, &key], value, &Origin::variable(&name));
         }
     }
-    for (key, value) in overrides {
+    for (key, value) in defaults {
         let keys: Vec<_> = key.split('.').collect();
-        root.set(&keys, value.clone(), &Origin::new("command line".to_owned()));
+        root.set_missing(&keys, value.clone(), &Origin::new(file.clone()));
     }
     names.check(&root)?;
-    de::deserialize(&root)
+    Ok(Loaded { settings: de::deserialize(&root)?, root })
 }
 
 fn read_file(path: &Path, missing: MissingFile) -> Result<String, ConfigError> {
@@ -174,17 +196,24 @@ mod tests {
             Self { dir }
         }
 
-        fn load(&self, env: &[(&str, &str)], flags: &[(&str, String)]) -> Result<Settings, String> {
+        fn load(&self, env: &[(&str, &str)], defaults: &[(&str, String)]) -> Result<Settings, String> {
+            self.loaded(env, defaults).map(|loaded| loaded.settings)
+        }
+
+        fn loaded(
+            &self,
+            env: &[(&str, &str)],
+            defaults: &[(&str, String)],
+        ) -> Result<Loaded<Settings>, String> {
             let environment = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
             let file = self.dir.path().join("agent.toml");
-            load_from(
-                &file,
-                MissingFile::IsError("create it, or name another with --config"),
-                "MOBILE",
-                environment,
-                flags,
-            )
-            .map_err(|error| error.to_string().replace(&format!("{}/", self.dir.path().display()), ""))
+            read_file(&file, MissingFile::IsError("create it, or name another with --config"))
+                .and_then(|text| parse(&file, &text, "MOBILE", environment, defaults))
+                .map_err(|error| self.relative(&error))
+        }
+
+        fn relative(&self, error: &ConfigError) -> String {
+            error.to_string().replace(&format!("{}/", self.dir.path().display()), "")
         }
 
         fn error(&self) -> String {
@@ -206,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn environment_beats_file_and_flags_beat_both() {
+    fn environment_beats_file_and_both_beat_defaults() {
         let case = TestFile::new(VALID);
         let env = [
             ("MOBILE_RELAY_ENDPOINT", "192.0.2.2:443"),
@@ -218,8 +247,13 @@ mod tests {
             ("MOBILE_LOG", "debug"),
             ("HOME_RELAY_ENDPOINT", "none of ours"),
         ];
-        let settings = case.load(&env, &[("relay.endpoint", "192.0.2.3:443".into())]).unwrap();
-        assert_eq!(settings.relay.endpoint, "192.0.2.3:443".parse().unwrap());
+        let defaults =
+            [("relay.endpoint", "192.0.2.3:443".to_owned()), ("relay.key_file", "/default".to_owned())];
+        let settings = case.load(&[], &defaults).unwrap();
+        assert_eq!(settings.relay.endpoint, "192.0.2.1:443".parse().unwrap());
+        assert_eq!(settings.relay.key_file, Some("/default".into()));
+        let settings = case.load(&env, &defaults).unwrap();
+        assert_eq!(settings.relay.endpoint, "192.0.2.2:443".parse().unwrap());
         assert_eq!(settings.relay.key_file, Some("/key".into()));
         let routing = settings.routing;
         assert_eq!((routing.mark, routing.bypass.len(), routing.verbose), (255, 2, true));
@@ -227,24 +261,32 @@ mod tests {
     }
 
     #[test]
+    fn a_check_after_loading_blames_the_place_of_the_setting_that_it_names() {
+        let case = TestFile::new(&format!("{VALID}[routing]\nmark = 7\n"));
+        let blamed = |env: &[(&str, &str)], message: &str| {
+            let loaded = case.loaded(env, &[]).unwrap();
+            case.relative(&loaded.complete(|_| Err::<Settings, _>(message)).unwrap_err())
+        };
+        let message = "[routing] mark 7 is odd, and verbose does not help";
+        assert_eq!(blamed(&[], message), format!("agent.toml:4: {message}"));
+        for variable in ["MOBILE_ROUTING_MARK", "MOBILE_ROUTING_VERBOSE"] {
+            let value = if variable.ends_with("MARK") { "7" } else { "true" };
+            let expected = format!("environment variable {variable}: {message}");
+            assert_eq!(blamed(&[(variable, value)], message), expected);
+        }
+        assert_eq!(blamed(&[], "[routing] mode is odd"), "agent.toml: [routing] mode is odd");
+        assert_eq!(blamed(&[], "odd"), "agent.toml: odd");
+    }
+
+    #[test]
     fn missing_sections_keys_and_files_are_named() {
         assert_eq!(TestFile::new("[relay]\n").error(), "agent.toml:1: [relay] needs the key `endpoint`");
         assert_eq!(TestFile::new("").error(), "agent.toml: the section [relay] is missing");
         let nowhere = Path::new("/nonexistent/agent.toml");
-        let error = load_from::<Settings>(
-            nowhere,
-            MissingFile::IsError("create it, or name another with --config"),
-            "MOBILE",
-            std::iter::empty(),
-            &[],
-        )
-        .unwrap_err();
-        assert!(
-            error.to_string().contains("/nonexistent/agent.toml") && error.to_string().contains("--config")
-        );
-        let flags = [("relay.endpoint", "192.0.2.3:443".to_owned())];
-        load_from::<Settings>(nowhere, MissingFile::CountsAsEmpty, "MOBILE", std::iter::empty(), &flags)
-            .unwrap();
+        let next_step = MissingFile::IsError("create it, or name another with --config");
+        let error = read_file(nowhere, next_step).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/agent.toml") && error.contains("--config"), "{error}");
+        assert_eq!(read_file(nowhere, MissingFile::CountsAsEmpty), Ok(String::new()));
     }
 
     #[test]

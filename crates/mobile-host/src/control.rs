@@ -26,6 +26,8 @@ pub use client::Client;
 pub use peer::Peer;
 pub use user_limit::{ConnectionPermit, UserConnectionLimit};
 
+use crate::directory;
+
 /// The maximum length of a request in bytes; real requests are less than a hundredth of it.
 pub const MAX_REQUEST: usize = 64 * 1024;
 
@@ -38,6 +40,10 @@ pub const MAX_REPLY: usize = 16 * 1024 * 1024;
 /// A command-line program needs milliseconds. A suspended or malicious one must not occupy a
 /// connection for ever.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The maximum length of a socket's path in bytes: `sun_path` has 108 with the final zero
+/// (unix(7)).
+const MAX_PATH: usize = 107;
 
 /// The reason why an operation on a control socket failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +65,14 @@ pub enum ControlError {
     /// The configured group does not exist.
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
+    /// The path of the socket is longer than the kernel accepts.
+    #[error(
+        "the socket's path {path} has {length} bytes, but the kernel accepts at most {MAX_PATH}: set a \
+         shorter path",
+        path = .0.display(),
+        length = .0.as_os_str().len()
+    )]
+    PathTooLong(PathBuf),
     /// A message is longer than [`MAX_REQUEST`] or [`MAX_REPLY`].
     #[error("message too long: at most {MAX_REQUEST} bytes for a request, {MAX_REPLY} for a reply")]
     TooLong,
@@ -76,6 +90,14 @@ pub enum ControlError {
         /// The error of the system call.
         source: io::Error,
     },
+}
+
+/// Checks that the kernel accepts `path` as the path of a socket.
+///
+/// # Errors
+/// When the path is too long.
+pub fn check_path(path: &Path) -> Result<(), ControlError> {
+    if path.as_os_str().len() > MAX_PATH { Err(ControlError::PathTooLong(path.to_owned())) } else { Ok(()) }
 }
 
 /// Returns the text of a system call's error without its number, which says nothing to users.
@@ -118,6 +140,7 @@ impl Listener {
     /// its mode or group cannot be set, the socket is removed again.
     pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, ControlError> {
         let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+        Self::check(path, group)?;
         let group = group.map(find_group).transpose()?;
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             fs::create_dir_all(directory).map_err(io_error)?;
@@ -138,6 +161,22 @@ impl Listener {
         }
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io_error)?;
         Ok(bound)
+    }
+
+    /// Checks, without changing anything, that [`bind`](Self::bind) could bind the socket at `path`
+    /// with this group.
+    ///
+    /// # Errors
+    /// When the path is too long or occupied, its directory cannot be created or written, or the
+    /// group does not exist.
+    pub fn check(path: &Path, group: Option<&str>) -> Result<(), ControlError> {
+        let io_error = |source| ControlError::Io { path: path.to_owned(), source };
+        check_path(path)?;
+        group.map(find_group).transpose()?;
+        match fs::symlink_metadata(path) {
+            Ok(metadata) => assert_socket(path, &metadata),
+            Err(_) => directory::check_creatable(path.parent().unwrap_or(path)).map_err(io_error),
+        }
     }
 
     /// Waits for the next connection.
@@ -219,21 +258,28 @@ impl Connection {
     }
 }
 
-/// Removes the socket file at `path` if no process listens on it.
-fn remove_stale(path: &Path) -> Result<(), ControlError> {
+/// Checks that the existing file at `path` is a socket.
+fn assert_socket(path: &Path, metadata: &fs::Metadata) -> Result<(), ControlError> {
     use std::os::unix::fs::FileTypeExt;
 
+    if metadata.file_type().is_socket() {
+        return Ok(());
+    }
+    let text = "the path exists and is not a socket; move that file away";
+    Err(ControlError::Io {
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::AlreadyExists, text),
+    })
+}
+
+/// Removes the socket file at `path` if no process listens on it.
+fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let io_error = |source| ControlError::Io { path: path.to_owned(), source };
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(io_error)?,
     };
-    if !metadata.file_type().is_socket() {
-        return Err(io_error(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "the path exists and is not a socket; move that file away",
-        )));
-    }
+    assert_socket(path, &metadata)?;
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(stream) if !peer::service_has_ended(&stream) => Err(ControlError::AlreadyRunning(path.to_owned())),
         Ok(_) => fs::remove_file(path).map_err(io_error),

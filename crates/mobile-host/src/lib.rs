@@ -8,7 +8,7 @@
 //!
 //! **Interfaces to the operator**:
 //!
-//! - [`config`] merges the configuration file, environment variables and flags.
+//! - [`config`] merges the configuration file, environment variables and defaults.
 //! - [`log`] and [`metrics`] report what happens; [`declare_metrics!`] declares the metrics of a
 //!   program with the text of their documentation.
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
@@ -30,6 +30,7 @@
 //!
 //! **Files**:
 //!
+//! - [`directory`] checks that files can be created.
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
 //! - [`ownership`] passes files that root creates to the user of the service.
 //!
@@ -67,7 +68,8 @@
 //!
 //! fn parse(text: &str) -> Result<Settings, config::ConfigError> {
 //!     let environment = [("MOBILE_RELAY_ENDPOINT".to_owned(), "192.0.2.1:443".to_owned())];
-//!     config::parse(Path::new("agent.toml"), text, "MOBILE", environment.into_iter(), &[])
+//!     let path = Path::new("agent.toml");
+//!     config::parse(path, text, "MOBILE", environment.into_iter(), &[])?.complete(Ok::<_, String>)
 //! }
 //!
 //! let settings = parse("[relay]\npublic_key = \"k\"\n")?;
@@ -89,6 +91,7 @@ pub mod config;
 pub mod confine;
 pub mod control;
 pub mod descriptors;
+pub mod directory;
 pub mod duration;
 mod error_chain;
 pub mod in_use;

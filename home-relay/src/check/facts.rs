@@ -6,19 +6,20 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
-use mobile_host::control::{Client as ControlClient, ControlError};
-use mobile_host::sysctl;
-use mobile_netlink::{Netlink, NetlinkError};
+use anyhow::Context as _;
+use mobile_host::control::{Client as ControlClient, ControlError, Listener};
 use mobile_transport::keys::{KeyError, PublicKey};
 use mobile_transport::tun;
 use thiserror::Error;
 
-use crate::admin::{AdminReply, Request};
+pub(super) use self::host::{HostFacts, InterfaceState, LocalNetwork, dropping_chains};
+use crate::admin::{self, AdminReply, ConnectError, Request};
 use crate::config::{Config, Identity};
 use crate::network::nft;
 use crate::network::ruleset::Ruleset;
-use crate::reach::Reach;
+use crate::store::Store;
+
+mod host;
 
 /// All facts that `check` judges, about this host and the configuration.
 #[derive(Debug)]
@@ -42,36 +43,21 @@ pub(super) struct ConfiguredFacts {
     pub(super) listen: SocketAddr,
     /// Whether the port of `[listen] address` is free.
     pub(super) port: PortState,
+    /// The setting `[metrics] listen`, and whether its port is free; `None` if it is not set.
+    pub(super) metrics: Option<(SocketAddr, PortState)>,
     /// Whether a relay with this configuration is running, or why this cannot be determined.
     pub(super) running: Result<bool, Failure>,
+    /// Why the admin socket or the client store cannot be opened, each after its topic; empty if a
+    /// relay is running, which has opened them, or if this user may not try.
+    pub(super) files: Vec<(&'static str, Failure)>,
     /// The parts of the kernel's network state that the running relay has just restored, by name,
     /// or why it could not restore them; `None` if no relay is running.
     pub(super) network: Option<Result<Vec<String>, Failure>>,
-    /// The address families with a pool, each with whether this host forwards its packets, or
-    /// `None` if the host does not have the family.
-    pub(super) forwarding: Vec<(&'static str, Option<bool>)>,
     /// Whether the kernel accepts the relay's nftables rules, or the error; `None` if the
     /// configuration needs no rules or this user may not try.
     pub(super) nft: Option<Result<(), Failure>>,
-    /// The nftables chains of other programs that drop forwarded packets by default.
-    pub(super) dropping: Vec<String>,
-    /// The setting `[clients] reach`; `None` if it is not set.
-    pub(super) reach: Option<Reach>,
-    /// The setting `[tunnel] device`.
-    pub(super) device: String,
-    /// The setting `[nat] interface`, and whether the interface exists; `None` if it is not set.
-    pub(super) interface: Option<(String, bool)>,
-    /// The pools, and the networks that they must not overlap with.
-    pub(super) pools: PoolFacts,
-}
-
-/// The facts about the address pools.
-#[derive(Debug)]
-pub(super) struct PoolFacts {
-    /// The configured address pools.
-    pub(super) pools: Vec<IpNet>,
-    /// The networks of this host's devices other than the relay's, each with the device's name.
-    pub(super) local: Result<Vec<(String, IpNet)>, Failure>,
+    /// The facts about this host's network.
+    pub(super) host: HostFacts,
 }
 
 /// The reason why a fact is unknown, or why something that the relay needs does not work.
@@ -80,7 +66,7 @@ pub(super) enum Failure {
     /// The running relay does not understand the request.
     #[error("the running relay is another version: restart it after an upgrade")]
     OtherVersion,
-    /// The kernel does not let this process change nftables; the text says why.
+    /// This process has no permission to find out or to do what the relay must; the text says why.
     #[error("{0}")]
     NotAllowed(String),
     /// Another failure, with the text of its error.
@@ -114,8 +100,7 @@ pub(super) enum PortState {
 
 /// Gathers all facts for the configuration at `path`.
 pub(super) async fn gather(path: &Path) -> Facts {
-    // Creating devices takes root, as for the relay.
-    let root = std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0);
+    let root = is_privileged();
     let (config, configured) = match Config::load(path) {
         Ok(config) => (Ok(path.to_owned()), Some(gather_configured(&config, root).await)),
         Err(error) => (Err(Failure::Other(format!("{error:#}"))), None),
@@ -125,47 +110,65 @@ pub(super) async fn gather(path: &Path) -> Facts {
 
 async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
     // Reconcile first, so that the other facts describe the restored state.
-    let (running, network) = match ControlClient::connect(&config.admin.socket) {
-        Ok(relay) => (Ok(true), Some(reconcile(relay))),
-        Err(ControlError::NotRunning { .. }) => (Ok(false), None),
+    let (running, network) = match admin::connect(&config.admin.socket, &config.file) {
+        Ok(Some(relay)) => (Ok(true), Some(reconcile(relay))),
+        Ok(None) => (Ok(false), None),
+        Err(error @ ConnectError::Control(ControlError::NotAllowed(_))) => {
+            (Err(Failure::NotAllowed(error.to_string())), None)
+        }
         Err(error) => (Err(Failure::of(error)), None),
     };
-    let pools: Vec<IpNet> = config.pools().map(|pools| pools.networks().collect()).unwrap_or_default();
-    let (links, local) = match links(&config.tunnel.device).await {
-        Ok((links, local)) => (links, Ok(local)),
-        Err(error) => (Vec::new(), Err(Failure::of(error))),
-    };
+    let files = if root && running == Ok(false) { files(config) } else { Vec::new() };
     let ruleset = config.pools().map(|pools| Ruleset::of(config, &pools, Vec::new(), Vec::new()));
-    let forwarding = pools.iter().map(|pool| match pool {
-        IpNet::V4(_) => ("IPv4", setting("net/ipv4/ip_forward")),
-        IpNet::V6(_) => {
-            ("IPv6", if crate::network::has_ipv6() { setting("net/ipv6/conf/all/forwarding") } else { None })
-        }
+    let nft = ruleset.ok().filter(|ruleset| root && ruleset.is_required()).map(|ruleset| {
+        // The words with which `serve` refuses.
+        let checked = ruleset.check_rules().context(nft::HINT);
+        checked.map_err(|error| Failure::of_nftables(&error))
     });
+    ConfiguredFacts { files, network, nft, ..gather_for_start(config, root, running).await }
+}
+
+/// Gathers the facts that decide whether a relay can start, except for those that the start itself
+/// finds out without a trace: the client store, the TUN device and nftables.
+pub(super) async fn gather_for_start(
+    config: &Config,
+    root: bool,
+    running: Result<bool, Failure>,
+) -> ConfiguredFacts {
+    let dropping = if root { dropping_chains() } else { Vec::new() };
     ConfiguredFacts {
         key: key(&config.identity, root),
         listen: config.listen.address,
         port: port(config.listen.address),
+        metrics: config.metrics.listen.map(|address| (address, port(address))),
         running,
-        network,
-        forwarding: forwarding.collect(),
-        nft: ruleset
-            .ok()
-            .filter(|ruleset| root && ruleset.is_required())
-            .map(|ruleset| ruleset.check_rules().map_err(|error| Failure::of_nftables(&error))),
-        dropping: if root {
-            nft::list_chains().map(|json| dropping(&json)).unwrap_or_default()
-        } else {
-            Vec::new()
-        },
-        reach: config.clients.reach.clone(),
-        device: config.tunnel.device.clone(),
-        interface: config.nat.interface.clone().map(|name| {
-            let exists = links.contains(&name);
-            (name, exists)
-        }),
-        pools: PoolFacts { pools, local },
+        files: Vec::new(),
+        network: None,
+        nft: None,
+        host: HostFacts::gather(config, &config.tunnel.device, dropping).await,
     }
+}
+
+/// Returns whether this process may change the network, as root may.
+pub(super) fn is_privileged() -> bool {
+    /// The number of the capability (capabilities(7)).
+    const CAP_NET_ADMIN: u32 = 12;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    is_root() || effective.is_some_and(|set| set >> CAP_NET_ADMIN & 1 == 1)
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0)
+}
+
+/// Returns why the admin socket or the client store cannot be opened, each after its topic.
+fn files(config: &Config) -> Vec<(&'static str, Failure)> {
+    let socket = Listener::check(&config.admin.socket, config.admin.group.as_deref()).map_err(Failure::of);
+    let store = Store::check(&config.state.dir).map_err(Failure::of);
+    let failed = |topic, checked: Result<(), Failure>| Some((topic, checked.err()?));
+    failed("socket", socket).into_iter().chain(failed("store", store)).collect()
 }
 
 /// Asks the running relay to check and restore its kernel state, and returns the names of what it
@@ -196,59 +199,9 @@ fn port(address: SocketAddr) -> PortState {
     }
 }
 
-fn setting(name: &str) -> Option<bool> {
-    Some(sysctl::read(name).ok()? == "1")
-}
-
-/// Returns the names of all network devices, and the networks of all devices but `own` (the
-/// relay's), each with its device's name.
-async fn links(own: &str) -> Result<(Vec<String>, Vec<(String, IpNet)>), NetlinkError> {
-    let netlink = Netlink::new()?;
-    let snapshot = netlink.snapshot().await?;
-    let name = |index| snapshot.links.iter().find(|link| link.index == index).map(|link| link.name.clone());
-    let networks = snapshot.addresses.iter().filter(|address| address.global);
-    let networks = networks.filter_map(|address| Some((name(address.index)?, address.net.trunc())));
-    let networks = networks.filter(|(device, _)| device != own).collect();
-    Ok((snapshot.links.iter().map(|link| link.name.clone()).collect(), networks))
-}
-
-/// Returns the nftables chains of other programs at the forward hook that drop by default, each as
-/// its family, table and name.
-fn dropping(json: &serde_json::Value) -> Vec<String> {
-    let chains = json["nftables"].as_array().into_iter().flatten().filter_map(|item| item.get("chain"));
-    chains
-        .filter(|chain| {
-            let ours = chain["table"].as_str().is_some_and(|table| table.starts_with(nft::TABLE));
-            chain["hook"] == "forward" && chain["policy"] == "drop" && !ours
-        })
-        .map(|chain| {
-            let word = |key: &str| chain[key].as_str().unwrap_or("?");
-            format!("{} {} {}", word("family"), word("table"), word("name"))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn forward_chains_that_drop_by_default_are_found() {
-        let chain = |table: &str, name: &str, hook: &str, policy: &str| {
-            serde_json::json!({"chain": {"family": "ip", "table": table, "name": name, "handle": 1, "type": "filter",
-                "hook": hook, "prio": 0, "policy": policy}})
-        };
-        let json = serde_json::json!({"nftables": [
-            {"metainfo": {"json_schema_version": 1}},
-            {"chain": {"family": "ip", "table": "filter", "name": "DOCKER", "handle": 2}},
-            chain("filter", "INPUT", "input", "drop"),
-            chain("filter", "FORWARD", "forward", "drop"),
-            chain("other", "FORWARD", "forward", "accept"),
-            chain("home_relay", "forward", "forward", "drop"),
-        ]});
-        assert_eq!(dropping(&json), ["ip filter FORWARD"]);
-        assert!(dropping(&serde_json::json!({})).is_empty());
-    }
 
     #[test]
     fn a_port_in_use_is_distinguished_from_a_free_one() {

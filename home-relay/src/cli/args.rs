@@ -20,7 +20,8 @@ pub(crate) const DEFAULT_PATH: &str = "/etc/home-relay/relay.toml";
 #[derive(Debug, Parser)]
 #[command(name = "home-relay", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Use this configuration file; `init` writes it.
+    /// Use this configuration file; `init` writes it. The key, socket and state of a file outside
+    /// /etc/home-relay are beside it, named after it, unless it sets others.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     pub(crate) config: PathBuf,
     /// Set the log level: error, warn, info, debug or trace (default: $HOME_RELAY_LOG, else info).

@@ -8,7 +8,7 @@ use mobile_host::shutdown;
 use mobile_host::state_file::StateFile;
 
 use super::args::DEFAULT_PATH;
-use super::clients::connect_to;
+use crate::admin;
 use crate::config::{self, Config};
 use crate::footprint::{self, Footprint, Removed};
 
@@ -29,8 +29,9 @@ pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {
     }
     let record = footprint::state_file(path).context("cannot open the relay's state file")?;
     let names = names(path, &record)?;
+    let file = mobile_host::config::identity(path);
     for footprint in &names {
-        if connect_to(&footprint.socket)?.is_some() {
+        if admin::connect(&footprint.socket, &file)?.is_some() {
             bail!("the relay is running: stop it before `cleanup`, which removes its device");
         }
     }

@@ -1,13 +1,11 @@
 //! The commands about clients and sessions. If a relay answers on the admin socket, they send it a
 //! request; otherwise they open the store themselves, which only one process can have open.
 
-use std::path::Path;
-
 use anyhow::bail;
-use mobile_host::control::{Client as ControlClient, ControlError};
+use mobile_host::control::Client as ControlClient;
 
 use super::table::print_table;
-use crate::admin::{AdminReply, Request};
+use crate::admin::{self, AdminReply, Request};
 use crate::config::Config;
 use crate::network::connections::delete_connections;
 use crate::store::{self, ListedClient, Store};
@@ -111,18 +109,9 @@ pub(super) fn not_running(config: &Config) -> String {
 }
 
 /// Connects to the running relay; returns `None` if no relay is running, and an error if this user
-/// may not use the admin socket.
+/// may not use the admin socket, or if it is the socket of a relay with another configuration.
 pub(super) fn connect(config: &Config) -> anyhow::Result<Option<ControlClient>> {
-    connect_to(&config.admin.socket)
-}
-
-/// Connects to the relay that serves this admin socket; returns `None` if no relay does.
-pub(super) fn connect_to(socket: &Path) -> anyhow::Result<Option<ControlClient>> {
-    match ControlClient::connect(socket) {
-        Ok(client) => Ok(Some(client)),
-        Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(admin::connect(&config.admin.socket, &config.file)?)
 }
 
 pub(super) fn call(relay: &mut ControlClient, request: &Request) -> anyhow::Result<AdminReply> {

@@ -6,11 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
+use mobile_host::config::DefaultPaths;
 use mobile_host::ownership;
 use mobile_transport::keys::PrivateKey;
 
 use super::Init;
 use super::args::DEFAULT_PATH;
+use crate::config::default_paths;
 use crate::pool::Pools;
 
 /// Writes the configuration file and the private key, and prints the public key; on any failure
@@ -38,7 +40,7 @@ pub(crate) fn run(config: &Path, options: &Init) -> anyhow::Result<()> {
     }
     let key = PrivateKey::generate()?;
     key.save_new(&key_file)?;
-    if let Err(error) = write_new(config, &text(options, &pools, key_name)) {
+    if let Err(error) = write_new(config, &text(options, &pools, &default_paths(config))) {
         let _ = std::fs::remove_file(&key_file);
         return Err(error).with_context(|| format!("cannot write {}", config.display()));
     }
@@ -90,8 +92,10 @@ fn random_ipv6() -> Ipv6Net {
 }
 
 // Larger than the bound: the body is one TOML text.
-fn text(options: &Init, pools: &Pools, key_name: &str) -> String {
+fn text(options: &Init, pools: &Pools, paths: &DefaultPaths) -> String {
     let listen = options.listen;
+    let key_name = paths.key.file_name().unwrap_or_default().display();
+    let (socket, state) = (paths.socket.display(), paths.state.display());
     let pool = |key: &str, example: &str, net: Option<String>| match net {
         Some(net) => format!("{key} = \"{net}\""),
         None => format!("# Example: {key} = \"{example}\""),
@@ -201,7 +205,7 @@ inbound = "forwards"
 [admin]
 # The socket on which the running relay takes commands from root, and from this group if one is
 # named.
-# socket = "/run/home-relay/admin.sock"
+# socket = "{socket}"
 # Example: group = "home-relay"
 
 [metrics]
@@ -215,7 +219,7 @@ inbound = "forwards"
 [state]
 # The directory of the clients and their addresses, managed by the commands. Back it up together
 # with this file and the key.
-# dir = "/var/lib/home-relay"
+# dir = "{state}"
 "#
     )
 }
@@ -228,7 +232,8 @@ pub(crate) fn example() -> String {
         Ipv6Net::new_assert([0xfd00, 7, 0, 0, 0, 0, 0, 0].into(), 64),
     );
     let options = Init { listen: ([0, 0, 0, 0], 443).into(), ipv4: Some(ipv4), ipv6: Some(ipv6) };
-    text(&options, &Pools::new(options.ipv4, options.ipv6).expect("they are fit"), "relay.key")
+    let pools = Pools::new(options.ipv4, options.ipv6).expect("they are fit");
+    text(&options, &pools, &default_paths(Path::new(DEFAULT_PATH)))
 }
 
 #[cfg(test)]

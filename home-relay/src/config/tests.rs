@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 
 fn load(text: &str) -> anyhow::Result<Config> {
@@ -19,8 +21,10 @@ fn address_key_and_pool_are_the_only_required_settings() {
     assert_eq!(config.tunnel.device, "home0");
     assert_eq!(config.tunnel.mtu, 1500);
     assert!(config.nat.masquerade && config.metrics.listen.is_none());
-    assert_eq!(config.admin.socket, Path::new("/run/home-relay/admin.sock"));
-    assert_eq!(config.state.dir, Path::new("/var/lib/home-relay"));
+    assert!(config.admin.socket.is_absolute() && config.admin.socket.ends_with("relay.sock"), "{config:?}");
+    assert!(config.state.dir.is_absolute() && config.state.dir.ends_with("relay.state"), "{config:?}");
+    assert_eq!(Admin::default().socket, Path::new("/run/home-relay/admin.sock"));
+    assert_eq!(State::default().dir, Path::new("/var/lib/home-relay"));
     assert_eq!(config.limits.session_idle, Duration::from_secs(86_400));
     assert_eq!(config.identity.private_key_file, Path::new("relay.key"));
 }
@@ -32,13 +36,17 @@ fn invalid_values_are_named() {
         ("[tunnel]\ndevice = \"a\\\"b\"\n", "[tunnel] device"),
         ("[nat]\ninterface = \"home0\"\n", "[nat] interface"),
         ("[limits]\nhalf_open = 0\n", "[limits] half_open"),
+        ("[dns]\nservers = [\"9.9.9.9\", \"127.0.0.53\"]\n", "[dns] servers has 127.0.0.53"),
+        ("[dns]\nservers = [\"::ffff:127.0.0.1\"]\n", "[dns] servers"),
+        ("[dns]\nservers = [\"fe80::1\"]\n", "[dns] servers has fe80::1"),
+        ("[metrics]\nlisten = \"127.0.0.1:443\"\n", "[metrics] listen"),
         ("[metrics]\nhosts = [\"relay:9478\"]\n", "[metrics] hosts"),
     ] {
         let error = format!("{:#}", load(&format!("{SMALLEST}{section}")).unwrap_err());
         assert!(error.contains(key) && error.contains("relay.toml"), "{error}");
     }
     let error = format!("{:#}", load(&SMALLEST.replace("10.1.0.0/24", "10.1.0.0/31")).unwrap_err());
-    assert!(error.contains("too small"), "{error}");
+    assert!(error.contains("relay.toml:6: [pool] ipv4: ") && error.contains("too small"), "{error}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The checks of the settings that their types cannot express.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use mobile_host::metrics::is_host_name;
 use mobile_transport::invitation::is_endpoint;
 
 use super::{Config, check_interface};
+use crate::pool::Pools;
 
 /// The largest value of the connection limits in `[limits]`: more than any kernel tracks, and ten
 /// times as many (the burst) still fit the 32 bits of an nftables rule.
@@ -22,7 +24,7 @@ const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 3600);
 impl Config {
     /// Checks all settings; an error names the setting.
     pub(super) fn check(&self) -> anyhow::Result<()> {
-        self.pools()?;
+        self.check_pools()?;
         if let Some(endpoint) = &self.listen.endpoint {
             ensure!(
                 is_endpoint(endpoint),
@@ -43,6 +45,14 @@ impl Config {
             "[tunnel] mtu is {}: it must be from 1280 (IPv6's minimum) to 9000",
             self.tunnel.mtu
         );
+        self.check_resolvers()?;
+        mobile_host::control::check_path(&self.admin.socket).context("[admin] socket")?;
+        if let Some(metrics) = self.metrics.listen {
+            ensure!(
+                metrics.port() == 0 || !overlap(metrics, self.listen.address),
+                "[metrics] listen is {metrics}, where the relay accepts clients: choose another port"
+            );
+        }
         check_hosts(&self.metrics.hosts)?;
         let limits = &self.limits;
         for (key, value) in [
@@ -76,6 +86,43 @@ impl Config {
         }
         Ok(())
     }
+}
+
+impl Config {
+    fn check_pools(&self) -> anyhow::Result<()> {
+        for (key, ipv4, ipv6) in [("ipv4", self.pool.ipv4, None), ("ipv6", None, self.pool.ipv6)] {
+            if ipv4.is_some() || ipv6.is_some() {
+                Pools::new(ipv4, ipv6).with_context(|| format!("[pool] {key}"))?;
+            }
+        }
+        self.pools().map(drop)
+    }
+
+    /// Checks that clients can send queries to the resolvers.
+    fn check_resolvers(&self) -> anyhow::Result<()> {
+        for server in &self.dns.servers {
+            let canonical = server.to_canonical();
+            let is_local = match canonical {
+                IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            ensure!(
+                !is_local
+                    && !canonical.is_loopback()
+                    && !canonical.is_unspecified()
+                    && !canonical.is_multicast(),
+                "[dns] servers has {server}, which no client reaches: name a resolver that other hosts reach, \
+                 such as one of the Internet provider's"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Returns whether two sockets cannot listen on these addresses at the same time.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (is_any || one.ip() == other.ip())
 }
 
 fn check_hosts(hosts: &[String]) -> anyhow::Result<()> {

@@ -67,7 +67,11 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Unforward { protocol, port } => {
                         info!(uid, pid, %protocol, port, "admin request: forward del");
                     }
-                    Request::Clients | Request::Sessions | Request::Forwards | Request::Reconcile => {
+                    Request::Clients
+                    | Request::Sessions
+                    | Request::Forwards
+                    | Request::Reconcile
+                    | Request::Config => {
                         debug!(uid, pid, ?request, "admin request");
                     }
                 }
@@ -95,6 +99,7 @@ async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
         Request::Reconcile => {
             return to_reply(relay.reconcile_all().await.map_err(anyhow::Error::new), AdminReply::Reconciled);
         }
+        Request::Config => return AdminReply::Config(relay.file().to_owned()),
         Request::Forward(forward) => return to_reply(relay.forward(forward).await, AdminReply::Forward),
         Request::Unforward { protocol, port } => {
             return to_reply(relay.unforward(protocol, port).await, AdminReply::Forward);

@@ -4,7 +4,7 @@
 //! Every change keeps the store, the registry, the handshake limiter and the kernel's network state
 //! in agreement: it holds the lock on the applied configuration from its first step to its last.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{self, Arc};
 
 use mobile_transport::keys::PublicKey;
@@ -38,6 +38,8 @@ pub(crate) struct Relay {
     metrics: Arc<Metrics>,
     /// The configuration file.
     path: PathBuf,
+    /// The path of the configuration file without symbolic links.
+    file: PathBuf,
     /// The applied configuration, locked during a change so that store, registry and rules agree.
     applied: Mutex<AppliedState>,
 }
@@ -67,6 +69,7 @@ impl Relay {
         metrics: Arc<Metrics>,
     ) -> Self {
         let limits = applied.config.limits.clone();
+        let file = applied.config.file.clone();
         Self {
             public_key,
             store: Arc::new(store),
@@ -76,6 +79,7 @@ impl Relay {
             limiter: Arc::new(sync::Mutex::new(HandshakeLimiter::new(limits))),
             metrics,
             path,
+            file,
             applied: Mutex::new(applied),
         }
     }
@@ -83,6 +87,11 @@ impl Relay {
     /// Returns the public key by which clients know this relay.
     pub(super) fn public_key(&self) -> PublicKey {
         self.public_key
+    }
+
+    /// Returns the configuration file, by which the relay is known to other programs.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Returns the registry of clients and their sessions.

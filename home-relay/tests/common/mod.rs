@@ -80,17 +80,13 @@ impl Bench {
 
     /// Returns the path of the admin socket.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.path("admin.sock")
+        self.path("relay.sock")
     }
 
-    /// Runs `init` with every path in the test's directory, and returns its output.
+    /// Runs `init` in the test's directory, where all files of the relay are by default. Returns
+    /// its output.
     pub(crate) fn init(&self, ipv4: &str, ipv6: &str) -> String {
         let output = self.ok(&["init", "--listen", "127.0.0.1:8443", "--ipv4", ipv4, "--ipv6", ipv6]);
-        let config = std::fs::read_to_string(self.path("relay.toml")).unwrap();
-        let config = config
-            .replace("# socket = \"/run/home-relay/admin.sock\"", &format!("socket = {:?}", self.socket()))
-            .replace("# dir = \"/var/lib/home-relay\"", &format!("dir = {:?}", self.path("state")));
-        std::fs::write(self.path("relay.toml"), config).unwrap();
         text(&output)
     }
 
@@ -104,7 +100,7 @@ impl Bench {
     /// Gives the user nobody the files that a relay needs to start.
     pub(crate) fn give_to_nobody(&self) {
         let nobody = Some(65_534);
-        for file in ["", "relay.toml", "relay.key", "state"] {
+        for file in ["", "relay.toml", "relay.key", "relay.state"] {
             std::os::unix::fs::chown(self.path(file), nobody, nobody).unwrap();
         }
     }

@@ -4,6 +4,7 @@
 
 mod network;
 mod platform;
+mod start;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,7 @@ use mobile_transport::keys::PublicKey;
 use self::network::Assigned;
 pub(super) use self::network::Links;
 pub(super) use self::platform::{Bpffs, Platform};
+pub(super) use self::start::{Occupied, StartFacts};
 use super::fact_error::FactError;
 use super::reach::{self, Outcome};
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, load_key};
@@ -76,11 +78,11 @@ pub(super) enum ConfigFile {
 }
 
 /// Gathers the facts about this host; `path` is the configuration file, or the default one if
-/// `None`. `ask_agent` returns the status of the agent whose control socket is at a path.
-pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) -> AgentStatus) -> Facts {
+/// `None`. `ask_agent` returns the status of the agent with a configuration.
+pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) -> AgentStatus) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let (config, relay, config_file) = load_config(path);
-    let agent = ask_agent(&config.control.socket);
+    let agent = ask_agent(&config);
     let resolved = match &relay {
         Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
         Err(_) => None,
@@ -107,9 +109,15 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
         }
         _ => None,
     };
+    let mut platform = Platform::gather(&config, root);
+    // An ordinary user may not bind the sockets that root may bind, and a running agent has them.
+    if root && matches!(agent, Ok(None)) {
+        platform.control = start::control(&config);
+        platform.metrics = start::metrics(&config);
+    }
     Facts {
         root,
-        platform: Platform::gather(&config, root),
+        platform,
         config: config_file,
         routing: config.routing.clone(),
         relay,
@@ -132,7 +140,9 @@ fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>
     let (config, relay) = match &loaded {
         Ok(config) => (config.clone(), config.relay_identity().map_err(|error| FactError::of(&error))),
         Err(_) => {
-            (Config::of_client(path).unwrap_or_default(), Err("the configuration cannot be read".into()))
+            let client = Config::of_client(path);
+            let config = client.unwrap_or_else(|_| Config::without_file(&file));
+            (config, Err("the configuration cannot be read".into()))
         }
     };
     let config_file = match (loaded, opened) {

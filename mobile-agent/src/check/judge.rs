@@ -7,11 +7,12 @@ mod platform;
 use std::net::IpAddr;
 
 use mobile_host::check::{Finding, Level};
+use mobile_transport::keys::PublicKey;
 
 use super::fact_error::FactError;
-use super::facts::{ConfigFile, Facts};
+use super::facts::{ConfigFile, Facts, StartFacts};
 use super::reach::Outcome;
-use crate::config::OnFailure;
+use crate::config::{OnFailure, RelayIdentity};
 use crate::selection::deadline::GRACE_PERIOD;
 use crate::status::{FilterKind, Ingress, SessionState};
 use crate::tunnel::cause::Fault;
@@ -35,7 +36,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
         findings.push(Finding::warn("rights", seen, AS_ROOT));
     }
     findings.push(config(&facts.config));
-    findings.extend(identity(facts));
+    findings.extend(identity(&facts.config, &facts.relay, &facts.key));
     findings.extend(platform::objects(platform, facts.root));
     findings.extend(ingress(facts));
     findings.push(if platform.ipv6 {
@@ -45,11 +46,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     });
     match &facts.links {
         Ok(links) => findings.extend(network::judge(links, &facts.routing)),
-        Err(error) => findings.push(Finding::fail(
-            "netlink",
-            error,
-            "see the kernel's message: the agent needs netlink",
-        )),
+        Err(error) => findings.push(netlink(error)),
     }
     findings.extend(resolved(facts));
     findings.extend(facts.reached.iter().flat_map(|reached| relay(reached)));
@@ -57,6 +54,23 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(on_failure(facts));
     findings.push(agent(facts));
     findings
+}
+
+/// Returns the findings about an agent that is to start: those of [`judge`] that do not depend on
+/// the network outside this host, or on objects that the start itself creates.
+pub(super) fn judge_start(facts: &StartFacts) -> Vec<Finding> {
+    let mut findings = vec![platform::kernel(&facts.platform.kernel), config(&facts.config)];
+    findings.extend(identity(&facts.config, &facts.relay, &facts.key));
+    findings.extend(platform::objects(&facts.platform, false));
+    findings.push(match &facts.table {
+        Ok(links) => network::table(links, &facts.routing),
+        Err(error) => netlink(error),
+    });
+    findings
+}
+
+fn netlink(error: &FactError) -> Finding {
+    Finding::fail("netlink", error, "see the kernel's message: the agent needs netlink")
 }
 
 /// Returns the effect of the failed findings on the agent, as a sentence. At least one finding must
@@ -92,16 +106,19 @@ fn config(file: &ConfigFile) -> Finding {
     }
 }
 
-fn identity(facts: &Facts) -> Vec<Finding> {
-    if !matches!(facts.config, ConfigFile::Read(_)) {
+fn identity(
+    config: &ConfigFile,
+    relay: &Result<RelayIdentity, FactError>,
+    key: &Result<Option<PublicKey>, FactError>,
+) -> Vec<Finding> {
+    if !matches!(config, ConfigFile::Read(_)) {
         return Vec::new();
     }
-    let relay = facts
-        .relay
+    let relay = relay
         .as_ref()
         .err()
         .map(|error| Finding::fail("config", error, "add it to the file: the agent needs it to start"));
-    let key = match &facts.key {
+    let key = match key {
         Ok(Some(public)) => Finding::ok("key", format!("{public}; only its owner may read the private key")),
         Ok(None) => Finding::ok("key", "only its owner may read it, so it was not checked"),
         Err(error) => {
@@ -247,7 +264,7 @@ fn agent(facts: &Facts) -> Finding {
             "agent",
             "not running; start it with `systemctl start mobile`, or `mobile agent` in the foreground",
         ),
-        Err(error) => Finding::fail("agent", error, "restart the agent"),
+        Err(error) => Finding::fail("agent", error, "restart the agent, unless the message says otherwise"),
         Ok(Some(status)) => {
             let seen = match status.session {
                 SessionState::Connected => {

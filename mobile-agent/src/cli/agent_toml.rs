@@ -3,15 +3,18 @@
 //! A line `# key = value` shows a default, and can be uncommented without an effect. Settings
 //! without a default are shown as `# Example: key = value`.
 
+use mobile_host::config::DefaultPaths;
 use mobile_transport::invitation::Invitation;
 
 use crate::config::Config;
 
-/// Returns the configuration for the relay of an invitation.
+/// Returns the configuration for the relay of an invitation, in a file with the default paths
+/// `paths`.
 // Larger than the bound: the body is one TOML text.
-pub(super) fn text(invitation: &Invitation) -> String {
+pub(super) fn text(invitation: &Invitation, paths: &DefaultPaths) -> String {
     let Invitation { endpoint, relay, .. } = invitation;
-    let Config { tunnel, routing, bpf, control, state, .. } = Config::default();
+    let Config { tunnel, routing, bpf, .. } = Config::default();
+    let key = paths.key.file_name().unwrap_or_default().display();
     format!(
         r##"# The configuration of mobile, written by `mobile enroll`. Lines that are commented out show the
 # default values. Unknown keys are errors. An environment variable overrides a key:
@@ -25,7 +28,7 @@ public_key = "{relay}"
 
 [identity]
 # The private key of this host; the path is relative to this file.
-private_key_file = "agent.key"
+private_key_file = "{key}"
 
 [tunnel]
 # The name of the host virtual device.
@@ -104,8 +107,8 @@ private_key_file = "agent.key"
         rule_priority = routing.rule_priority,
         relay_table = routing.relay_table,
         pin_dir = bpf.pin_dir.display(),
-        socket = control.socket.display(),
-        dir = state.dir.display(),
+        socket = paths.socket.display(),
+        dir = paths.state.display(),
     )
 }
 
@@ -113,14 +116,18 @@ private_key_file = "agent.key"
 mod tests {
     use std::path::Path;
 
+    use mobile_host::config::Loaded;
     use mobile_proto::enroll::Token;
     use mobile_transport::keys::PublicKey;
 
     use super::*;
+    use crate::config::{DEFAULT_PATH, INSTALLED};
 
     fn load(text: &str) -> Config {
         let environment = std::iter::empty();
-        mobile_host::config::parse(Path::new("agent.toml"), text, "MOBILE", environment, &[]).unwrap()
+        let loaded: Loaded<Config> =
+            mobile_host::config::parse(Path::new("agent.toml"), text, "MOBILE", environment, &[]).unwrap();
+        loaded.complete(Ok::<_, String>).unwrap()
     }
 
     /// Returns the setting on a line that is commented out, for lines that show one.
@@ -135,7 +142,7 @@ mod tests {
         let relay = PublicKey::from_bytes([7; 32]);
         let invitation =
             Invitation { endpoint: "[2001:db8::1]:443".into(), relay, token: Token::from_bytes([1; 16]) };
-        let text = text(&invitation);
+        let text = text(&invitation, &INSTALLED.for_config(Path::new(DEFAULT_PATH)));
         let written = load(&text);
         let mut expected = Config::default();
         expected.relay.endpoint = Some(invitation.endpoint);

@@ -13,7 +13,8 @@ use ipnet::IpNet;
 #[derive(Debug, Parser)]
 #[command(name = "mobile", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// Read the agent's configuration from FILE [default: /etc/mobile/agent.toml].
+    /// Read the agent's configuration from FILE [default: /etc/mobile/agent.toml]. The key, socket
+    /// and state of another FILE are beside it, named after it, unless it sets others.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
     /// Log messages of this level and above to stderr: error, warn, info, debug or trace [default:

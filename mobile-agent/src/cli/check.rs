@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::bail;
-use mobile_host::control::{Client, ControlError};
 
+use super::connect::connect_to_own;
 use crate::check::AgentStatus;
+use crate::config::Config;
 use crate::protocol::{Reply, Request};
 
 /// Runs all checks, with or without a running agent. An ordinary user sees fewer checks than root.
@@ -25,15 +26,15 @@ pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     bail!("{}: {}", report.failures(), crate::check::consequence(&report.findings))
 }
 
-/// Asks the agent at this control socket for its status.
-fn ask_agent(socket: &Path) -> AgentStatus {
-    match Client::connect(socket) {
-        Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
+/// Asks the agent of this configuration for its status.
+fn ask_agent(config: &Config) -> AgentStatus {
+    match connect_to_own(config) {
+        Ok(Some(mut agent)) => match agent.call::<_, Reply>(&Request::Status) {
             Ok(Reply::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}").into()),
             Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
         },
-        Err(ControlError::NotRunning { .. }) => Ok(None),
-        Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
+        Ok(None) => Ok(None),
+        Err(error) => Err(mobile_host::error_chain(&error).into()),
     }
 }

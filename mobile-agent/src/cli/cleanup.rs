@@ -11,7 +11,9 @@ use mobile_host::control::{Client, ControlError};
 use mobile_host::shutdown;
 use mobile_host::text::printable;
 
+use super::connect;
 use crate::cleanup::remove_everything;
+use crate::config::DEFAULT_PATH;
 use crate::footprint;
 use crate::protocol::{Reply, Request};
 
@@ -37,9 +39,10 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
     let record =
         footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
     let names = footprint::for_cleanup(config, &record)?;
+    let file = mobile_host::config::identity(config.unwrap_or(Path::new(DEFAULT_PATH)));
     for config in &names {
         // The agent reads the record too.
-        match ask_agent(&config.control.socket)? {
+        match ask_agent(&config.control.socket, &file)? {
             // The agent may lack the right to remove its record's directory.
             Some(Reply::Done) => return record.remove().map_err(Into::into),
             Some(Reply::Refused(reason)) => bail!("{}", printable(&reason)),
@@ -51,9 +54,16 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
     super::runtime()?.block_on(remove_everything(&names, &record, None))
 }
 
-/// Asks the agent that listens on `socket` to clean up; returns `None` if no agent runs, or if it
-/// ended without a reply.
-fn ask_agent(socket: &Path) -> anyhow::Result<Option<Reply>> {
+/// Asks the agent that listens on `socket` to clean up, if its configuration file is `config`;
+/// returns `None` if no agent runs, or if it ended without a reply.
+fn ask_agent(socket: &Path, config: &Path) -> anyhow::Result<Option<Reply>> {
+    if let Ok(mut agent) = Client::connect(socket) {
+        match connect::check_owner(&mut agent, socket, config) {
+            // The agent is ending: see below.
+            Err(error) if error.is::<ControlError>() => {}
+            checked => checked?,
+        }
+    }
     let deadline = Instant::now() + END_TIMEOUT;
     loop {
         let answer = Client::connect(socket).and_then(|mut agent| agent.call::<_, Reply>(&Request::Cleanup));

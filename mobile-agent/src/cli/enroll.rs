@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{agent_toml, fetch_assignment};
 use crate::check::resolve;
-use crate::config::{Config, DEFAULT_PATH, load_key};
+use crate::config::{Config, DEFAULT_PATH, INSTALLED, load_key};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
@@ -136,9 +136,14 @@ impl StagedFiles {
         };
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create the directory {}", dir.display()))?;
-        let key_path = config.with_file_name("agent.key");
+        let text = agent_toml::text(invitation, &INSTALLED.for_config(config));
+        // The agent will expect its key there, unless a variable of the environment says otherwise.
+        let settings = Config::of_text(config, &text)?;
+        settings.relay_identity()?;
+        super::connect::connect_to_own(&settings)?;
+        let key_path = settings.identity.private_key_file;
         ensure!(
-            key_path != config,
+            key_path.file_name() != config.file_name(),
             "--config {} is the name of the key file: choose another name",
             config.display()
         );
@@ -147,11 +152,10 @@ impl StagedFiles {
             (load_key(&key_path)?, None)
         } else {
             let key = PrivateKey::generate()?;
-            let file = stage(dir, &format!("{}\n", *key.to_base64()))?;
+            let file = stage(key_path.parent().unwrap_or(dir), &format!("{}\n", *key.to_base64()))?;
             (key, Some((file, key_path)))
         };
-        let config_file = stage(dir, &agent_toml::text(invitation))?;
-        Config::load(Some(config_file.path()))?.relay_identity()?;
+        let config_file = stage(dir, &text)?;
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mobile_host::control::{Client, ControlError};
 
+use super::connect;
 use crate::config::Config;
 use crate::protocol::{Reply, Request};
 use crate::status::SessionState;
@@ -11,9 +12,13 @@ use crate::status::SessionState;
 /// Prints how a connection is routed, and why. Needs neither a running agent nor root; the output
 /// names what an ordinary user may not see.
 pub(super) fn explain(config: Option<&Path>, target: &str) -> anyhow::Result<()> {
-    let mut config = Config::of_client(config)?;
+    let path = config;
+    let mut config = Config::of_client(path)?;
     let session = match Client::connect(&config.control.socket) {
         Ok(mut agent) => {
+            if path.is_some() {
+                connect::check_owner(&mut agent, &config.control.socket, &config.file)?;
+            }
             // `mobile bypass` changes the running agent's list only; without an agent, the file's
             // list applies.
             if let Ok(Reply::Bypasses(nets)) = super::ask(&mut agent, &Request::Bypasses) {

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use mobile_host::config::MissingFile;
 use mobile_transport::keys::PrivateKey;
 
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_PATH};
 
 /// Generates this host's private key in the file `out` and prints the public key. Fails if the file
 /// exists, because a key is never overwritten.
@@ -24,13 +25,11 @@ pub(super) fn keygen(config: Option<&Path>, out: Option<PathBuf>) -> anyhow::Res
     super::print(&format!("{}\n", key.public()))
 }
 
-/// Returns the path for the key. The configuration that `--config` names need not exist: usually
-/// the key is made first, in the same directory.
+/// Returns the path at which an agent with this configuration expects its key. The file that
+/// `--config` names need not exist: usually the key is made first, in the same directory.
 fn key_file(config: Option<&Path>) -> anyhow::Result<PathBuf> {
-    match config {
-        Some(path) if !path.exists() => Ok(path.with_file_name("agent.key")),
-        _ => Ok(Config::load(config)?.identity.private_key_file),
-    }
+    let path = config.unwrap_or(Path::new(DEFAULT_PATH));
+    Ok(Config::load_file(path, MissingFile::CountsAsEmpty)?.identity.private_key_file)
 }
 
 #[cfg(test)]
@@ -48,11 +47,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_configuration_the_key_is_placed_in_its_directory() {
+    fn the_key_is_placed_where_the_agent_expects_it() {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("agent.toml");
-        assert_eq!(key_file(Some(&config)).unwrap(), dir.path().join("agent.key"));
-        std::fs::write(&config, "[identity]\nprivate_key_file = \"/x/y.key\"\n").unwrap();
-        assert_eq!(key_file(Some(&config)).unwrap(), Path::new("/x/y.key"));
+        let config = dir.path().join("work.toml");
+        assert_eq!(key_file(Some(&config)).unwrap(), dir.path().join("work.key"));
+        for (text, key) in [
+            ("", dir.path().join("work.key")),
+            ("[identity]\nprivate_key_file = \"/x/y.key\"\n", "/x/y.key".into()),
+            ("[identity]\nprivate_key_file = \"k/y.key\"\n", dir.path().join("k/y.key")),
+        ] {
+            std::fs::write(&config, text).unwrap();
+            assert_eq!(key_file(Some(&config)).unwrap(), key, "{text}");
+            assert_eq!(Config::load(Some(&config)).unwrap().identity.private_key_file, key, "{text}");
+        }
     }
 }

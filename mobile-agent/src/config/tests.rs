@@ -11,13 +11,27 @@ fn load(text: &str) -> anyhow::Result<Config> {
 
 #[test]
 fn an_empty_file_gives_the_documented_defaults() {
-    let config = load("").unwrap();
-    assert_eq!(config, Config::default());
+    let config = Config::of_text(Path::new(DEFAULT_PATH), "").unwrap();
+    assert_eq!(config, Config { file: config.file.clone(), ..Config::default() });
     assert_eq!(config.tunnel.device, "mobile0");
     assert_eq!(config.routing.table, 7700);
     assert_eq!(config.routing.mark, 0x4d00_0000);
     assert_eq!(config.uplink.standby, ["*"]);
     assert_eq!(config.control.socket, Path::new("/run/mobile/agent.sock"));
+}
+
+#[test]
+fn files_of_another_configuration_are_beside_it_and_relative_paths_too() {
+    let of = |text| Config::of_text(Path::new("/srv/m/work.toml"), text).unwrap();
+    let paths = |config: Config| [config.identity.private_key_file, config.control.socket, config.state.dir];
+    let beside = ["/srv/m/work.key", "/srv/m/work.sock", "/srv/m/work.state"].map(PathBuf::from);
+    assert_eq!(paths(of("")), beside);
+    assert_eq!(paths(Config::without_file(Path::new("/srv/m/work.toml"))), beside);
+    let set = "[identity]\nprivate_key_file = \"k\"\n[control]\nsocket = \"../s\"\n[state]\ndir = \"/d\"\n";
+    assert_eq!(paths(of(set)), ["/srv/m/k", "/srv/m/../s", "/d"].map(PathBuf::from));
+    let long = format!("/srv/{}/agent.toml", "x".repeat(100));
+    let error = format!("{:#}", Config::of_text(Path::new(&long), "").unwrap_err());
+    assert!(error.contains("[control] socket") && error.contains("at most 107"), "{error}");
 }
 
 #[test]

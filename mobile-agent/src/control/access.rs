@@ -34,7 +34,8 @@ pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Denie
         | Request::Processes
         | Request::Status
         | Request::Uplinks
-        | Request::Bypasses => return Ok(()),
+        | Request::Bypasses
+        | Request::Config => return Ok(()),
         Request::Use { .. } => Denied::Use,
         Request::Bypass { .. } => Denied::Bypass,
         Request::Cleanup => Denied::Cleanup,

@@ -113,6 +113,7 @@ async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<
                 BypassOutcome::AlreadyBypassed(net) => Reply::Noted(format!("{net} is already bypassed")),
             })
         }
+        Request::Config => Ok(Reply::Config(agent.config().file.clone())),
         Request::Cleanup => Ok(agent.clean_up().await.map(|()| Reply::Done)?),
         Request::PrepareSlice => {
             blocking(move || agent_for_job.processes().prepare_slice()).await?;

@@ -27,7 +27,7 @@ use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::TunIo;
 use crate::tunnel::machine::Preferences;
 use crate::uplinks::{self, UplinkSettings};
-use crate::{control, routing};
+use crate::{check, control, routing};
 
 /// The file mode of the control socket: every user may connect, and the credentials of the peer
 /// decide what it may request.
@@ -59,10 +59,11 @@ pub(super) async fn start(
         nix::unistd::geteuid().is_root(),
         "the agent creates a device, routes and eBPF programs, so it must run as root: try it with sudo"
     );
+    let listener = listen(&config)?;
+    check::before_start(&config).await?;
     let relay = config.relay_identity()?;
     let key = load_key(&config.identity.private_key_file).context("[identity] private_key_file")?;
     let preferences = preferences(&config)?;
-    let listener = listen(&config)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let network = NetworkThread::start(confinement)?;
@@ -142,11 +143,6 @@ async fn serve_control(listener: Listener, agent: Arc<Agent>) -> anyhow::Error {
 
 fn listen(config: &Config) -> anyhow::Result<Listener> {
     let socket = &config.control.socket;
-    if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir).with_context(|| {
-            format!("cannot create the directory {} for the control socket", dir.display())
-        })?;
-    }
     Listener::bind(socket, SOCKET_MODE, config.control.group.as_deref())
         .context("cannot open the control socket")
 }

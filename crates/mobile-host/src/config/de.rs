@@ -13,7 +13,7 @@ use super::expected::{self, Expected};
 use super::node::{Node, Value};
 use crate::duration;
 
-/// The reason why a configuration cannot be used, with its place: file and line, variable or flag.
+/// The reason why a configuration cannot be used, with its place: file and line, or variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     message: String,
@@ -72,7 +72,7 @@ impl NodeAt<'_> {
         }
     }
 
-    /// Adds the node's origin (file and line, variable or flag) to the message of an error, unless
+    /// Adds the node's origin (file and line, or variable) to the message of an error, unless
     /// the message already names the origin of a nested node.
     fn with_origin(&self, error: ConfigError) -> ConfigError {
         let origin = self.node.origin.as_str();

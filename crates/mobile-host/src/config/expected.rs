@@ -125,7 +125,7 @@ mod tests {
             environment,
             &[],
         )
-        .map(|settings| settings.routing)
+        .map(|loaded| loaded.settings.routing)
         .map_err(|error| error.to_string())
     }
 

@@ -234,7 +234,8 @@ mod tests {
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        parse(Path::new("agent.toml"), text, "MOBILE", environment, &[]).map_err(|error| error.to_string())
+        let loaded = parse(Path::new("agent.toml"), text, "MOBILE", environment, &[]);
+        loaded.map(|loaded| loaded.settings).map_err(|error| error.to_string())
     }
 
     const VALID: &str = "[relay]\nendpoint = \"192.0.2.1:443\"\n";

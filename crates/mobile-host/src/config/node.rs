@@ -1,4 +1,4 @@
-//! Merges the sources of the configuration (file, environment and flags) into one tree, in which
+//! Merges the sources of the configuration (file, environment and defaults) into one tree, in which
 //! each node records the origin of its value.
 
 use std::cell::RefCell;
@@ -12,13 +12,24 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 
-/// The origin of a value: `FILE:LINE`, an environment variable or the command line.
+/// The beginning of the origin of a value from the environment.
+const VARIABLE: &str = "environment variable";
+
+/// The origin of a value: `FILE:LINE`, an environment variable, or the file alone for a default.
 #[derive(Debug, Clone)]
 pub(super) struct Origin(Rc<str>);
 
 impl Origin {
     pub(super) fn new(text: String) -> Self {
         Self(text.into())
+    }
+
+    pub(super) fn variable(name: &str) -> Self {
+        Self::new(format!("{VARIABLE} {name}"))
+    }
+
+    fn is_variable(&self) -> bool {
+        self.0.starts_with(VARIABLE)
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -41,7 +52,7 @@ pub(super) enum Value {
     Integer(i64),
     Float(f64),
     Text(String),
-    /// Text from the environment or a flag; the deserializer parses it as the type of the target
+    /// Text from the environment or a default; the deserializer parses it as the type of the target
     /// field.
     Untyped(String),
     /// A word of the file that is not TOML, because its quotes are missing: `fifo`, `24h` or `no`.
@@ -98,6 +109,38 @@ impl Node {
             .entry((*first).to_owned())
             .or_insert_with(|| Self { value: Value::Table(BTreeMap::new()), origin: origin.clone() });
         child.set(rest, text, origin);
+    }
+
+    /// Sets the value at the path `keys`, unless there is one.
+    pub(super) fn set_missing(&mut self, keys: &[&str], text: String, origin: &Origin) {
+        match (keys.split_first(), &mut self.value) {
+            (Some((first, rest)), Value::Table(table)) if table.contains_key(*first) => {
+                if let Some(child) = table.get_mut(*first) {
+                    child.set_missing(rest, text, origin);
+                }
+            }
+            (Some(_), Value::Table(_)) => self.set(keys, text, origin),
+            _ => {}
+        }
+    }
+
+    /// Returns the origin of the setting that a message names as `[section] key`; that of the whole
+    /// tree if the message names none that is set.
+    pub(super) fn origin_of(&self, message: &str) -> &Origin {
+        let named = message.split_once('[').and_then(|(_, rest)| rest.split_once("] "));
+        let section = named.and_then(|(section, keys)| Some((self.table()?.get(section)?.table()?, keys)));
+        let Some((section, keys)) = section else { return &self.origin };
+        let words = keys.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let mut origins = words.filter_map(|word| section.get(word)).map(|node| &node.origin);
+        let Some(first) = origins.next() else { return &self.origin };
+        if first.is_variable() { first } else { origins.find(|origin| origin.is_variable()).unwrap_or(first) }
+    }
+
+    fn table(&self) -> Option<&BTreeMap<String, Self>> {
+        match &self.value {
+            Value::Table(table) => Some(table),
+            _ => None,
+        }
     }
 }
 

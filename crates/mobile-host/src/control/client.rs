@@ -30,7 +30,7 @@ impl Client {
             }
             Ok(stream) => Ok(Self { path, reader: BufReader::new(stream) }),
             Err(source) => Err(match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
                     ControlError::NotRunning { path, source }
                 }
                 io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path),

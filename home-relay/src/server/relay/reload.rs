@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::{AppliedState, Relay};
 use crate::admin::Reloaded;
+use crate::check;
 use crate::config::Config;
 use crate::network::ReconcileScope;
 use crate::network::ruleset::Ruleset;
@@ -43,7 +44,9 @@ impl Relay {
 
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut applied = self.applied.lock().await;
-        let (next, reloaded) = plan(&applied.config, &Config::load(&self.path)?)?;
+        let wanted = Config::load(&self.path)?;
+        check::before_reload(&wanted, &applied.config.tunnel.device).await?;
+        let (next, reloaded) = plan(&applied.config, &wanted)?;
         // Steps that can fail come first and are undone when a later step fails. A reload may be a
         // repair, so everything is applied again, changed or not.
         let rules = self.required_rules(&next).await?;
@@ -118,14 +121,13 @@ mod tests {
     use super::*;
 
     fn config(rest: &str) -> Config {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("relay.toml");
+        let path = std::path::Path::new("/etc/home-relay/relay.toml");
         let text = format!(
             "[listen]\naddress = \"[::]:443\"\n[identity]\nprivate_key_file = \"/relay.key\"\n[pool]\nipv4 = \
              \"10.1.0.0/24\"\n{rest}"
         );
-        std::fs::write(&path, text).unwrap();
-        Config::load(&path).unwrap()
+        let loaded = mobile_host::config::parse(path, &text, "TEST", std::iter::empty(), &[]).unwrap();
+        Config::complete(loaded, path).unwrap()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use mobile_host::sysctl;
-use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, RouteKind};
+use mobile_netlink::{Family, InterfaceSnapshot, ListedRule, Netlink, NetlinkError, Route, RouteKind};
 
 use crate::check::fact_error::FactError;
 use crate::config::{Config, RelayIdentity, globs};
@@ -82,6 +82,36 @@ pub(super) async fn cached_assignment(
     }
 }
 
+/// Reads the routing rules, and the routes that other programs added to the agent's table. The
+/// other facts stay empty.
+pub(in crate::check) async fn table(config: &Config) -> Result<Links, NetlinkError> {
+    let netlink = Netlink::new()?;
+    let (rules, routes) = rules_and_routes(&netlink, config).await?;
+    let snapshot = netlink.snapshot().await?;
+    Ok(Links { rules, foreign_routes: foreign(&routes, config, &snapshot), ..Links::default() })
+}
+
+async fn rules_and_routes(
+    netlink: &Netlink,
+    config: &Config,
+) -> Result<(Vec<ListedRule>, Vec<Route>), NetlinkError> {
+    let mut routes = Vec::new();
+    for family in Family::ALL {
+        routes.extend(netlink.routes(config.routing.table, family).await?);
+    }
+    Ok((netlink.all_rules().await?, routes))
+}
+
+/// Returns the destination and device of those routes that lead through another device than the
+/// agent's.
+fn foreign(routes: &[Route], config: &Config, snapshot: &InterfaceSnapshot) -> Vec<(IpNet, String)> {
+    let unicast = routes.iter().filter_map(|route| match route.kind {
+        RouteKind::Unicast { oif, .. } => Some((route.dst, name_of(snapshot, oif))),
+        RouteKind::Throw | RouteKind::Unreachable => None,
+    });
+    unicast.filter(|(_, oif)| *oif != config.tunnel.device).collect()
+}
+
 /// Reads the network configuration; `relay` are the relay's addresses, in `families`.
 pub(super) async fn links(
     config: &Config,
@@ -92,12 +122,8 @@ pub(super) async fn links(
     let netlink = Netlink::new().map_err(|error| FactError::of(&error))?;
     let read = async {
         let (observed, snapshot) = uplink_links::read_links(&netlink, &config.tunnel.device, relay).await?;
-        let rules = netlink.all_rules().await?;
-        let mut routes = Vec::new();
-        for family in Family::ALL {
-            routes.extend(netlink.routes(config.routing.table, family).await?);
-        }
-        Ok::<_, mobile_netlink::NetlinkError>((observed, snapshot, rules, routes))
+        let (rules, routes) = rules_and_routes(&netlink, config).await?;
+        Ok::<_, NetlinkError>((observed, snapshot, rules, routes))
     };
     let (observed, snapshot, rules, routes) = read.await.map_err(|error| FactError::of(&error))?;
     let device = &config.tunnel.device;
@@ -115,14 +141,7 @@ pub(super) async fn links(
         },
     );
     let name = |index| name_of(&snapshot, index);
-    let foreign_routes = routes
-        .iter()
-        .filter_map(|route| match route.kind {
-            RouteKind::Unicast { oif, .. } => Some((route.dst, name(oif))),
-            RouteKind::Throw | RouteKind::Unreachable => None,
-        })
-        .filter(|(_, oif)| oif != device)
-        .collect();
+    let foreign_routes = foreign(&routes, config, &snapshot);
     let local = snapshot
         .addresses
         .iter()

@@ -7,6 +7,7 @@ use mobile_transport::tun;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::check::fact_error::FactError;
+use crate::check::facts::start::Occupied;
 use crate::check::load_programs;
 use crate::config::Config;
 use crate::routing::ingress;
@@ -31,6 +32,10 @@ pub(in crate::check) struct Platform {
     /// Whether nftables accepts the ingress filter, or its error; `None` if root does not run the
     /// check.
     pub(in crate::check) nftables: Option<Result<(), FactError>>,
+    /// The reason why an agent that starts cannot bind the control socket.
+    pub(in crate::check) control: Option<FactError>,
+    /// The metrics address, if an agent that starts cannot listen there.
+    pub(in crate::check) metrics: Option<Occupied>,
 }
 
 /// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
@@ -52,6 +57,16 @@ impl Platform {
     /// Gathers the facts. Creates the objects on trial if `root` runs the check.
     pub(super) fn gather(config: &Config, root: bool) -> Self {
         Self {
+            programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(config)),
+            tun: root.then(|| tun::try_open().map_err(|error| FactError::of(&error))),
+            nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
+            ..Self::observe(config)
+        }
+    }
+
+    /// Gathers the facts that can be read, without creating objects on trial.
+    pub(super) fn observe(config: &Config) -> Self {
+        Self {
             kernel: nix::sys::utsname::uname().map_or_else(
                 |_| "unknown".to_owned(),
                 |uname| uname.release().to_string_lossy().into_owned(),
@@ -59,9 +74,11 @@ impl Platform {
             ipv6: has_ipv6(),
             cgroup2: cgroup2(config),
             bpffs: bpffs(&config.bpf.pin_dir),
-            programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(config)),
-            tun: root.then(|| tun::try_open().map_err(|error| FactError::of(&error))),
-            nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
+            programs: None,
+            tun: None,
+            nftables: None,
+            control: None,
+            metrics: None,
         }
     }
 }

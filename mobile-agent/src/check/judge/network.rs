@@ -82,9 +82,11 @@ fn rules(links: &Links, routing: &Routing) -> Vec<Finding> {
     findings
 }
 
-fn table(links: &Links, routing: &Routing) -> Finding {
+/// Judges whether another program uses the agent's routing table.
+pub(super) fn table(links: &Links, routing: &Routing) -> Finding {
     let table = &routing.table;
-    let next = "set [routing] table to a number that no other program uses";
+    let next = "set [routing] table to a number that no other program uses; if the route is of an earlier \
+                configuration, run `mobile cleanup`";
     if let Some((dst, device)) = links.foreign_routes.first() {
         return Finding::fail(
             "table",

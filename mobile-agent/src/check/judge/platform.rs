@@ -2,7 +2,7 @@
 
 use mobile_host::check::Finding;
 
-use crate::check::facts::{Bpffs, Platform};
+use crate::check::facts::{Bpffs, Occupied, Platform};
 use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 
 /// The first kernel with the socket option `TCP_RTO_MAX_MS`, with which mobile sockets retransmit
@@ -22,6 +22,10 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
     }];
     findings.push(bpffs(platform.bpffs));
     findings.extend(programs(platform, root));
+    findings.extend(platform.control.as_ref().map(|error| {
+        Finding::fail("control", error, "correct [control] socket or group: the agent needs it to start")
+    }));
+    findings.extend(platform.metrics.as_ref().map(metrics));
     findings.extend(platform.tun.as_ref().map(|tried| match tried {
         Ok(()) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
         Err(error) => {
@@ -29,6 +33,22 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
         }
     }));
     findings
+}
+
+fn metrics(occupied: &Occupied) -> Finding {
+    let Occupied { address, error } = occupied;
+    match error {
+        None => Finding::fail(
+            "metrics",
+            format!("{address} is in use by another program"),
+            "stop that program, or choose another port in [metrics] listen",
+        ),
+        Some(error) => Finding::fail(
+            "metrics",
+            format!("cannot listen on {address}: {}", error.as_str()),
+            "set [metrics] listen to an address of this host",
+        ),
+    }
 }
 
 fn programs(platform: &Platform, root: bool) -> Option<Finding> {

@@ -5,10 +5,10 @@ use mobile_host::check::Level;
 use mobile_netlink::{Family, ListedRule};
 use mobile_transport::keys::PublicKey;
 
-use super::super::facts::{Bpffs, Links, Platform};
+use super::super::facts::{Bpffs, Links, Occupied, Platform};
 use super::super::reach::Reached;
 use super::*;
-use crate::config::{RelayIdentity, Routing};
+use crate::config::Routing;
 use crate::status::Refusal;
 use crate::tunnel::cause::Failure;
 use crate::uplinks::policy::{Decision, Obstacle, Uplink, UplinkVerdict};
@@ -85,6 +85,8 @@ fn healthy() -> Facts {
             programs: Some(Ok(())),
             tun: Some(Ok(())),
             nftables: Some(Ok(())),
+            control: None,
+            metrics: None,
         },
         config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),
@@ -152,6 +154,17 @@ fn with_links(change: impl FnOnce(&mut Links)) -> Facts {
 fn a_healthy_host_has_no_fault() {
     assert_eq!(faults(&healthy()), []);
     assert_eq!(faults(&with_platform(|platform| platform.ipv6 = false)), []);
+}
+
+#[test]
+fn sockets_that_the_agent_cannot_have_are_reported() {
+    let address = "127.0.0.1:9477".parse().unwrap();
+    for (error, part) in [(None, "in use by another program"), (Some("no such address".into()), "no such")] {
+        let occupied = Some(Occupied { address, error });
+        assert_fault(&with_platform(|platform| platform.metrics = occupied), Level::Fail, "metrics", part);
+    }
+    let control = with_platform(|platform| platform.control = Some("no group named `x`".into()));
+    assert_fault(&control, Level::Fail, "control", "no group");
 }
 
 #[test]
