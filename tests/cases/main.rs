@@ -50,6 +50,7 @@ mod storm;
 mod strangers;
 mod systemd;
 mod transfer;
+mod verbs;
 mod vpn;
 mod watch;
 
