@@ -146,8 +146,8 @@ fn is_about_to_forward_ipv6(pools: &Pools) -> anyhow::Result<bool> {
     Ok(pools.ipv6().is_some() && sysctl::read("net/ipv6/conf/all/forwarding")? != "1")
 }
 
-/// Returns the `accept_ra` sysctls of devices other than the relay's that have the value 1, at which
-/// a host that forwards IPv6 ignores router advertisements.
+/// Returns the `accept_ra` sysctls of devices other than the relay's that have the value 1, at
+/// which a host that forwards IPv6 ignores router advertisements.
 fn ignored_when_forwarding(device: &str) -> anyhow::Result<Vec<String>> {
     let conf = "/proc/sys/net/ipv6/conf";
     let mut settings = Vec::new();

@@ -41,7 +41,11 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "NAME", conflicts_with = "pids")]
         name: Option<String>,
         /// IDs of the processes.
-        #[arg(value_name = "PID", required_unless_present = "name", value_parser = clap::value_parser!(i32).range(1..))]
+        #[arg(
+            value_name = "PID",
+            required_unless_present = "name",
+            value_parser = clap::value_parser!(i32).range(1..)
+        )]
         pids: Vec<i32>,
     },
     /// Make running processes ordinary again: their next connections go direct.
