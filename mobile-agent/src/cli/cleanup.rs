@@ -64,7 +64,7 @@ fn present(names: &[Config]) -> Vec<String> {
     let mut present = Vec::new();
     for config in names {
         let device = &config.tunnel.device;
-        if Path::new("/sys/class/net").join(device).exists() {
+        if Path::new("/proc/sys/net/ipv4/conf").join(device).exists() {
             present.push(format!("device {device} with its rules and routes"));
         }
         if std::fs::read_dir(&config.bpf.pin_dir).is_ok_and(|mut pins| pins.next().is_some()) {
