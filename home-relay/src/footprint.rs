@@ -36,8 +36,8 @@ pub(crate) enum Removed<'a> {
     Device(&'a str),
     /// The nftables table of this name.
     Table(&'a str),
-    /// The IP forwarding that this sysctl turns on.
-    Forwarding(&'a str),
+    /// The former value of this sysctl, which was set for IP forwarding; the present value follows.
+    Setting(&'a str, [&'static str; 2]),
 }
 
 impl Footprint {
@@ -94,7 +94,7 @@ impl Footprint {
         match forwarding {
             Some(state) if !network::has_other_relay() => match network::undo_forwarding(state) {
                 Ok(settings) => {
-                    settings.iter().for_each(|setting| report(Removed::Forwarding(setting)));
+                    settings.iter().for_each(|(name, values)| report(Removed::Setting(name, *values)));
                 }
                 Err(error) => failures.push(error),
             },

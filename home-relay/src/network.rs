@@ -137,7 +137,7 @@ impl HomeNetwork {
         };
         home.device.ensure(undo_log).await?;
         let fresh = !nft::exists(&home.ruleset.table()).unwrap_or(false);
-        home.host.enabled_forwarding = home.forwarding.update(pools);
+        home.host.enabled_forwarding = home.forwarding.update(pools, &home.device.name);
         let rules = for_host(&home.ruleset, home.host);
         home.host = rules.host();
         if apply_or_explain(&rules)? {
@@ -236,7 +236,7 @@ impl HomeNetwork {
             info!("installed the nftables rules after an earlier failure");
         }
         self.device.ensure(&mut undo_log).await?;
-        let enabled_forwarding = self.forwarding.update(&self.device.pools);
+        let enabled_forwarding = self.forwarding.update(&self.device.pools, &self.device.name);
         if enabled_forwarding != self.host.enabled_forwarding {
             // Another program turned forwarding off, and the relay is about to turn it on.
             let before = std::mem::replace(&mut self.host.enabled_forwarding, enabled_forwarding);
@@ -283,9 +283,9 @@ pub(crate) fn has_other_relay() -> bool {
     nft::list_chains().map_or(true, |json| firewall::has_relay(&json))
 }
 
-/// Turns off the IP forwarding that a relay with this state directory turned on, and returns the
-/// names of the sysctls.
-pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<&'static str>> {
+/// Turns off the IP forwarding that a relay with this state directory turned on, and returns each
+/// sysctl that was changed with its former and its present value.
+pub(crate) fn undo_forwarding(state: &Path) -> anyhow::Result<Vec<(String, [&'static str; 2])>> {
     forwarding::EnabledForwarding::load(state).undo()
 }
 

@@ -16,9 +16,11 @@ mod enroll;
 mod explain;
 mod fetch_assignment;
 mod keygen;
+mod near_verb;
 mod prepare_slice;
 mod ps;
 mod run;
+mod session_watcher;
 mod status;
 mod table;
 mod watch;
@@ -48,8 +50,10 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let config = cli.config.as_deref();
     let done = match cli.verb {
-        Verb::Run { command } | Verb::Bare(command) => return run::run(config, &command),
-        Verb::Attach { pids } => attach::attach(config, pids),
+        Verb::Run { command, require_session } => return run::run(config, &command, require_session),
+        Verb::Bare(command) => return run::run_bare(config, &command),
+        Verb::Attach { name: Some(name), .. } => attach::attach_named(config, &name),
+        Verb::Attach { name: None, pids } => attach::attach(config, pids),
         Verb::Detach { pids } => attach::detach(config, pids),
         Verb::Ps { json } => ps::ps(config, json),
         Verb::Status { json, watch: true } => watch::watch(config, json),
@@ -58,7 +62,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Use { uplink } => status::force(config, &uplink),
         Verb::Bypass { what } => bypass::bypass(config, &what),
         Verb::Check { json } => check::check(config, json),
-        Verb::Explain { target } => explain::explain(config, &target),
+        Verb::Explain { target, json } => explain::explain(config, &target, json),
         Verb::Keygen { out } => keygen::keygen(config, out),
         Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
         Verb::Cleanup { unless_shutdown } => cleanup::cleanup(config, cli.log.as_deref(), unless_shutdown),
@@ -174,7 +178,7 @@ mod tests {
 
     fn command(args: &[&str]) -> Vec<OsString> {
         match parse(args).unwrap().verb {
-            Verb::Run { command } | Verb::Bare(command) => command,
+            Verb::Run { command, .. } | Verb::Bare(command) => command,
             other => panic!("{args:?} is not a command: {other:?}"),
         }
     }
@@ -243,6 +247,7 @@ mod tests {
             &["attach"],
             &["attach", "0"],
             &["attach", "-5"],
+            &["attach", "--name", "ssh", "7"],
             &["use"],
             &["enroll"],
             &["--nonsense", "ls"],

@@ -13,12 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use mobile_host::text::read_lossy;
 use mobile_netlink::{Family, Netlink};
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::selection::cgroup::{CgroupError, MobileCgroup};
 use crate::selection::{deadline, instance, process};
 use crate::uplinks::links::REMOTE_ADDRESSES;
-use render::{HostState, NewConnection};
+use render::{HostState, NewConnection, Outcome};
 
 /// Timeout for resolving a name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,9 +27,54 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of addresses or sockets that are explained; the rest is only counted.
 const MAX_LISTED: usize = 32;
 
+/// The output of `mobile explain --json`, whose keys docs/use/json.md lists.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explanation {
+    /// Sentences about the process and its open sockets; empty for a host.
+    notes: Vec<String>,
+    /// The connections that a process would make.
+    connections: Vec<ExplainedConnection>,
+}
+
+/// A connection that a process would make.
+#[derive(Debug, Serialize)]
+struct ExplainedConnection {
+    /// The text line above the sentences.
+    #[serde(skip)]
+    heading: String,
+    /// The destination.
+    to: IpAddr,
+    /// Whether the process is mobile.
+    mobile: bool,
+    /// The device of the route; `None` without a route.
+    device: Option<String>,
+    /// The source address of the route, if it names one.
+    source: Option<IpAddr>,
+    /// What becomes of the connection, as one word.
+    result: Outcome,
+    /// The hook, the rule, the route and the result, a sentence each.
+    reasons: Vec<String>,
+}
+
+impl Explanation {
+    /// Returns the explanation as text for people.
+    pub(crate) fn text(&self) -> String {
+        let mut text: String = self.notes.iter().map(|note| format!("{note}\n")).collect();
+        for connection in &self.connections {
+            text.push_str(&format!("{}:\n", connection.heading));
+            connection.reasons.iter().for_each(|reason| text.push_str(&format!("  {reason}\n")));
+        }
+        text
+    }
+}
+
 /// Explains a process, if `target` is a process ID, or connections to a host. `session` tells
 /// whether the tunnel has a session, if that is known.
-pub(crate) async fn explain(config: &Config, session: Option<bool>, target: &str) -> anyhow::Result<String> {
+pub(crate) async fn explain(
+    config: &Config,
+    session: Option<bool>,
+    target: &str,
+) -> anyhow::Result<Explanation> {
     let explainer = Explainer::new(config, session).await?;
     match target.parse::<i32>() {
         Ok(pid) => explainer.process(pid).await,
@@ -79,7 +125,7 @@ impl<'a> Explainer<'a> {
         })
     }
 
-    async fn process(&self, pid: i32) -> anyhow::Result<String> {
+    async fn process(&self, pid: i32) -> anyhow::Result<Explanation> {
         ensure!(pid > 0, "{pid} is not a process ID");
         let process = process::read(pid).with_context(|| format!("there is no process {pid}"))?;
         let cgroup = match MobileCgroup::existing(self.config.cgroup.path.as_deref()) {
@@ -93,53 +139,63 @@ impl<'a> Explainer<'a> {
         };
         let own = read_lossy(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("?").to_owned();
-        let mut text = render::attribute(&process, mobile, &own);
+        let mut notes = vec![render::attribute(&process, mobile, &own)];
         let is_mobile = |pid| cgroup.as_ref().is_some_and(|cgroup| cgroup.is_mobile(pid).unwrap_or(true));
         if let Some(instance) = mobile.then(|| instance::of_process(pid, is_mobile)).flatten() {
-            text.push_str(&render::instance(&process, &instance));
+            notes.push(render::instance(&process, &instance));
         }
         if std::fs::read_dir(format!("/proc/{pid}/fd")).is_err() {
-            text.push_str("its sockets: not visible, because only root may inspect another user's process\n");
+            notes.push(
+                "its sockets: not visible, because only root may inspect another user's process".to_owned(),
+            );
         }
         for connection in process.connections.iter().take(MAX_LISTED) {
             let remote = connection.remote.ip();
             // A socket with a persistent address got it from the route of the mark.
             let marked = self.persistent.contains(&connection.local.ip());
             let route = self.netlink.lookup(remote, self.mark(marked)).await?;
-            text.push_str(&self.host.socket(connection, mobile, marked, route.as_ref()));
+            notes.push(self.host.socket(connection, mobile, marked, route.as_ref()));
         }
         if process.connections.len() > MAX_LISTED {
-            text.push_str(&format!(
-                "{} more sockets are not listed\n",
-                process.connections.len() - MAX_LISTED
-            ));
+            notes.push(format!("{} more sockets are not listed", process.connections.len() - MAX_LISTED));
         }
-        for destination in REMOTE_ADDRESSES {
-            let route = self.netlink.lookup(destination, self.mark(self.host.is_marked(mobile))).await?;
-            let heading = format!("its next {} connection", Family::from(destination));
-            text.push_str(&format!(
-                "{heading}:\n{}",
-                self.host.new_connection(NewConnection { mobile, to: destination }, route.as_ref())
-            ));
+        let mut connections = Vec::new();
+        for to in REMOTE_ADDRESSES {
+            let heading = format!("its next {} connection", Family::from(to));
+            connections.push(self.connection(heading, NewConnection { mobile, to }).await?);
         }
-        Ok(text)
+        Ok(Explanation { notes, connections })
     }
 
-    async fn host(&self, target: &str) -> anyhow::Result<String> {
+    async fn host(&self, target: &str) -> anyhow::Result<Explanation> {
         let addresses = resolve(target).await?;
-        let mut text = String::new();
+        let mut connections = Vec::new();
         for &to in addresses.iter().take(MAX_LISTED) {
-            text.push_str(&format!("connection to {to}\n"));
             for mobile in [true, false] {
-                let route = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
-                let who = if mobile { "from a mobile process" } else { "from an ordinary process" };
-                text.push_str(&format!(
-                    "{who}:\n{}",
-                    self.host.new_connection(NewConnection { mobile, to }, route.as_ref())
-                ));
+                let heading = if mobile {
+                    format!("connection to {to}\nfrom a mobile process")
+                } else {
+                    "from an ordinary process".to_owned()
+                };
+                connections.push(self.connection(heading, NewConnection { mobile, to }).await?);
             }
         }
-        Ok(text)
+        Ok(Explanation { notes: Vec::new(), connections })
+    }
+
+    async fn connection(&self, heading: String, new: NewConnection) -> anyhow::Result<ExplainedConnection> {
+        let NewConnection { mobile, to } = new;
+        let route = self.netlink.lookup(to, self.mark(self.host.is_marked(mobile))).await?;
+        let route = route.as_ref();
+        Ok(ExplainedConnection {
+            heading,
+            to,
+            mobile,
+            device: route.and_then(|route| route.oif).map(|oif| self.host.name(oif)),
+            source: route.and_then(|route| route.source),
+            result: self.host.outcome(new, route).0,
+            reasons: self.host.new_connection(new, route),
+        })
     }
 
     fn mark(&self, mobile: bool) -> u32 {

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use mobile_control::Call;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{Status, Uplinks};
+use crate::status::{Problem, Status, Uplinks};
 
 /// A request to the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub(crate) enum Request {
     Processes,
     /// Return the state of the session.
     Status,
+    /// Return why there is no session, if there is none.
+    Session,
     /// Return the state of the uplinks.
     Uplinks,
     /// Prefer an uplink, or return to the configured policy.
@@ -72,12 +74,23 @@ pub(crate) enum Reply {
     Processes(Vec<Process>),
     /// The reply to `Status`.
     Status(Box<Status>),
+    /// The reply to `Session`: `None` if connections of mobile processes have a session.
+    Session(Option<NoSession>),
     /// The reply to `Uplinks`.
     Uplinks(Uplinks),
     /// The reply to `Bypasses`.
     Bypasses(Vec<IpNet>),
     /// The reply to `Config`: the path without symbolic links.
     Config(PathBuf),
+}
+
+/// The reason why connections of mobile processes have no session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NoSession {
+    /// The cause and its remedy.
+    pub(crate) problem: Problem,
+    /// Whether new connections go direct meanwhile; otherwise they wait.
+    pub(crate) open: bool,
 }
 
 /// The result of `Attach` or `Detach` for one process.

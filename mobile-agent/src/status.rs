@@ -46,6 +46,10 @@ pub(crate) struct Status {
     pub(crate) forced_uplink: Option<String>,
     /// The smoothed round-trip time to the relay over the active uplink, in seconds, once measured.
     pub(crate) rtt_seconds: Option<f64>,
+    /// The time since the session began, in seconds, including handovers and outages that it
+    /// survived; `None` before the first session of a run.
+    #[serde(default)]
+    pub(crate) session_seconds: Option<f64>,
     /// The time since the active path was activated, or since the last one was lost, in seconds.
     pub(crate) since_seconds: Option<f64>,
     /// The number of times the tunnel moved to another path. The first path of a run does not

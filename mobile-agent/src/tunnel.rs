@@ -49,6 +49,8 @@ pub(crate) struct Tunnel {
 pub(crate) struct TunnelState {
     /// The path in use and the relay's address on it; `None` while no path works.
     pub(crate) active: Option<(ActivePath, SocketAddr)>,
+    /// When the present session began; `None` before the first.
+    pub(crate) session_since: Option<Instant>,
     /// When the outage began, if there is one.
     pub(crate) outage_since: Option<Instant>,
     /// The paths that the relay has accepted by WELCOME, each with its uplink.
@@ -106,6 +108,7 @@ mod tests {
     fn state(history: &HandoverHistory) -> TunnelState {
         TunnelState {
             active: None,
+            session_since: None,
             outage_since: None,
             ready: vec![(PathId(1), "eth0".into())],
             connecting: Vec::new(),

@@ -251,3 +251,17 @@ fn queries_follow_after_a_handover_and_a_killed_agent_and_what_the_relay_pushes_
     scene.bed.expect_warning("relay");
     scene.bed.finish()
 }
+
+#[test]
+fn explain_resolves_a_name_as_a_mobile_process_does() -> Outcome {
+    let scene = DnsTestbed::new()?;
+    let command = scene.bed.agent.command(&["explain", "name.example:22"]);
+    let mut argv = vec![command.get_program().display().to_string()];
+    argv.extend(command.get_args().map(|argument| argument.display().to_string()));
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let argv = with_resolver(&scene.bed.lab, scene.visited_addresses()[0], &argv)?;
+    let done = finish_within(&mut scene.bed.lab.host.command_line(&argv), None, PATIENCE)?.ok()?;
+    assert!(done.contains(&format!("connection to {}\n", addr::SERVER4)), "{done}");
+    assert!(!done.contains(&VISITED4.to_string()), "{done}");
+    scene.bed.finish()
+}

@@ -91,7 +91,8 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     let mut printed: BTreeMap<&str, Printed> = BTreeMap::new();
     let mut note = |bed: &Testbed, verb: &'static str| -> Outcome {
         let (program, args) = verb.split_once(' ').context("a verb has a program")?;
-        let args: Vec<&str> = args.split(' ').chain(["--json"]).collect();
+        let target = (verb == "mobile explain").then_some("1");
+        let args: Vec<&str> = args.split(' ').chain(target).chain(["--json"]).collect();
         let done = if program == "mobile" { bed.agent.cli(&args)? } else { bed.relay.cli(&args)? };
         let value = serde_json::from_str(&done.stdout).with_context(|| format!("{verb}: {done:?}"))?;
         printed.entry(verb).or_default().add("", &value);
@@ -124,6 +125,7 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         "mobile uplinks",
         "mobile ps",
         "mobile bypass list",
+        "mobile explain",
         "mobile check",
         "home-relay clients",
         "home-relay sessions",

@@ -54,6 +54,7 @@ mod strangers;
 mod systemd;
 mod transfer;
 mod validation;
+mod verbs;
 mod vpn;
 mod watch;
 

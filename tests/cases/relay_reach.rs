@@ -200,9 +200,12 @@ fn forwarding_that_the_relay_turned_on_is_its_own_after_a_restart_and_ends_with_
     bed.relay.start()?;
     bed.agent.wait_connected()?;
     assert!(!tells_by_datagram(&bed.lab.internet, None, &format!("{LAN}.2"), 5353)?);
+    let kept = || bed.lab.relay.run(&["sh", "-c", "cat /proc/sys/net/ipv6/conf/*/accept_ra"]);
+    assert!(kept()?.contains('2'), "no device needs accept_ra=2");
     bed.agent.stop()?;
     bed.relay.stop()?;
     bed.relay.cli(&["cleanup"])?.ok()?;
+    assert!(!kept()?.contains('2'), "{}", kept()?);
     for setting in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         assert_eq!(bed.lab.relay.run(&["sysctl", "-n", setting])?.trim(), "0", "{setting}");
     }

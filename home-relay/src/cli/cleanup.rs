@@ -1,6 +1,7 @@
 //! The `cleanup` command: removes the relay's kernel objects. After a failure it goes on with the
 //! other objects, and it reports every failure.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -15,8 +16,8 @@ use crate::footprint::{self, Footprint, Removed};
 /// Removes the home virtual device (with its addresses and routes) and its nftables table, but no
 /// other relay's; running it again is harmless.
 ///
-/// Turns IP forwarding off again if the relay turned it on: the relay then dropped transit packets,
-/// so no other host can rely on forwarding by this one. With `transit = "accept"` others may rely
+/// Turns IP forwarding off again, with the sysctls set for it, if the relay turned it on: the relay
+/// then dropped transit packets, so no other host can rely on forwarding by this one. With `transit = "accept"` others may rely
 /// on it, and forwarding stays on.
 ///
 /// With `unless_shutdown`, removes nothing while the machine shuts down.
@@ -42,14 +43,21 @@ fn print_removed(removed: Removed<'_>) {
     match removed {
         Removed::Device(device) => eprintln!("removed device {device}"),
         Removed::Table(table) => eprintln!("removed table inet {table}"),
-        Removed::Forwarding(setting) => eprintln!("set sysctl {setting} from 1 to 0"),
+        Removed::Setting(name, [from, to]) => eprintln!("set sysctl {name} from {from} to {to}"),
     }
 }
 
 fn remove(names: &[Footprint], record: &StateFile) -> anyhow::Result<()> {
     let mut failures = Vec::new();
+    let any_removed = Cell::new(false);
     for footprint in names {
-        failures.extend(footprint.remove(print_removed)?);
+        failures.extend(footprint.remove(|removed| {
+            any_removed.set(true);
+            print_removed(removed);
+        })?);
+    }
+    if failures.is_empty() && !any_removed.get() {
+        eprintln!("nothing to remove");
     }
     if !failures.is_empty() {
         let failures: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();

@@ -16,6 +16,9 @@ pub(crate) fn run(config: &Config, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     reloaded.changed.iter().for_each(|key| println!("{key}"));
+    if reloaded.changed.is_empty() {
+        eprintln!("nothing changed");
+    }
     for key in &reloaded.kept {
         eprintln!("{key} keeps its value until the relay is restarted");
     }

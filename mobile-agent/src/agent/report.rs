@@ -10,6 +10,7 @@ use mobile_transport::driver::SessionSnapshot;
 use mobile_transport::tunnel_options::Compression;
 
 use super::Agent;
+use crate::protocol::NoSession;
 use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
 use crate::status::{self, Handover, Problem, Queue, RelayStatus, SessionState, Status, Traffic};
@@ -47,6 +48,9 @@ impl Agent {
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
             forced_uplink: state.forced.clone(),
             rtt_seconds: path.and_then(|path| path.srtt).map(|rtt| rtt.as_secs_f64()),
+            session_seconds: state
+                .session_since
+                .map(|since| now.saturating_duration_since(since).as_secs_f64()),
             since_seconds: since(&state).map(|since| now.saturating_duration_since(since).as_secs_f64()),
             handovers: state.history.handover_count(),
             last_handover: recent.first().cloned(),
@@ -64,6 +68,21 @@ impl Agent {
             rules_moved: self.route.conflicts.moves.load(Ordering::Relaxed),
             ingress,
         }
+    }
+
+    /// Returns why connections of mobile processes have no session; `None` if they have one.
+    pub(crate) fn no_session(&self) -> Option<NoSession> {
+        let addresses = self.persistent();
+        let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::to_status).collect();
+        let (session, problem) = self.session(&self.tunnel_state(), &addresses, &refused);
+        if session == SessionState::Connected && !addresses.is_empty() {
+            return None;
+        }
+        let problem = problem.unwrap_or_else(|| Problem {
+            cause: "the agent is still connecting to the relay".to_owned(),
+            next_step: "`mobile status` shows the progress".to_owned(),
+        });
+        Some(NoSession { problem, open: self.direct_fallback.now() })
     }
 
     /// Returns the state of the session, and the problem that prevents one or a part of it.

@@ -29,14 +29,24 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Run a command as a mobile process; `mobile CMD ARG...` is short for this if CMD is no verb.
     Run {
+        /// Fail with status 125 if there is no session, instead of running the command.
+        #[arg(long)]
+        require_session: bool,
         /// The command and its arguments.
         #[arg(value_name = "CMD", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
     },
     /// Make running processes mobile: their next connections use the tunnel.
     Attach {
+        /// Attach every process of the command NAME that you may attach.
+        #[arg(long, value_name = "NAME", conflicts_with = "pids")]
+        name: Option<String>,
         /// IDs of the processes.
-        #[arg(value_name = "PID", required = true, value_parser = clap::value_parser!(i32).range(1..))]
+        #[arg(
+            value_name = "PID",
+            required_unless_present = "name",
+            value_parser = clap::value_parser!(i32).range(1..)
+        )]
         pids: Vec<i32>,
     },
     /// Make running processes ordinary again: their next connections go direct.
@@ -91,6 +101,9 @@ pub(crate) enum Verb {
         /// address, with or without a port, to explain a connection to that host.
         #[arg(value_name = "PID|HOST[:PORT]")]
         target: String,
+        /// Print the output as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Generate this host's private key and print the public key, for `home-relay authorize`.
     Keygen {

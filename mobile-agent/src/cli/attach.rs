@@ -3,14 +3,28 @@
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
 use mobile_host::text::printable;
 
 use crate::protocol::{Change, Reply, Request};
+use crate::selection::process;
 
 /// Asks the agent to make the processes mobile.
 pub(super) fn attach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()> {
     change(config, &Request::Attach { pids }, "mobile", "still go direct")
+}
+
+/// Asks the agent to make every process of the command `name` mobile that the user may change.
+/// Fails if no process was changed.
+pub(super) fn attach_named(config: Option<&Path>, name: &str) -> anyhow::Result<()> {
+    let pids = process::of_command(name).context("cannot list the processes")?;
+    ensure!(!pids.is_empty(), "no process of the command {} runs", printable(name));
+    let mut changes = ask(config, &Request::Attach { pids })?;
+    if changes.iter().any(|change| change.error.is_none()) {
+        // Others may be another user's, or have ended.
+        changes.retain(|change| change.error.is_none());
+    }
+    report(&changes, "mobile", "still go direct")
 }
 
 /// Asks the agent to make the processes ordinary.
@@ -19,14 +33,20 @@ pub(super) fn detach(config: Option<&Path>, pids: Vec<i32>) -> anyhow::Result<()
 }
 
 fn change(config: Option<&Path>, request: &Request, state: &str, route: &str) -> anyhow::Result<()> {
-    let mut agent = super::agent(config)?;
-    let changes = match super::ask(&mut agent, request)? {
-        Reply::Changed(changes) => changes,
-        other => return Err(super::unexpected(&other)),
-    };
-    super::print(&render(&changes, state, route))?;
+    report(&ask(config, request)?, state, route)
+}
+
+fn ask(config: Option<&Path>, request: &Request) -> anyhow::Result<Vec<Change>> {
+    match super::ask(&mut super::agent(config)?, request)? {
+        Reply::Changed(changes) => Ok(changes),
+        other => Err(super::unexpected(&other)),
+    }
+}
+
+fn report(changes: &[Change], state: &str, route: &str) -> anyhow::Result<()> {
+    super::print(&render(changes, state, route))?;
     let mut failed = 0;
-    for change in &changes {
+    for change in changes {
         if let Some(error) = &change.error {
             super::complain(&anyhow::anyhow!("{}", printable(error)));
             failed += 1;

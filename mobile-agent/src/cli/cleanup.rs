@@ -13,9 +13,10 @@ use mobile_host::text::printable;
 
 use super::connect;
 use crate::cleanup::remove_everything;
-use crate::config::DEFAULT_PATH;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::footprint;
 use crate::protocol::{Reply, Request};
+use crate::selection::cgroup::MobileCgroup;
 
 /// How long an agent that closes its connections may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,18 +41,53 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
     let names = footprint::for_cleanup(config, &record)?;
     let file = mobile_host::config::identity(config.unwrap_or(Path::new(DEFAULT_PATH)));
+    let before = present(&names);
     for config in &names {
         // The agent reads the record too.
         match ask_agent(&config.control.socket, &file)? {
             // The agent may lack the right to remove its record's directory.
-            Some(Reply::Done) => return record.remove().map_err(Into::into),
+            Some(Reply::Done) => {
+                record.remove()?;
+                return print_removed("the agent has ended; ", before, &names);
+            }
             Some(Reply::Refused(reason)) => bail!("{}", printable(&reason)),
             Some(other) => return Err(super::unexpected(&other)),
             None => {}
         }
     }
     ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: run `sudo mobile cleanup`");
-    super::runtime()?.block_on(remove_everything(&names, &record, None))
+    super::runtime()?.block_on(remove_everything(&names, &record, None))?;
+    print_removed("", before, &names)
+}
+
+/// Names the kernel objects of the agents `names` that exist. Rules and routes come and go with the
+/// device.
+fn present(names: &[Config]) -> Vec<String> {
+    let mut present = Vec::new();
+    for config in names {
+        let device = &config.tunnel.device;
+        if Path::new("/proc/sys/net/ipv4/conf").join(device).exists() {
+            present.push(format!("device {device} with its rules and routes"));
+        }
+        if std::fs::read_dir(&config.bpf.pin_dir).is_ok_and(|mut pins| pins.next().is_some()) {
+            present.push(format!("eBPF programs in {}", config.bpf.pin_dir.display()));
+        }
+        if let Ok(Some(cgroup)) = MobileCgroup::existing(config.cgroup.path.as_deref()) {
+            present.push(format!("cgroup {}", cgroup.dir().display()));
+        }
+    }
+    present
+}
+
+/// Says which of the objects that were there before were removed.
+fn print_removed(what_ended: &str, before: Vec<String>, names: &[Config]) -> anyhow::Result<()> {
+    let kept = present(names);
+    let removed: Vec<String> = before.into_iter().filter(|object| !kept.contains(object)).collect();
+    let removed = match &removed[..] {
+        [] => "nothing to remove".to_owned(),
+        removed => format!("removed: {}", removed.join(", ")),
+    };
+    super::print(&format!("{what_ended}{removed}\n"))
 }
 
 /// Asks the agent that listens on `socket` to clean up, if its configuration file is `config`;

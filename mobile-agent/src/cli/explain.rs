@@ -11,9 +11,10 @@ use crate::status::SessionState;
 
 /// Prints how a connection is routed, and why. Needs neither a running agent nor root; the output
 /// names what an ordinary user may not see.
-pub(super) fn explain(config: Option<&Path>, target: &str) -> anyhow::Result<()> {
+pub(super) fn explain(config: Option<&Path>, target: &str, json: bool) -> anyhow::Result<()> {
     let path = config;
     let mut config = Config::of_client(path)?;
+    let mut warning = None;
     let session = match Client::connect(&config.control.socket) {
         Ok(mut agent) => {
             if path.is_some() {
@@ -24,17 +25,26 @@ pub(super) fn explain(config: Option<&Path>, target: &str) -> anyhow::Result<()>
             if let Ok(Reply::Bypasses(nets)) = super::ask(&mut agent, &Request::Bypasses) {
                 config.routing.bypass = nets;
             }
-            match super::ask(&mut agent, &Request::Status) {
+            let session = match super::ask(&mut agent, &Request::Status) {
                 Ok(Reply::Status(status)) => Some(status.session == SessionState::Connected),
                 _ => None,
+            };
+            // A mobile process resolves names with the relay's resolvers, so do this too.
+            if session == Some(true) && target.parse::<i32>().is_err() {
+                warning = super::ask(&mut agent, &Request::Run).err();
             }
+            session
         }
         Err(ControlError::NotRunning { .. }) => Some(false),
         Err(_) => None,
     };
+    if let Some(error) = warning {
+        super::complain(&error.context("resolving the name as an ordinary process"));
+    }
     let runtime = super::runtime()?;
-    let text = runtime.block_on(crate::explain::explain(&config, session, target));
+    let explanation = runtime.block_on(crate::explain::explain(&config, session, target));
     // A lookup that still waits for a resolver runs on a blocking thread: do not wait for it.
     runtime.shutdown_background();
-    super::print(&text?)
+    let explanation = explanation?;
+    if json { super::print_json(&explanation) } else { super::print(&explanation.text()) }
 }

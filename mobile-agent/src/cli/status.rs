@@ -37,14 +37,22 @@ pub(super) fn uplinks(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
 pub(super) fn force(config: Option<&Path>, uplink: &str) -> anyhow::Result<()> {
     let mut agent = super::agent(config)?;
     let uplink = (uplink != "auto").then(|| uplink.to_owned());
-    match super::ask(&mut agent, &Request::Use { uplink })? {
-        Reply::Done => Ok(()),
-        Reply::Noted(note) => {
-            eprintln!("mobile: {}", printable(&note));
-            Ok(())
+    let outcome = match &uplink {
+        Some(uplink) => {
+            format!("the tunnel uses {} whenever that uplink is usable\n", printable(uplink))
         }
-        other => Err(super::unexpected(&other)),
+        None => "the policy of the configuration chooses the uplink\n".to_owned(),
+    };
+    let note = match super::ask(&mut agent, &Request::Use { uplink })? {
+        Reply::Done => None,
+        Reply::Noted(note) => Some(note),
+        other => return Err(super::unexpected(&other)),
+    };
+    super::print(&outcome)?;
+    if let Some(note) = note {
+        eprintln!("mobile: {}", printable(&note));
     }
+    Ok(())
 }
 
 /// A line of the output: its name and its value.
@@ -58,6 +66,7 @@ fn render(status: &Status) -> String {
     }
     lines.push(("relay", relay(status)));
     lines.push(("persistent", addresses(status)));
+    lines.extend(dns(status).map(|dns| ("dns", dns)));
     lines.push(("uplink", active_uplink(status)));
     if let Some(rtt) = status.rtt_seconds {
         lines.push(("round trip", format!("{:.1} ms", rtt * 1000.0)));
@@ -157,7 +166,11 @@ fn ingress(status: &Status) -> Option<String> {
 
 /// Describes the state of the session and how long it has lasted.
 pub(super) fn session(status: &Status) -> String {
-    let since = status.since_seconds.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
+    let since = match status.session {
+        SessionState::Connected => status.session_seconds.or(status.since_seconds),
+        _ => status.since_seconds,
+    };
+    let since = since.map(|seconds| format!(" for {}", duration(seconds))).unwrap_or_default();
     match status.session {
         SessionState::Connected if status.addresses.is_empty() => {
             format!("connected{since}, without a persistent address: connections of mobile processes wait")
@@ -189,6 +202,12 @@ pub(super) fn addresses(status: &Status) -> String {
         status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     format!("{addresses} on {}", status.device)
+}
+
+/// Returns the relay's resolvers, which mobile processes use; `None` if it offers none.
+fn dns(status: &Status) -> Option<String> {
+    let resolvers: Vec<String> = status.dns.iter().map(ToString::to_string).collect();
+    (!resolvers.is_empty()).then(|| resolvers.join(", "))
 }
 
 /// Formats a handover in one line.

@@ -33,6 +33,7 @@ pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Denie
         | Request::Detach { .. }
         | Request::Processes
         | Request::Status
+        | Request::Session
         | Request::Uplinks
         | Request::Bypasses
         | Request::Config => return Ok(()),

@@ -103,6 +103,7 @@ async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<
             blocking(list).await.map(Reply::Processes)
         }
         Request::Status => Ok(Reply::Status(Box::new(agent.status().await))),
+        Request::Session => Ok(Reply::Session(agent.no_session())),
         Request::Uplinks => Ok(Reply::Uplinks(agent.uplinks().await)),
         Request::Use { uplink } => Ok(agent.force(uplink)?.map_or(Reply::Done, Reply::Noted)),
         Request::Bypasses => Ok(Reply::Bypasses(agent.bypasses().await)),

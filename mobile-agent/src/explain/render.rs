@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mobile_host::text::printable;
 use mobile_netlink::{Family, ListedRule, RouteLookup};
+use serde::Serialize;
 
 use crate::config::Routing;
 use crate::selection::instance::Instance;
@@ -39,13 +40,29 @@ pub(super) struct NewConnection {
     pub(super) to: IpAddr,
 }
 
+/// What becomes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    /// Goes through the tunnel.
+    Tunnel,
+    /// Goes over the ordinary route.
+    Direct,
+    /// Stays on this host.
+    Local,
+    /// Waits for a session.
+    Waits,
+    /// Fails for lack of a route.
+    Fails,
+}
+
 /// Describes a process and whether it is mobile.
 pub(super) fn attribute(process: &Process, mobile: bool, cgroup: &str) -> String {
     let Process { pid, comm, .. } = process;
     let state = if mobile { "is mobile" } else { "is not mobile" };
     let place = if mobile { "in the mobile cgroup" } else { "outside the mobile cgroup" };
     let (comm, cgroup) = (printable(comm), printable(cgroup));
-    format!("process {pid} ({comm}) {state}: it is {place}, at {cgroup}\n")
+    format!("process {pid} ({comm}) {state}: it is {place}, at {cgroup}")
 }
 
 /// Describes a running instance of the same program that is not mobile and may connect in place of
@@ -56,7 +73,7 @@ pub(super) fn instance(process: &Process, instance: &Instance) -> String {
     let (own, command) = (printable(&process.comm), printable(command));
     format!(
         "{own} also runs outside the tunnel, as process {pid} ({command}), and may do the work of this process there: \
-         to make its next connections mobile: mobile attach {}\n",
+         to make its next connections mobile: mobile attach {}",
         pids.join(" ")
     )
 }
@@ -70,7 +87,7 @@ impl HostState<'_> {
 
     /// Describes a new connection in one line each for the hook and mark, the rule, the route and
     /// the outcome.
-    pub(super) fn new_connection(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
+    pub(super) fn new_connection(&self, new: NewConnection, route: Option<&RouteLookup>) -> Vec<String> {
         let Routing { mark, mark_mask, .. } = *self.routing;
         let mut lines = Vec::new();
         lines.push(match (new.mobile, self.programs) {
@@ -91,8 +108,8 @@ impl HostState<'_> {
         });
         lines.push(self.rule(new, route));
         lines.push(self.describe_route(route));
-        lines.push(self.outcome(new, route));
-        lines.iter().map(|line| format!("  {line}\n")).collect()
+        lines.push(self.outcome(new, route).1);
+        lines
     }
 
     /// Describes the route of a connected socket in one line. `mobile` says whether the process is
@@ -111,7 +128,7 @@ impl HostState<'_> {
             None if marked => "through the tunnel".to_owned(),
             None => "direct".to_owned(),
         };
-        format!("its socket {protocol} {local} -> {remote}: {kind}, {}\n", self.describe_route(route))
+        format!("its socket {protocol} {local} -> {remote}: {kind}, {}", self.describe_route(route))
     }
 
     /// Returns the smallest bypassed network that contains the destination.
@@ -171,53 +188,60 @@ impl HostState<'_> {
         text
     }
 
-    fn outcome(&self, new: NewConnection, route: Option<&RouteLookup>) -> String {
+    /// Returns what becomes of the connection, as one word and as a sentence.
+    pub(super) fn outcome(&self, new: NewConnection, route: Option<&RouteLookup>) -> (Outcome, String) {
         let table = self.routing.table;
         let bypass = self.bypass(new.to).filter(|_| new.mobile);
         let tunnel = |route: &RouteLookup| route.oif.is_some_and(|oif| self.name(oif) == self.device);
         if let (Some(net), None) = (bypass, route) {
-            return format!(
+            let text = format!(
                 "result: fails, because {net} is bypassed (`mobile bypass list`), and this host has no direct route \
                  to it"
             );
+            return (Outcome::Fails, text);
         }
+        let no_route = "result: fails, because this host has no route to it".to_owned();
         match (new.mobile, route) {
-            (true, None) if self.open => "result: fails, because this host has no route to it".to_owned(),
-            (true, None) => format!(
-                "result: waits, because table {table} has no route through the tunnel yet, and a mobile connection \
-                 does not go direct instead"
+            (true, None) if !self.open => (
+                Outcome::Waits,
+                format!(
+                    "result: waits, because table {table} has no route through the tunnel yet, and a mobile connection \
+                     does not go direct instead"
+                ),
             ),
-            (false, None) => "result: fails, because this host has no route to it".to_owned(),
-            (_, Some(route)) if route.local => "result: stays on this host".to_owned(),
-            (_, Some(route)) if tunnel(route) && self.session == Some(false) => {
-                "result: waits, because there is no session; then goes through the tunnel".to_owned()
+            (_, None) => (Outcome::Fails, no_route),
+            (_, Some(route)) if route.local => (Outcome::Local, "result: stays on this host".to_owned()),
+            (_, Some(route)) if tunnel(route) && self.session == Some(false) => (
+                Outcome::Waits,
+                "result: waits, because there is no session; then goes through the tunnel".to_owned(),
+            ),
+            (_, Some(route)) if tunnel(route) => (
+                Outcome::Tunnel,
+                format!("result: goes through the tunnel: from {} over the active uplink", self.device),
+            ),
+            (false, Some(_)) => {
+                (Outcome::Direct, "result: goes directly, because the process is not mobile".to_owned())
             }
-            (_, Some(route)) if tunnel(route) => {
-                format!("result: goes through the tunnel: from {} over the active uplink", self.device)
+            (true, Some(route)) => {
+                let device = route.oif.map_or_else(String::new, |oif| format!(" over {}", self.name(oif)));
+                let reason = match bypass {
+                    Some(net) => format!("because {net} is bypassed (`mobile bypass list`)"),
+                    None if self.open => "as every new connection until there is a session again".to_owned(),
+                    None if is_link_local(new.to) => {
+                        "because the destination is on the link itself".to_owned()
+                    }
+                    None => "although the process is mobile: another rule comes before the \
+                             agent's; see `mobile check`"
+                        .to_owned(),
+                };
+                let device = if bypass.is_some() { device } else { String::new() };
+                (Outcome::Direct, format!("result: goes directly{device}, {reason}"))
             }
-            (true, Some(route)) => match bypass {
-                Some(net) => {
-                    let device =
-                        route.oif.map_or_else(String::new, |oif| format!(" over {}", self.name(oif)));
-                    format!("result: goes directly{device}, because {net} is bypassed (`mobile bypass list`)")
-                }
-                None if self.open => {
-                    "result: goes directly, as every new connection until there is a session again".to_owned()
-                }
-                None if is_link_local(new.to) => {
-                    "result: goes directly, because the destination is on the link itself".to_owned()
-                }
-                None => {
-                    "result: goes directly, although the process is mobile: another rule comes before the \
-                         agent's; see `mobile check`"
-                        .to_owned()
-                }
-            },
-            (false, Some(_)) => "result: goes directly, because the process is not mobile".to_owned(),
         }
     }
 
-    fn name(&self, index: u32) -> String {
+    /// Returns the name of a network device.
+    pub(super) fn name(&self, index: u32) -> String {
         self.links.get(&index).cloned().unwrap_or_else(|| format!("device {index}"))
     }
 }
@@ -282,7 +306,8 @@ mod tests {
     const ORDINARY: NewConnection = NewConnection { mobile: false, to: TO };
 
     #[track_caller]
-    fn assert_says(text: &str, parts: &[&str]) {
+    fn assert_says(lines: &[String], parts: &[&str]) {
+        let text = lines.join("\n") + "\n";
         for part in parts {
             assert!(text.contains(part), "no {part:?} in {text}");
         }
@@ -335,7 +360,7 @@ mod tests {
             ],
         );
         let text = host(&routing).new_connection(ORDINARY, Some(&route(254, 2)));
-        assert!(!text.contains("bypassed"), "{text}");
+        assert!(!text.concat().contains("bypassed"), "{text:?}");
     }
 
     #[test]
@@ -354,7 +379,7 @@ mod tests {
         let (local, remote) = ("10.22.0.2:5000".parse().unwrap(), "192.0.2.2:22".parse().unwrap());
         let connection = Connection { transport: Transport::Tcp, local, remote };
         let text = host(&routing).socket(&connection, true, false, Some(&route(254, 2)));
-        assert_says(&text, &["direct, because 192.0.2.0/24 is bypassed", "via 10.22.0.1 dev eth0"]);
+        assert_says(&[text], &["direct, because 192.0.2.0/24 is bypassed", "via 10.22.0.1 dev eth0"]);
         let text = host(&routing).socket(&connection, false, false, Some(&route(254, 2)));
         assert!(!text.contains("bypassed"), "{text}");
     }

@@ -109,6 +109,12 @@ fn starts(script: &Path, program: &Path) -> bool {
         || (script.parent() == program.parent() && !script.parent().is_some_and(common))
 }
 
+/// Returns whether PATH names a directory with a file of this name; true if there is no PATH, so
+/// that exec() decides.
+pub(crate) fn is_on_path(name: &OsStr) -> bool {
+    std::env::var_os("PATH").is_none() || find(name).is_some()
+}
+
 fn find(program: &OsStr) -> Option<PathBuf> {
     let path = Path::new(program);
     if path.components().count() > 1 {

@@ -109,6 +109,23 @@ pub(crate) fn read(pid: i32) -> io::Result<Process> {
     Reader::default().process(pid)
 }
 
+/// Returns the IDs of all processes of the command `name`: its short name, or the file name of its
+/// first word. This process is not among them.
+pub(crate) fn of_command(name: &str) -> io::Result<Vec<i32>> {
+    let own = i32::try_from(std::process::id()).ok();
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_named = |pid: &i32| {
+        let proc = format!("/proc/{pid}");
+        let word = || {
+            let cmdline = fs::read(Path::new(&proc).join("cmdline")).ok()?;
+            let word = String::from_utf8_lossy(cmdline.split(|&byte| byte == 0).next()?).into_owned();
+            Some(word.rsplit('/').next()? == name)
+        };
+        stat(Path::new(&proc)).is_ok_and(|(comm, _)| comm == name || word() == Some(true))
+    };
+    Ok(pids.filter(|pid| Some(*pid) != own).filter(is_named).collect())
+}
+
 /// Shortens a command line, which may be megabytes long: its beginning is enough to recognise a
 /// process.
 pub(crate) fn shortened(mut command: String) -> String {

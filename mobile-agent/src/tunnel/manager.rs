@@ -43,6 +43,8 @@ pub(super) struct Manager {
     history: HandoverHistory,
     suspend: SuspendWatch,
     config_limiter: ConfigLimiter,
+    /// When the present session began; `None` before the first.
+    session_since: Option<Instant>,
     /// The beginning of the last outage that was logged.
     logged_outage: Option<Instant>,
 }
@@ -67,6 +69,7 @@ impl Manager {
             history: HandoverHistory::new(),
             suspend: SuspendWatch::new(),
             config_limiter: ConfigLimiter::new(pushed_config),
+            session_since: None,
             logged_outage: None,
         }
     }
@@ -154,6 +157,9 @@ impl Manager {
         match event {
             DriverEvent::Session(Event::PathReady { path, resumed }) => {
                 tracing::debug!(%path, resumed, "path ready");
+                if !resumed {
+                    self.session_since = Some(now);
+                }
                 self.machine.path_ready(now, path);
                 if let Some(uplink) = self.uplink_of(path) {
                     self.history.record_success(&uplink);
@@ -291,6 +297,7 @@ impl Manager {
         });
         TunnelState {
             active,
+            session_since: self.session_since,
             outage_since: self.machine.outage_since(),
             ready: self.machine.ready().map(|(path, uplink)| (path, uplink.to_owned())).collect(),
             connecting: self.machine.connecting().map(str::to_owned).collect(),

@@ -36,6 +36,7 @@ pub(in super::super) fn sample() -> Status {
         active_uplink: Some("eth0".into()),
         forced_uplink: None,
         rtt_seconds: Some(0.0201),
+        session_seconds: Some(90.0),
         since_seconds: Some(7.0),
         handovers: 9,
         last_handover: Some(handover(7.0)),
@@ -58,7 +59,7 @@ pub(in super::super) fn sample() -> Status {
 #[test]
 fn text_output_shows_the_uplink_and_the_cost_of_the_last_handovers() {
     let text = render(&sample());
-    assert!(text.contains("session    connected for 7.0 s\n"), "{text}");
+    assert!(text.contains("session    connected for 2 min\n"), "{text}");
     assert!(text.contains("relay.example:443 (192.0.2.1:443)"), "{text}");
     let line =
         "7.0 s ago: wlan0 -> eth0, carrier lost, blackout 25 ms, 4 records retransmitted, 0 packets dropped";
