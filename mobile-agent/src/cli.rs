@@ -16,6 +16,7 @@ mod fetch_assignment;
 mod keygen;
 mod prepare_slice;
 mod ps;
+mod reload;
 mod run;
 mod status;
 mod table;
@@ -55,6 +56,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
         Verb::Bypass { what } => bypass::bypass(config, &what),
+        Verb::Reload { json } => reload::reload(config, json),
         Verb::Check { json } => check::check(config, json),
         Verb::Explain { target } => explain::explain(config, &target),
         Verb::Keygen { out } => keygen::keygen(config, out),
@@ -213,6 +215,7 @@ mod tests {
             &["status", "--json", "--config", "F"],
             &["uplinks", "--config", "F"],
             &["use", "eth0", "--config", "F"],
+            &["reload", "--json", "--config", "F"],
             &["bypass", "list", "--config", "F"],
             &["bypass", "add", "10.0.0.0/8", "--config", "F"],
             &["check", "--json", "--config", "F"],

@@ -44,6 +44,8 @@ pub(crate) enum Request {
         /// Whether to add the network; otherwise it is removed.
         add: bool,
     },
+    /// Read the configuration file and the private key again.
+    Reload,
     /// Remove every kernel object of the agent, then end the agent.
     Cleanup,
     /// Make the processes of systemd's `mobile.slice` mobile, before systemd starts any of them.
@@ -72,6 +74,17 @@ pub(crate) enum Reply {
     Uplinks(Uplinks),
     /// The reply to `Bypasses`.
     Bypasses(Vec<IpNet>),
+    /// The reply to `Reload`.
+    Reloaded(Reloaded),
+}
+
+/// The settings that a reload found changed, each as `[section] key`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// The settings whose new values are in force.
+    pub(crate) changed: Vec<String>,
+    /// The settings that keep their values until the agent is restarted.
+    pub(crate) kept: Vec<String>,
 }
 
 /// The result of `Attach` or `Detach` for one process.
@@ -143,6 +156,7 @@ mod tests {
                 Request::Bypass { net: "10.0.0.0/8".parse().unwrap(), add: true },
                 r#"{"bypass":{"net":"10.0.0.0/8","add":true}}"#,
             ),
+            (Request::Reload, r#""reload""#),
             (Request::Cleanup, r#""cleanup""#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);

@@ -5,6 +5,7 @@
 //! of the structs' fields are the known names; any other name is an error. Every error names the
 //! place: file and line, variable, or flag.
 
+mod changes;
 mod de;
 mod node;
 
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+pub use changes::changed_keys;
 pub use de::ConfigError;
 use node::{Node, Origin};
 

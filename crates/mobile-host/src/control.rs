@@ -78,6 +78,14 @@ pub enum ControlError {
     },
 }
 
+/// Checks that a group exists, as [`Listener::bind`] does.
+///
+/// # Errors
+/// When no group has this name.
+pub fn check_group(name: &str) -> Result<(), ControlError> {
+    find_group(name).map(drop)
+}
+
 /// Returns the text of a system call's error without its number, which says nothing to users.
 fn reason(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())

@@ -77,6 +77,13 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         what: Bypass,
     },
+    /// Make the running agent read its configuration and key again. Connections continue; prints the
+    /// settings that changed, and on stderr those that need a restart.
+    Reload {
+        /// Print the output as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Check whether this host can run the agent: kernel, files, conflicting rules, and the relay
     /// over each uplink. Exits with 1 if something fails.
     Check {
