@@ -15,6 +15,7 @@ use std::path::Path;
 
 use mobile_host::check::CheckReport;
 
+pub(crate) use self::fact_error::FactError;
 pub(crate) use self::facts::AgentStatus;
 pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;

@@ -36,7 +36,7 @@ use mobile_host::text::{printable, printable_json, printable_lines};
 use self::args::{Cli, Verb};
 use crate::config::Config;
 use crate::protocol::{Reply, Request};
-use crate::{daemon, processes};
+use crate::{daemon, footprint, processes};
 
 /// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
 /// parse.
@@ -118,12 +118,12 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Connects to the agent at the control socket that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
-    agent_of(&Config::of_client(config)?)
+    agent_of(config, &footprint::for_client(config)?)
 }
 
-/// Connects to the agent at the control socket of a loaded configuration.
-fn agent_of(config: &Config) -> anyhow::Result<Client> {
-    Client::connect(&config.control.socket).map_err(not_connected)
+/// Connects to the agent at the control socket of a configuration loaded from `path`.
+fn agent_of(path: Option<&Path>, config: &Config) -> anyhow::Result<Client> {
+    footprint::connect(path, &config.control.socket).map_err(not_connected)
 }
 
 /// Converts an error of connecting to the agent. If no agent runs, adds how to start it.

@@ -265,25 +265,15 @@ impl Config {
         mobile_host::config::load::<Self>(path, missing, ENV_PREFIX, &[])?.complete(path)
     }
 
-    /// Loads the configuration for a verb that only sends requests to the running agent.
-    ///
-    /// An ordinary user may not read the file that `mobile enroll` wrote. In this case the path of
-    /// the control socket comes from the defaults and the environment.
-    pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
-        Self::load(path).or_else(|error| {
-            let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-            if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
-                return Err(error);
-            }
-            mobile_host::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
-        })
+    /// Returns the defaults with the environment's settings.
+    pub(crate) fn of_environment() -> anyhow::Result<Self> {
+        mobile_host::config::load_without_file::<Self>(ENV_PREFIX)?.complete(Path::new(DEFAULT_PATH))
     }
 
     /// Returns the defaults with the environment's settings, or the plain defaults if a setting of
     /// the environment is invalid.
     pub(crate) fn without_file() -> Self {
-        let read = mobile_host::config::load_without_file::<Self>(ENV_PREFIX).map_err(anyhow::Error::from);
-        read.and_then(|config| config.complete(Path::new(DEFAULT_PATH))).unwrap_or_default()
+        Self::of_environment().unwrap_or_default()
     }
 
     /// Checks the settings and resolves the key's path relative to the configuration's directory.

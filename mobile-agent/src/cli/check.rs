@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::bail;
-use mobile_host::control::{Client, ControlError};
+use mobile_host::control::ControlError;
 
-use crate::check::AgentStatus;
+use crate::check::{AgentStatus, FactError};
+use crate::footprint;
 use crate::protocol::{Reply, Request};
 
 /// Runs all checks, with or without a running agent. An ordinary user sees fewer checks than root.
 pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let runtime = super::runtime()?;
-    let report = runtime.block_on(crate::check::check(config, ask_agent));
+    let report = runtime.block_on(crate::check::check(config, |socket| ask_agent(config, socket)));
     // A lookup that still waits for a resolver runs on a blocking thread: do not wait for it.
     runtime.shutdown_background();
     if json {
@@ -26,14 +27,15 @@ pub(super) fn check(config: Option<&Path>, json: bool) -> anyhow::Result<()> {
 }
 
 /// Asks the agent at this control socket for its status.
-fn ask_agent(socket: &Path) -> AgentStatus {
-    match Client::connect(socket) {
+fn ask_agent(config: Option<&Path>, socket: &Path) -> AgentStatus {
+    match footprint::connect(config, socket) {
         Ok(mut agent) => match agent.call::<_, Reply>(&Request::Status) {
             Ok(Reply::Status(status)) => Ok(Some(status)),
             Ok(other) => Err(format!("the agent sent an unexpected reply: {other:?}").into()),
             Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
         },
         Err(ControlError::NotRunning { .. }) => Ok(None),
+        Err(error @ ControlError::NotAllowed { .. }) => Err(FactError::denied(&error)),
         Err(error) => Err(mobile_host::error_chain(&error.into()).into()),
     }
 }

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use mobile_host::control::{Client, ControlError};
+use mobile_host::control::ControlError;
 
-use crate::config::Config;
+use crate::footprint;
 use crate::protocol::{Reply, Request};
 use crate::status::SessionState;
 
 /// Prints how a connection is routed, and why. Needs neither a running agent nor root; the output
 /// names what an ordinary user may not see.
 pub(super) fn explain(config: Option<&Path>, target: &str) -> anyhow::Result<()> {
-    let mut config = Config::of_client(config)?;
-    let session = match Client::connect(&config.control.socket) {
+    let path = config;
+    let mut config = footprint::for_client(path)?;
+    let session = match footprint::connect(path, &config.control.socket) {
         Ok(mut agent) => {
             // `mobile bypass` changes the running agent's list only; without an agent, the file's
             // list applies.

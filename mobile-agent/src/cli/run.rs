@@ -17,6 +17,7 @@ use anyhow::Context;
 use mobile_host::text::printable;
 
 use crate::config::Config;
+use crate::footprint;
 use crate::protocol::{Reply, Request};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::instance::{self, Instance};
@@ -55,8 +56,9 @@ pub(super) fn run(config: Option<&Path>, command: &[OsString]) -> ExitCode {
 /// The search for such an instance takes place while the kernel moves this process into the mobile
 /// cgroup, which takes several milliseconds.
 fn become_mobile(config: Option<&Path>, program: &OsStr) -> anyhow::Result<Option<Instance>> {
-    let config = Config::of_client(config)?;
-    let mut agent = super::agent_of(&config)?;
+    let path = config;
+    let config = footprint::for_client(path)?;
+    let mut agent = super::agent_of(path, &config)?;
     agent.send_request(&Request::Run).context(NOT_MOBILE)?;
     let instance = instance_of(&config, program);
     match super::accepted(agent.read_reply()).context(NOT_MOBILE)? {
