@@ -30,6 +30,7 @@ mod matrix;
 mod metrics;
 mod modes;
 mod neighbours;
+mod ordinary_user;
 mod outage;
 mod packages;
 mod programs;

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 #[command(name = "mobile", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Read the agent's configuration from FILE [default: /etc/mobile/agent.toml].
+    /// MOBILE_CONTROL_SOCKET names the agent's socket if the file may not be read.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
     /// Log messages of this level and above to stderr: error, warn, info, debug or trace [default:

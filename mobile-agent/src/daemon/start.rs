@@ -141,11 +141,6 @@ async fn serve_control(listener: Listener, agent: Arc<Agent>) -> anyhow::Error {
 
 fn listen(config: &Config) -> anyhow::Result<Listener> {
     let socket = &config.control.socket;
-    if let Some(dir) = socket.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir).with_context(|| {
-            format!("cannot create the directory {} for the control socket", dir.display())
-        })?;
-    }
     Listener::bind(socket, SOCKET_MODE, config.control.group.as_deref())
         .context("cannot open the control socket")
 }
