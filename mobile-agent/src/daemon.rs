@@ -5,9 +5,10 @@
 //! socket and the metrics. `confine` and `network` limit its rights and keep slow work off the
 //! packet thread.
 //!
-//! SIGHUP reloads the configuration. SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
-//! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
-//! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
+//! SIGHUP reloads the configuration. SIGTERM and SIGINT end the session and the process, and leave
+//! every kernel object in place: pins, cgroup, rules, routes and device. Mobile processes wait and
+//! never connect directly. The next agent adopts the objects, as it does after SIGKILL. `mobile
+//! cleanup` removes them.
 
 mod confine;
 mod kernel_objects;

@@ -29,8 +29,8 @@ impl Default for Control {
 }
 
 /// Returns the path of the control socket: `variable` if given, else the path in the configuration
-/// file `config` if this user may read it, else the default. Fails with EBADMSG if the configuration
-/// cannot be parsed.
+/// file `config` if this user may read it, else the default. Fails with EBADMSG if the
+/// configuration cannot be parsed.
 pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
     if let Some(path) = variable {
         return Ok(path.into());

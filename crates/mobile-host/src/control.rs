@@ -103,8 +103,8 @@ fn permission_hint(group: Option<&str>) -> String {
     }
 }
 
-/// Returns the group of the socket, or of the nearest directory above it that this user can examine;
-/// `None` if this is root's group.
+/// Returns the group of the socket, or of the nearest directory above it that this user can
+/// examine; `None` if this is root's group.
 fn group_of(socket: &Path) -> Option<String> {
     let gid = socket.ancestors().find_map(|path| fs::metadata(path).ok())?.gid();
     if gid == 0 {

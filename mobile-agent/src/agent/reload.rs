@@ -2,8 +2,8 @@
 //!
 //! The process helper reads the files, because the confined agent may not. If the configuration is
 //! invalid, or a change cannot be applied, the reload fails and changes nothing. A setting that
-//! cannot change at run time keeps its value and is reported. The key of this host counts as changed
-//! when the content of its file has changed.
+//! cannot change at run time keeps its value and is reported. The key of this host counts as
+//! changed when the content of its file has changed.
 
 mod plan;
 

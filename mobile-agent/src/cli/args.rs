@@ -78,8 +78,8 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         what: Bypass,
     },
-    /// Make the running agent read its configuration and key again. Connections continue; prints the
-    /// settings that changed, and on stderr those that need a restart.
+    /// Make the running agent read its configuration and key again. Connections continue; prints
+    /// the settings that changed, and on stderr those that need a restart.
     Reload {
         /// Print the output as JSON.
         #[arg(long)]

@@ -52,7 +52,8 @@ pub(super) struct RunningAgent {
     _metrics: Option<MetricsServer>,
 }
 
-/// Starts the agent, whose configuration file is at `path`, or the default one. On an error, removes every object that this start made.
+/// Starts the agent, whose configuration file is at `path`, or the default one. On an error,
+/// removes every object that this start made.
 pub(super) async fn start(
     config: Config,
     path: Option<&Path>,

@@ -55,8 +55,8 @@ impl AdoptedAssignment {
         self.accepted.as_ref()
     }
 
-    /// Uses other networks of `[tunnel] addresses`, and stores the assignments of the relay with the
-    /// key `relay` from now on.
+    /// Uses other networks of `[tunnel] addresses`, and stores the assignments of the relay with
+    /// the key `relay` from now on.
     pub(super) fn configure(&mut self, allowed: Vec<IpNet>, relay: &PublicKey) {
         self.claims.set_allowed(allowed);
         self.cache.set_relay(relay);

@@ -6,8 +6,8 @@ use mobile_host::config::changed_keys;
 use crate::config::Config;
 use crate::protocol::Reloaded;
 
-/// The keys whose changes take effect at a reload. Every other key needs a restart: sockets, devices
-/// and loaded eBPF programs depend on it.
+/// The keys whose changes take effect at a reload. Every other key needs a restart: sockets,
+/// devices and loaded eBPF programs depend on it.
 const LIVE: [(&str, &str); 11] = [
     ("control", "group"),
     ("identity", "private_key_file"),

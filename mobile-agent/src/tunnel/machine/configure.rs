@@ -25,9 +25,9 @@ impl Machine {
         self.reconcile(now);
     }
 
-    /// Makes new attempts with the relay's or this host's new identity at once. Attempts in progress
-    /// use the former one and are closed. Paths that the relay has accepted stay, or stay until the
-    /// relay has accepted another.
+    /// Makes new attempts with the relay's or this host's new identity at once. Attempts in
+    /// progress use the former one and are closed. Paths that the relay has accepted stay, or stay
+    /// until the relay has accepted another.
     pub(crate) fn dial_anew(&mut self, now: Instant, present: PresentPaths) {
         self.close_where(|candidate| !matches!(candidate.stage, Stage::Ready(_)));
         if present == PresentPaths::Replace {

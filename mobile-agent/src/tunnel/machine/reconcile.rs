@@ -66,8 +66,8 @@ impl Machine {
         gone
     }
 
-    /// Returns whether the path in use works: the relay has accepted it, and it is neither marked as
-    /// unresponsive nor outdated.
+    /// Returns whether the path in use works: the relay has accepted it, and it is neither marked
+    /// as unresponsive nor outdated.
     fn has_working_path(&self) -> bool {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         current.is_some_and(|candidate| candidate.is_ready() && candidate.is_responsive())
