@@ -173,7 +173,7 @@ fn an_ordinary_user_is_told_which_checks_were_skipped() -> Outcome {
     for topic in ["key", "eBPF", "TUN", "ingress", "relay"] {
         assert_line(&done, &format!("skip  {topic}: "), "needs root; what to do: run `mobile check` as root");
     }
-    assert!(faults(&done).iter().all(|line| line.starts_with("skip  ")), "{done:?}");
+    assert!(!done.stdout.contains("FAIL"), "{done:?}");
     bed.finish()
 }
 
