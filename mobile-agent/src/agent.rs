@@ -4,6 +4,7 @@
 //! - `mobile_processes` makes processes mobile or ordinary, and `bypass` changes the networks that
 //!   they reach directly.
 //! - `report` and `uplink_list` describe the agent for `mobile status` and `mobile uplinks`.
+//! - `reload` applies a changed configuration.
 //! - `accounts`, `direct_fallback` and `program_maps` are its periodic or event-driven tasks.
 //!
 //! The daemon makes the agent's parts, and starts the control socket and the metrics, which hold
@@ -14,6 +15,7 @@ mod bypass;
 mod direct_fallback;
 mod mobile_processes;
 mod program_maps;
+mod reload;
 mod report;
 mod uplink_list;
 
@@ -32,20 +34,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::config::{Config, RelayIdentity};
-use crate::routing::RouteStatus;
 use crate::routing::assignment::Assignment;
 use crate::routing::delivery_filter::DeliveryFilter;
+use crate::routing::{RouteSettings, RouteStatus};
 use crate::tunnel::{Tunnel, TunnelState};
 use direct_fallback::DirectFallback;
 
 pub(crate) use bypass::{BypassAction, BypassError, BypassList, BypassOutcome};
 pub(crate) use mobile_processes::{Caller, MobileProcesses, ProcessError};
 pub(crate) use program_maps::program_addresses;
+use reload::Reload;
+pub(crate) use reload::ReloadError;
 
 /// The shared state of the running agent.
 pub(crate) struct Agent {
-    config: Config,
-    identity: Identity,
+    settings: watch::Sender<Arc<Settings>>,
+    reload: Reload,
     started: Instant,
     session: SessionHandles,
     route: RouteStatus,
@@ -56,6 +60,14 @@ pub(crate) struct Agent {
     /// session.
     direct_fallback: DirectFallback,
     clean_up: mpsc::Sender<CleanUpRequest>,
+}
+
+/// The settings in force. A reload replaces them.
+pub(crate) struct Settings {
+    /// The configuration. Settings that need a restart have the values of the agent's start.
+    pub(crate) config: Config,
+    /// The relay and the key of this host that new paths use.
+    pub(crate) identity: Identity,
 }
 
 /// The two ends of the tunnel, as they identify themselves to each other.
@@ -115,17 +127,19 @@ impl Agent {
     /// Creates the agent from its running parts. Returns it with the receiver of requests to clean
     /// up, which the daemon serves.
     pub(crate) fn new(
-        config: Config,
-        identity: Identity,
+        (config, identity): (Config, Identity),
         session: SessionHandles,
         route: RouteStatus,
         bypass: BypassList,
         processes: MobileProcesses,
+        route_settings: watch::Sender<RouteSettings>,
     ) -> (Arc<Self>, mpsc::Receiver<CleanUpRequest>) {
         let (clean_up, clean_ups) = mpsc::channel(1);
         let (started, direct_fallback) = (Instant::now(), DirectFallback::default());
+        let settings = watch::Sender::new(Arc::new(Settings { config, identity }));
+        let reload = Reload::new(route_settings);
         let agent =
-            Self { config, identity, started, session, route, bypass, processes, direct_fallback, clean_up };
+            Self { settings, reload, started, session, route, bypass, processes, direct_fallback, clean_up };
         (Arc::new(agent), clean_ups)
     }
 
@@ -138,9 +152,9 @@ impl Agent {
         tasks.spawn(accounts::sweep(Arc::clone(self)));
     }
 
-    /// Returns the configuration in force.
-    pub(crate) fn config(&self) -> &Config {
-        &self.config
+    /// Returns the settings in force.
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
     }
 
     /// Returns the mobile processes, to list or change them.

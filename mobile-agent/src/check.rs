@@ -17,6 +17,7 @@ use mobile_host::check::{CheckError, CheckReport};
 
 use crate::config::Config;
 
+pub(crate) use self::fact_error::FactError;
 pub(crate) use self::facts::AgentStatus;
 pub(crate) use self::judge::consequence;
 pub(crate) use self::reach::resolve;

@@ -19,6 +19,7 @@ mod keygen;
 mod near_verb;
 mod prepare_slice;
 mod ps;
+mod reload;
 mod run;
 mod session_watcher;
 mod status;
@@ -39,7 +40,7 @@ use mobile_host::text::{printable, printable_json, printable_lines};
 use self::args::{Cli, Verb};
 use crate::config::Config;
 use crate::protocol::{Reply, Request};
-use crate::{daemon, processes};
+use crate::{daemon, footprint, processes};
 
 /// Exit status of a verb that failed. clap itself exits with 2 for a command line that it cannot
 /// parse.
@@ -61,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
         Verb::Uplinks { json } => status::uplinks(config, json),
         Verb::Use { uplink } => status::force(config, &uplink),
         Verb::Bypass { what } => bypass::bypass(config, &what),
+        Verb::Reload { json } => reload::reload(config, json),
         Verb::Check { json } => check::check(config, json),
         Verb::Explain { target, json } => explain::explain(config, &target, json),
         Verb::Keygen { out } => keygen::keygen(config, out),
@@ -122,14 +124,13 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Connects to the agent at the control socket that the configuration names.
 fn agent(config: Option<&Path>) -> anyhow::Result<Client> {
-    agent_of(config, &Config::of_client(config)?)
+    agent_of(config, &footprint::for_client(config)?)
 }
 
-/// Connects to the agent at the control socket of a configuration, loaded from the file that
-/// `--config` names. An agent of another file is an error; without `--config`, any agent at the
-/// default socket will do.
+/// Connects to the agent of a configuration, loaded from the file that `--config` names. An agent
+/// of another file is an error; without `--config`, any agent at the default socket will do.
 fn agent_of(path: Option<&Path>, config: &Config) -> anyhow::Result<Client> {
-    let mut agent = Client::connect(&config.control.socket).map_err(not_connected)?;
+    let mut agent = footprint::connect(path, &config.control.socket).map_err(not_connected)?;
     if path.is_some() {
         connect::check_owner(&mut agent, &config.control.socket, &config.file)?;
     }
@@ -225,6 +226,7 @@ mod tests {
             &["status", "--json", "--config", "F"],
             &["uplinks", "--config", "F"],
             &["use", "eth0", "--config", "F"],
+            &["reload", "--json", "--config", "F"],
             &["bypass", "list", "--config", "F"],
             &["bypass", "add", "10.0.0.0/8", "--config", "F"],
             &["check", "--json", "--config", "F"],

@@ -36,7 +36,7 @@ pub(crate) const INSTALLED: InstalledPaths =
     InstalledPaths { config: DEFAULT_PATH, socket: mobile_control::SOCKET, state: "/var/lib/mobile" };
 
 /// The contents of `agent.toml`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// The home relay to connect to.
@@ -65,7 +65,7 @@ pub(crate) struct Config {
 }
 
 /// The settings of the section `[relay]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Relay {
     /// The relay's `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
@@ -75,7 +75,7 @@ pub(crate) struct Relay {
 }
 
 /// The settings of the section `[identity]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
     /// The file with the private key from `mobile keygen`. A relative path is relative to the
@@ -84,7 +84,7 @@ pub(crate) struct Identity {
 }
 
 /// The settings of the section `[tunnel]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Tunnel {
     /// The name of the host virtual device; `mobile0` by default.
@@ -103,7 +103,7 @@ pub(crate) struct Tunnel {
 }
 
 /// The settings of the section `[uplink]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Uplink {
     /// Globs on the names of interfaces, the most preferred first.
@@ -124,7 +124,7 @@ impl Default for Uplink {
 }
 
 /// The settings of the section `[routing]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Routing {
     /// The number of the routing table for the MOBILE route.
@@ -158,7 +158,7 @@ pub(crate) enum OnFailure {
 }
 
 /// The settings of the section `[cgroup]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
     /// The mobile cgroup. By default `mobile` at the root of the cgroup2 mount, or `mobile-ID` in a
@@ -170,7 +170,7 @@ pub(crate) struct Cgroup {
 }
 
 /// The settings of the section `[bpf]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bpf {
     /// The directory in which the eBPF programs, links and maps are pinned; its default name is
@@ -179,7 +179,7 @@ pub(crate) struct Bpf {
 }
 
 /// The settings of the section `[control]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
     /// The path of the control socket, which the other verbs use to talk to the agent.
@@ -189,7 +189,7 @@ pub(crate) struct Control {
 }
 
 /// The settings of the section `[metrics]`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Metrics {
     /// The address and port on which the agent serves `/metrics` and `/healthz`; `None`, the
@@ -200,7 +200,7 @@ pub(crate) struct Metrics {
 }
 
 /// The settings of the section `[state]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
     /// The directory that caches the relay's assignment: persistent addresses, resolvers and MTU.
@@ -262,7 +262,7 @@ impl Default for State {
 }
 
 /// The checked settings of `[relay]`, which the agent needs and other verbs do not.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RelayIdentity {
     /// The relay's address as `host:port`.
     pub(crate) endpoint: String,

@@ -5,9 +5,10 @@
 //! socket and the metrics. `confine` and `network` limit its rights and keep slow work off the
 //! packet thread.
 //!
-//! SIGTERM and SIGINT end the session and the process, and leave every kernel object in place:
-//! pins, cgroup, rules, routes and device. Mobile processes wait and never connect directly. The
-//! next agent adopts the objects, as it does after SIGKILL. `mobile cleanup` removes them.
+//! SIGHUP reloads the configuration. SIGTERM and SIGINT end the session and the process, and leave
+//! every kernel object in place: pins, cgroup, rules, routes and device. Mobile processes wait and
+//! never connect directly. The next agent adopts the objects, as it does after SIGKILL. `mobile
+//! cleanup` removes them.
 
 mod confine;
 mod kernel_objects;
@@ -15,15 +16,17 @@ mod network;
 mod start;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use mobile_host::confine::Confinement;
 use mobile_host::notify;
 use mobile_host::state_file::StateFile;
-use tokio::signal::unix::{SignalKind, signal};
+use nix::sys::signal::{SigSet, Signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use crate::agent::{CleanUpError, CleanUpRequest};
+use crate::agent::{Agent, CleanUpError, CleanUpRequest};
 use crate::cleanup::remove_everything;
 use crate::config::Config;
 use crate::footprint;
@@ -39,10 +42,15 @@ const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Runs `mobile agent` until it is stopped.
 pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
+    // A SIGHUP that arrives before the agent is ready waits, instead of ending the agent.
+    let hangup = SigSet::from_iter([Signal::SIGHUP]);
+    hangup.thread_block().context("cannot block SIGHUP")?;
     mobile_host::log::init(log, "MOBILE_LOG")?;
     let state_file = footprint::state_file(config)
         .context("cannot determine the path of the file that records kernel objects")?;
-    let config = Config::load(config)?;
+    // The process helper reads the file again when the agent reloads it.
+    let path = config.map(std::path::absolute).transpose().context("cannot resolve the path of --config")?;
+    let config = Config::load(path.as_deref())?;
     mobile_host::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
     let thread_confinement = confinement.clone();
@@ -53,19 +61,27 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
         .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, &state_file, &confinement));
+    let result = runtime.block_on(run(config, path.as_deref(), &state_file, &confinement));
     // Do not wait for a resolver that does not answer.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
+async fn run(
+    config: Config,
+    path: Option<&Path>,
+    state_file: &StateFile,
+    confinement: &Confinement,
+) -> anyhow::Result<()> {
     // Handle signals before making anything, so that the agent always stops in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config, state_file, confinement).await?;
+    let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    SigSet::from_iter([Signal::SIGHUP]).thread_unblock().context("cannot unblock SIGHUP")?;
+    let mut running = start::start(config, path, state_file, confinement).await?;
     confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
+    running.tasks.spawn(reload_on(hangup, Arc::clone(&running.agent)));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
     let mut watchdog = tokio::time::interval(notify::watchdog_interval().unwrap_or(Duration::MAX / 4));
     let mut state = running.agent.watch_tunnel();
@@ -96,6 +112,17 @@ async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) 
     result
 }
 
+/// Reloads the configuration at each SIGHUP; the outcome is logged.
+async fn reload_on(mut hangup: Signals, agent: Arc<Agent>) -> anyhow::Error {
+    while hangup.recv().await.is_some() {
+        notify::reloading();
+        // The error is logged already.
+        let _ = agent.reload().await;
+        notify::ready();
+    }
+    anyhow::anyhow!("SIGHUP is no longer received")
+}
+
 async fn stop(running: &RunningAgent) {
     notify::stopping();
     let close = running.agent.close_session();
@@ -114,7 +141,7 @@ async fn clean_up(
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, cgroup_lock));
-    let names = footprint::for_running(agent.config(), state_file);
+    let names = footprint::for_running(&agent.settings().config, state_file);
     let result = remove_everything(&names, state_file, Some(agent.processes().helper())).await;
     let outcome = match &result {
         Ok(()) => Ok(()),

@@ -24,8 +24,8 @@ mobile_host::declare_metrics! {
          was set down (`link_down`), was removed or excluded (`link_gone`), or lost its address \
          (`address_lost`) or default route (`route_lost`). The old path stopped answering \
          (`silent`), its TCP or TLS failed (`transport_failed`), or the relay closed it \
-         (`relay_closed`). The policy prefers another uplink (`better_uplink`), or `mobile use` \
-         chose one (`forced`).";
+         (`relay_closed`). The policy prefers another uplink (`better_uplink`), `mobile use` chose \
+         one (`forced`), or a reload changed the relay (`reloaded`).";
     HANDOVER_BLACKOUT: Histogram "mobile_handover_blackout_seconds" []
         "Time from the end of the old path until the relay answered on the new path; 0 if the old \
          path still worked.";

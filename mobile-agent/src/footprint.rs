@@ -1,10 +1,13 @@
 //! Records the names of an agent's kernel objects on disk.
 //!
-//! `mobile cleanup` uses them when the configuration is broken or has changed since the agent
+//! Verbs of users who may not read the configuration find the agent by them, and `mobile cleanup`
+//! uses them when the configuration is broken or has changed since the agent
 //! started.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use mobile_host::control::{Client, ControlError};
 use mobile_host::state_file::StateFile;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +71,60 @@ impl Footprint {
 /// with the default one if `None`.
 pub(crate) fn state_file(config: Option<&Path>) -> std::io::Result<StateFile> {
     StateFile::new(Path::new(DIR), config.unwrap_or(Path::new(config::DEFAULT_PATH)))
+}
+
+/// Returns whether the configuration file exists and this user may not read it.
+pub(crate) fn is_unreadable(config: Option<&Path>) -> bool {
+    let opened = std::fs::File::open(config.unwrap_or(Path::new(config::DEFAULT_PATH)));
+    opened.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
+
+/// Returns the configuration for a verb that asks the running agent and needs little else.
+///
+/// An ordinary user may not read the file that `mobile enroll` wrote. The names that the agent has
+/// recorded, which every user may read, then stand in for the file, and if there are none, the
+/// defaults stand in for the default file.
+pub(crate) fn for_client(path: Option<&Path>) -> anyhow::Result<Config> {
+    let error = match Config::load(path) {
+        Ok(config) => return Ok(config),
+        Err(error) => error,
+    };
+    if !is_unreadable(path) {
+        return Err(error);
+    }
+    let file = path.unwrap_or(Path::new(config::DEFAULT_PATH));
+    let environment = Config::try_without_file(file)?;
+    let recorded = state_file(path).and_then(|file| file.read::<Footprint>()).unwrap_or_default().pop();
+    let names_socket = std::env::var_os(mobile_control::SOCKET_VARIABLE).is_some();
+    match recorded {
+        Some(recorded) => {
+            let mut config = recorded.into_config();
+            config.file = environment.file;
+            if names_socket {
+                config.control = environment.control;
+            }
+            Ok(config)
+        }
+        None if path.is_none() || names_socket => Ok(environment),
+        None => Err(error.context(format!(
+            "no agent has recorded its control socket: name the socket in {}",
+            mobile_control::SOCKET_VARIABLE
+        ))),
+    }
+}
+
+/// Connects to the running agent at the control socket `socket` of the configuration at `path`. If
+/// no agent answers there, tries the sockets that an agent with this file has recorded, because the
+/// file may have changed since the agent started.
+pub(crate) fn connect(path: Option<&Path>, socket: &Path) -> Result<Client, ControlError> {
+    let connected = Client::connect(socket);
+    let is_named = std::env::var_os(mobile_control::SOCKET_VARIABLE).is_some();
+    if is_named || !matches!(connected, Err(ControlError::NotRunning { .. })) {
+        return connected;
+    }
+    let recorded = state_file(path).and_then(|file| file.read::<Footprint>()).unwrap_or_default();
+    let other = recorded.iter().filter(|recorded| recorded.socket != socket);
+    other.rev().find_map(|recorded| Client::connect(&recorded.socket).ok()).map_or(connected, Ok)
 }
 
 /// Returns configurations that name all objects that may be in the kernel: the present

@@ -12,10 +12,11 @@ mod change_error;
 mod client;
 mod helper;
 mod job;
+mod load_config;
 mod tun_holder;
 mod work;
 
 pub(crate) use access::Requester;
 pub(crate) use client::ProcessHelper;
 pub(crate) use helper::main;
-pub(crate) use job::{Job, JobError, Setup};
+pub(crate) use job::{Job, JobError, LoadedConfig, Setup};

@@ -50,6 +50,8 @@ pub(crate) enum Request {
     },
     /// Return the path of the agent's configuration file.
     Config,
+    /// Read the configuration file and the private key again.
+    Reload,
     /// Remove every kernel object of the agent, then end the agent.
     Cleanup,
     /// Make the processes of systemd's `mobile.slice` mobile, before systemd starts any of them.
@@ -82,6 +84,8 @@ pub(crate) enum Reply {
     Bypasses(Vec<IpNet>),
     /// The reply to `Config`: the path without symbolic links.
     Config(PathBuf),
+    /// The reply to `Reload`.
+    Reloaded(Reloaded),
 }
 
 /// The reason why connections of mobile processes have no session.
@@ -91,6 +95,15 @@ pub(crate) struct NoSession {
     pub(crate) problem: Problem,
     /// Whether new connections go direct meanwhile; otherwise they wait.
     pub(crate) open: bool,
+}
+
+/// The settings that a reload found changed, each as `[section] key`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// The settings whose new values are in force.
+    pub(crate) changed: Vec<String>,
+    /// The settings that keep their values until the agent is restarted.
+    pub(crate) kept: Vec<String>,
 }
 
 /// The result of `Attach` or `Detach` for one process.
@@ -162,6 +175,7 @@ mod tests {
                 Request::Bypass { net: "10.0.0.0/8".parse().unwrap(), add: true },
                 r#"{"bypass":{"net":"10.0.0.0/8","add":true}}"#,
             ),
+            (Request::Reload, r#""reload""#),
             (Request::Cleanup, r#""cleanup""#),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), json);

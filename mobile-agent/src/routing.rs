@@ -27,5 +27,5 @@ mod remove;
 mod route_objects;
 mod rule_position;
 
-pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteStatus};
+pub(crate) use reconciler::{BypassChange, RouteReconciler, RouteSettings, RouteStatus};
 pub(crate) use remove::{HostDevice, remove};

@@ -170,7 +170,7 @@ pub(crate) struct RelayStatus {
 pub(crate) struct Handover {
     /// The cause of the move as one word, which docs/use/metrics.md explains: `carrier_lost`,
     /// `link_down`, `link_gone`, `address_lost`, `route_lost`, `silent`, `transport_failed`,
-    /// `relay_closed`, `better_uplink` or `forced`.
+    /// `relay_closed`, `better_uplink`, `forced` or `reloaded`.
     pub(crate) cause: String,
     /// The uplink of the old path.
     pub(crate) from: String,

@@ -22,8 +22,10 @@ use std::time::Instant;
 
 use mobile_proto::{Limits, PathId, PushConfig, Session, SessionId};
 use mobile_transport::driver::{self, Handle};
+use mobile_transport::keys::PrivateKey;
 use tokio::sync::{mpsc, watch};
 
+use crate::config::RelayIdentity;
 use crate::uplinks::Uplinks;
 use crate::uplinks::policy::{Decision, Uplink};
 use connect::Dialer;
@@ -41,7 +43,33 @@ pub(crate) struct Tunnel {
     pub(crate) state: watch::Receiver<Arc<TunnelState>>,
     /// The latest configuration that the relay pushed, updated at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<Arc<PushConfig>>>,
-    force: mpsc::UnboundedSender<Option<String>>,
+    commands: mpsc::UnboundedSender<TunnelCommand>,
+}
+
+/// A command to the manager of the tunnel.
+enum TunnelCommand {
+    /// Force the tunnel onto an uplink, or restore automatic choice (`mobile use`).
+    Force(Option<String>),
+    /// Use other settings from now on.
+    Configure(TunnelSettings),
+}
+
+/// The settings of the tunnel that a reload can change.
+pub(crate) struct TunnelSettings {
+    /// The settings of `[uplink]`.
+    pub(crate) preferences: Preferences,
+    /// The relay and the key of this host for new paths, and what happens to the present paths;
+    /// `None` if neither has changed.
+    pub(crate) identity: Option<(RelayIdentity, PrivateKey, PresentPaths)>,
+}
+
+/// What happens to the present paths when a key or the relay changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PresentPaths {
+    /// The paths stay; only new ones use the new key of this host.
+    Keep,
+    /// The paths carry the session until the relay of the new settings has accepted a path.
+    Replace,
 }
 
 /// A snapshot of the tunnel's paths, uplinks and handovers, for status and metrics.
@@ -82,17 +110,23 @@ impl Tunnel {
     ) -> (Self, impl Future<Output = anyhow::Error>) {
         let session = Session::client(SessionId(rand::random()), limits);
         let (driver, events) = driver::spawn(session, device);
-        let (force, forces) = mpsc::unbounded_channel();
+        let (commands, received) = mpsc::unbounded_channel();
         let (publish_config, pushed_config) = watch::channel(None);
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
         let (publish, state) = watch::channel(Arc::new(manager.state()));
-        (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
+        (Self { driver, state, pushed_config, commands }, manager.run(events, received, publish))
     }
 
     /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.
     pub(crate) fn force(&self, uplink: Option<String>) {
         // The receiver is gone only while the agent stops.
-        let _ = self.force.send(uplink);
+        let _ = self.commands.send(TunnelCommand::Force(uplink));
+    }
+
+    /// Uses other settings from now on, after a reload of the configuration.
+    pub(crate) fn configure(&self, settings: TunnelSettings) {
+        // The receiver is gone only while the agent stops.
+        let _ = self.commands.send(TunnelCommand::Configure(settings));
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) struct Uplinks {
     /// The number of times that the uplinks were read from the kernel.
     pub(crate) reads: Arc<AtomicU64>,
     refresh: Arc<Notify>,
+    prefer: watch::Sender<Vec<GlobMatcher>>,
     reader_lookup: Arc<OnceLock<ReaderLookup>>,
 }
 
@@ -67,6 +68,11 @@ impl Uplinks {
     /// (`linkwatch_do_dev`), but reports it at once when asked.
     pub(crate) fn refresh(&self) {
         self.refresh.notify_one();
+    }
+
+    /// Replaces the globs of `[uplink] prefer` after a reload, and reads the uplinks again.
+    pub(crate) fn set_prefer(&self, prefer: Vec<GlobMatcher>) {
+        self.prefer.send_replace(prefer);
     }
 
     /// Sets the function that finds the mobile process that reads the packets of a TUN device.
@@ -112,8 +118,9 @@ pub(crate) async fn watch(
     let first = watcher.read_links().await.context("cannot read the uplinks")?;
     let (publish, known) = watch::channel(Arc::new(first));
     let refresh = Arc::new(Notify::new());
-    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), reader_lookup };
-    Ok((uplinks, watcher.follow(watch, refresh, relay, publish)))
+    let (prefer, preferences) = watch::channel(watcher.settings.prefer.clone());
+    let uplinks = Uplinks { known, reads, refresh: Arc::clone(&refresh), prefer, reader_lookup };
+    Ok((uplinks, watcher.follow(watch, refresh, (relay, preferences), publish)))
 }
 
 /// Returns which routes to watch for changes: in any table those that cover an address of the
@@ -139,7 +146,7 @@ impl Watcher {
         mut self,
         mut watch: Watch,
         refresh: Arc<Notify>,
-        mut relay: watch::Receiver<Arc<[SocketAddr]>>,
+        (mut relay, mut prefer): (watch::Receiver<Arc<[SocketAddr]>>, watch::Receiver<Vec<GlobMatcher>>),
         publish: watch::Sender<Arc<Vec<Uplink>>>,
     ) -> anyhow::Error {
         let (mut next, mut next_refresh) = (Instant::now(), Instant::now());
@@ -159,6 +166,7 @@ impl Watcher {
                     self.targets = RouteTargets::new(&relay.borrow_and_update());
                     watch.set_interest(interest(&self.settings, &self.targets));
                 }
+                Ok(()) = prefer.changed() => self.settings.prefer = prefer.borrow_and_update().clone(),
             }
             sleep_until(next).await;
             let begun = Instant::now();

@@ -120,12 +120,15 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.relay.cli(&["forward", "add", "tcp", "2222", "laptop:22"])?.ok()?;
     bed.relay.configure("limits", "half_open", 77)?;
     bed.relay.configure("tunnel", "mtu", 1400)?;
+    bed.agent.configure("uplink", "exclude", vec!["ww*".to_owned()])?;
+    bed.agent.configure("tunnel", "queue", "fifo")?;
     for verb in [
         "mobile status",
         "mobile uplinks",
         "mobile ps",
         "mobile bypass list",
         "mobile explain",
+        "mobile reload",
         "mobile check",
         "home-relay clients",
         "home-relay sessions",

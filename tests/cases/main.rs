@@ -1,6 +1,7 @@
 //! All end-to-end cases, with a module for each topic. A case's name is the property it checks.
 
 mod accounts;
+mod agent_reload;
 mod beside;
 mod check;
 mod clib;
@@ -31,6 +32,7 @@ mod matrix;
 mod metrics;
 mod modes;
 mod neighbours;
+mod ordinary_user;
 mod other_configuration;
 mod outage;
 mod packages;

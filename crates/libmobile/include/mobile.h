@@ -17,7 +17,7 @@
  * milliseconds; each of its steps times out after 5 seconds. Errors of both functions:
  *
  *   ENOENT, ECONNREFUSED  no agent is running
- *   EACCES                this user may not use the socket, or may not read the configuration
+ *   EACCES                this user may not use the socket
  *   ETIMEDOUT             the agent does not answer
  *   ECONNRESET, EPIPE     the agent closed the connection: it is ending, or this user has too many
  *                         connections to it

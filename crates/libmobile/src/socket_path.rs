@@ -29,8 +29,8 @@ impl Default for Control {
 }
 
 /// Returns the path of the control socket: `variable` if given, else the path in the configuration
-/// file `config`, else the default. Fails with EACCES if the configuration may not be read, and
-/// with EBADMSG if it cannot be parsed.
+/// file `config` if this user may read it, else the default. Fails with EBADMSG if the
+/// configuration cannot be parsed.
 pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf, Errno> {
     // As all paths in the configuration, that of the socket is relative to its directory.
     let relative = |path: PathBuf| config.parent().unwrap_or(Path::new("/")).join(path);
@@ -42,7 +42,9 @@ pub(crate) fn find(variable: Option<OsString>, config: &Path) -> Result<PathBuf,
             let parsed = toml::from_str::<Config>(&text).map_err(|_| Errno::EBADMSG)?;
             Ok(relative(parsed.control.socket))
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Control::default().socket),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            Ok(Control::default().socket)
+        }
         Err(error) => Err(error.raw_os_error().map_or(Errno::EBADMSG, Errno::from_raw)),
     }
 }

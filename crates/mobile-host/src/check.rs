@@ -13,6 +13,8 @@ use crate::text::printable;
 pub enum Level {
     /// The host or the configuration is as it should be.
     Ok,
+    /// The user of the check may not see the state, which may be as it should be.
+    Skipped,
     /// The program works, but with a restriction that the finding describes.
     Warn,
     /// The program cannot work until the finding is fixed.
@@ -51,6 +53,11 @@ impl Finding {
     pub fn warn(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
         let (topic, seen) = (topic.into(), seen.into());
         Self { level: Level::Warn, topic, seen, next_step: Some(next_step.into()) }
+    }
+
+    /// Creates a finding of level `skipped`, which is no fault.
+    pub fn skipped(topic: impl Into<String>, seen: impl Into<String>, next_step: impl Into<String>) -> Self {
+        Self { level: Level::Skipped, ..Self::warn(topic, seen, next_step) }
     }
 
     /// Creates a finding of level `fail`, with which the program cannot work.
@@ -107,6 +114,7 @@ impl CheckReport {
         for finding in &self.findings {
             let word = match finding.level {
                 Level::Ok => "ok",
+                Level::Skipped => "skip",
                 Level::Warn => "warn",
                 Level::Fail => "FAIL",
             };
@@ -142,11 +150,15 @@ mod tests {
         let report = CheckReport::new(findings.clone());
         assert!(report.ok);
         assert_eq!(report.render(), "ok    kernel: 6.18\nwarn  tun: a b; what to do: load it\n");
+        findings.push(Finding::skipped("tun", "not checked: needs root", "use sudo"));
+        let report = CheckReport::new(findings.clone());
+        assert!(report.ok);
+        assert!(report.render().ends_with("\nskip  tun: not checked: needs root; what to do: use sudo\n"));
         findings.push(Finding::fail("key", "none", "make one"));
         let report = CheckReport::new(findings);
         assert!(!report.ok);
         assert!(report.render().ends_with("\nFAIL  key: none; what to do: make one\n"));
-        assert_eq!(report.failures(), "1 of 3 findings is FAIL");
+        assert_eq!(report.failures(), "1 of 4 findings is FAIL");
     }
 
     #[test]

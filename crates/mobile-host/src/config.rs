@@ -6,6 +6,7 @@
 //! place, file and line or variable, also that of a check after loading ([`Loaded::complete`]).
 
 mod beside;
+mod changes;
 mod de;
 mod expected;
 mod names;
@@ -20,6 +21,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 pub use beside::{DefaultPaths, InstalledPaths, identity};
+pub use changes::changed_keys;
 pub use de::ConfigError;
 use names::Names;
 use node::{Node, Origin};

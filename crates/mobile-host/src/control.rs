@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::unistd::{Group, chown};
+use nix::unistd::{Gid, Group, chown};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::ownership;
 pub use client::Client;
 pub use peer::Peer;
 pub use user_limit::{ConnectionPermit, UserConnectionLimit};
@@ -60,8 +61,13 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The user has no permission to use the socket.
-    #[error("not allowed to use {0}: ask for membership of the socket's group, or run as root")]
-    NotAllowed(PathBuf),
+    #[error("not allowed to use {path}: {}", permission_hint(.group.as_deref()))]
+    NotAllowed {
+        /// The path of the socket.
+        path: PathBuf,
+        /// The group whose members may use the socket, if there is one besides root's.
+        group: Option<String>,
+    },
     /// The configured group does not exist.
     #[error("no group named `{0}`: create it, or change the group of the control socket")]
     NoSuchGroup(String),
@@ -98,6 +104,44 @@ pub enum ControlError {
 /// When the path is too long.
 pub fn check_path(path: &Path) -> Result<(), ControlError> {
     if path.as_os_str().len() > MAX_PATH { Err(ControlError::PathTooLong(path.to_owned())) } else { Ok(()) }
+}
+
+impl ControlError {
+    fn not_allowed(path: PathBuf) -> Self {
+        let group = group_of(&path);
+        Self::NotAllowed { path, group }
+    }
+}
+
+fn permission_hint(group: Option<&str>) -> String {
+    match group {
+        Some(group) => format!(
+            "join the group `{group}` (`sudo usermod -aG {group} USER`, then log in again), or run the command \
+             with sudo"
+        ),
+        None => "run the command with sudo, or set the group of the socket in the configuration \
+                 ([control] group or [admin] group) and join it"
+            .to_owned(),
+    }
+}
+
+/// Returns the group of the socket, or of the nearest directory above it that this user can
+/// examine; `None` if this is root's group.
+fn group_of(socket: &Path) -> Option<String> {
+    let gid = socket.ancestors().find_map(|path| fs::metadata(path).ok())?.gid();
+    if gid == 0 {
+        return None;
+    }
+    let group = Group::from_gid(Gid::from_raw(gid)).ok().flatten();
+    Some(group.map_or_else(|| gid.to_string(), |group| group.name))
+}
+
+/// Checks that a group exists, as [`Listener::bind`] does.
+///
+/// # Errors
+/// When no group has this name.
+pub fn check_group(name: &str) -> Result<(), ControlError> {
+    find_group(name).map(drop)
 }
 
 /// Returns the text of a system call's error without its number, which says nothing to users.
@@ -143,13 +187,14 @@ impl Listener {
         Self::check(path, group)?;
         let group = group.map(find_group).transpose()?;
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(io_error)?;
+            // The mode of the socket decides who may use it.
+            ownership::create_open_directory(directory).map_err(io_error)?;
         }
         remove_stale(path)?;
         let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
             // Another process bound the path after the check above.
             io::ErrorKind::AddrInUse => ControlError::AlreadyRunning(path.to_owned()),
-            io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path.to_owned()),
+            io::ErrorKind::PermissionDenied => ControlError::not_allowed(path.to_owned()),
             _ => io_error(source),
         })?;
         let metadata = fs::symlink_metadata(path).map_err(io_error)?;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::Path;
 
 /// Changes the owner of the file at `path`, open as `file`, to the owner of its directory.
@@ -25,6 +25,18 @@ pub fn inherit_from_directory(file: &File, path: &Path) -> io::Result<()> {
     let folder = fs::metadata(folder)?;
     // Use the descriptor, not the path: the directory's owner may have replaced the file.
     fchown(file, Some(folder.uid()), Some(folder.gid()))
+}
+
+/// Creates a directory that every user may enter, whatever the umask is. Does nothing if it exists.
+///
+/// # Errors
+/// When the directory cannot be created.
+pub(crate) fn create_open_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf, absolute};
 
 use ring::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::netns;
+use crate::{netns, ownership};
 
 /// The maximum number of attempts to write the file while other daemons remove its directory.
 const ATTEMPTS: u32 = 5;
@@ -78,10 +79,12 @@ impl StateFile {
         // killed.
         let new = self.path.with_extension(format!("new-{}", std::process::id()));
         let write = || {
-            fs::create_dir_all(dir)?;
+            ownership::create_open_directory(dir)?;
             // A killed daemon, or the owner of the directory, may have left this file behind.
             let _ = fs::remove_file(&new);
             let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&new)?;
+            // Clients that may not read the configuration find the control socket here.
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
             file.write_all(&text)?;
             fs::rename(&new, &self.path)
         };
@@ -132,6 +135,8 @@ mod tests {
         assert!(!state.add("mobile0".to_owned()).unwrap());
         assert!(state.add("mobile1".to_owned()).unwrap());
         assert_eq!(state.read::<String>().unwrap(), ["mobile0", "mobile1"]);
+        let mode = fs::metadata(&state.path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644, "every user may read the names");
         // Another configuration file has its own state file.
         let other = StateFile::new(&run, &dir.path().join("other.toml")).unwrap();
         assert!(other.read::<String>().unwrap().is_empty());

@@ -113,7 +113,7 @@ async fn gather_configured(config: &Config, root: bool) -> ConfiguredFacts {
     let (running, network) = match admin::connect(&config.admin.socket, &config.file) {
         Ok(Some(relay)) => (Ok(true), Some(reconcile(relay))),
         Ok(None) => (Ok(false), None),
-        Err(error @ ConnectError::Control(ControlError::NotAllowed(_))) => {
+        Err(error @ ConnectError::Control(ControlError::NotAllowed { .. })) => {
             (Err(Failure::NotAllowed(error.to_string())), None)
         }
         Err(error) => (Err(Failure::of(error)), None),

@@ -74,6 +74,44 @@ impl BypassList {
         self.reroute(nets.clone()).await
     }
 
+    /// Replaces the configured networks after a reload. Networks that `mobile bypass` added or
+    /// removed stay so.
+    pub(super) async fn reconfigure(
+        &self,
+        (old, new): (&[IpNet], &[IpNet]),
+        processes: &MobileProcesses,
+    ) -> Result<(), BypassError> {
+        let trunc = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect::<Vec<_>>();
+        let (old, new) = (trunc(old), trunc(new));
+        let present = self.list().await;
+        let added = new.iter().filter(|net| !old.contains(net) && !present.contains(net));
+        let removed = old.iter().filter(|net| !new.contains(net) && present.contains(net));
+        let changes = added.map(|net| (*net, BypassAction::Add));
+        let changes = changes.chain(removed.map(|net| (*net, BypassAction::Remove)));
+        let mut done = Vec::new();
+        for (net, action) in changes {
+            if let Err(error) = self.change(net, action, processes).await {
+                self.undo(done, processes).await;
+                return Err(error);
+            }
+            done.push((net, action));
+        }
+        Ok(())
+    }
+
+    /// Reverts changes, the latest first.
+    async fn undo(&self, changes: Vec<(IpNet, BypassAction)>, processes: &MobileProcesses) {
+        for (net, action) in changes.into_iter().rev() {
+            let inverse = match action {
+                BypassAction::Add => BypassAction::Remove,
+                BypassAction::Remove => BypassAction::Add,
+            };
+            if let Err(error) = self.change(net, inverse, processes).await {
+                tracing::warn!(%error, %net, "cannot restore the bypassed networks");
+            }
+        }
+    }
+
     /// Adds or removes `net`, a network without host bits, in the routes and the eBPF programs.
     pub(super) async fn change(
         &self,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::Agent;
+use super::{Agent, Settings};
 use crate::config::OnFailure;
 use crate::selection::deadline::{GRACE_PERIOD, RENEWAL_INTERVAL};
 
@@ -37,11 +37,26 @@ impl DirectFallback {
 /// Postpones the deadline after which the eBPF programs let new connections use the ordinary route,
 /// while there is a session. Logs when the deadline passes.
 pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
-    if agent.config.routing.on_failure == OnFailure::Closed {
-        return std::future::pending().await;
+    let mut settings = agent.settings.subscribe();
+    loop {
+        let on_failure = settings.borrow_and_update().config.routing.on_failure;
+        let is_changed = |settings: &Arc<Settings>| settings.config.routing.on_failure != on_failure;
+        tokio::select! {
+            ended = keep_open(&agent), if on_failure == OnFailure::Open => return ended,
+            // The agent holds the sender.
+            Ok(_) = settings.wait_for(is_changed) => {}
+        }
+        if on_failure == OnFailure::Open {
+            agent.direct_fallback.now.store(false, Ordering::Relaxed);
+            set_deadline(&agent, OnFailure::Closed);
+        }
     }
+}
+
+async fn keep_open(agent: &Agent) -> anyhow::Error {
     let mut state = agent.watch_tunnel();
-    // The eBPF programs were just loaded, so their deadline counts from this moment too.
+    // The deadline of the eBPF programs counts from this moment too.
+    set_deadline(agent, OnFailure::Open);
     let mut deadline = Instant::now() + GRACE_PERIOD;
     let mut was_connected = false;
     loop {
@@ -50,7 +65,7 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
         // follows.
         if connected || was_connected {
             deadline = Instant::now() + GRACE_PERIOD;
-            postpone_deadline(&agent);
+            set_deadline(agent, OnFailure::Open);
         }
         was_connected = connected;
         if connected && agent.direct_fallback.now.swap(false, Ordering::Relaxed) {
@@ -84,8 +99,8 @@ pub(super) async fn keep_deadline(agent: Arc<Agent>) -> anyhow::Error {
     }
 }
 
-fn postpone_deadline(agent: &Agent) {
-    if let Err(error) = agent.processes.selector().extend_deadline(OnFailure::Open) {
+fn set_deadline(agent: &Agent, on_failure: OnFailure) {
+    if let Err(error) = agent.processes.selector().extend_deadline(on_failure) {
         tracing::warn!(
             %error,
             "cannot postpone the deadline of the eBPF programs: new connections of mobile \

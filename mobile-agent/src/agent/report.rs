@@ -10,6 +10,7 @@ use mobile_transport::driver::SessionSnapshot;
 use mobile_transport::tunnel_options::Compression;
 
 use super::Agent;
+use crate::config::RelayIdentity;
 use crate::protocol::NoSession;
 use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
@@ -30,6 +31,8 @@ impl Agent {
         let addresses = assignment.as_deref().map(Assignment::addresses).unwrap_or_default();
         let refused: Vec<_> = self.route.refused.now().iter().map(Refusal::to_status).collect();
         let (session, problem) = self.session(&state, &addresses, &refused);
+        let settings = self.settings();
+        let config = &settings.config;
         let now = Instant::now();
         let recent = recent_handovers(&state.history, now);
         Status {
@@ -38,11 +41,11 @@ impl Agent {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             session,
             problem,
-            relay: self.relay(&state),
-            public_key: self.identity.own_key.to_string(),
-            device: self.config.tunnel.device.clone(),
+            relay: relay(&settings.identity.relay, &state),
+            public_key: settings.identity.own_key.to_string(),
+            device: config.tunnel.device.clone(),
             addresses,
-            mtu: self.config.tunnel.mtu.or(assignment.as_ref().map(|assignment| assignment.mtu)),
+            mtu: config.tunnel.mtu.or(assignment.as_ref().map(|assignment| assignment.mtu)),
             dns: assignment.map(|assignment| assignment.dns.clone()).unwrap_or_default(),
             refused,
             active_uplink: state.active.as_ref().map(|(active, _)| active.uplink.clone()),
@@ -56,11 +59,11 @@ impl Agent {
             last_handover: recent.first().cloned(),
             recent_handovers: recent,
             traffic: traffic(&stats),
-            compression: compression(self.config.tunnel.compression, path).to_owned(),
+            compression: compression(config.tunnel.compression, path).to_owned(),
             drops: self.drops(&stats),
             queue: snapshot.as_ref().map_or_else(Queue::default, queue),
             mobile_processes,
-            on_failure: self.config.routing.on_failure,
+            on_failure: config.routing.on_failure,
             open: self.direct_fallback.now(),
             opened: self.direct_fallback.times(),
             routing_restored: self.route.restored.load(Ordering::Relaxed),
@@ -96,14 +99,6 @@ impl Agent {
         (session, problem.or_else(|| self.route.refused.problem(addresses)))
     }
 
-    fn relay(&self, state: &TunnelState) -> RelayStatus {
-        RelayStatus {
-            endpoint: self.identity.relay.endpoint.clone(),
-            address: state.active.as_ref().map(|(_, address)| *address),
-            public_key: self.identity.relay.public_key.to_string(),
-        }
-    }
-
     /// Returns the numbers of packets that were dropped or lost, by reason.
     fn drops(&self, stats: &Stats) -> BTreeMap<String, u64> {
         let delivery = &self.session.delivery;
@@ -122,6 +117,14 @@ impl Agent {
         ]
         .map(|(reason, count)| (reason.to_owned(), count))
         .into()
+    }
+}
+
+fn relay(relay: &RelayIdentity, state: &TunnelState) -> RelayStatus {
+    RelayStatus {
+        endpoint: relay.endpoint.clone(),
+        address: state.active.as_ref().map(|(_, address)| *address),
+        public_key: relay.public_key.to_string(),
     }
 }
 

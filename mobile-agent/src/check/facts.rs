@@ -20,6 +20,7 @@ pub(super) use self::start::{Occupied, StartFacts};
 use super::fact_error::FactError;
 use super::reach::{self, Outcome};
 use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing, load_key};
+use crate::footprint;
 use crate::routing::networks;
 use crate::selection::deadline;
 use crate::status::Status;
@@ -71,8 +72,8 @@ pub(super) enum ConfigFile {
     Read(PathBuf),
     /// The default file does not exist, and no environment variable names a relay.
     NotEnrolled,
-    /// The file exists, but the user of the check may not read it; the text is the error.
-    NotAllowed(String),
+    /// The file at this path exists, but the user of the check may not read it.
+    NotAllowed(PathBuf),
     /// The file cannot be used; the text is the error.
     Invalid(String),
 }
@@ -81,8 +82,12 @@ pub(super) enum ConfigFile {
 /// `None`. `ask_agent` returns the status of the agent with a configuration.
 pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) -> AgentStatus) -> Facts {
     let root = nix::unistd::geteuid().is_root();
-    let (config, relay, config_file) = load_config(path);
+    let (mut config, mut relay, config_file) = load_config(path);
     let agent = ask_agent(&config);
+    if let (ConfigFile::NotAllowed(_), Ok(Some(status))) = (&config_file, &agent) {
+        config.routing.on_failure = status.on_failure;
+        relay = relay_of(status);
+    }
     let resolved = match &relay {
         Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
         Err(_) => None,
@@ -140,7 +145,7 @@ fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>
     let (config, relay) = match &loaded {
         Ok(config) => (config.clone(), config.relay_identity().map_err(|error| FactError::of(&error))),
         Err(_) => {
-            let client = Config::of_client(path);
+            let client = footprint::for_client(path);
             let config = client.unwrap_or_else(|_| Config::without_file(&file));
             (config, Err("the configuration cannot be read".into()))
         }
@@ -148,12 +153,16 @@ fn load_config(path: Option<&Path>) -> (Config, Result<RelayIdentity, FactError>
     let config_file = match (loaded, opened) {
         (Ok(_), Err(ErrorKind::NotFound)) if relay.is_err() => ConfigFile::NotEnrolled,
         (Ok(_), _) => ConfigFile::Read(file),
-        (Err(error), Err(ErrorKind::PermissionDenied)) => {
-            ConfigFile::NotAllowed(mobile_host::error_chain(&error))
-        }
+        (Err(_), Err(ErrorKind::PermissionDenied)) => ConfigFile::NotAllowed(file),
         (Err(error), _) => ConfigFile::Invalid(mobile_host::error_chain(&error)),
     };
     (config, relay, config_file)
+}
+
+/// Returns the identity of the relay as the running agent reports it.
+fn relay_of(status: &Status) -> Result<RelayIdentity, FactError> {
+    let public_key = status.relay.public_key.parse().map_err(|error| FactError::of(&error))?;
+    Ok(RelayIdentity { endpoint: status.relay.endpoint.clone(), public_key })
 }
 
 fn families(resolved: Option<&Result<Vec<SocketAddr>, FactError>>) -> Families {

@@ -31,10 +31,6 @@ const RELAY_OVER: &str = "relay over ";
 pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     let platform = &facts.platform;
     let mut findings = vec![platform::kernel(&platform.kernel)];
-    if !facts.root {
-        let seen = "an ordinary user cannot check the eBPF programs, the TUN device and the relay";
-        findings.push(Finding::warn("rights", seen, AS_ROOT));
-    }
     findings.push(config(&facts.config));
     findings.extend(identity(&facts.config, &facts.relay, &facts.key));
     findings.extend(platform::objects(platform, facts.root));
@@ -50,6 +46,9 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
     }
     findings.extend(resolved(facts));
     findings.extend(facts.reached.iter().flat_map(|reached| relay(reached)));
+    if facts.reached.is_none() && !facts.root {
+        findings.push(needs_root("relay", "whether it answers over each uplink and accepts this host's key"));
+    }
     findings.push(resolvers(facts));
     findings.push(on_failure(facts));
     findings.push(agent(facts));
@@ -73,6 +72,11 @@ fn netlink(error: &FactError) -> Finding {
     Finding::fail("netlink", error, "see the kernel's message: the agent needs netlink")
 }
 
+/// Returns the finding about a topic that only root can check.
+fn needs_root(topic: &str, what: impl std::fmt::Display) -> Finding {
+    Finding::skipped(topic, format!("{what}: not checked, needs root"), AS_ROOT)
+}
+
 /// Returns the effect of the failed findings on the agent, as a sentence. At least one finding must
 /// have failed.
 pub(crate) fn consequence(findings: &[Finding]) -> &'static str {
@@ -93,11 +97,7 @@ fn config(file: &ConfigFile) -> Finding {
         ConfigFile::NotEnrolled => {
             Finding::fail("config", "this host is not enrolled", "run `mobile enroll INVITATION`")
         }
-        ConfigFile::NotAllowed(error) => Finding::warn(
-            "config",
-            error,
-            format!("{AS_ROOT}; the findings below are for the default settings"),
-        ),
+        ConfigFile::NotAllowed(path) => needs_root("config", path.display()),
         ConfigFile::Invalid(error) => Finding::fail(
             "config",
             error,
@@ -111,8 +111,10 @@ fn identity(
     relay: &Result<RelayIdentity, FactError>,
     key: &Result<Option<PublicKey>, FactError>,
 ) -> Vec<Finding> {
-    if !matches!(config, ConfigFile::Read(_)) {
-        return Vec::new();
+    match config {
+        ConfigFile::Read(_) => {}
+        ConfigFile::NotAllowed(_) => return vec![needs_root("key", "the private key")],
+        ConfigFile::NotEnrolled | ConfigFile::Invalid(_) => return Vec::new(),
     }
     let relay = relay
         .as_ref()
@@ -120,7 +122,7 @@ fn identity(
         .map(|error| Finding::fail("config", error, "add it to the file: the agent needs it to start"));
     let key = match key {
         Ok(Some(public)) => Finding::ok("key", format!("{public}; only its owner may read the private key")),
-        Ok(None) => Finding::ok("key", "only its owner may read it, so it was not checked"),
+        Ok(None) => needs_root("key", "the private key, which only its owner may read"),
         Err(error) => {
             Finding::fail("key", error, "fix the key file as the message says: the agent needs it to start")
         }
@@ -144,7 +146,8 @@ fn ingress(facts: &Facts) -> Option<Finding> {
     let problem = match (running, &facts.platform.nftables) {
         (Some(ingress), _) => ingress.problem.as_deref(),
         (None, Some(tried)) => tried.as_ref().err().map(FactError::as_str),
-        (None, None) => return None,
+        (None, None) if facts.root => return None,
+        (None, None) => return Some(needs_root("ingress", "the filter for packets to a persistent address")),
     };
     Some(match problem {
         None => {
@@ -242,6 +245,9 @@ fn resolvers(facts: &Facts) -> Finding {
 /// one is set.
 fn on_failure(facts: &Facts) -> Finding {
     let grace = GRACE_PERIOD.as_secs();
+    if matches!((&facts.config, &facts.agent), (ConfigFile::NotAllowed(_), Ok(None) | Err(_))) {
+        return needs_root("on_failure", "what happens to connections without a session");
+    }
     match (facts.routing.on_failure, facts.open) {
         (OnFailure::Closed, _) => {
             Finding::ok("on_failure", "closed: without a session, connections of mobile processes wait")
@@ -264,6 +270,7 @@ fn agent(facts: &Facts) -> Finding {
             "agent",
             "not running; start it with `systemctl start mobile`, or `mobile agent` in the foreground",
         ),
+        Err(error) if error.is_denied() => Finding::skipped("agent", error, AS_ROOT),
         Err(error) => Finding::fail("agent", error, "restart the agent, unless the message says otherwise"),
         Ok(Some(status)) => {
             let seen = match status.session {

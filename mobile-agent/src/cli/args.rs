@@ -15,6 +15,7 @@ use ipnet::IpNet;
 pub(crate) struct Cli {
     /// Read the agent's configuration from FILE [default: /etc/mobile/agent.toml]. The key, socket
     /// and state of another FILE are beside it, named after it, unless it sets others.
+    /// MOBILE_CONTROL_SOCKET names the agent's socket if the file may not be read.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
     /// Log messages of this level and above to stderr: error, warn, info, debug or trace [default:
@@ -87,6 +88,13 @@ pub(crate) enum Verb {
     Bypass {
         #[command(subcommand)]
         what: Bypass,
+    },
+    /// Make the running agent read its configuration and key again. Connections continue; prints
+    /// the settings that changed, and on stderr those that need a restart.
+    Reload {
+        /// Print the output as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Check whether this host can run the agent: kernel, files, conflicting rules, and the relay
     /// over each uplink. Exits with 1 if something fails.

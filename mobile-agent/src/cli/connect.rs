@@ -6,6 +6,7 @@ use anyhow::bail;
 use mobile_host::control::{Client, ControlError};
 
 use crate::config::Config;
+use crate::footprint;
 use crate::protocol::{Reply, Request};
 
 /// Checks that the agent that answers on `socket` runs with the configuration file `config`, a path
@@ -27,10 +28,10 @@ pub(super) fn check_owner(agent: &mut Client, socket: &Path, config: &Path) -> a
     }
 }
 
-/// Connects to the agent of `config`; returns `None` if no agent runs. An agent of another
+/// Connects to the agent of `config`, loaded from `path`; returns `None` if no agent runs. An agent of another
 /// configuration is an error.
-pub(super) fn connect_to_own(config: &Config) -> anyhow::Result<Option<Client>> {
-    match Client::connect(&config.control.socket) {
+pub(super) fn connect_to_own(path: Option<&Path>, config: &Config) -> anyhow::Result<Option<Client>> {
+    match footprint::connect(path, &config.control.socket) {
         Ok(mut agent) => {
             check_owner(&mut agent, &config.control.socket, &config.file)?;
             Ok(Some(agent))

@@ -140,7 +140,7 @@ impl StagedFiles {
         // The agent will expect its key there, unless a variable of the environment says otherwise.
         let settings = Config::of_text(config, &text)?;
         settings.relay_identity()?;
-        super::connect::connect_to_own(&settings)?;
+        super::connect::connect_to_own(Some(config), &settings)?;
         let key_path = settings.identity.private_key_file;
         ensure!(
             key_path.file_name() != config.file_name(),

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use mobile_host::control::{Client, ControlError};
+use mobile_host::control::ControlError;
 
 use super::connect;
-use crate::config::Config;
+use crate::footprint;
 use crate::protocol::{Reply, Request};
 use crate::status::SessionState;
 
@@ -13,9 +13,9 @@ use crate::status::SessionState;
 /// names what an ordinary user may not see.
 pub(super) fn explain(config: Option<&Path>, target: &str, json: bool) -> anyhow::Result<()> {
     let path = config;
-    let mut config = Config::of_client(path)?;
+    let mut config = footprint::for_client(path)?;
     let mut warning = None;
-    let session = match Client::connect(&config.control.socket) {
+    let session = match footprint::connect(path, &config.control.socket) {
         Ok(mut agent) => {
             if path.is_some() {
                 connect::check_owner(&mut agent, &config.control.socket, &config.file)?;

@@ -22,6 +22,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{near_verb, session_watcher};
 use crate::config::Config;
+use crate::footprint;
 use crate::protocol::{NoSession, Reply, Request};
 use crate::selection::cgroup::MobileCgroup;
 use crate::selection::instance::{self, Instance};
@@ -87,7 +88,7 @@ fn become_mobile(
     require_session: bool,
 ) -> anyhow::Result<Option<Instance>> {
     let path = config;
-    let config = Config::of_client(path)?;
+    let config = footprint::for_client(path)?;
     let mut agent = super::agent_of(path, &config)?;
     let no_session = no_session(&mut agent)?;
     if let Some(NoSession { problem: Problem { cause, next_step }, .. }) = &no_session {

@@ -29,20 +29,6 @@ impl Config {
         Self::complete(loaded, path)
     }
 
-    /// Loads the configuration for a verb that only sends requests to the running agent.
-    ///
-    /// An ordinary user may not read the file that `mobile enroll` wrote. In this case the path of
-    /// the control socket comes from the defaults and the environment.
-    pub(crate) fn of_client(path: Option<&Path>) -> anyhow::Result<Self> {
-        Self::load(path).or_else(|error| {
-            let denied = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-            if path.is_some() || !std::fs::File::open(DEFAULT_PATH).err().is_some_and(denied) {
-                return Err(error);
-            }
-            Self::try_without_file(Path::new(DEFAULT_PATH))
-        })
-    }
-
     /// Returns the defaults for the file at `path` with the environment's settings, or the plain
     /// defaults for the file if a setting of the environment is invalid.
     pub(crate) fn without_file(path: &Path) -> Self {
@@ -58,7 +44,8 @@ impl Config {
         })
     }
 
-    fn try_without_file(path: &Path) -> anyhow::Result<Self> {
+    /// Returns the defaults for the file at `path` with the environment's settings.
+    pub(crate) fn try_without_file(path: &Path) -> anyhow::Result<Self> {
         let loaded = mobile_host::config::load_without_file(path, ENV_PREFIX, &defaults(path))?;
         Self::complete(loaded, path)
     }

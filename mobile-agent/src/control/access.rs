@@ -7,26 +7,31 @@ use crate::processes::Requester;
 use crate::protocol::Request;
 
 /// The reason why a user may not send a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Denied {
-    /// The request chooses the uplink.
-    #[error("only root and the [control] group may choose the uplink: run the command with sudo")]
-    Use,
-    /// The request changes the bypassed networks.
-    #[error("only root and the [control] group may change the bypass: run the command with sudo")]
-    Bypass,
-    /// The request removes the kernel objects.
-    #[error("only root and the [control] group may clean up: run the command with sudo")]
-    Cleanup,
-    /// The request prepares systemd's slice.
-    #[error("only root and the [control] group may prepare the slice: systemd runs this command")]
-    PrepareSlice,
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", denial(.what, .group.as_deref()))]
+pub(super) struct Denied {
+    /// The effect of the request, after "may".
+    what: &'static str,
+    /// The setting `[control] group`.
+    group: Option<String>,
 }
 
-/// Returns an error unless the requester may send this request. For requests that name processes,
-/// the process helper decides for each process.
-pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Denied> {
-    let denied = match request {
+fn denial(what: &str, group: Option<&str>) -> String {
+    match group {
+        Some(group) => format!(
+            "only root and members of the group `{group}` ([control] group) may {what}: join it, or run the \
+             command with sudo"
+        ),
+        None => {
+            format!("only root may {what}: run the command with sudo, or set [control] group and join it")
+        }
+    }
+}
+
+/// Returns an error unless the requester may send this request; `group` is the setting `[control]
+/// group`. For requests that name processes, the process helper decides for each process.
+pub(super) fn admit(requester: Requester, request: &Request, group: Option<&str>) -> Result<(), Denied> {
+    let what = match request {
         Request::Run
         | Request::Call(_)
         | Request::Attach { .. }
@@ -37,12 +42,13 @@ pub(super) fn admit(requester: Requester, request: &Request) -> Result<(), Denie
         | Request::Uplinks
         | Request::Bypasses
         | Request::Config => return Ok(()),
-        Request::Use { .. } => Denied::Use,
-        Request::Bypass { .. } => Denied::Bypass,
-        Request::Cleanup => Denied::Cleanup,
-        Request::PrepareSlice => Denied::PrepareSlice,
+        Request::Use { .. } => "choose the uplink",
+        Request::Bypass { .. } => "change the bypass",
+        Request::Reload => "reload the configuration",
+        Request::Cleanup => "clean up",
+        Request::PrepareSlice => "prepare the slice",
     };
-    if requester.privileged { Ok(()) } else { Err(denied) }
+    if requester.privileged { Ok(()) } else { Err(Denied { what, group: group.map(str::to_owned) }) }
 }
 
 #[cfg(test)]
@@ -63,13 +69,16 @@ mod tests {
             Request::Processes,
         ] {
             for requester in [ROOT, MEMBER, USER] {
-                assert_eq!(admit(requester, &request), Ok(()), "{request:?}");
+                assert_eq!(admit(requester, &request, None), Ok(()), "{request:?}");
             }
         }
-        for request in [Request::Use { uplink: None }, Request::Cleanup] {
-            assert_eq!(admit(ROOT, &request), Ok(()));
-            assert_eq!(admit(MEMBER, &request), Ok(()));
-            assert!(admit(USER, &request).unwrap_err().to_string().contains("only root"), "{request:?}");
+        for request in [Request::Use { uplink: None }, Request::Reload, Request::Cleanup] {
+            assert_eq!(admit(ROOT, &request, None), Ok(()));
+            assert_eq!(admit(MEMBER, &request, None), Ok(()));
+            for (group, named) in [(None, "only root may"), (Some("netdev"), "the group `netdev`")] {
+                let refusal = admit(USER, &request, group).unwrap_err().to_string();
+                assert!(refusal.contains(named) && refusal.contains("sudo"), "{request:?}: {refusal}");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use tokio::task::JoinError;
 
 use super::access::Denied;
-use crate::agent::{BypassError, CleanUpError, ProcessError, UnknownUplink};
+use crate::agent::{BypassError, CleanUpError, ProcessError, ReloadError, UnknownUplink};
 
 /// The reason why a request was refused or failed. The text is the reply.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub(super) enum RequestError {
     /// The bypassed networks could not be changed.
     #[error(transparent)]
     Bypass(#[from] BypassError),
+    /// The configuration could not be reloaded.
+    #[error(transparent)]
+    Reload(#[from] ReloadError),
     /// The kernel objects could not be removed.
     #[error(transparent)]
     CleanUp(#[from] CleanUpError),

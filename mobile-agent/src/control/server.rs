@@ -81,7 +81,7 @@ async fn serve_connection(mut connection: Connection, agent: &Arc<Agent>) -> Res
 /// Handles a request that the caller may send.
 async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<Reply, RequestError> {
     let requester = caller.requester;
-    admit(requester, &request)?;
+    admit(requester, &request, agent.settings().config.control.group.as_deref())?;
     let persistent = agent.persistent();
     let agent_for_job = Arc::clone(agent);
     match request {
@@ -114,7 +114,8 @@ async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<
                 BypassOutcome::AlreadyBypassed(net) => Reply::Noted(format!("{net} is already bypassed")),
             })
         }
-        Request::Config => Ok(Reply::Config(agent.config().file.clone())),
+        Request::Config => Ok(Reply::Config(agent.settings().config.file.clone())),
+        Request::Reload => Ok(agent.reload().await.map(Reply::Reloaded)?),
         Request::Cleanup => Ok(agent.clean_up().await.map(|()| Reply::Done)?),
         Request::PrepareSlice => {
             blocking(move || agent_for_job.processes().prepare_slice()).await?;
@@ -125,7 +126,7 @@ async fn handle(agent: &Arc<Agent>, caller: Caller, request: Request) -> Result<
 
 /// Returns whether the user is a member of the `[control] group`.
 async fn is_member(agent: &Arc<Agent>, uid: u32, gid: u32) -> bool {
-    let Some(group) = agent.config().control.group.clone() else { return false };
+    let Some(group) = agent.settings().config.control.group.clone() else { return false };
     let agent = Arc::clone(agent);
     blocking(move || agent.processes().is_member(uid, gid, group)).await.unwrap_or(false)
 }

@@ -3,6 +3,7 @@
 //! The order never lets marked packets leave directly: the routing table, with `unreachable` routes
 //! only, before the eBPF programs that mark packets for this table.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -56,17 +57,17 @@ pub(super) struct KernelObjects {
     pub(super) helper: Child,
 }
 
-/// Makes the kernel objects and records them in the state file. On an error, removes every object
-/// that this start made.
+/// Makes the kernel objects for the configuration, which was read from this path or the default
+/// one, and records them in the state file. On an error, removes every object that this start made.
 pub(super) async fn make(
-    config: &Config,
+    (config, path): (&Config, Option<&Path>),
     relay: &RelayIdentity,
     netlink: &Netlink,
     networks: watch::Receiver<Arc<HostNetworks>>,
     state_file: &StateFile,
 ) -> anyhow::Result<KernelObjects> {
     let mut undo_log = UndoLog { state_file: write_state_file(state_file, config), ..UndoLog::default() };
-    let made = try_make(config, relay, netlink, networks, &mut undo_log).await;
+    let made = try_make((config, path), relay, netlink, networks, &mut undo_log).await;
     if made.is_err() {
         undo(config, netlink, undo_log, state_file).await;
     }
@@ -74,7 +75,7 @@ pub(super) async fn make(
 }
 
 async fn try_make(
-    config: &Config,
+    (config, file): (&Config, Option<&Path>),
     relay: &RelayIdentity,
     netlink: &Netlink,
     networks: watch::Receiver<Arc<HostNetworks>>,
@@ -113,6 +114,7 @@ async fn try_make(
         tracing::info!("adopted the kernel objects of an earlier agent: its mobile processes continue");
     }
     let setup = Setup {
+        config: file.map(Path::to_owned),
         cgroup: config.cgroup.path.clone(),
         slice: config.cgroup.slice.clone(),
         mark: config.routing.mark,

@@ -3,6 +3,7 @@
 //! Steps that can fail without a trace come first (rights, keys, sockets). The kernel objects
 //! follow, then the tunnel, and the tasks are last.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
@@ -12,15 +13,16 @@ use mobile_host::state_file::StateFile;
 use mobile_netlink::Netlink;
 use mobile_proto::Limits;
 use tokio::process::Child;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::kernel_objects::{self, KernelObjects};
 use super::network::NetworkThread;
 use crate::agent::{Agent, BypassList, CleanUpRequest, Identity, MobileProcesses, SessionHandles};
-use crate::config::{Config, globs, load_key};
+use crate::config::{Config, load_key};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::Job;
+use crate::routing::RouteSettings;
 use crate::selection::cgroup_lock::CgroupLock;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
@@ -49,9 +51,11 @@ pub(super) struct RunningAgent {
     _metrics: Option<MetricsServer>,
 }
 
-/// Starts the agent. On an error, removes every object that this start made.
+/// Starts the agent, whose configuration file is at `path`, or the default one. On an error,
+/// removes every object that this start made.
 pub(super) async fn start(
     config: Config,
+    path: Option<&Path>,
     state_file: &StateFile,
     confinement: &Confinement,
 ) -> anyhow::Result<RunningAgent> {
@@ -63,7 +67,7 @@ pub(super) async fn start(
     check::before_start(&config).await?;
     let relay = config.relay_identity()?;
     let key = load_key(&config.identity.private_key_file).context("[identity] private_key_file")?;
-    let preferences = preferences(&config)?;
+    let preferences = Preferences::of(&config.uplink)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let network = NetworkThread::start(confinement)?;
@@ -74,7 +78,7 @@ pub(super) async fn start(
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
     let (networks, watch_networks) = network.run(networks).await?;
 
-    let kernel = kernel_objects::make(&config, &relay, &netlink, networks, state_file).await?;
+    let kernel = kernel_objects::make((&config, path), &relay, &netlink, networks, state_file).await?;
     let KernelObjects { cgroup, lock, tun, reconciler, route, mut selector, delivery, processes, helper } =
         kernel;
     let finder = processes.clone();
@@ -93,10 +97,12 @@ pub(super) async fn start(
     let pushed_config = tunnel.pushed_config.clone();
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = BypassList::new(&config.routing.bypass, route_bypass);
+    let (configure_route, route_settings) = watch::channel(RouteSettings::of(&config, &relay));
     let identity = Identity { relay, own_key: key.public() };
     let session = SessionHandles { tunnel, uplink_reads, delivery };
     let processes = MobileProcesses::new(cgroup, selector, processes);
-    let (agent, clean_ups) = Agent::new(config, identity, session, route, bypass, processes);
+    let (agent, clean_ups) =
+        Agent::new((config, identity), session, route, bypass, processes, configure_route);
     if let Some(metrics) = &metrics {
         metrics.set_agent(&agent);
     }
@@ -106,18 +112,10 @@ pub(super) async fn start(
     tasks.spawn_on(watch_links, network.handle());
     tasks.spawn_on(watch_networks, network.handle());
     tasks.spawn(manage);
-    tasks.spawn_on(reconciler.run(pushed_config, bypasses), network.handle());
+    tasks.spawn_on(reconciler.run(pushed_config, bypasses, route_settings), network.handle());
     agent.spawn_tasks(&mut tasks);
     tasks.spawn(serve_control(listener, Arc::clone(&agent)));
     Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
-}
-
-fn preferences(config: &Config) -> anyhow::Result<Preferences> {
-    Ok(Preferences {
-        prefer: globs("[uplink] prefer", &config.uplink.prefer)?,
-        exclude: globs("[uplink] exclude", &config.uplink.exclude)?,
-        standby: globs("[uplink] standby", &config.uplink.standby)?,
-    })
 }
 
 fn uplink_settings(config: &Config, preferences: &Preferences) -> UplinkSettings {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::cmsg_space;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
@@ -16,8 +17,9 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use tokio::process::{Child, Command};
+use zeroize::Zeroizing;
 
-use super::helper::VERB;
+use super::helper::{IGNORED_SIGNALS, VERB};
 use super::job::{Job, JobError, Setup};
 use crate::selection::account::AccountMaps;
 
@@ -52,7 +54,12 @@ impl ProcessHelper {
         for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
-        let child = command.spawn().context("cannot start the process helper (/proc/self/exe)")?;
+        // The helper inherits the blocked signals, so that no signal ends it before it has started.
+        let signals = SigSet::from_iter(IGNORED_SIGNALS);
+        let former = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK).context("cannot block signals")?;
+        let child = command.spawn();
+        former.thread_set_mask().context("cannot unblock signals")?;
+        let child = child.context("cannot start the process helper (/proc/self/exe)")?;
         Ok((Self { channel: Arc::new(ours) }, child))
     }
 
@@ -72,7 +79,7 @@ impl ProcessHelper {
         reply
     }
 
-    fn exchange(&self, job: &Job, caller: Option<BorrowedFd<'_>>) -> io::Result<Vec<u8>> {
+    fn exchange(&self, job: &Job, caller: Option<BorrowedFd<'_>>) -> io::Result<Zeroizing<Vec<u8>>> {
         let (mut ours, theirs) = UnixStream::pair()?;
         let descriptors: Vec<_> = std::iter::once(theirs.as_fd()).chain(caller).collect();
         send(self.channel.as_fd(), &[0], &descriptors)?;
@@ -82,7 +89,8 @@ impl ProcessHelper {
         }
         ours.write_all(&serde_json::to_vec(job)?)?;
         ours.shutdown(std::net::Shutdown::Write)?;
-        let mut reply = Vec::new();
+        // The reply may contain the private key.
+        let mut reply = Zeroizing::new(Vec::new());
         ours.read_to_end(&mut reply)?;
         if reply.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(reply) }
     }

@@ -14,9 +14,11 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::access::is_privileged;
 use super::job::{Job, JobError, Setup};
+use super::load_config;
 use super::tun_holder;
 use super::work::Worker;
 use crate::selection::account::Accounts;
@@ -25,6 +27,10 @@ use crate::selection::sockets::Mark;
 
 /// The hidden verb of `mobile` with which the agent starts its process helper.
 pub(crate) const VERB: &str = "agent-process-helper";
+
+/// The signals that the helper ignores. Ctrl-C and systemd signal the whole process group; the
+/// agent still sends jobs then, and the helper ends with the agent.
+pub(super) const IGNORED_SIGNALS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM];
 
 /// The maximum length of a message from the agent, in bytes. The longest message has the settings,
 /// with two paths.
@@ -35,10 +41,7 @@ pub(crate) fn main(log: Option<&str>) -> anyhow::Result<()> {
     mobile_host::log::init(log, "MOBILE_LOG")?;
     let stdin = io::stdin();
     let channel = stdin.as_fd();
-    // Ctrl-C and systemd signal the whole process group. The agent still sends jobs then, and the
-    // helper ends with the agent.
-    let signals = SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
-    signals.thread_block().context("cannot block signals")?;
+    SigSet::from_iter(IGNORED_SIGNALS).thread_block().context("cannot block signals")?;
     let first = receive(channel)
         .context("standard input is not the agent's channel: only `mobile agent` may start this verb")?;
     let Some((setup, descriptors)) = first else { bail!("the agent ended before it sent the settings") };
@@ -96,6 +99,7 @@ fn worker(setup: &[u8], descriptors: Vec<OwnedFd>) -> anyhow::Result<Worker> {
     let cgroup = MobileCgroup::existing(setup.cgroup.as_deref())?
         .context("the mobile cgroup was removed while the agent started")?;
     Ok(Worker {
+        config: setup.config,
         cgroup: cgroup.with_slice(setup.slice.as_deref()),
         mark: Mark { mark: setup.mark, mask: setup.mark_mask, key: setup.mark_key },
         accounts: Accounts::from_descriptors(maps)?,
@@ -145,6 +149,7 @@ fn handle(worker: &Worker, mut stream: UnixStream, caller: Option<OwnedFd>) -> a
         }
         Job::List { requester, persistent } => encode(&worker.list(requester, &persistent)),
         Job::FindTunHolder { device } => encode(&Ok(tun_holder::find(&device, &worker.cgroup))),
+        Job::LoadConfig => encode(&load_config::load(worker.config.as_deref())),
         Job::SweepAccounts => encode(&worker.sweep_accounts()),
         Job::EnsureSlice => encode(&worker.ensure_slice()),
         Job::RemoveCgroup { path } => encode(&remove_cgroup(path.as_deref())),
@@ -159,6 +164,6 @@ fn remove_cgroup(path: Option<&Path>) -> Result<(), JobError> {
     }
 }
 
-fn encode<T: Serialize>(reply: &Result<T, JobError>) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(reply)
+fn encode<T: Serialize>(reply: &Result<T, JobError>) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+    serde_json::to_vec(reply).map(Zeroizing::new)
 }

@@ -6,14 +6,18 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::access::Requester;
 use super::change_error::ChangeError;
+use crate::config::Config;
 
 /// The settings of the process helper, sent once at its start. The eBPF maps of the traffic
 /// accounts are sent as file descriptors of the same message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Setup {
+    /// The absolute path of the configuration file; `None` means the default one.
+    pub(crate) config: Option<PathBuf>,
     /// The setting `[cgroup] path`.
     pub(crate) cgroup: Option<PathBuf>,
     /// The setting `[cgroup] slice`.
@@ -84,6 +88,8 @@ pub(crate) enum Job {
         /// The name of the device.
         device: String,
     },
+    /// Reads the configuration file and the private key that it names. Result: [`LoadedConfig`].
+    LoadConfig,
     /// Removes the traffic accounts of processes that have ended. Result: `()`.
     SweepAccounts,
     /// Creates the cgroup of systemd's `mobile.slice` unless it exists. Result: `u64`, the cgroup's
@@ -95,6 +101,15 @@ pub(crate) enum Job {
         /// The directory of the mobile cgroup; `None` means the default one.
         path: Option<PathBuf>,
     },
+}
+
+/// The configuration as it is on disk, with the private key of this host.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct LoadedConfig {
+    /// The checked settings.
+    pub(crate) config: Config,
+    /// The private key in base64.
+    pub(crate) private_key: Zeroizing<String>,
 }
 
 /// The error of a job, as text and as an error number for `libmobile`.
@@ -144,6 +159,7 @@ mod tests {
             Job::Change { pids: vec![1, 2], requester, persistent: vec![], mobile: false },
             Job::List { requester, persistent: vec!["10.77.0.2".parse().unwrap()] },
             Job::FindTunHolder { device: "tun0".into() },
+            Job::LoadConfig,
             Job::SweepAccounts,
             Job::EnsureSlice,
             Job::RemoveCgroup { path: None },

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use super::access::{ProcessHandle, Requester, may_change};
 use super::change_error::ChangeError;
@@ -15,6 +16,8 @@ use crate::selection::sockets::{self, Mark};
 
 /// The state that all jobs of the process helper share.
 pub(super) struct Worker {
+    /// The path of the configuration file; `None` means the default one.
+    pub(super) config: Option<PathBuf>,
     /// The mobile cgroup.
     pub(super) cgroup: MobileCgroup,
     /// The mark of mobile sockets.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use mobile_proto::PushConfig;
+use mobile_transport::keys::PublicKey;
 use tokio::sync::watch;
 
 use super::assignment::{Assignment, AssignmentCache};
@@ -52,6 +53,13 @@ impl AdoptedAssignment {
     /// Returns the assignment without the parts that this host refuses, as last judged.
     pub(super) fn accepted(&self) -> Option<&Assignment> {
         self.accepted.as_ref()
+    }
+
+    /// Uses other networks of `[tunnel] addresses`, and stores the assignments of the relay with
+    /// the key `relay` from now on.
+    pub(super) fn configure(&mut self, allowed: Vec<IpNet>, relay: &PublicKey) {
+        self.claims.set_allowed(allowed);
+        self.cache.set_relay(relay);
     }
 
     /// Waits for a change of the networks of this host.

@@ -90,6 +90,11 @@ impl AssignmentCache {
         Self { path: dir.join("assigned.json"), relay: relay.to_string() }
     }
 
+    /// Stores the assignments of the relay with this key from now on.
+    pub(crate) fn set_relay(&mut self, relay: &PublicKey) {
+        self.relay = relay.to_string();
+    }
+
     /// Returns the last assignment of this relay, which the caller has to judge anew by the host's
     /// present networks. A damaged file counts as missing, because the relay pushes the assignment
     /// again.

@@ -41,6 +41,11 @@ impl ClaimTracker {
         Self { pushed: remembered, rejection: None, allowed: allowed.to_vec(), refused }
     }
 
+    /// Replaces the networks of `[tunnel] addresses`.
+    pub(super) fn set_allowed(&mut self, allowed: Vec<IpNet>) {
+        self.allowed = allowed;
+    }
+
     /// Returns the latest assignment that was not refused as a whole; single addresses of it may be
     /// refused.
     pub(super) fn pushed(&self) -> Option<&Assignment> {

@@ -13,6 +13,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use mobile_netlink::{Netlink, Route, RouteKind};
 use mobile_proto::PushConfig;
+use mobile_transport::keys::PublicKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -25,7 +26,7 @@ use super::ingress::{IngressFilter, IngressMonitor};
 use super::plan::{HostIpSupport, Plan, plan};
 use super::route_objects::RouteObjects;
 use super::rule_position::{ConflictingRules, RulePosition};
-use crate::config::Config;
+use crate::config::{Config, RelayIdentity, Tunnel};
 use inputs::{Input, Inputs};
 
 /// The shortest time between two comparisons of the kernel with the plan, which bounds the cost if
@@ -35,6 +36,25 @@ const MIN_PASS_INTERVAL: Duration = Duration::from_millis(5);
 /// A request with the networks that mobile processes are to reach directly from now on, and the
 /// channel for its outcome.
 pub(crate) type BypassChange = (Vec<IpNet>, oneshot::Sender<anyhow::Result<()>>);
+
+/// The settings of the MOBILE route that a reload can change, beside the bypassed networks.
+#[derive(Debug, Clone)]
+pub(crate) struct RouteSettings {
+    /// The setting `[tunnel] mtu`.
+    pub(crate) mtu: Option<u16>,
+    /// The setting `[tunnel] addresses`.
+    pub(crate) addresses: Vec<IpNet>,
+    /// The public key of the relay, with which its assignments are stored.
+    pub(crate) relay: PublicKey,
+}
+
+impl RouteSettings {
+    /// Returns the settings in a configuration with this relay.
+    pub(crate) fn of(config: &Config, relay: &RelayIdentity) -> Self {
+        let Tunnel { mtu, addresses, .. } = &config.tunnel;
+        Self { mtu: *mtu, addresses: addresses.clone(), relay: relay.public_key }
+    }
+}
 
 /// The state of the MOBILE route, for status and metrics.
 #[derive(Debug, Clone)]
@@ -108,9 +128,10 @@ impl RouteReconciler {
         mut self,
         pushed: watch::Receiver<Option<Arc<PushConfig>>>,
         bypass: mpsc::Receiver<BypassChange>,
+        settings: watch::Receiver<RouteSettings>,
     ) -> anyhow::Error {
         let tables = self.ingress.watch();
-        let mut inputs = match Inputs::new(&self.config.routing, pushed, bypass, tables) {
+        let mut inputs = match Inputs::new(&self.config.routing, pushed, (bypass, settings), tables) {
             Ok(inputs) => inputs,
             Err(error) => return error,
         };
@@ -145,6 +166,12 @@ impl RouteReconciler {
             Input::Bypass((nets, reply)) => {
                 // The requester may be gone.
                 let _ = reply.send(self.bypass(nets).await);
+                Ok(())
+            }
+            Input::Configured(RouteSettings { mtu, addresses, relay }) => {
+                self.config.tunnel.mtu = mtu;
+                self.assignment.configure(addresses, &relay);
+                self.tolerant_pass().await?;
                 Ok(())
             }
             Input::HostChanged | Input::SettingsDue => self.restore().await,

@@ -31,11 +31,14 @@ pub(crate) enum HandoverCause {
     BetterUplink,
     /// `mobile use` named another uplink; the new path was open before the old one closed.
     Forced,
+    /// A reload changed the relay's endpoint or key; the new path was open before the old one
+    /// closed.
+    Reloaded,
 }
 
 impl HandoverCause {
     /// Every cause, for metrics.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::CarrierLost,
         Self::LinkDown,
         Self::LinkGone,
@@ -46,6 +49,7 @@ impl HandoverCause {
         Self::RelayClosed,
         Self::BetterUplink,
         Self::Forced,
+        Self::Reloaded,
     ];
 
     /// Returns the name of the cause in JSON, metrics and logs.
@@ -61,6 +65,7 @@ impl HandoverCause {
             Self::RelayClosed => "relay_closed",
             Self::BetterUplink => "better_uplink",
             Self::Forced => "forced",
+            Self::Reloaded => "reloaded",
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::FusedFuture;
@@ -32,8 +33,10 @@ pub(crate) struct Dialer {
     endpoint: String,
     /// The last resolved addresses of the relay. Each connection attempt resolves the name again
     /// but does not wait for the answer.
-    addresses: watch::Sender<Arc<[SocketAddr]>>,
+    addresses: Arc<watch::Sender<Arc<[SocketAddr]>>>,
     literal: bool,
+    /// Whether another dialer has replaced this one, whose look-ups then no longer count.
+    replaced: AtomicBool,
     tls: Arc<rustls::ClientConfig>,
     own_key: PublicKey,
 }
@@ -68,11 +71,30 @@ enum LookupError {
 impl Dialer {
     /// Creates a dialer without resolving the relay's name.
     pub(crate) fn new(relay: &RelayIdentity, key: &PrivateKey) -> Self {
-        let literal = relay.endpoint.parse::<SocketAddr>().ok();
+        let addresses = Arc::new(watch::Sender::new(literal(relay).into_iter().collect()));
+        Self::with_addresses(relay, key, addresses)
+    }
+
+    /// Returns the dialer that replaces this one after a change of the relay or of a key. It
+    /// publishes the relay's addresses to the same receivers.
+    pub(crate) fn replace(&self, relay: &RelayIdentity, key: &PrivateKey) -> Self {
+        self.replaced.store(true, Ordering::Relaxed);
+        if relay.endpoint != self.endpoint {
+            self.addresses.send_replace(literal(relay).into_iter().collect());
+        }
+        Self::with_addresses(relay, key, Arc::clone(&self.addresses))
+    }
+
+    fn with_addresses(
+        relay: &RelayIdentity,
+        key: &PrivateKey,
+        addresses: Arc<watch::Sender<Arc<[SocketAddr]>>>,
+    ) -> Self {
         Self {
             endpoint: relay.endpoint.clone(),
-            addresses: watch::Sender::new(literal.into_iter().collect()),
-            literal: literal.is_some(),
+            addresses,
+            literal: literal(relay).is_some(),
+            replaced: AtomicBool::new(false),
             tls: tls::client_config(key, relay.public_key),
             own_key: key.public(),
         }
@@ -197,6 +219,9 @@ impl Dialer {
 
     /// Publishes the resolved addresses unless they are known already.
     fn publish(&self, found: &[SocketAddr]) {
+        if self.replaced.load(Ordering::Relaxed) {
+            return;
+        }
         self.addresses.send_if_modified(|known| {
             let is_new = **known != *found;
             if is_new {
@@ -209,6 +234,11 @@ impl Dialer {
     fn known_addresses(&self) -> Arc<[SocketAddr]> {
         Arc::clone(&self.addresses.borrow())
     }
+}
+
+/// Returns the address of the relay if its endpoint is an address and not a name.
+fn literal(relay: &RelayIdentity) -> Option<SocketAddr> {
+    relay.endpoint.parse().ok()
 }
 
 /// The staggered attempts to connect to the addresses of the relay over one uplink.
@@ -265,5 +295,26 @@ mod tests {
         assert_eq!(**published.borrow_and_update(), [one, two]);
         dialer.publish(&[one, two]);
         assert!(!published.has_changed().unwrap());
+    }
+
+    #[test]
+    fn a_replaced_dialer_publishes_no_address_of_the_former_endpoint() {
+        let named = |endpoint: &str| RelayIdentity {
+            endpoint: endpoint.into(),
+            public_key: PublicKey::from_bytes([7; 32]),
+        };
+        let key = PrivateKey::generate().unwrap();
+        let former = Dialer::new(&named("old.example.org:443"), &key);
+        let mut published = former.addresses();
+        let [old, new] = ["192.0.2.1:443", "192.0.2.2:443"].map(|text| text.parse().unwrap());
+        former.publish(&[old]);
+        let same = former.replace(&named("old.example.org:443"), &key);
+        assert_eq!(**published.borrow_and_update(), [old], "the endpoint is the same");
+        let dialer = same.replace(&named("192.0.2.2:443"), &key);
+        former.publish(&[old]);
+        same.publish(&[old]);
+        assert_eq!(**published.borrow_and_update(), [new]);
+        dialer.publish(&[new, old]);
+        assert_eq!(**published.borrow_and_update(), [new, old]);
     }
 }

@@ -8,6 +8,7 @@
 
 mod action;
 mod candidate;
+mod configure;
 mod damping;
 mod reconcile;
 mod track_record;

@@ -13,13 +13,13 @@ use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::TunnelState;
 use super::cause::{Failure, Fault, HandoverCause};
 use super::config_limiter::ConfigLimiter;
 use super::connect::{self, Dialer, RelayConnection};
 use super::history::HandoverHistory;
 use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
 use super::suspend::SuspendWatch;
+use super::{TunnelCommand, TunnelSettings, TunnelState};
 use crate::publish::publish_if_changed;
 use crate::uplinks::Uplinks;
 
@@ -78,7 +78,7 @@ impl Manager {
     pub(super) async fn run(
         mut self,
         mut events: mpsc::Receiver<DriverEvent>,
-        mut forces: mpsc::UnboundedReceiver<Option<String>>,
+        mut commands: mpsc::UnboundedReceiver<TunnelCommand>,
         publish: watch::Sender<Arc<TunnelState>>,
     ) -> anyhow::Error {
         self.update_uplinks();
@@ -110,7 +110,7 @@ impl Manager {
                         self.connected(path, result);
                     }
                 }
-                Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
+                Some(command) = commands.recv() => self.run_command(command),
                 slept = self.suspend.resumed() => {
                     tracing::info!(
                         slept_s = slept.as_secs(),
@@ -144,6 +144,22 @@ impl Manager {
             lists the obstacles"
         );
         None
+    }
+
+    fn run_command(&mut self, command: TunnelCommand) {
+        let now = Instant::now();
+        match command {
+            TunnelCommand::Force(uplink) => self.machine.force(now, uplink),
+            TunnelCommand::Configure(TunnelSettings { preferences, identity }) => {
+                self.uplinks.set_prefer(preferences.prefer.clone());
+                self.machine.set_preferences(now, preferences);
+                if let Some((relay, key, present)) = identity {
+                    self.dialer = Arc::new(self.dialer.replace(&relay, &key));
+                    self.machine.set_families(now, self.dialer.families());
+                    self.machine.dial_anew(now, present);
+                }
+            }
+        }
     }
 
     fn update_uplinks(&mut self) {

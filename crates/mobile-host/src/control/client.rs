@@ -33,7 +33,7 @@ impl Client {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
                     ControlError::NotRunning { path, source }
                 }
-                io::ErrorKind::PermissionDenied => ControlError::NotAllowed(path),
+                io::ErrorKind::PermissionDenied => ControlError::not_allowed(path),
                 _ => ControlError::Io { path, source },
             }),
         }

@@ -3,11 +3,10 @@
 //! time keeps its value and is reported. The metric `homerelay_reloads_total` counts successful and
 //! failed reloads.
 
-use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use anyhow::Context as _;
-use serde_json::Value;
+use mobile_host::config::changed_keys;
 use tracing::{info, warn};
 
 use super::{AppliedState, Relay};
@@ -91,29 +90,13 @@ async fn roll_back(applied: &mut AppliedState, former: Ruleset, error: anyhow::E
 /// differ.
 fn plan(current: &Config, wanted: &Config) -> anyhow::Result<(Config, Reloaded)> {
     let mut reloaded = Reloaded::default();
-    let (old, new) = (tree(current)?, tree(wanted)?);
-    for (section, key) in differing(&old, &new) {
-        let list =
-            if RELOADABLE_SECTIONS.contains(&section) { &mut reloaded.changed } else { &mut reloaded.kept };
+    for (section, key) in changed_keys(current, wanted).context("cannot compare configurations")? {
+        let live = RELOADABLE_SECTIONS.contains(&section.as_str());
+        let list = if live { &mut reloaded.changed } else { &mut reloaded.kept };
         list.push(format!("[{section}] {key}"));
     }
     let Config { limits, clients, dns, nat, .. } = wanted.clone();
     Ok((Config { limits, clients, dns, nat, ..current.clone() }, reloaded))
-}
-
-fn tree(config: &Config) -> anyhow::Result<Value> {
-    serde_json::to_value(config).context("cannot compare configurations")
-}
-
-/// Returns the section and key of every setting that differs between two configurations.
-fn differing<'a>(old: &'a Value, new: &'a Value) -> BTreeSet<(&'a str, &'a str)> {
-    let keys = |tree: &'a Value| {
-        let sections = tree.as_object().into_iter().flatten();
-        sections.flat_map(|(section, values)| {
-            values.as_object().into_iter().flatten().map(move |(key, _)| (section.as_str(), key.as_str()))
-        })
-    };
-    keys(old).chain(keys(new)).filter(|(section, key)| old[section][key] != new[section][key]).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use mobile_host::check::Finding;
 
+use super::needs_root;
 use crate::check::facts::{Bpffs, Occupied, Platform};
 use crate::selection::oldest_kernel::{OLDEST, OLDEST_LONGTERM};
 
@@ -21,17 +22,18 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
         }
     }];
     findings.push(bpffs(platform.bpffs));
-    findings.extend(programs(platform, root));
+    findings.push(programs(platform, root));
     findings.extend(platform.control.as_ref().map(|error| {
         Finding::fail("control", error, "correct [control] socket or group: the agent needs it to start")
     }));
     findings.extend(platform.metrics.as_ref().map(metrics));
-    findings.extend(platform.tun.as_ref().map(|tried| match tried {
-        Ok(()) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
-        Err(error) => {
+    findings.push(match &platform.tun {
+        Some(Ok(())) => Finding::ok("TUN", "a device with segmentation offload (IFF_VNET_HDR) can be opened"),
+        Some(Err(error)) => {
             Finding::fail("TUN", error, "correct this as the message says: the agent needs it to start")
         }
-    }));
+        None => needs_root("TUN", "the TUN device"),
+    });
     findings
 }
 
@@ -51,14 +53,15 @@ fn metrics(occupied: &Occupied) -> Finding {
     }
 }
 
-fn programs(platform: &Platform, root: bool) -> Option<Finding> {
+fn programs(platform: &Platform, root: bool) -> Finding {
     match &platform.programs {
-        Some(Ok(())) => Some(Finding::ok("eBPF", "the programs load and attach")),
-        Some(Err(error)) => Some(Finding::fail("eBPF", error, NO_BPF)),
-        None => root.then(|| {
+        Some(Ok(())) => Finding::ok("eBPF", "the programs load and attach"),
+        Some(Err(error)) => Finding::fail("eBPF", error, NO_BPF),
+        None if root => {
             let next = "mount cgroup2, then run `mobile check` again";
             Finding::warn("eBPF", "not checked, because cgroup2 is not mounted", next)
-        }),
+        }
+        None => needs_root("eBPF", "whether the programs load and attach"),
     }
 }
 

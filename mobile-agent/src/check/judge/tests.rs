@@ -185,10 +185,23 @@ fn an_old_kernel_is_reported_with_the_oldest_that_works_and_the_reason() {
 
 #[test]
 fn an_ordinary_user_is_told_what_was_not_checked() {
-    let Facts { platform, .. } = healthy();
-    let platform = Platform { programs: None, tun: None, ..platform };
-    let facts = Facts { root: false, platform, reached: None, key: Ok(None), ..healthy() };
-    assert_fault(&facts, Level::Warn, "rights", "as root");
+    for config in [healthy().config, ConfigFile::NotAllowed("/etc/mobile/agent.toml".into())] {
+        let hidden = matches!(config, ConfigFile::NotAllowed(_));
+        let Facts { platform, .. } = healthy();
+        let platform = Platform { programs: None, tun: None, nftables: None, ..platform };
+        let agent = Err(FactError::denied(&"join the group `netdev`"));
+        let (key, reached) = (Ok(None), None);
+        let findings = judge(&Facts { root: false, config, platform, key, reached, agent, ..healthy() });
+        let skipped: Vec<&str> = findings
+            .iter()
+            .filter(|finding| finding.level == Level::Skipped)
+            .map(|finding| finding.topic.as_str())
+            .collect();
+        let expected = ["config", "key", "eBPF", "TUN", "ingress", "relay", "on_failure", "agent"];
+        let readable = |topic: &&str| hidden || !["config", "on_failure"].contains(topic);
+        assert_eq!(skipped, expected.into_iter().filter(readable).collect::<Vec<_>>());
+        assert!(findings.iter().all(|finding| finding.level < Level::Warn), "{findings:?}");
+    }
 }
 
 #[test]
@@ -260,8 +273,6 @@ fn an_invalid_configuration_is_reported_once() {
     assert_fault(&facts(ConfigFile::Invalid(error)), Level::Fail, "config", "agent.toml:3");
     let part = "this host is not enrolled / run `mobile enroll INVITATION`";
     assert_fault(&facts(ConfigFile::NotEnrolled), Level::Fail, "config", part);
-    let denied = ConfigFile::NotAllowed("cannot read agent.toml".into());
-    assert_fault(&facts(denied), Level::Warn, "config", "as root");
 }
 
 #[test]

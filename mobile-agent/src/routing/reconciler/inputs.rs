@@ -9,7 +9,7 @@ use mobile_proto::PushConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::BypassChange;
+use super::{BypassChange, RouteSettings};
 use crate::config::Routing;
 use crate::routing::adoption::AdoptedAssignment;
 use crate::routing::ingress;
@@ -25,6 +25,8 @@ pub(super) enum Input {
     Pushed(Option<PushConfig>),
     /// The bypassed networks are to change.
     Bypass(BypassChange),
+    /// A reload changed settings.
+    Configured(RouteSettings),
     /// The networks of this host changed.
     HostChanged,
     /// The settings of the host virtual device are to be checked.
@@ -39,17 +41,19 @@ pub(super) enum Input {
 pub(super) struct Inputs {
     pushed: watch::Receiver<Option<Arc<PushConfig>>>,
     bypass: mpsc::Receiver<BypassChange>,
+    configured: watch::Receiver<RouteSettings>,
     route: Watch,
     tables: Option<TableWatch>,
     settings: Interval,
 }
 
 impl Inputs {
-    /// Subscribes to changes of the MOBILE route; `tables` announces those of the ingress filter.
+    /// Subscribes to changes of the MOBILE route; reloads send the bypassed networks and other
+    /// settings, and `tables` announces those of the ingress filter.
     pub(super) fn new(
         routing: &Routing,
         pushed: watch::Receiver<Option<Arc<PushConfig>>>,
-        bypass: mpsc::Receiver<BypassChange>,
+        (bypass, configured): (mpsc::Receiver<BypassChange>, watch::Receiver<RouteSettings>),
         tables: Option<TableWatch>,
     ) -> anyhow::Result<Self> {
         // Watch only the routes that matter, because a host may have any number of others.
@@ -58,7 +62,7 @@ impl Inputs {
         let route = Watch::with_interest(interest).context("cannot watch the MOBILE route")?;
         let mut settings = interval(SETTINGS_CHECK_INTERVAL);
         settings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { pushed, bypass, route, tables, settings })
+        Ok(Self { pushed, bypass, configured, route, tables, settings })
     }
 
     /// Waits for the next input; a change of the host's networks comes from `assignment`. Fails if
@@ -72,6 +76,9 @@ impl Inputs {
                 Err(_) => std::future::pending().await,
             },
             Some(change) = self.bypass.recv() => Ok(Input::Bypass(change)),
+            Ok(()) = self.configured.changed() => {
+                Ok(Input::Configured(self.configured.borrow_and_update().clone()))
+            }
             changed = assignment.host_changed() => match changed {
                 Ok(()) => Ok(Input::HostChanged),
                 Err(_) => Err(anyhow::anyhow!("no longer watching the networks of this host")),

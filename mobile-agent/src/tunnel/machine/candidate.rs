@@ -31,6 +31,9 @@ pub(super) struct CandidatePath {
     pub(super) deadline: Instant,
     /// When the path was marked as unresponsive; `None` while the relay answers on it.
     pub(super) unresponsive_since: Option<Instant>,
+    /// Whether the settings of the relay changed since the path was opened, so that another path
+    /// is to replace this one.
+    pub(super) is_outdated: bool,
     /// The beginning of the current healthy period of a ready path; `None` if there is none.
     pub(super) healthy_since: Option<Instant>,
 }
@@ -40,9 +43,15 @@ impl CandidatePath {
         matches!(self.stage, Stage::Ready(_))
     }
 
-    /// Returns whether the path is not marked as unresponsive, so that the session may use it.
+    /// Returns whether the session may move to the path: the path is neither marked as unresponsive
+    /// nor outdated.
     pub(super) fn is_responsive(&self) -> bool {
-        self.unresponsive_since.is_none()
+        self.unresponsive_since.is_none() && !self.is_outdated
+    }
+
+    /// Returns whether the relay answers on the path, outdated or not.
+    pub(super) fn answers(&self) -> bool {
+        self.is_ready() && self.unresponsive_since.is_none()
     }
 
     /// Returns the local address, once the socket has one.

@@ -66,8 +66,8 @@ impl Machine {
         gone
     }
 
-    /// Returns whether the path in use works: the relay has accepted it, and it is not marked as
-    /// unresponsive.
+    /// Returns whether the path in use works: the relay has accepted it, and it is neither marked
+    /// as unresponsive nor outdated.
     fn has_working_path(&self) -> bool {
         let current = self.current.as_ref().and_then(|current| self.candidate(current.path));
         current.is_some_and(|candidate| candidate.is_ready() && candidate.is_responsive())
@@ -163,6 +163,7 @@ impl Machine {
             (Some(_), None) => None,
             (None, Some(ready)) => Some(ready),
             // The relay has authenticated itself in TLS, so do not wait for its welcome.
+            (None, None) if current.is_some_and(CandidatePath::answers) => None,
             (None, None) => greeting(),
         };
         let Some((path, to)) = next.map(|candidate| (candidate.path, candidate.uplink.clone())) else {
@@ -172,7 +173,11 @@ impl Machine {
             current.filter(|candidate| self.transition.outage.is_none() && candidate.is_ready())
         {
             let forced = self.forced.as_deref() == Some(to.as_str());
-            let cause = if forced { HandoverCause::Forced } else { HandoverCause::BetterUplink };
+            let cause = match forced {
+                _ if left.is_outdated => HandoverCause::Reloaded,
+                true => HandoverCause::Forced,
+                false => HandoverCause::BetterUplink,
+            };
             self.transition.planned = Some((cause, left.uplink.clone()));
         }
         let open =
@@ -206,6 +211,7 @@ impl Machine {
     fn close_unwanted(&mut self, now: Instant, wanted: &[String]) {
         let used = self.current.as_ref().map(|current| current.path);
         let confirmed = self.current.as_ref().is_none_or(|current| current.confirmed);
+        let has_working_path = self.has_working_path();
         let order = |candidate: &CandidatePath| {
             (Some(candidate.path) != used, !candidate.is_ready(), candidate.started, candidate.path)
         };
@@ -229,6 +235,8 @@ impl Machine {
                 candidate.unresponsive_since.is_some_and(|since| now >= since + UNRESPONSIVE_TIMEOUT);
             let surplus =
                 is_redundant(candidate) || (!wanted.contains(&candidate.uplink) && candidate.is_responsive());
+            // An outdated path may be the only one that the relay accepts.
+            let surplus = if candidate.is_outdated { confirmed && has_working_path } else { surplus };
             Some(candidate.path) != used
                 && (expired
                     || (surplus && (confirmed || !candidate.is_ready() || !candidate.is_responsive())))
@@ -282,6 +290,7 @@ impl Machine {
             started: now,
             deadline: now + timeout,
             unresponsive_since: None,
+            is_outdated: false,
             healthy_since: None,
         });
         self.actions.push_back(Action::Connect { path, uplink: name.to_owned(), families, timeout });

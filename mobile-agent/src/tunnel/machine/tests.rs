@@ -1,5 +1,6 @@
 //! Scenarios that check the machine's decisions.
 
+mod configure;
 mod random;
 mod standby;
 

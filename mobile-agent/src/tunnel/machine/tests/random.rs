@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::tunnel::PresentPaths;
 use proptest::prelude::*;
 
 /// The state of a path as the simulated manager knows it.
@@ -29,6 +30,8 @@ enum RandomEvent {
     Recover(usize),
     /// The relay answers on the active path.
     Confirm,
+    /// A reload changed the relay (true) or this host's key (false).
+    DialAnew(bool),
 }
 
 fn random_event() -> impl Strategy<Value = RandomEvent> {
@@ -42,6 +45,7 @@ fn random_event() -> impl Strategy<Value = RandomEvent> {
         (0u8..3).prop_map(RandomEvent::Lose),
         any::<usize>().prop_map(RandomEvent::Silence),
         any::<usize>().prop_map(RandomEvent::Recover),
+        any::<bool>().prop_map(RandomEvent::DialAnew),
         Just(RandomEvent::Confirm),
         Just(RandomEvent::Confirm),
     ]
@@ -182,6 +186,10 @@ impl Shell {
                 }
             }
             RandomEvent::Confirm => self.confirm(),
+            RandomEvent::DialAnew(replace) => {
+                let present = if *replace { PresentPaths::Replace } else { PresentPaths::Keep };
+                self.rig.machine.dial_anew(now, present);
+            }
         }
         self.run_actions();
         self.check();
