@@ -11,7 +11,8 @@ use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::pool::Lease;
-use crate::store::{Client, Forward, ListedClient, NewClient, Protocol};
+use crate::status::RelayStatus;
+use crate::store::{Client, Forward, ListedClient, NewClient, Protocol, Snapshot};
 
 /// A request to the running relay.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,6 +44,10 @@ pub(crate) enum Request {
     Clients,
     /// Lists all running sessions.
     Sessions,
+    /// Returns what `home-relay status` shows.
+    Status,
+    /// Returns the content of the store, in several replies.
+    Snapshot,
     /// Reloads the configuration file.
     Reload,
     /// Checks the home virtual device, its addresses, IP forwarding and the nftables rules, and
@@ -81,6 +86,15 @@ pub(crate) enum AdminReply {
     Clients(Vec<ListedClient>),
     /// All running sessions.
     Sessions(Vec<SessionInfo>),
+    /// The state of the relay.
+    Status(Box<RelayStatus>),
+    /// A part of the content of the store.
+    Snapshot {
+        /// The rows of this part.
+        part: Snapshot,
+        /// Whether another reply with a further part follows.
+        more: bool,
+    },
     /// The configuration was reloaded; lists the settings that changed.
     Reloaded(Reloaded),
     /// The parts of the kernel's network state that the relay restored, by name; empty if nothing

@@ -349,6 +349,12 @@ impl Config {
         mobile_host::config::load::<Self>(path, MissingFile::IsError, ENV_PREFIX, &[])?.complete(path)
     }
 
+    /// Parses the text of a configuration file that is to be at `path`, as [`Self::load`] does.
+    pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Self> {
+        let environment = mobile_host::config::environment();
+        mobile_host::config::parse::<Self>(path, text, ENV_PREFIX, environment, &[])?.complete(path)
+    }
+
     /// Checks the parsed configuration and resolves the path of the private key, which is relative
     /// to the directory of `path`.
     pub(crate) fn complete(mut self, path: &Path) -> anyhow::Result<Self> {

@@ -119,6 +119,11 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.relay.cli(&["forward", "add", "tcp", "2222", "laptop:22"])?.ok()?;
     bed.relay.configure("limits", "half_open", 77)?;
     bed.relay.configure("tunnel", "mtu", 1400)?;
+    // Another firewall, which `check` and `status` warn of.
+    bed.lab.relay.run(&[
+        "nft",
+        "add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }",
+    ])?;
     for verb in [
         "mobile status",
         "mobile uplinks",
@@ -130,9 +135,11 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         "home-relay forward list",
         "home-relay reload",
         "home-relay check",
+        "home-relay status",
     ] {
         note(&bed, verb)?;
     }
+    bed.lab.relay.run(&["nft", "delete table ip other"])?;
     drop(talk);
 
     let documented = documented()?;

@@ -54,11 +54,10 @@ pub fn load_without_file<T: DeserializeOwned>(env_prefix: &str) -> Result<T, Con
     parse(Path::new(""), "", env_prefix, environment(), &[])
 }
 
-fn environment() -> impl Iterator<Item = (String, String)> {
-    env::vars_os().filter_map(|(name, value)| {
-        // Every setting is text, so a variable that is not valid UTF-8 cannot be one.
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    })
+/// Returns all environment variables that are valid UTF-8: every setting is text, so no other
+/// variable can be one.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn load_from<T: DeserializeOwned>(

@@ -212,8 +212,8 @@ inbound = "forwards"
 # hosts = ["relay.example.org"]
 
 [state]
-# The directory of the clients and their addresses, managed by the commands. Back it up together
-# with this file and the key.
+# The directory of the clients and their addresses, managed by the commands. `home-relay backup`
+# backs it up together with this file and the key.
 # dir = "/var/lib/home-relay"
 "#
     )
