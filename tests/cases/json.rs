@@ -11,6 +11,10 @@ use crate::{Outcome, server};
 
 const DOCUMENT: &str = include_str!("../../docs/use/json.md");
 
+/// A firewall that drops what the relay forwards, as `nft` takes it.
+const OTHER_FIREWALL: &str =
+    "add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }";
+
 /// The documented fields of one verb's JSON output, each with its type or types.
 type Fields = BTreeMap<&'static str, &'static str>;
 
@@ -120,10 +124,7 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.relay.configure("limits", "half_open", 77)?;
     bed.relay.configure("tunnel", "mtu", 1400)?;
     // Another firewall, which `check` and `status` warn of.
-    bed.lab.relay.run(&[
-        "nft",
-        "add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }",
-    ])?;
+    bed.lab.relay.run(&["nft", OTHER_FIREWALL])?;
     for verb in [
         "mobile status",
         "mobile uplinks",
