@@ -120,12 +120,12 @@ impl Destination {
     /// After an error everything is as before.
     pub(crate) fn restore(&self, backup: &Backup, replace: bool) -> Result<Restored, RestoreError> {
         let store = backup.store.upgraded().map_err(|source| self.store_error(source))?;
-        let mut parts = self.parts(backup, &store)?;
         let mut occupied = Vec::new();
         let mut missing = Vec::new();
-        for part in parts.drain(..) {
+        let mut same = Vec::new();
+        for part in self.parts(backup, &store)? {
             match part.state()? {
-                State::Same => {}
+                State::Same => same.push(part),
                 State::Missing => missing.push(part),
                 State::Different => {
                     occupied.push(part.path.clone());
@@ -135,6 +135,14 @@ impl Destination {
         }
         if !replace && !occupied.is_empty() {
             return Err(RestoreError::Exist(occupied));
+        }
+        // No relay may start after a power failure while other files are replaced, so the
+        // configuration leaves even if it stays the same.
+        if !occupied.is_empty()
+            && let Some(config) = same.pop_if(|part| part.path == self.config)
+        {
+            occupied.push(config.path.clone());
+            missing.push(config);
         }
         if let Some(earlier) =
             occupied.iter().map(|path| with_suffix(path, REPLACED)).find(|path| exists(path))

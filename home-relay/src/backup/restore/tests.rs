@@ -134,6 +134,18 @@ fn files_of_another_relay_are_named_and_kept_unless_they_are_to_be_replaced() {
 }
 
 #[test]
+fn the_configuration_leaves_while_another_file_is_replaced() {
+    let machine = Machine::new();
+    machine.restore(false).unwrap();
+    fs::write(&machine.destination.key, "mine").unwrap();
+    let Destination { config, key, .. } = &machine.destination;
+    let restored = machine.restore(true).unwrap();
+    assert_eq!(restored.written, [key.clone(), config.clone()]);
+    assert!(with_suffix(config, REPLACED).exists() && with_suffix(key, REPLACED).exists());
+    machine.assert_restored();
+}
+
+#[test]
 fn a_key_of_another_relay_does_not_stay_beside_the_restored_one() {
     let machine = Machine::new();
     let old = with_suffix(&machine.destination.key, ".old");

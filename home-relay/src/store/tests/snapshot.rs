@@ -13,7 +13,11 @@ fn a_snapshot_in_parts_is_the_whole_and_restores_to_the_same_database() {
     snapshot.check().unwrap();
     for rows in [1, 2, 5, 1000] {
         let parts = snapshot.clone().split(rows);
-        assert!(parts.iter().all(|part| part.tables.values().map(std::collections::BTreeMap::len).sum::<usize>() <= rows));
+        assert!(
+            parts
+                .iter()
+                .all(|part| part.tables.values().map(std::collections::BTreeMap::len).sum::<usize>() <= rows)
+        );
         let mut whole = Snapshot::default();
         parts.into_iter().for_each(|part| whole.append(part));
         assert_eq!(whole, snapshot, "{rows}");
