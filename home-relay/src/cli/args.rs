@@ -57,11 +57,11 @@ pub(crate) enum Verb {
     /// Check whether this host can serve: key, port, forwarding, nftables, other firewalls. Exits
     /// with 1 if it cannot.
     Check(OutputFormat),
-    /// Show the state of the relay: its process, key, addresses, clients, traffic and warnings. Exits
-    /// with 1 if it is not running.
+    /// Show the state of the relay: its process, key, addresses, clients, traffic and warnings.
+    /// Exits with 1 if it is not running.
     Status(OutputFormat),
-    /// Back up configuration, private key, clients, invitations and forwards into one new file, also
-    /// while the relay runs. The file holds the private key.
+    /// Back up configuration, private key, clients, invitations and forwards into one new file,
+    /// also while the relay runs. The file holds the private key.
     Backup {
         /// The file to write (`-`: stdout).
         file: PathBuf,
