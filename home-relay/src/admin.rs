@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::pool::Lease;
-use crate::store::{self, Forward, ListedClient, NewClient, Protocol};
+use crate::status::RelayStatus;
+use crate::store::{self, Forward, ListedClient, NewClient, Protocol, Snapshot};
 
 /// The environment variable with the path of the admin socket, which overrides the configuration.
 const SOCKET_VARIABLE: &str = "HOME_RELAY_ADMIN_SOCKET";
@@ -49,6 +50,10 @@ pub(crate) enum Request {
     Clients,
     /// Lists all running sessions.
     Sessions,
+    /// Returns what `home-relay status` shows.
+    Status,
+    /// Returns the content of the store, in several replies.
+    Snapshot,
     /// Reloads the configuration file.
     Reload,
     /// Checks the home virtual device, its addresses, IP forwarding and the nftables rules, and
@@ -89,6 +94,15 @@ pub(crate) enum AdminReply {
     Clients(Vec<ListedClient>),
     /// All running sessions.
     Sessions(Vec<SessionInfo>),
+    /// The state of the relay.
+    Status(Box<RelayStatus>),
+    /// A part of the content of the store.
+    Snapshot {
+        /// The rows of this part.
+        part: Snapshot,
+        /// Whether another reply with a further part follows.
+        more: bool,
+    },
     /// The configuration was reloaded; lists the settings that changed.
     Reloaded(Reloaded),
     /// The parts of the kernel's network state that the relay restored, by name; empty if nothing

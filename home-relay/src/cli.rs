@@ -6,6 +6,7 @@
 
 pub(crate) mod args;
 mod authorize;
+mod backup;
 mod check;
 mod cleanup;
 mod clients;
@@ -13,6 +14,7 @@ mod forward;
 pub(crate) mod init;
 mod invite;
 mod reload;
+mod status;
 mod table;
 
 pub(crate) use self::args::Cli;
@@ -35,6 +37,9 @@ impl Cli {
             Verb::Forward(verb) => forward::run(&config()?, verb),
             Verb::Reload(format) => reload::run(&config()?, format.json),
             Verb::Check(format) => check::run(&self.config, format.json),
+            Verb::Status(format) => status::run(&self.config, format.json),
+            Verb::Backup { file } => backup::backup(&self.config, &file),
+            Verb::Restore(options) => backup::restore(&self.config, &options),
             Verb::Cleanup { unless_shutdown } => cleanup::run(&self.config, unless_shutdown),
         }
     }

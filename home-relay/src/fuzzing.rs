@@ -136,6 +136,8 @@ pub fn admin_message_seeds() -> Vec<Vec<u8>> {
         Request::Forward(forward.clone()),
         Request::Unforward { protocol: Protocol::Udp, port: 53 },
         Request::Forwards,
+        Request::Status,
+        Request::Snapshot,
     ];
     let replies = [
         AdminReply::Invited { relay: public_key, entry: entry.clone() },

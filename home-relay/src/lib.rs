@@ -32,12 +32,15 @@
 //! - `config`: `relay.toml`; `reach`: the destinations that clients may reach.
 //! - `check`: the `check` command; `footprint`: the kernel objects that the `cleanup` command
 //!   removes.
+//! - `status`: the state of the relay, as the `status` command shows it; `backup`: the document of
+//!   the `backup` and `restore` commands.
 //! - `metrics`: the Prometheus metrics; `confine`: the privileges that a serving relay keeps.
 //!
 //! The program is [`main`]. The crate is a library so that the fuzz targets can reach its parsers.
 #![forbid(unsafe_code)]
 
 mod admin;
+mod backup;
 mod check;
 mod cli;
 mod config;
@@ -50,6 +53,7 @@ mod network;
 mod pool;
 mod reach;
 mod server;
+mod status;
 mod store;
 
 use std::process::ExitCode;

@@ -7,6 +7,7 @@
 pub(crate) mod declared;
 mod results;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use mobile_host::metrics::Metric;
@@ -22,6 +23,11 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
+    /// Returns the packets and their bytes.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.packets.get(), self.bytes.get())
+    }
+
     /// Counts packets and their bytes.
     pub(crate) fn count(&self, packets: u64, bytes: u64) {
         self.packets.inc_by(packets);
@@ -164,6 +170,13 @@ impl Metrics {
         if reason == DropReason::Source {
             self.source_violations.inc_by(packets);
         }
+    }
+
+    /// Returns how many packets were dropped, by reason.
+    pub(crate) fn drops_by_reason(&self) -> BTreeMap<String, u64> {
+        let drops = DropReason::ALL.map(|reason| (reason.label(), self.drops[reason as usize].get()));
+        let session = [("session_bounds", self.session_drops.get())];
+        drops.into_iter().chain(session).map(|(reason, packets)| (reason.to_owned(), packets)).collect()
     }
 
     /// Counts a handshake that ended with `result`.

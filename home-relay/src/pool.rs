@@ -161,6 +161,15 @@ impl Pools {
         ipv4.into_iter().chain(ipv6).collect()
     }
 
+    /// Returns the number of clients that the pool `net` can hold.
+    pub(crate) fn capacity(net: IpNet) -> u128 {
+        match net {
+            // Without the network, the relay's own and the broadcast address.
+            IpNet::V4(net) => u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
+            IpNet::V6(net) => net.broadcast().to_bits() - own_ipv6(net).to_bits(),
+        }
+    }
+
     /// Returns whether the address is in one of the pools.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.networks().any(|net| net.contains(&address))
@@ -282,7 +291,7 @@ impl TakenAddresses {
             return Err(PoolError::Exhausted {
                 family: "IPv4",
                 pool: net.into(),
-                capacity: u128::from(net.broadcast().to_bits() - own_ipv4(net).to_bits() - 1),
+                capacity: Pools::capacity(net.into()),
                 key: "ipv4",
             });
         };
@@ -306,7 +315,7 @@ impl TakenAddresses {
             return Err(PoolError::Exhausted {
                 family: "IPv6",
                 pool: net.into(),
-                capacity: net.broadcast().to_bits() - own_ipv6(net).to_bits(),
+                capacity: Pools::capacity(net.into()),
                 key: "ipv6",
             });
         };

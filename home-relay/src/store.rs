@@ -17,6 +17,7 @@ use thiserror::Error;
 
 pub(crate) use self::forwards::{Forward, Protocol};
 use self::schema::FILE;
+pub(crate) use self::snapshot::Snapshot;
 use crate::pool::{Lease, PoolError};
 use crate::reach::Reach;
 
@@ -25,6 +26,7 @@ mod clients;
 mod forwards;
 mod invitations;
 mod schema;
+mod snapshot;
 
 /// How long a command waits while another process has the database open; other commands need it for
 /// milliseconds.
@@ -179,6 +181,9 @@ pub(crate) enum StoreError {
         /// The parser's error.
         cause: String,
     },
+    /// The rows of a snapshot contradict each other.
+    #[error("the clients, invitations and forwards contradict each other: {0}")]
+    Inconsistent(String),
     /// The name is not allowed.
     #[error(
         "{0:?} cannot be a client name: use 1 to 63 of a-z, A-Z, 0-9, '.', '_', '-', not starting with '-'"

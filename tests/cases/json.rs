@@ -11,6 +11,10 @@ use crate::{Outcome, server};
 
 const DOCUMENT: &str = include_str!("../../docs/use/json.md");
 
+/// A firewall that drops what the relay forwards, as `nft` takes it.
+const OTHER_FIREWALL: &str =
+    "add table ip other; add chain ip other forward { type filter hook forward priority 0; policy drop; }";
+
 /// The documented fields of one verb's JSON output, each with its type or types.
 type Fields = BTreeMap<&'static str, &'static str>;
 
@@ -122,6 +126,8 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
     bed.relay.configure("tunnel", "mtu", 1400)?;
     bed.agent.configure("uplink", "exclude", vec!["ww*".to_owned()])?;
     bed.agent.configure("tunnel", "queue", "fifo")?;
+    // Another firewall, which `check` and `status` warn of.
+    bed.lab.relay.run(&["nft", OTHER_FIREWALL])?;
     for verb in [
         "mobile status",
         "mobile uplinks",
@@ -135,9 +141,11 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         "home-relay forward list",
         "home-relay reload",
         "home-relay check",
+        "home-relay status",
     ] {
         note(&bed, verb)?;
     }
+    bed.lab.relay.run(&["nft", "delete table ip other"])?;
     drop(talk);
 
     let documented = documented()?;

@@ -59,6 +59,17 @@ pub(crate) enum Verb {
     /// Check whether this host can serve: key, port, forwarding, nftables, other firewalls. Exits
     /// with 1 if it cannot.
     Check(OutputFormat),
+    /// Show the state of the relay: its process, key, addresses, clients, traffic and warnings.
+    /// Exits with 1 if it is not running.
+    Status(OutputFormat),
+    /// Back up configuration, private key, clients, invitations and forwards into one new file,
+    /// also while the relay runs. The file holds the private key.
+    Backup {
+        /// The file to write (`-`: stdout).
+        file: PathBuf,
+    },
+    /// Restore a backup, here or on another machine, while no relay runs.
+    Restore(Restore),
     /// Remove the relay's kernel objects: the device and the nftables table.
     Cleanup {
         /// Remove nothing while systemd shuts the machine down or enters rescue mode; for
@@ -151,6 +162,16 @@ fn endpoint(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("expected HOST:PORT, such as relay.example.org:443 or [2001:db8::1]:443".to_owned()),
     }
+}
+
+/// The arguments of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The backup (`-`: stdin).
+    pub(crate) file: PathBuf,
+    /// Rename files that are there to `….before-restore`; without this option they are an error.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -85,7 +85,7 @@ pub(crate) fn sessions(config: &Config, json: bool) -> anyhow::Result<()> {
 }
 
 /// Formats a duration in a suitable unit, from seconds to days.
-fn format_duration(seconds: u64) -> String {
+pub(super) fn format_duration(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

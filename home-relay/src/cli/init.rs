@@ -217,8 +217,8 @@ inbound = "forwards"
 # hosts = []
 
 [state]
-# The directory of the clients and their addresses, managed by the commands. Back it up together
-# with this file and the key.
+# The directory of the clients and their addresses, managed by the commands. `home-relay backup`
+# backs it up together with this file and the key.
 # dir = "{state}"
 "#
     )

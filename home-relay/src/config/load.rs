@@ -16,6 +16,13 @@ impl Config {
         Self::complete(loaded, path)
     }
 
+    /// Parses the text of a configuration file that is to be at `path`, as [`Self::load`] does.
+    pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Self> {
+        let environment = mobile_host::config::environment();
+        let loaded = mobile_host::config::parse(path, text, ENV_PREFIX, environment, &defaults(path))?;
+        Self::complete(loaded, path)
+    }
+
     /// Checks the parsed configuration and resolves the paths of files, which are relative to the
     /// directory of `path`.
     pub(crate) fn complete(loaded: Loaded<Self>, path: &Path) -> anyhow::Result<Self> {

@@ -16,6 +16,10 @@ use crate::store::NewClient;
 /// root out.
 const MAX_PER_USER: usize = 32;
 
+/// The largest number of rows of the store in one reply: rows have at most a few kilobytes, and a
+/// reply has 16 MiB.
+const ROWS_PER_REPLY: usize = 2048;
+
 /// Accepts connections to the admin socket and answers their requests until the task is dropped.
 pub(super) async fn run(listener: Listener, relay: Arc<Relay>) {
     let slots = UserConnectionLimit::new(MAX_PER_USER);
@@ -67,7 +71,9 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Unforward { protocol, port } => {
                         info!(uid, pid, %protocol, port, "admin request: forward del");
                     }
-                    Request::Clients
+                    Request::Snapshot => info!(uid, pid, "admin request: backup"),
+                    Request::Status
+                    | Request::Clients
                     | Request::Sessions
                     | Request::Forwards
                     | Request::Reconcile
@@ -75,7 +81,10 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                         debug!(uid, pid, ?request, "admin request");
                     }
                 }
-                handle_request(request, relay).await
+                match request {
+                    Request::Snapshot => send_snapshot(&mut connection, relay).await?,
+                    request => handle_request(request, relay).await,
+                }
             }
             Ok(None) => return Ok(()),
             Err(error @ ControlError::BadMessage(_)) => AdminReply::Error(error.to_string()),
@@ -83,6 +92,20 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
         };
         connection.send(&reply).await?;
     }
+}
+
+/// Sends the content of the store but for the last part, which is the returned reply.
+async fn send_snapshot(connection: &mut Connection, relay: &Relay) -> Result<AdminReply, ControlError> {
+    let snapshot = match relay.snapshot().await {
+        Ok(snapshot) => snapshot,
+        Err(error) => return Ok(AdminReply::Error(error.to_string())),
+    };
+    let mut parts = snapshot.split(ROWS_PER_REPLY);
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        connection.send(&AdminReply::Snapshot { part, more: true }).await?;
+    }
+    Ok(AdminReply::Snapshot { part: last, more: false })
 }
 
 async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
@@ -94,6 +117,9 @@ async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
         }
         Request::Revoke { name } => relay.revoke(name).await.map(AdminReply::Revoked),
         Request::Clients => relay.clients().await.map(AdminReply::Clients),
+        Request::Status => relay.status().await.map(|status| AdminReply::Status(Box::new(status))),
+        // The caller sends the parts.
+        Request::Snapshot => relay.snapshot().await.map(|part| AdminReply::Snapshot { part, more: false }),
         Request::Sessions => return AdminReply::Sessions(relay.registry().sessions().await),
         Request::Reload => return to_reply(relay.reload().await, AdminReply::Reloaded),
         Request::Reconcile => {

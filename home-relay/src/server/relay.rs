@@ -17,13 +17,14 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::network::HomeNetwork;
 use crate::pool::{PoolError, Pools};
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 
 mod clients;
 pub(super) mod forwards;
 mod invitations;
 mod reconciler;
 mod reload;
+mod status;
 
 /// A running relay: the state that admin commands act on.
 pub(crate) struct Relay {
@@ -36,6 +37,8 @@ pub(crate) struct Relay {
     registry: Arc<Registry>,
     limiter: SharedLimiter,
     metrics: Arc<Metrics>,
+    /// The time at which the relay started, in seconds since 1970.
+    started: u64,
     /// The configuration file.
     path: PathBuf,
     /// The path of the configuration file without symbolic links.
@@ -48,12 +51,14 @@ pub(crate) struct Relay {
 pub(super) struct AppliedState {
     config: Config,
     network: HomeNetwork,
+    /// The time of the last successful reload, in seconds since 1970.
+    reloaded: Option<u64>,
 }
 
 impl AppliedState {
     /// Creates the state of a relay that serves `config`, with the network state made from it.
     pub(super) fn new(config: Config, network: HomeNetwork) -> Self {
-        Self { config, network }
+        Self { config, network, reloaded: None }
     }
 }
 
@@ -78,6 +83,7 @@ impl Relay {
             registry,
             limiter: Arc::new(sync::Mutex::new(HandshakeLimiter::new(limits))),
             metrics,
+            started: store::now(),
             path,
             file,
             applied: Mutex::new(applied),

@@ -24,8 +24,8 @@ const MAX_FREED: usize = 1 << 16;
 
 /// An address that a client held before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FreedAddress {
-    address: IpAddr,
+pub(super) struct FreedAddress {
+    pub(super) address: IpAddr,
     /// The time at which the address became free, in seconds since 1970.
     since: u64,
     /// The key of the address's last holder.

@@ -56,7 +56,7 @@ impl fmt::Display for Forward {
     }
 }
 
-fn key(protocol: Protocol, port: u16) -> String {
+pub(super) fn key(protocol: Protocol, port: u16) -> String {
     format!("{protocol}/{port}")
 }
 

@@ -6,8 +6,10 @@
 use std::path::Path;
 
 use mobile_host::ownership;
+use redb::backends::InMemoryBackend;
 use redb::{
-    Database, ReadableDatabase as _, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, Table, TableDefinition, TableError,
+    TableHandle as _, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -72,14 +74,7 @@ pub(super) fn builder() -> redb::Builder {
 
 /// Upgrades a database of any earlier format, also an empty one, in one transaction.
 pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
-    let found = {
-        let transaction = opened.begin_read().map_err(database)?;
-        match transaction.open_table(META) {
-            Ok(meta) => meta.get(FORMAT).map_err(database)?.map_or(1, |format| format.value()),
-            Err(TableError::TableDoesNotExist(_)) => 1,
-            Err(error) => return Err(database(error)),
-        }
-    };
+    let found = format_of(&opened.begin_read().map_err(database)?)?;
     if found == VERSION {
         return Ok(());
     }
@@ -90,6 +85,24 @@ pub(super) fn upgrade(opened: &Database) -> Result<(), StoreError> {
     create_tables(&transaction)?;
     transaction.open_table(META).map_err(database)?.insert(FORMAT, VERSION).map_err(database)?;
     transaction.commit().map_err(database)
+}
+
+/// Returns the format of the database.
+pub(super) fn format_of(transaction: &ReadTransaction) -> Result<u64, StoreError> {
+    match transaction.open_table(META) {
+        Ok(meta) => Ok(meta.get(FORMAT).map_err(database)?.map_or(1, |format| format.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(1),
+        Err(error) => Err(database(error)),
+    }
+}
+
+/// Returns the names of the tables with rows of the present format.
+pub(super) fn table_names() -> Result<Vec<String>, StoreError> {
+    let empty = builder().create_with_backend(InMemoryBackend::new()).map_err(database)?;
+    upgrade(&empty)?;
+    let transaction = empty.begin_read().map_err(database)?;
+    let tables = transaction.list_tables().map_err(database)?;
+    Ok(tables.map(|table| table.name().to_owned()).filter(|name| name != META.name()).collect())
 }
 
 /// Creates the missing tables of the database.
@@ -122,7 +135,7 @@ pub(super) fn read_one<T: DeserializeOwned>(
     row.map(|bytes| parse(key, bytes.value())).transpose()
 }
 
-fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
+pub(super) fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
     serde_json::from_slice(bytes)
         .map_err(|error| StoreError::Entry { name: key.into(), cause: error.to_string() })
 }

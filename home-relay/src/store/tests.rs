@@ -5,6 +5,7 @@ use crate::pool::Pools;
 
 mod invitations;
 mod power;
+mod snapshot;
 
 /// A time in September 2026, in seconds since 1970.
 const NOW: u64 = 1_790_000_000;

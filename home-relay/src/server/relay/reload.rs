@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::network::ReconcileScope;
 use crate::network::ruleset::Ruleset;
 use crate::server::registry::Settings;
+use crate::store;
 
 /// The sections of the configuration that can change at run time; sessions, sockets and the device
 /// depend on the other sections.
@@ -58,6 +59,7 @@ impl Relay {
         self.registry.set_inbound_datagrams(inbound_datagrams);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
+        applied.reloaded = Some(store::now());
         let former = std::mem::replace(&mut applied.config, next);
         let next = &applied.config;
         // The new configuration is in force by here: failing to end old connections is no failure
