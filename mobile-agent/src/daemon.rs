@@ -38,11 +38,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 const REPLY_DRAIN_TIME: Duration = Duration::from_millis(100);
 
 /// Runs `mobile agent` until it is stopped.
-pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
+pub(crate) fn main(path: Option<&Path>, log: Option<&str>) -> anyhow::Result<()> {
     mobile_host::log::init(log, "MOBILE_LOG")?;
-    let state_file = footprint::state_file(config)
+    let state_file = footprint::state_file(path)
         .context("cannot determine the path of the file that records kernel objects")?;
-    let config = Config::load(config)?;
+    let config = Config::load(path)?;
     mobile_host::allocator::retain_freed_memory();
     let confinement = confine::confinement(&config);
     let thread_confinement = confinement.clone();
@@ -53,17 +53,22 @@ pub(crate) fn main(config: Option<&Path>, log: Option<&str>) -> anyhow::Result<(
         .on_thread_start(move || thread_confinement.apply().expect("a new thread can drop its privileges"))
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, &state_file, &confinement));
+    let result = runtime.block_on(run(config, path, &state_file, &confinement));
     // Do not wait for a resolver that does not answer.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) -> anyhow::Result<()> {
+async fn run(
+    config: Config,
+    path: Option<&Path>,
+    state_file: &StateFile,
+    confinement: &Confinement,
+) -> anyhow::Result<()> {
     // Handle signals before making anything, so that the agent always stops in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut running = start::start(config, state_file, confinement).await?;
+    let mut running = start::start(config, path, state_file, confinement).await?;
     confinement.apply().context("the agent cannot drop privileges")?;
     notify::ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "agent ready");
@@ -79,7 +84,7 @@ async fn run(config: Config, state_file: &StateFile, confinement: &Confinement) 
             fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
             Some(reply) = running.clean_ups.recv() => {
                 stop(&running).await;
-                return clean_up(running, state_file, reply).await;
+                return clean_up(running, path, state_file, reply).await;
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
@@ -106,16 +111,19 @@ async fn stop(running: &RunningAgent) {
 
 async fn clean_up(
     running: RunningAgent,
+    path: Option<&Path>,
     state_file: &StateFile,
     reply: CleanUpRequest,
 ) -> anyhow::Result<()> {
-    let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
+    let RunningAgent { agent, mut tasks, network, cgroup_lock, registration, .. } = running;
     // The device can be removed only when no task holds it, the route only when no task restores
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, cgroup_lock));
     let names = footprint::for_running(agent.config(), state_file);
-    let result = remove_everything(&names, state_file, Some(agent.processes().helper())).await;
+    let result = remove_everything(&names, path, state_file, Some(agent.processes().helper())).await;
+    // `mobile cleanup` removes the directory of the registration after the reply.
+    drop(registration);
     let outcome = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(CleanUpError::Failed(mobile_host::error_chain(error))),

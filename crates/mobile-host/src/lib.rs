@@ -29,6 +29,7 @@
 //! **Files**:
 //!
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
+//! - [`registry`] tells the daemons that run at the same time about each other.
 //! - [`ownership`] passes files that root creates to the user of the service.
 //!
 //! # How a daemon uses the crate
@@ -95,6 +96,7 @@ pub mod netns;
 pub mod nft;
 pub mod notify;
 pub mod ownership;
+pub mod registry;
 pub mod shutdown;
 pub mod state_file;
 pub mod sysctl;

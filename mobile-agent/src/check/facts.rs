@@ -109,7 +109,7 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     };
     Facts {
         root,
-        platform: Platform::gather(&config, root),
+        platform: Platform::gather(&config, path, root),
         config: config_file,
         routing: config.routing.clone(),
         relay,

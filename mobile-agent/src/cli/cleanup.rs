@@ -11,7 +11,9 @@ use mobile_host::control::{Client, ControlError};
 use mobile_host::shutdown;
 use mobile_host::text::printable;
 
+use crate::claims::{Claims, Setting};
 use crate::cleanup::remove_everything;
+use crate::config::Config;
 use crate::footprint;
 use crate::protocol::{Reply, Request};
 
@@ -26,7 +28,7 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 ///
 /// With `unless_shutdown`, removes nothing while the machine shuts down, because mobile processes
 /// that still run must not go direct.
-pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
+pub(super) fn cleanup(path: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
     mobile_host::log::init(log, "MOBILE_LOG")?;
     if unless_shutdown && shutdown::is_under_way().context(
         "nothing was removed, because systemd does not tell whether the machine is shutting down: run `mobile cleanup`",
@@ -35,9 +37,12 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         return Ok(());
     }
     let record =
-        footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
-    let names = footprint::for_cleanup(config, &record)?;
+        footprint::state_file(path).context("cannot locate the record of the agent's kernel objects")?;
+    let names = footprint::for_cleanup(path, &record)?;
     for config in &names {
+        if is_anothers(config, path) {
+            continue;
+        }
         // The agent reads the record too.
         match ask_agent(&config.control.socket)? {
             // The agent may lack the right to remove its record's directory.
@@ -48,7 +53,15 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         }
     }
     ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: run `sudo mobile cleanup`");
-    super::runtime()?.block_on(remove_everything(&names, &record, None))
+    super::runtime()?.block_on(remove_everything(&names, path, &record, None))
+}
+
+/// Returns whether the agent that listens on the configuration's control socket runs with another
+/// configuration file, so that a request to clean up would remove what belongs to that one. False
+/// for an ordinary user, who cannot find out.
+fn is_anothers(config: &Config, path: Option<&Path>) -> bool {
+    let running = Claims::of(config, path, None).in_use().unwrap_or_default();
+    running.iter().any(|agent| agent.has(Setting::Socket) && !agent.is_own)
 }
 
 /// Asks the agent that listens on `socket` to clean up; returns `None` if no agent runs, or if it

@@ -3,11 +3,13 @@
 //! Steps that can fail without a trace come first (rights, keys, sockets). The kernel objects
 //! follow, then the tunnel, and the tasks are last.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use mobile_host::confine::Confinement;
 use mobile_host::control::Listener;
+use mobile_host::registry::Registration;
 use mobile_host::state_file::StateFile;
 use mobile_netlink::Netlink;
 use mobile_proto::Limits;
@@ -19,6 +21,7 @@ use tokio::task::JoinSet;
 use super::kernel_objects::{self, KernelObjects};
 use super::network::NetworkThread;
 use crate::agent::{Agent, BypassList, CleanUpRequest, Identity, MobileProcesses, SessionHandles};
+use crate::claims::Claims;
 use crate::config::{Config, globs};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::Job;
@@ -47,12 +50,16 @@ pub(super) struct RunningAgent {
     pub(super) network: NetworkThread,
     /// The lock that keeps other agents out of the mobile cgroup.
     pub(super) cgroup_lock: CgroupLock,
+    /// The registration that keeps other agents from all that this one uses.
+    pub(super) registration: Registration,
     _metrics: Option<MetricsServer>,
 }
 
-/// Starts the agent. On an error, removes every object that this start made.
+/// Starts the agent with the configuration `config`, read from the file `path` or the default one
+/// if `None`. On an error, removes every object that this start made.
 pub(super) async fn start(
     config: Config,
+    path: Option<&Path>,
     state_file: &StateFile,
     confinement: &Confinement,
 ) -> anyhow::Result<RunningAgent> {
@@ -64,6 +71,7 @@ pub(super) async fn start(
     let key = PrivateKey::load(&config.identity.private_key_file)
         .context("this host has no key: create one with `mobile keygen`")?;
     let preferences = preferences(&config)?;
+    let registration = Claims::of(&config, path, Some(key.public())).register()?;
     let listener = listen(&config)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
@@ -110,7 +118,7 @@ pub(super) async fn start(
     tasks.spawn_on(reconciler.run(pushed_config, bypasses), network.handle());
     agent.spawn_tasks(&mut tasks);
     tasks.spawn(serve_control(listener, Arc::clone(&agent)));
-    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, registration, _metrics: metrics })
 }
 
 fn preferences(config: &Config) -> anyhow::Result<Preferences> {

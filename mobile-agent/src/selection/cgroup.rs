@@ -58,6 +58,14 @@ impl MobileCgroup {
         if dir.is_dir() { Self::at(cgroup2, dir).map(Some) } else { Ok(None) }
     }
 
+    /// Returns the directories of the mobile cgroup and of systemd's slice that these settings
+    /// name, whether or not they exist.
+    pub(crate) fn location(settings: &crate::config::Cgroup) -> Result<(PathBuf, PathBuf)> {
+        let (cgroup2, dir) = Self::locate(settings.path.as_deref())?;
+        let slice = Slice::new(&cgroup2, settings.slice.as_deref());
+        Ok((dir, slice.dir().to_owned()))
+    }
+
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
         let dir =

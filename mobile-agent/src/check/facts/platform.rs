@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use mobile_host::sysctl;
+use mobile_transport::keys::PrivateKey;
 use mobile_transport::tun;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::check::fact_error::FactError;
 use crate::check::load_programs;
+use crate::claims::{Claims, InUse};
 use crate::config::Config;
 use crate::routing::ingress;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
@@ -31,6 +33,9 @@ pub(in crate::check) struct Platform {
     /// Whether nftables accepts the ingress filter, or its error; `None` if root does not run the
     /// check.
     pub(in crate::check) nftables: Option<Result<(), FactError>>,
+    /// The running agents of other configurations that use what this configuration names; `None` if
+    /// root does not run the check.
+    pub(in crate::check) in_use: Option<Result<Vec<InUse>, FactError>>,
 }
 
 /// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
@@ -49,8 +54,9 @@ pub(in crate::check) enum Bpffs {
 }
 
 impl Platform {
-    /// Gathers the facts. Creates the objects on trial if `root` runs the check.
-    pub(super) fn gather(config: &Config, root: bool) -> Self {
+    /// Gathers the facts; `path` is the configuration file, or the default one if `None`. Creates
+    /// the objects on trial if `root` runs the check.
+    pub(super) fn gather(config: &Config, path: Option<&Path>, root: bool) -> Self {
         Self {
             kernel: nix::sys::utsname::uname().map_or_else(
                 |_| "unknown".to_owned(),
@@ -62,6 +68,7 @@ impl Platform {
             programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(config)),
             tun: root.then(|| tun::try_open().map_err(|error| FactError::of(&error))),
             nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
+            in_use: root.then(|| in_use(config, path)),
         }
     }
 }
@@ -71,6 +78,13 @@ fn cgroup2(config: &Config) -> Result<PathBuf, FactError> {
     // This also reports whether the configured path can be a mobile cgroup.
     MobileCgroup::existing(path).map_err(|error| FactError::of(&error))?;
     Ok(Cgroup2::find(path).map_err(|error| FactError::of(&error))?.mount().to_owned())
+}
+
+fn in_use(config: &Config, path: Option<&Path>) -> Result<Vec<InUse>, FactError> {
+    let key = PrivateKey::load(&config.identity.private_key_file).ok().map(|key| key.public());
+    let mut running = Claims::of(config, path, key).in_use().map_err(|error| FactError::of(&error))?;
+    running.retain(|agent| !agent.is_own);
+    Ok(running)
 }
 
 fn bpffs(pin_dir: &Path) -> Bpffs {

@@ -28,7 +28,23 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
             Finding::fail("TUN", error, "run `modprobe tun`; in a container, pass /dev/net/tun to it")
         }
     }));
+    findings.extend(in_use(platform));
     findings
+}
+
+/// Judges what the configuration shares with running agents of other configurations.
+fn in_use(platform: &Platform) -> Vec<Finding> {
+    match &platform.in_use {
+        Some(Ok(running)) => {
+            running.iter().map(|agent| Finding::fail("agents", agent.what(), agent.next_step())).collect()
+        }
+        Some(Err(error)) => vec![Finding::warn(
+            "agents",
+            format!("cannot find out which agents run on this machine: {error}"),
+            "correct this as the message says: the agent needs it to start",
+        )],
+        None => Vec::new(),
+    }
 }
 
 fn programs(platform: &Platform, root: bool) -> Option<Finding> {

@@ -85,6 +85,7 @@ fn healthy() -> Facts {
             programs: Some(Ok(())),
             tun: Some(Ok(())),
             nftables: Some(Ok(())),
+            in_use: Some(Ok(Vec::new())),
         },
         config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),
