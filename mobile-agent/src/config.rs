@@ -168,7 +168,9 @@ pub(crate) struct Bpf {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
-    /// The path of the control socket, which the other verbs use to talk to the agent.
+    /// The path of the control socket, which the other verbs use to talk to the agent. By default
+    /// `/run/mobile/agent.sock`, or `agent-ID.sock` in a network namespace other than the machine's
+    /// own.
     pub(crate) socket: PathBuf,
     /// A group whose members may send the agent every request that root may send.
     pub(crate) group: Option<String>,
@@ -237,7 +239,8 @@ impl Default for Bpf {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: mobile_control::SOCKET.into(), group: None }
+        let name = format!("{}.sock", mobile_host::netns::name("agent"));
+        Self { socket: Path::new(mobile_control::SOCKET).with_file_name(name), group: None }
     }
 }
 

@@ -1,6 +1,7 @@
 //! All end-to-end cases, with a module for each topic. A case's name is the property it checks.
 
 mod accounts;
+mod agents;
 mod check;
 mod clib;
 mod clients;

@@ -12,6 +12,7 @@
 //! - [`log`] and [`metrics`] report what happens; [`declare_metrics!`] declares the metrics of a
 //!   program with the text of their documentation.
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
+//! - [`log_rate_limiter`] limits repeated log messages.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
 //! - [`text`] escapes text of other users before it is shown, and [`error_chain()`] formats an
@@ -91,6 +92,7 @@ mod error_chain;
 pub mod in_use;
 pub mod isolation;
 pub mod log;
+pub mod log_rate_limiter;
 pub mod metrics;
 pub mod netns;
 pub mod nft;

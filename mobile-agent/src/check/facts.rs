@@ -80,7 +80,9 @@ pub(super) enum ConfigFile {
 pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) -> AgentStatus) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let (config, relay, config_file) = load_config(path);
-    let agent = ask_agent(&config.control.socket);
+    let platform = Platform::gather(&config, path, root);
+    // The status of another configuration's agent would say nothing about this one.
+    let agent = if platform.shares_socket() { Ok(None) } else { ask_agent(&config.control.socket) };
     let resolved = match &relay {
         Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
         Err(_) => None,
@@ -109,7 +111,7 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     };
     Facts {
         root,
-        platform: Platform::gather(&config, path, root),
+        platform,
         config: config_file,
         routing: config.routing.clone(),
         relay,

@@ -10,7 +10,14 @@ fn claims(text: &str, path: &str, netns: u64, key: u8) -> Claims {
     let environment = std::iter::empty();
     let config: Config =
         mobile_host::config::parse(Path::new(path), text, "MOBILE", environment, &[]).unwrap();
-    Claims { netns, ..Claims::of(&config, Some(Path::new(path)), Some(PublicKey::from_bytes([key; 32]))) }
+    let cgroup = Some(config.cgroup.path.clone().unwrap_or_else(|| "/sys/fs/cgroup/mobile".into()));
+    let slice = Some(config.cgroup.slice.clone().unwrap_or_else(|| "/sys/fs/cgroup/mobile.slice".into()));
+    Claims {
+        netns,
+        cgroup,
+        slice,
+        ..Claims::of(&config, Some(Path::new(path)), Some(PublicKey::from_bytes([key; 32])))
+    }
 }
 
 fn settings(own: &Claims, other: &Claims) -> Vec<Setting> {
@@ -56,10 +63,6 @@ fn numbers_that_overlap_conflict() {
         ("path = \"/sys/fs/cgroup/second\"\n", "path = \"/sys/fs/cgroup/mobile/below\"\n", Setting::Cgroup),
     ] {
         let text = SECOND.replacen(&format!("\n{from}"), &format!("\n{to}"), 1);
-        let first = match setting {
-            Setting::Cgroup => Claims { cgroup: Some("/sys/fs/cgroup/mobile".into()), ..first.clone() },
-            _ => first.clone(),
-        };
         assert_eq!(settings(&claims(&text, "/b", 1, 2), &first), [setting]);
     }
 }

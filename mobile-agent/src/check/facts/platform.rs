@@ -9,7 +9,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::check::fact_error::FactError;
 use crate::check::load_programs;
-use crate::claims::{Claims, InUse};
+use crate::claims::{Claims, InUse, Setting};
 use crate::config::Config;
 use crate::routing::ingress;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
@@ -70,6 +70,14 @@ impl Platform {
             nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
             in_use: root.then(|| in_use(config, path)),
         }
+    }
+}
+
+impl Platform {
+    /// Returns whether the agent of another configuration listens on this one's control socket.
+    pub(super) fn shares_socket(&self) -> bool {
+        let running = self.in_use.iter().flatten().flatten();
+        running.into_iter().any(|agent| agent.has(Setting::Socket))
     }
 }
 
