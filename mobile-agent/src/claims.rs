@@ -70,7 +70,8 @@ impl Claims {
     /// the default one if `None`, and `key` the agent's public key, if it is known.
     pub(crate) fn of(config: &Config, path: Option<&Path>, key: Option<PublicKey>) -> Self {
         let Routing { table, relay_table, mark, mark_mask, rule_priority, .. } = config.routing;
-        let located = MobileCgroup::location(&config.cgroup).ok();
+        let located =
+            MobileCgroup::location(config.cgroup.path.as_deref(), config.cgroup.slice.as_deref()).ok();
         let (cgroup, slice) = located.map_or((None, None), |(dir, slice)| (Some(dir), Some(slice)));
         Self {
             config: resolved(path.unwrap_or(Path::new(DEFAULT_PATH))),

@@ -58,12 +58,9 @@ impl MobileCgroup {
         if dir.is_dir() { Self::at(cgroup2, dir).map(Some) } else { Ok(None) }
     }
 
-    /// Returns the directories of the mobile cgroup and of systemd's slice that these settings
-    /// name, whether or not they exist.
-    pub(crate) fn location(settings: &crate::config::Cgroup) -> Result<(PathBuf, PathBuf)> {
-        let (cgroup2, dir) = Self::locate(settings.path.as_deref())?;
-        let slice = Slice::new(&cgroup2, settings.slice.as_deref());
-        Ok((dir, slice.dir().to_owned()))
+    /// Returns the directories that would be the mobile cgroup and systemd's slice.
+    pub(crate) fn location(path: Option<&Path>, slice: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
+        Self::locate(path).map(|(root, dir)| (dir, Slice::new(&root, slice).dir().into()))
     }
 
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
