@@ -29,7 +29,7 @@ fn works(agent: &Agent) -> Outcome {
 #[test]
 fn a_second_agent_is_refused_what_a_running_one_uses_by_name_and_harms_nothing() -> Outcome {
     let bed = Testbed::new()?;
-    let mut second = second(&bed)?;
+    let second = second(&bed)?;
     let own = std::fs::read(second.config())?;
     let pid = bed.agent.pid().context("the agent does not run")?;
     let shared = |path: &std::path::Path| Value::from(path.display().to_string());
