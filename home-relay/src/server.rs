@@ -43,7 +43,6 @@ mod device;
 mod enroll;
 mod limiter;
 mod listener;
-mod log_rate_limiter;
 mod queue;
 mod registry;
 mod relay;

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 #[path = "config/load.rs"]
 mod load;
 
+pub(crate) use self::load::default_paths;
+
 /// The configuration's path unless `--config` names another.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;
 
@@ -32,7 +34,7 @@ const NO_FILE: &str = "create it with `mobile enroll`, or name another with --co
 pub(crate) const DEFAULT_DEVICE: &str = "mobile0";
 
 /// The paths of the installed agent's files.
-pub(crate) const INSTALLED: InstalledPaths =
+const INSTALLED: InstalledPaths =
     InstalledPaths { config: DEFAULT_PATH, socket: mobile_control::SOCKET, state: "/var/lib/mobile" };
 
 /// The contents of `agent.toml`.
@@ -182,7 +184,9 @@ pub(crate) struct Bpf {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Control {
-    /// The path of the control socket, which the other verbs use to talk to the agent.
+    /// The path of the control socket, which the other verbs use to talk to the agent. By default
+    /// `/run/mobile/agent.sock`, or `agent-ID.sock` in a network namespace other than the machine's
+    /// own.
     pub(crate) socket: PathBuf,
     /// A group whose members may send the agent every request that root may send.
     pub(crate) group: Option<String>,
@@ -251,7 +255,8 @@ impl Default for Bpf {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: mobile_control::SOCKET.into(), group: None }
+        let name = format!("{}.sock", mobile_host::netns::name("agent"));
+        Self { socket: Path::new(mobile_control::SOCKET).with_file_name(name), group: None }
     }
 }
 

@@ -95,7 +95,7 @@ async fn run(
             fatal = running.tasks.join_next() => break Err(fatal_error(fatal)),
             Some(reply) = running.clean_ups.recv() => {
                 stop(&running).await;
-                return clean_up(running, state_file, reply).await;
+                return clean_up(running, path, state_file, reply).await;
             }
             Ok(()) = state.changed() => {
                 let line = summary(&state.borrow_and_update());
@@ -133,16 +133,19 @@ async fn stop(running: &RunningAgent) {
 
 async fn clean_up(
     running: RunningAgent,
+    path: Option<&Path>,
     state_file: &StateFile,
     reply: CleanUpRequest,
 ) -> anyhow::Result<()> {
-    let RunningAgent { agent, mut tasks, network, cgroup_lock, .. } = running;
+    let RunningAgent { agent, mut tasks, network, cgroup_lock, registration, .. } = running;
     // The device can be removed only when no task holds it, the route only when no task restores
     // it, and the cgroup only when no agent has locked it.
     tasks.shutdown().await;
     drop((network, cgroup_lock));
     let names = footprint::for_running(&agent.settings().config, state_file);
-    let result = remove_everything(&names, state_file, Some(agent.processes().helper())).await;
+    let result = remove_everything(&names, path, state_file, Some(agent.processes().helper())).await;
+    // `mobile cleanup` removes the directory of the registration after the reply.
+    drop(registration);
     let outcome = match &result {
         Ok(()) => Ok(()),
         Err(error) => Err(CleanUpError::Failed(mobile_host::error_chain(error))),

@@ -10,16 +10,18 @@
 //! - `check` and `explain` read the state of the host without changing it.
 //! - `config` is the configuration file, `status` is what the agent reports, `protocol` defines the
 //!   requests and replies of the control socket, and `declared_metrics` names the metrics.
+//! - `claims` keeps agents on one machine from using the same kernel objects and paths.
 //! - `publish` passes state on between tasks.
 //! - `cleanup` removes the kernel objects of an agent, and `footprint` names those of an agent that
 //!   has ended.
 //!
 //! A module imports only from those before it: config, status, protocol, `declared_metrics`,
-//! publish <- selection, uplinks <- processes, routing <- tunnel <- agent, check, cleanup, explain,
-//! footprint <- control, metrics <- daemon <- cli.
+//! publish <- selection, uplinks <- processes, routing <- tunnel <- footprint <- claims <- agent,
+//! check, cleanup, explain <- control, metrics <- daemon <- cli.
 
 mod agent;
 mod check;
+mod claims;
 mod cleanup;
 mod cli;
 mod config;

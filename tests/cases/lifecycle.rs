@@ -245,14 +245,16 @@ fn packages_are_upgraded_stopped_and_purged_with_a_broken_configuration() -> Out
 
 /// The paths of the mobile cgroup and of the directory of pinned eBPF programs that an agent with
 /// default settings creates in one network namespace.
-struct Defaults([PathBuf; 2]);
+struct Defaults([PathBuf; 2], [PathBuf; 2]);
 
 impl Defaults {
     fn of(lab: &Lab, ns: &Ns) -> anyhow::Result<Self> {
         let id = ns.run(&["stat", "--dereference", "--format=%i", "/proc/self/ns/net"])?;
         let name = format!("mobile-{}", id.trim());
         let root = lab.cgroup().path().parent().context("a lab's cgroup is below the root")?;
-        Ok(Self([root.join(&name), Path::new("/sys/fs/bpf").join(&name)]))
+        let id = id.trim();
+        let files = [format!("/run/mobile/agent-{id}.sock"), format!("/var/lib/mobile/assigned-{id}.json")];
+        Ok(Self([root.join(&name), Path::new("/sys/fs/bpf").join(&name)], files.map(PathBuf::from)))
     }
 
     fn there(&self) -> [bool; 2] {
@@ -265,6 +267,10 @@ impl Drop for Defaults {
     /// failed case.
     fn drop(&mut self) {
         let [cgroup, pins] = &self.0;
+        for file in &self.1 {
+            let _ = std::fs::remove_file(file);
+        }
+        let _ = std::fs::remove_dir("/var/lib/mobile");
         let _ = Command::new("rm").arg("-rf").arg(pins).output();
         let _ = Command::new("find").arg(cgroup).args(["-depth", "-type", "d", "-delete"]).output();
     }
@@ -276,14 +282,24 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
     let elsewhere = bed.lab.visited[1].clone();
     let mut other = Agent::install_in(&bed.lab, &elsewhere, "desktop", &bed.relay)?;
     for agent in [&bed.agent, &other] {
-        agent.use_default("cgroup", "path")?;
-        agent.use_default("bpf", "pin_dir")?;
+        for (section, key) in [
+            ("cgroup", "path"),
+            ("cgroup", "slice"),
+            ("bpf", "pin_dir"),
+            ("control", "socket"),
+            ("state", "dir"),
+            ("routing", "mark"),
+            ("routing", "mark_mask"),
+        ] {
+            agent.use_default(section, key)?;
+        }
     }
     let names = [Defaults::of(&bed.lab, &bed.lab.host)?, Defaults::of(&bed.lab, &elsewhere)?];
     bed.start()?;
     other.start()?;
     other.wait_connected()?;
     ensure!(names.iter().all(|names| names.there() == [true; 2]), "other names than the documented ones");
+    ensure!(names.iter().flat_map(|names| &names.1).all(|file| file.exists()), "other files than expected");
 
     let [echo, _] = server(port::ECHO);
     let tool = mobile_tests::program("labtool")?.display().to_string();

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod agent_reload;
+mod agents;
 mod backup;
 mod beside;
 mod check;

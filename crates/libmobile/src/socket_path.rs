@@ -24,7 +24,7 @@ struct Control {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: mobile_control::SOCKET.into() }
+        Self { socket: mobile_control::default_socket() }
     }
 }
 
@@ -57,9 +57,9 @@ mod tests {
     fn the_environment_overrides_the_configuration_which_overrides_the_default() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("agent.toml");
-        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
+        assert_eq!(find(None, &config), Ok(mobile_control::default_socket()));
         fs::write(&config, "[relay]\nendpoint = \"h:1\"\n").unwrap();
-        assert_eq!(find(None, &config), Ok(mobile_control::SOCKET.into()));
+        assert_eq!(find(None, &config), Ok(mobile_control::default_socket()));
         fs::write(&config, "[control]\nsocket = \"/tmp/a.sock\"\ngroup = \"staff\"\n").unwrap();
         assert_eq!(find(None, &config), Ok("/tmp/a.sock".into()));
         assert_eq!(find(Some("/tmp/b.sock".into()), &config), Ok("/tmp/b.sock".into()));

@@ -5,15 +5,31 @@
 //! loader.
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 /// The default path of the agent's configuration file.
 pub const CONFIG: &str = "/etc/mobile/agent.toml";
 
-/// The default path of the agent's control socket, which the configuration may override.
+/// The default path of the agent's control socket in the machine's own network namespace, which the
+/// configuration may override.
 pub const SOCKET: &str = "/run/mobile/agent.sock";
+
+/// Returns the default path of the control socket of this network namespace's agent: [`SOCKET`], or
+/// `agent-ID.sock` beside it if that exists, where `ID` is the inode number of the namespace.
+///
+/// Only an agent in a network namespace other than the machine's own creates the latter.
+#[must_use]
+pub fn default_socket() -> PathBuf {
+    let socket = Path::new(SOCKET);
+    let own = fs::metadata("/proc/thread-self/ns/net")
+        .map(|namespace| socket.with_file_name(format!("agent-{}.sock", namespace.ino())));
+    own.ok().filter(|path| path.exists()).unwrap_or_else(|| socket.to_owned())
+}
 
 /// The environment variable with the path of the control socket, which overrides the configuration.
 pub const SOCKET_VARIABLE: &str = "MOBILE_CONTROL_SOCKET";

@@ -12,6 +12,7 @@
 //! - [`log`] and [`metrics`] report what happens; [`declare_metrics!`] declares the metrics of a
 //!   program with the text of their documentation.
 //! - [`control`] is the Unix socket over which commands talk to a running daemon.
+//! - [`log_rate_limiter`] limits repeated log messages.
 //! - [`check`] formats the findings of the `check` commands, and [`isolation`] runs checks with
 //!   side effects in separate namespaces.
 //! - [`duration`] and [`network`] parse durations and networks, and say what was probably meant.
@@ -32,6 +33,7 @@
 //!
 //! - [`directory`] checks that files can be created.
 //! - [`state_file`] records kernel objects, so that `cleanup` can remove them after a crash.
+//! - [`registry`] tells the daemons that run at the same time about each other.
 //! - [`ownership`] passes files that root creates to the user of the service.
 //!
 //! # How a daemon uses the crate
@@ -97,12 +99,14 @@ mod error_chain;
 pub mod in_use;
 pub mod isolation;
 pub mod log;
+pub mod log_rate_limiter;
 pub mod metrics;
 pub mod netns;
 pub mod network;
 pub mod nft;
 pub mod notify;
 pub mod ownership;
+pub mod registry;
 pub mod shutdown;
 pub mod state_file;
 pub mod sysctl;

@@ -12,10 +12,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::log_rate_limiter::LogRateLimiter;
 use super::relay::Relay;
 use crate::metrics::{EnrolmentResult, Metrics};
 use crate::store::StoreError;
+use mobile_host::log_rate_limiter::LogRateLimiter;
 
 /// The largest number of concurrent enrolments of all sources together. Few people enrol at once,
 /// and enrolments must not take resources from returning clients.

@@ -16,10 +16,10 @@ use tracing::{debug, info, warn};
 
 use super::enroll::Enroller;
 use super::limiter::{HandshakeLimiter, HandshakePermit, SharedLimiter};
-use super::log_rate_limiter::LogRateLimiter;
 use super::registry::Registry;
 use super::relay::Relay;
 use crate::metrics::{HandshakeResult, Metrics};
+use mobile_host::log_rate_limiter::LogRateLimiter;
 
 tokio::task_local! {
     /// Whether the relay refused the client's key in this task's handshake, although the client

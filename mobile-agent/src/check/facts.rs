@@ -83,7 +83,9 @@ pub(super) enum ConfigFile {
 pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) -> AgentStatus) -> Facts {
     let root = nix::unistd::geteuid().is_root();
     let (mut config, mut relay, config_file) = load_config(path);
-    let agent = ask_agent(&config);
+    let mut platform = Platform::gather(&config, path, root);
+    // The status of another configuration's agent would say nothing about this one.
+    let agent = if platform.shares_socket() { Ok(None) } else { ask_agent(&config) };
     if let (ConfigFile::NotAllowed(_), Ok(Some(status))) = (&config_file, &agent) {
         config.routing.on_failure = status.on_failure;
         relay = relay_of(status);
@@ -114,7 +116,6 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) 
         }
         _ => None,
     };
-    let mut platform = Platform::gather(&config, root);
     // An ordinary user may not bind the sockets that root may bind, and a running agent has them.
     if root && matches!(agent, Ok(None)) {
         platform.control = start::control(&config);

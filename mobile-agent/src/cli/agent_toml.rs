@@ -121,7 +121,7 @@ mod tests {
     use mobile_transport::keys::PublicKey;
 
     use super::*;
-    use crate::config::{DEFAULT_PATH, INSTALLED};
+    use crate::config::{DEFAULT_PATH, default_paths};
 
     fn load(text: &str) -> Config {
         let environment = std::iter::empty();
@@ -142,7 +142,7 @@ mod tests {
         let relay = PublicKey::from_bytes([7; 32]);
         let invitation =
             Invitation { endpoint: "[2001:db8::1]:443".into(), relay, token: Token::from_bytes([1; 16]) };
-        let text = text(&invitation, &INSTALLED.for_config(Path::new(DEFAULT_PATH)));
+        let text = text(&invitation, &default_paths(Path::new(DEFAULT_PATH)));
         let written = load(&text);
         let mut expected = Config::default();
         expected.relay.endpoint = Some(invitation.endpoint);

@@ -12,6 +12,7 @@ use mobile_host::shutdown;
 use mobile_host::text::printable;
 
 use super::connect;
+use crate::claims::{Claims, Setting};
 use crate::cleanup::remove_everything;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::footprint;
@@ -29,7 +30,7 @@ const END_PAUSE: Duration = Duration::from_millis(20);
 ///
 /// With `unless_shutdown`, removes nothing while the machine shuts down, because mobile processes
 /// that still run must not go direct.
-pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
+pub(super) fn cleanup(path: Option<&Path>, log: Option<&str>, unless_shutdown: bool) -> anyhow::Result<()> {
     mobile_host::log::init(log, "MOBILE_LOG")?;
     if unless_shutdown && shutdown::is_under_way().context(
         "nothing was removed, because systemd does not tell whether the machine is shutting down: run `mobile cleanup`",
@@ -38,11 +39,14 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         return Ok(());
     }
     let record =
-        footprint::state_file(config).context("cannot locate the record of the agent's kernel objects")?;
-    let names = footprint::for_cleanup(config, &record)?;
-    let file = mobile_host::config::identity(config.unwrap_or(Path::new(DEFAULT_PATH)));
+        footprint::state_file(path).context("cannot locate the record of the agent's kernel objects")?;
+    let names = footprint::for_cleanup(path, &record)?;
+    let file = mobile_host::config::identity(path.unwrap_or(Path::new(DEFAULT_PATH)));
     let before = present(&names);
     for config in &names {
+        if is_anothers(config, path) {
+            continue;
+        }
         // The agent reads the record too.
         match ask_agent(&config.control.socket, &file)? {
             // The agent may lack the right to remove its record's directory.
@@ -56,8 +60,16 @@ pub(super) fn cleanup(config: Option<&Path>, log: Option<&str>, unless_shutdown:
         }
     }
     ensure!(nix::unistd::geteuid().is_root(), "only root may clean up: run `sudo mobile cleanup`");
-    super::runtime()?.block_on(remove_everything(&names, &record, None))?;
+    super::runtime()?.block_on(remove_everything(&names, path, &record, None))?;
     print_removed("", before, &names)
+}
+
+/// Returns whether the agent that listens on the configuration's control socket runs with another
+/// configuration file, so that a request to clean up would remove what belongs to that one. False
+/// for an ordinary user, who cannot find out.
+fn is_anothers(config: &Config, path: Option<&Path>) -> bool {
+    let running = Claims::of(config, path, None).in_use().unwrap_or_default();
+    running.iter().any(|agent| agent.has(Setting::Socket) && !agent.is_own)
 }
 
 /// Names the kernel objects of the agents `names` that exist. Rules and routes come and go with the

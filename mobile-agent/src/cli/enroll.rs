@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{agent_toml, fetch_assignment};
 use crate::check::resolve;
-use crate::config::{Config, DEFAULT_PATH, INSTALLED, load_key};
+use crate::config::{Config, DEFAULT_PATH, default_paths, load_key};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
@@ -136,7 +136,7 @@ impl StagedFiles {
         };
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create the directory {}", dir.display()))?;
-        let text = agent_toml::text(invitation, &INSTALLED.for_config(config));
+        let text = agent_toml::text(invitation, &default_paths(config));
         // The agent will expect its key there, unless a variable of the environment says otherwise.
         let settings = Config::of_text(config, &text)?;
         settings.relay_identity()?;

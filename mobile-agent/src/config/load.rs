@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use mobile_host::config::{Loaded, MissingFile};
+use mobile_host::config::{DefaultPaths, Loaded, MissingFile};
 
 use super::{Config, Control, DEFAULT_PATH, ENV_PREFIX, INSTALLED, Identity, NO_FILE, State};
 
@@ -33,7 +33,7 @@ impl Config {
     /// defaults for the file if a setting of the environment is invalid.
     pub(crate) fn without_file(path: &Path) -> Self {
         Self::try_without_file(path).unwrap_or_else(|_| {
-            let paths = INSTALLED.for_config(path);
+            let paths = default_paths(path);
             Self {
                 identity: Identity { private_key_file: paths.key },
                 control: Control { socket: paths.socket, ..Control::default() },
@@ -68,9 +68,19 @@ impl Config {
     }
 }
 
+/// Returns the default paths of the files that belong to the configuration at `path`. The installed
+/// socket has another name in each network namespace.
+pub(crate) fn default_paths(path: &Path) -> DefaultPaths {
+    let paths = INSTALLED.for_config(path);
+    if paths.socket != Path::new(INSTALLED.socket) {
+        return paths;
+    }
+    DefaultPaths { socket: Control::default().socket, ..paths }
+}
+
 /// Returns the settings whose defaults depend on the path of the configuration.
 fn defaults(path: &Path) -> [(&'static str, String); 3] {
-    let paths = INSTALLED.for_config(path);
+    let paths = default_paths(path);
     [("identity.private_key_file", paths.key), ("control.socket", paths.socket), ("state.dir", paths.state)]
         .map(|(key, path)| (key, path.display().to_string()))
 }

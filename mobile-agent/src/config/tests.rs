@@ -17,7 +17,10 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(config.routing.table, 7700);
     assert_eq!(config.routing.mark, 0x4d00_0000);
     assert_eq!(config.uplink.standby, ["*"]);
-    assert_eq!(config.control.socket, Path::new("/run/mobile/agent.sock"));
+    assert_eq!(
+        config.control.socket,
+        Path::new("/run/mobile").join(mobile_host::netns::name("agent") + ".sock")
+    );
 }
 
 #[test]

@@ -155,7 +155,8 @@ fn write_state_file(state_file: &StateFile, config: &Config) -> bool {
 async fn undo(config: &Config, netlink: &Netlink, undo_log: UndoLog, state_file: &StateFile) {
     let mut errors = Vec::new();
     if undo_log.route {
-        errors.extend(routing::remove(config, netlink, HostDevice::Keep).await);
+        let tables = [config.routing.table, config.routing.relay_table];
+        errors.extend(routing::remove(config, netlink, HostDevice::Keep, &tables).await);
     }
     if undo_log.device
         && let Err(error) = tun::remove(&config.tunnel.device)

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use mobile_host::confine::Confinement;
 use mobile_host::control::Listener;
+use mobile_host::registry::Registration;
 use mobile_host::state_file::StateFile;
 use mobile_netlink::Netlink;
 use mobile_proto::Limits;
+use mobile_transport::keys::PrivateKey;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -19,6 +21,7 @@ use tokio::task::JoinSet;
 use super::kernel_objects::{self, KernelObjects};
 use super::network::NetworkThread;
 use crate::agent::{Agent, BypassList, CleanUpRequest, Identity, MobileProcesses, SessionHandles};
+use crate::claims::Claims;
 use crate::config::{Config, load_key};
 use crate::metrics::Server as MetricsServer;
 use crate::processes::Job;
@@ -48,11 +51,13 @@ pub(super) struct RunningAgent {
     pub(super) network: NetworkThread,
     /// The lock that keeps other agents out of the mobile cgroup.
     pub(super) cgroup_lock: CgroupLock,
+    /// The registration that keeps other agents from all that this one uses.
+    pub(super) registration: Registration,
     _metrics: Option<MetricsServer>,
 }
 
-/// Starts the agent, whose configuration file is at `path`, or the default one. On an error,
-/// removes every object that this start made.
+/// Starts the agent with the configuration `config`, read from the file `path` or the default one
+/// if `None`. On an error, removes every object that this start made.
 pub(super) async fn start(
     config: Config,
     path: Option<&Path>,
@@ -63,10 +68,13 @@ pub(super) async fn start(
         nix::unistd::geteuid().is_root(),
         "the agent creates a device, routes and eBPF programs, so it must run as root: try it with sudo"
     );
+    let key = load_key(&config.identity.private_key_file).context("[identity] private_key_file");
+    let own_key = key.as_ref().ok().map(PrivateKey::public);
+    let registration = Claims::of(&config, path, own_key).register()?;
     let listener = listen(&config)?;
     check::before_start(&config).await?;
     let relay = config.relay_identity()?;
-    let key = load_key(&config.identity.private_key_file).context("[identity] private_key_file")?;
+    let key = key?;
     let preferences = Preferences::of(&config.uplink)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
@@ -115,7 +123,7 @@ pub(super) async fn start(
     tasks.spawn_on(reconciler.run(pushed_config, bypasses, route_settings), network.handle());
     agent.spawn_tasks(&mut tasks);
     tasks.spawn(serve_control(listener, Arc::clone(&agent)));
-    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, _metrics: metrics })
+    Ok(RunningAgent { agent, tasks, clean_ups, network, cgroup_lock: lock, registration, _metrics: metrics })
 }
 
 fn uplink_settings(config: &Config, preferences: &Preferences) -> UplinkSettings {

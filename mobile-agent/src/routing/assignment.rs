@@ -85,9 +85,10 @@ impl From<PushConfig> for Assignment {
 }
 
 impl AssignmentCache {
-    /// Creates the cache in `dir` for the relay with this key.
+    /// Creates the cache in `dir` for the relay with this key. Agents in several network namespaces
+    /// have a file each, because the default directory is the same for all.
     pub(crate) fn new(dir: &Path, relay: &PublicKey) -> Self {
-        Self { path: dir.join("assigned.json"), relay: relay.to_string() }
+        Self { path: dir.join(mobile_host::netns::name("assigned") + ".json"), relay: relay.to_string() }
     }
 
     /// Stores the assignments of the relay with this key from now on.
@@ -164,7 +165,8 @@ mod tests {
     fn a_damaged_file_counts_as_missing() {
         let dir = tempfile::tempdir().unwrap();
         let cache = AssignmentCache::new(dir.path(), &key(1));
-        std::fs::write(dir.path().join("assigned.json"), "{\"relay\":").unwrap();
+        let name = mobile_host::netns::name("assigned") + ".json";
+        std::fs::write(dir.path().join(name), "{\"relay\":").unwrap();
         assert_eq!(cache.load(), None);
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use mobile_host::log_rate_limiter::LogRateLimiter;
 use mobile_netlink::{Netlink, Route, RouteKind};
 use mobile_proto::PushConfig;
 use mobile_transport::keys::PublicKey;
@@ -87,6 +88,38 @@ pub(crate) struct RouteReconciler {
     ingress: IngressFilter,
     restored: Arc<AtomicU64>,
     passes: Arc<AtomicU64>,
+    log: RepairLog,
+}
+
+/// The limited log of repairs, because another program may undo each repair at once.
+#[derive(Debug, Default)]
+struct RepairLog {
+    repairs: LogRateLimiter,
+    failures: LogRateLimiter,
+    /// The number of restored objects that no message has reported yet.
+    unreported: u64,
+}
+
+impl RepairLog {
+    fn restored(&mut self, created: u64) {
+        self.unreported += created;
+        if self.repairs.allow(Instant::now().into_std()).is_some() {
+            tracing::warn!(
+                created = std::mem::take(&mut self.unreported),
+                "put back parts of the MOBILE route that another program removed or changed"
+            );
+        }
+    }
+
+    fn failed(&mut self, error: &anyhow::Error) {
+        if let Some(suppressed) = self.failures.allow(Instant::now().into_std()) {
+            tracing::warn!(
+                error = mobile_host::error_chain(error),
+                suppressed,
+                "the MOBILE route is incomplete, retrying after the next change"
+            );
+        }
+    }
 }
 
 impl RouteReconciler {
@@ -108,6 +141,7 @@ impl RouteReconciler {
             ingress: IngressFilter::new(config, netlink.clone()),
             restored: Arc::default(),
             passes: Arc::default(),
+            log: RepairLog::default(),
             netlink,
         };
         let status = RouteStatus {
@@ -196,10 +230,7 @@ impl RouteReconciler {
             Err(error) => {
                 self.config.routing.bypass = before;
                 if let Err(error) = self.tolerant_pass().await {
-                    tracing::warn!(
-                        error = mobile_host::error_chain(&error),
-                        "the MOBILE route is incomplete, retrying after the next change"
-                    );
+                    self.log.failed(&error);
                 }
                 Err(error)
             }
@@ -212,10 +243,7 @@ impl RouteReconciler {
         let created = self.tolerant_pass().await?;
         if created > 0 {
             self.restored.fetch_add(created, Ordering::Relaxed);
-            tracing::warn!(
-                created,
-                "put back parts of the MOBILE route that another program removed or changed"
-            );
+            self.log.restored(created);
         }
         Ok(())
     }
@@ -231,10 +259,7 @@ impl RouteReconciler {
                     .link_index(&self.config.tunnel.device)
                     .await
                     .context("the host virtual device is gone")?;
-                tracing::warn!(
-                    error = mobile_host::error_chain(&error),
-                    "the MOBILE route is incomplete, retrying after the next change"
-                );
+                self.log.failed(&error);
                 Ok(0)
             }
         }

@@ -1,7 +1,7 @@
 //! Removes the MOBILE route. Attempts every step, returns every error, and ignores objects that are
 //! already gone.
 
-use mobile_netlink::{Family, Netlink, NetlinkError};
+use mobile_netlink::{Family, Netlink, NetlinkError, Rule};
 use mobile_transport::tun;
 
 use super::conflicting_rules::is_ours;
@@ -16,13 +16,20 @@ pub(crate) enum HostDevice {
     Remove,
     /// The device stays.
     Keep,
+    /// The device belongs to another agent, as its ingress filter does: both stay.
+    Foreign,
 }
 
 /// Removes the host virtual device (unless it is kept), the ingress filter, the rules and the
-/// routes, in this order. As long as the rules exist, packets with the mark or a persistent source
+/// routes of `tables`, in this order. As long as the rules exist, packets with the mark or a persistent source
 /// address thus match the `unreachable` route of the agent's table and do not use the ordinary
 /// route.
-pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevice) -> Vec<anyhow::Error> {
+pub(crate) async fn remove(
+    config: &Config,
+    netlink: &Netlink,
+    device: HostDevice,
+    tables: &[u32],
+) -> Vec<anyhow::Error> {
     let mut errors = Vec::new();
     if device == HostDevice::Remove {
         // The removal blocks while the device is in use, perhaps by a task of this process.
@@ -33,7 +40,9 @@ pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevic
             Err(error) => errors.push(error.into()),
         }
     }
-    errors.extend(ingress::remove(config));
+    if device != HostDevice::Foreign {
+        errors.extend(ingress::remove(config));
+    }
     let mut note = |result: Result<bool, NetlinkError>| {
         if let Err(error) = result {
             errors.push(anyhow::Error::new(error));
@@ -43,14 +52,16 @@ pub(crate) async fn remove(config: &Config, netlink: &Netlink, device: HostDevic
     let detours = Family::ALL.map(|family| detour::rule(family, routing.relay_table));
     match netlink.rules().await {
         Ok(rules) => {
-            for rule in rules.iter().filter(|rule| is_ours(rule, routing) || detours.contains(rule)) {
+            let is_ours = |rule: &&Rule| is_ours(rule, routing) || detours.contains(rule);
+            for rule in rules.iter().filter(|rule| tables.contains(&rule.table)).filter(is_ours) {
                 note(netlink.del_rule(rule).await);
             }
         }
         Err(error) => note(Err(error)),
     }
-    let tables = [routing.table, routing.relay_table];
-    for (family, table) in Family::ALL.into_iter().flat_map(|family| tables.map(|table| (family, table))) {
+    for (family, table) in
+        Family::ALL.into_iter().flat_map(|family| tables.iter().map(move |it| (family, *it)))
+    {
         match netlink.routes(table, family).await {
             Ok(routes) => {
                 for route in &routes {

@@ -58,6 +58,11 @@ impl MobileCgroup {
         if dir.is_dir() { Self::at(cgroup2, dir).map(Some) } else { Ok(None) }
     }
 
+    /// Returns the directories that would be the mobile cgroup and systemd's slice.
+    pub(crate) fn location(path: Option<&Path>, slice: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
+        Self::locate(path).map(|(root, dir)| (dir, Slice::new(&root, slice).dir().into()))
+    }
+
     fn locate(path: Option<&Path>) -> Result<(Cgroup2, PathBuf)> {
         let cgroup2 = Cgroup2::find(path)?;
         let dir =

@@ -7,11 +7,11 @@ use tokio::sync::Mutex;
 use tracing::info;
 
 use crate::pool::Lease;
-use crate::server::log_rate_limiter::LogRateLimiter;
 use crate::server::queue::PacketQueue;
 use crate::server::session::ActiveSession;
 use crate::server::source_filter::OwnReach;
 use crate::store::Client;
+use mobile_host::log_rate_limiter::LogRateLimiter;
 
 /// An authorised client: its addresses, its packet queue and its session.
 pub(super) struct ClientEntry {

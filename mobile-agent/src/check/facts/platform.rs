@@ -9,7 +9,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use crate::check::fact_error::FactError;
 use crate::check::facts::start::Occupied;
 use crate::check::load_programs;
-use crate::config::Config;
+use crate::claims::{Claims, InUse, Setting};
+use crate::config::{Config, load_key};
 use crate::routing::ingress;
 use crate::selection::cgroup::{Cgroup2, MobileCgroup};
 
@@ -36,6 +37,9 @@ pub(in crate::check) struct Platform {
     pub(in crate::check) control: Option<FactError>,
     /// The metrics address, if an agent that starts cannot listen there.
     pub(in crate::check) metrics: Option<Occupied>,
+    /// The running agents of other configurations that use what this configuration names; `None` if
+    /// root does not run the check.
+    pub(in crate::check) in_use: Option<Result<Vec<InUse>, FactError>>,
 }
 
 /// The kind of file system that holds `[bpf] pin_dir`, the directory of pinned eBPF objects.
@@ -54,12 +58,14 @@ pub(in crate::check) enum Bpffs {
 }
 
 impl Platform {
-    /// Gathers the facts. Creates the objects on trial if `root` runs the check.
-    pub(super) fn gather(config: &Config, root: bool) -> Self {
+    /// Gathers the facts; `path` is the configuration file, or the default one if `None`. Creates
+    /// the objects on trial if `root` runs the check.
+    pub(super) fn gather(config: &Config, path: Option<&Path>, root: bool) -> Self {
         Self {
             programs: (root && Cgroup2::find(None).is_ok()).then(|| load_programs::try_load(config)),
             tun: root.then(|| tun::try_open().map_err(|error| FactError::of(&error))),
             nftables: root.then(|| ingress::check_nftables().map_err(|error| FactError::of(&error))),
+            in_use: root.then(|| in_use(config, path)),
             ..Self::observe(config)
         }
     }
@@ -79,7 +85,16 @@ impl Platform {
             nftables: None,
             control: None,
             metrics: None,
+            in_use: None,
         }
+    }
+}
+
+impl Platform {
+    /// Returns whether the agent of another configuration listens on this one's control socket.
+    pub(super) fn shares_socket(&self) -> bool {
+        let running = self.in_use.iter().flatten().flatten();
+        running.into_iter().any(|agent| agent.has(Setting::Socket))
     }
 }
 
@@ -88,6 +103,13 @@ fn cgroup2(config: &Config) -> Result<PathBuf, FactError> {
     // This also reports whether the configured path can be a mobile cgroup.
     MobileCgroup::existing(path).map_err(|error| FactError::of(&error))?;
     Ok(Cgroup2::find(path).map_err(|error| FactError::of(&error))?.mount().to_owned())
+}
+
+fn in_use(config: &Config, path: Option<&Path>) -> Result<Vec<InUse>, FactError> {
+    let key = load_key(&config.identity.private_key_file).ok().map(|key| key.public());
+    let mut running = Claims::of(config, path, key).in_use().map_err(|error| FactError::of(&error))?;
+    running.retain(|agent| !agent.is_own);
+    Ok(running)
 }
 
 fn bpffs(pin_dir: &Path) -> Bpffs {

@@ -34,6 +34,7 @@ pub(super) fn objects(platform: &Platform, root: bool) -> Vec<Finding> {
         }
         None => needs_root("TUN", "the TUN device"),
     });
+    findings.extend(in_use(platform));
     findings
 }
 
@@ -50,6 +51,21 @@ fn metrics(occupied: &Occupied) -> Finding {
             format!("cannot listen on {address}: {}", error.as_str()),
             "set [metrics] listen to an address of this host",
         ),
+    }
+}
+
+/// Judges what the configuration shares with running agents of other configurations.
+fn in_use(platform: &Platform) -> Vec<Finding> {
+    match &platform.in_use {
+        Some(Ok(running)) => {
+            running.iter().map(|agent| Finding::fail("agents", agent.what(), agent.next_step())).collect()
+        }
+        Some(Err(error)) => vec![Finding::warn(
+            "agents",
+            format!("cannot find out which agents run on this machine: {error}"),
+            "correct this as the message says: the agent needs it to start",
+        )],
+        None => Vec::new(),
     }
 }
 

@@ -87,6 +87,7 @@ fn healthy() -> Facts {
             nftables: Some(Ok(())),
             control: None,
             metrics: None,
+            in_use: Some(Ok(Vec::new())),
         },
         config: ConfigFile::Read(PathBuf::from("/etc/mobile/agent.toml")),
         routing: Routing::default(),

@@ -8,7 +8,7 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// The log rate limit of one kind of message.
 #[derive(Debug)]
-pub(crate) struct LogRateLimiter {
+pub struct LogRateLimiter {
     limit: u32,
     allowed: u32,
     period_start: Option<Instant>,
@@ -24,13 +24,14 @@ impl Default for LogRateLimiter {
 
 impl LogRateLimiter {
     /// Creates a limiter that allows `limit` messages in each [`PERIOD`].
-    pub(crate) fn new(limit: u32) -> Self {
+    #[must_use]
+    pub fn new(limit: u32) -> Self {
         Self { limit, allowed: 0, period_start: None, suppressed: 0 }
     }
 
     /// Returns the number of messages suppressed since the last one if a message may be logged now,
     /// or `None` if it must be suppressed.
-    pub(crate) fn allow(&mut self, now: Instant) -> Option<u64> {
+    pub fn allow(&mut self, now: Instant) -> Option<u64> {
         if self.period_start.is_none_or(|period_start| now.saturating_duration_since(period_start) >= PERIOD)
         {
             (self.period_start, self.allowed) = (Some(now), 0);
