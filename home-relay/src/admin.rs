@@ -10,6 +10,7 @@ use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::announced::IdentityState;
 use crate::pool::Lease;
 use crate::store::{Client, Forward, ListedClient, NewClient, Protocol};
 
@@ -45,6 +46,15 @@ pub(crate) enum Request {
     Sessions,
     /// Reloads the configuration file.
     Reload,
+    /// Returns the relay's keys and announced endpoint, and which clients know them.
+    Identity,
+    /// Reads the key files again.
+    RereadKeys,
+    /// Announces an endpoint to the clients, or withdraws it.
+    Move {
+        /// The endpoint as `host:port`; `None` withdraws it.
+        endpoint: Option<String>,
+    },
     /// Checks the home virtual device, its addresses, IP forwarding and the nftables rules, and
     /// restores what differs from the configuration.
     #[serde(rename = "look")]
@@ -87,6 +97,8 @@ pub(crate) enum AdminReply {
     /// differed.
     #[serde(rename = "looked")]
     Reconciled(Vec<String>),
+    /// The relay's keys and announced endpoint, and which clients know them.
+    Identity(IdentityState),
     /// The port forward that was added or deleted.
     Forward(Forward),
     /// The port forwards of every client.

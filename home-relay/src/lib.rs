@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod announced;
 mod check;
 mod cli;
 mod config;

@@ -17,7 +17,8 @@ use anyhow::Context as _;
 use mobile_host::confine::Confinement;
 use mobile_host::metrics::{MetricsError, Server as MetricsServer};
 use mobile_host::{allocator, control, descriptors, notify};
-use mobile_transport::keys::PrivateKey;
+use mobile_transport::key_rotation;
+use mobile_transport::keys::{PrivateKey, RelayKeys};
 use mobile_transport::transport;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -87,6 +88,7 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Check everything that can fail without touching the kernel's network state first.
     let key = PrivateKey::load(&config.identity.private_key_file)?;
+    let next = key_rotation::load_next(&config.identity.private_key_file)?.map(|key| key.public());
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
@@ -118,7 +120,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     }
     let address = config.listen.address;
     let relay = Arc::new(Relay::new(
-        key.public(),
+        RelayKeys { current: key.public(), next },
         path.to_owned(),
         pools,
         AppliedState::new(config, home),
@@ -126,6 +128,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         Arc::clone(&registry),
         Arc::clone(&metrics),
     ));
+    relay.announce().await?;
     let acceptor = Acceptor::new(&key, &relay, &metrics);
     let tasks = Tasks::start(&relay, acceptor, listener, admin, hangup);
     // Confine this thread before any client is accepted; the other threads were confined at their
@@ -228,6 +231,8 @@ impl Tasks {
         let accepting = tokio::spawn(acceptor.run(listener));
         let administering = tokio::spawn(admin_socket::run(admin, Arc::clone(relay)));
         tokio::spawn(reload_on(hangup, Arc::clone(relay)));
+        let recorder = Arc::clone(relay);
+        tokio::spawn(async move { recorder.record_confirmations().await });
         let janitor = Arc::clone(relay.registry());
         tokio::spawn(async move { janitor.run_janitor().await });
         feed_watchdog();

@@ -6,6 +6,8 @@ use std::time::Instant;
 use tokio::sync::Mutex;
 use tracing::info;
 
+use super::announcement::Confirmation;
+use super::keys::ClientKeys;
 use crate::pool::Lease;
 use crate::server::log_rate_limiter::LogRateLimiter;
 use crate::server::queue::PacketQueue;
@@ -17,6 +19,9 @@ use crate::store::Client;
 pub(super) struct ClientEntry {
     pub(super) name: String,
     pub(super) lease: Lease,
+    keys: RwLock<ClientKeys>,
+    /// The relay's announcement that the client has confirmed.
+    pub(super) confirmation: sync::Mutex<Confirmation>,
     /// The client's own reach, if it has one.
     pub(super) reach: OwnReach,
     pub(super) queue: Arc<PacketQueue>,
@@ -33,11 +38,23 @@ impl ClientEntry {
         Self {
             name: client.name.clone(),
             lease,
+            keys: RwLock::new(ClientKeys::of(client)),
+            confirmation: sync::Mutex::new(Confirmation::saved(client.confirmed.clone())),
             reach: Arc::new(RwLock::new(client.reach.clone())),
             queue: Arc::new(PacketQueue::new(queue_bytes)),
             slot: Mutex::default(),
             log_limiter: sync::Mutex::new(LogRateLimiter::new(MAX_LOG_LINES)),
         }
+    }
+
+    /// Returns the keys that the client may prove.
+    pub(super) fn keys(&self) -> ClientKeys {
+        *self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the keys that the client may prove. The registry's index has to follow.
+    pub(super) fn set_keys(&self, keys: ClientKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// Returns whether an event of this client may be logged; first logs how many were suppressed,

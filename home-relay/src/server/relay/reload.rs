@@ -1,4 +1,4 @@
-//! Reloads the configuration while sessions continue. If the file is invalid, or the kernel refuses
+//! Reloads the configuration and the key files while sessions continue. If the file is invalid, or the kernel refuses
 //! the nftables rules, the reload fails and changes nothing. A setting that cannot change at run
 //! time keeps its value and is reported. The metric `homerelay_reloads_total` counts successful and
 //! failed reloads.
@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 use tracing::{info, warn};
 
-use super::{AppliedState, Relay};
+use super::{AppliedState, Relay, rotation};
 use crate::admin::Reloaded;
 use crate::config::Config;
 use crate::network::ReconcileScope;
@@ -43,6 +43,7 @@ impl Relay {
 
     async fn try_reload(&self) -> anyhow::Result<Reloaded> {
         let mut applied = self.applied.lock().await;
+        let keys = rotation::load_keys(&applied.config.identity.private_key_file)?;
         let (next, reloaded) = plan(&applied.config, &Config::load(&self.path)?)?;
         // Steps that can fail come first and are undone when a later step fails. A reload may be a
         // repair, so everything is applied again, changed or not.
@@ -56,6 +57,9 @@ impl Relay {
         self.registry.set_inbound_datagrams(inbound_datagrams);
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
+        if let Err(error) = self.apply_keys(keys).await {
+            warn!("cannot announce the relay's next key: {error:#}");
+        }
         let former = std::mem::replace(&mut applied.config, next);
         let next = &applied.config;
         // The new configuration is in force by here: failing to end old connections is no failure
