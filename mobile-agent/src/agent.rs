@@ -31,7 +31,7 @@ use prometheus::Histogram;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::config::{Config, RelayIdentity};
+use crate::config::Config;
 use crate::routing::RouteStatus;
 use crate::routing::assignment::Assignment;
 use crate::routing::delivery_filter::DeliveryFilter;
@@ -58,10 +58,8 @@ pub(crate) struct Agent {
     clean_up: mpsc::Sender<CleanUpRequest>,
 }
 
-/// The two ends of the tunnel, as they identify themselves to each other.
+/// This end of the tunnel, as it identifies itself to the relay.
 pub(crate) struct Identity {
-    /// The relay's endpoint and public key.
-    pub(crate) relay: RelayIdentity,
     /// The public key of this host.
     pub(crate) own_key: PublicKey,
 }

@@ -4,6 +4,7 @@
 //! - `manager` carries out these decisions and reports events back to the machine.
 //! - `connect` opens one TLS connection to the relay; `io` adapts the host virtual device for the
 //!   session driver.
+//! - `known_relay` keeps the key and endpoint that the relay announces.
 //! - `config_limiter` passes the configuration that the relay pushes on to `routing`.
 //! - `history` counts and logs handovers and failures for `status` and `metrics`.
 
@@ -12,6 +13,7 @@ mod config_limiter;
 pub(crate) mod connect;
 pub(crate) mod history;
 pub(crate) mod io;
+pub(crate) mod known_relay;
 pub(crate) mod machine;
 mod manager;
 mod suspend;
@@ -29,6 +31,7 @@ use crate::uplinks::policy::{Decision, Uplink};
 use connect::Dialer;
 use history::HandoverHistory;
 use io::TunIo;
+use known_relay::KnownRelay;
 use machine::{ActivePath, Preferences};
 use manager::Manager;
 
@@ -41,6 +44,8 @@ pub(crate) struct Tunnel {
     pub(crate) state: watch::Receiver<Arc<TunnelState>>,
     /// The latest configuration that the relay pushed, updated at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<Arc<PushConfig>>>,
+    /// The relay's endpoints and keys.
+    pub(crate) known: Arc<watch::Sender<KnownRelay>>,
     force: mpsc::UnboundedSender<Option<String>>,
 }
 
@@ -78,13 +83,14 @@ impl Tunnel {
         device: TunIo,
         uplinks: Uplinks,
     ) -> (Self, impl Future<Output = anyhow::Error>) {
+        let known = Arc::clone(dialer.known());
         let session = Session::client(SessionId(rand::random()), limits);
         let (driver, events) = driver::spawn(session, device);
         let (force, forces) = mpsc::unbounded_channel();
         let (publish_config, pushed_config) = watch::channel(None);
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
         let (publish, state) = watch::channel(Arc::new(manager.state()));
-        (Self { driver, state, pushed_config, force }, manager.run(events, forces, publish))
+        (Self { driver, state, pushed_config, known, force }, manager.run(events, forces, publish))
     }
 
     /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.

@@ -19,10 +19,10 @@ use crate::store::Store;
 
 /// Prints the relay's public key, and during a rotation the next one and who knows it; or changes
 /// the key.
-pub(crate) fn run(config: &Config, verb: Option<KeyVerb>, json: bool) -> anyhow::Result<()> {
+pub(crate) fn run(config: &Config, verb: Option<&KeyVerb>, json: bool) -> anyhow::Result<()> {
     match verb {
         None => print_key(&identity(config)?, json),
-        Some(KeyVerb::Rotate(Rotate { finish: true, force, .. })) => finish(config, force),
+        Some(KeyVerb::Rotate(Rotate { finish: true, force, .. })) => finish(config, *force),
         Some(KeyVerb::Rotate(Rotate { cancel: true, .. })) => cancel(config),
         Some(KeyVerb::Rotate(_)) => begin(config),
     }
@@ -38,9 +38,8 @@ pub(crate) fn run_move(config: &Config, options: Move) -> anyhow::Result<()> {
         Some(mut relay) => ask(&mut relay, &Request::Move { endpoint: endpoint.clone() })?,
         None => {
             let store = Store::open(&config.state.dir)?;
-            store.change_announced(|announced| {
-                announced.endpoint = Some(endpoint.clone().unwrap_or_default())
-            })?;
+            let announce = endpoint.clone().unwrap_or_default();
+            store.change_announced(|announced| announced.endpoint = Some(announce))?;
             note_offline();
             IdentityState::read(&store, key_files(config)?)?
         }

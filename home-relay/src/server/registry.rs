@@ -130,7 +130,7 @@ impl Registry {
         let is_new = entries.get(&client.public_key).is_none();
         if is_new {
             self.metrics.clients.inc();
-            entries.insert(self.new_entry(client));
+            entries.insert(&self.new_entry(client));
         }
         is_new
     }
@@ -152,7 +152,7 @@ impl Registry {
                 self.end_session(&previous, CloseCode::SessionGone).await;
                 let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
                 entries.remove(&client.public_key);
-                entries.insert(self.new_entry(client));
+                entries.insert(&self.new_entry(client));
                 return previous.lease.without(client.lease);
             }
         }

@@ -35,6 +35,7 @@ mod addresses;
 mod client;
 mod enrolment;
 mod log_buffer;
+mod rotation;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -99,6 +100,8 @@ impl TestRelay {
             Arc::clone(&metrics),
         );
         let relay = Arc::new(relay);
+        let recorder = Arc::clone(&relay);
+        tokio::spawn(async move { recorder.record_confirmations().await });
         tokio::spawn(Acceptor::new(&key, &relay, &metrics).run(listener));
         Self { relay, registry, demux, metrics, device, address, key: key.public(), _state: state }
     }

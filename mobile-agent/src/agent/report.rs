@@ -78,10 +78,14 @@ impl Agent {
     }
 
     fn relay(&self, state: &TunnelState) -> RelayStatus {
+        let known = self.session.tunnel.known.borrow();
         RelayStatus {
-            endpoint: self.identity.relay.endpoint.clone(),
+            endpoint: known.configured_endpoint().to_owned(),
+            announced_endpoint: known.announced_endpoint().map(str::to_owned),
             address: state.active.as_ref().map(|(_, address)| *address),
-            public_key: self.identity.relay.public_key.to_string(),
+            public_key: known.keys().current.to_string(),
+            next_public_key: known.keys().next.map(|key| key.to_string()),
+            configured_key_replaced: known.has_new_key(),
         }
     }
 

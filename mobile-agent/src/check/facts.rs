@@ -21,6 +21,7 @@ use crate::config::{Config, DEFAULT_PATH, RelayIdentity, Routing};
 use crate::routing::networks;
 use crate::selection::deadline;
 use crate::status::Status;
+use crate::tunnel::known_relay::KnownRelay;
 use crate::uplinks::links::RouteTargets;
 use crate::uplinks::policy::{Families, Uplink};
 
@@ -79,7 +80,13 @@ pub(super) enum ConfigFile {
 /// `None`. `ask_agent` returns the status of the agent whose control socket is at a path.
 pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) -> AgentStatus) -> Facts {
     let root = nix::unistd::geteuid().is_root();
-    let (config, relay, config_file) = load_config(path);
+    let (config, mut relay, config_file) = load_config(path);
+    let known = relay.as_mut().ok().map(|relay| {
+        let known = KnownRelay::load(&config.state.dir, relay);
+        // The endpoint that the agent tries first is the one to check.
+        relay.endpoint = known.endpoints().next().unwrap_or_default().to_owned();
+        known
+    });
     let agent = ask_agent(&config.control.socket);
     let resolved = match &relay {
         Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
@@ -100,8 +107,8 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Path) ->
     };
     let links = network::links(&config, families, assigned, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
-    let reached = match (&links, &relay, PrivateKey::load(&config.identity.private_key_file)) {
-        (Ok(links), Ok(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
+    let reached = match (&links, &known, PrivateKey::load(&config.identity.private_key_file)) {
+        (Ok(links), Some(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
             let usable: Vec<&Uplink> = links.usable().collect();
             Some(reach::over_each(&usable, families, relay, &key).await)
         }

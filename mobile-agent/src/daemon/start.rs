@@ -26,6 +26,7 @@ use crate::selection::cgroup_lock::CgroupLock;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::TunIo;
+use crate::tunnel::known_relay::{self, KnownRelay};
 use crate::tunnel::machine::Preferences;
 use crate::uplinks::{self, UplinkSettings};
 use crate::{control, routing};
@@ -69,7 +70,7 @@ pub(super) async fn start(
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let network = NetworkThread::start(confinement)?;
     let netlink = network.enter(Netlink::new)?;
-    let dialer = Dialer::new(&relay, &key);
+    let dialer = Dialer::new(KnownRelay::load(&config.state.dir, &relay), &key);
     let (links, watch_links) =
         network.run(uplinks::watch(uplink_settings(&config, &preferences), dialer.addresses())).await?;
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
@@ -92,9 +93,15 @@ pub(super) async fn start(
     let device = TunIo::new(tun, Arc::clone(&delivery));
     let (tunnel, manage) = Tunnel::start(dialer, preferences, limits(&config), device, links);
     let pushed_config = tunnel.pushed_config.clone();
+    let follow_announcements = known_relay::follow(
+        Arc::clone(&tunnel.known),
+        pushed_config.clone(),
+        tunnel.driver.clone(),
+        config.state.dir.clone(),
+    );
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = BypassList::new(&config.routing.bypass, route_bypass);
-    let identity = Identity { relay, own_key: key.public() };
+    let identity = Identity { own_key: key.public() };
     let session = SessionHandles { tunnel, uplink_reads, delivery };
     let processes = MobileProcesses::new(cgroup, selector, processes);
     let (agent, clean_ups) = Agent::new(config, identity, session, route, bypass, processes);
@@ -106,6 +113,7 @@ pub(super) async fn start(
     tasks.spawn(follow_helper(helper));
     tasks.spawn_on(watch_links, network.handle());
     tasks.spawn_on(watch_networks, network.handle());
+    tasks.spawn_on(follow_announcements, network.handle());
     tasks.spawn(manage);
     tasks.spawn_on(reconciler.run(pushed_config, bypasses), network.handle());
     agent.spawn_tasks(&mut tasks);

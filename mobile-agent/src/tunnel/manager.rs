@@ -26,6 +26,9 @@ use crate::uplinks::Uplinks;
 /// How long an outage lasts before it is logged. An ordinary handover takes less.
 const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
 
+/// How long the look-up of a newly announced name may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The largest number of session events to dequeue at once. While that many are queued, the driver
 /// does not read from any path.
 const MAX_BATCH: usize = 64;
@@ -78,6 +81,7 @@ impl Manager {
         mut forces: mpsc::UnboundedReceiver<Option<String>>,
         publish: watch::Sender<Arc<TunnelState>>,
     ) -> anyhow::Error {
+        let mut known = self.dialer.known().subscribe();
         self.update_uplinks();
         let mut batch = Vec::new();
         loop {
@@ -106,6 +110,12 @@ impl Manager {
                     if let Ok((path, result)) = result {
                         self.connected(path, result);
                     }
+                }
+                // The dialer holds the sender.
+                Ok(()) = known.changed() => {
+                    known.mark_unchanged();
+                    self.dialer.refresh(LOOKUP_TIMEOUT);
+                    self.machine.set_families(Instant::now(), self.dialer.families());
                 }
                 Some(uplink) = forces.recv() => self.machine.force(Instant::now(), uplink),
                 slept = self.suspend.resumed() => {
@@ -196,7 +206,8 @@ impl Manager {
                 let failure = Failure::tls(&cause, self.dialer.own_key());
                 self.path_lost(path, HandoverCause::TransportFailed, failure);
             }
-            DriverEvent::Stopped => {}
+            // A relay's session reports `Confirmed`.
+            DriverEvent::Session(Event::Confirmed(_)) | DriverEvent::Stopped => {}
         }
     }
 

@@ -37,9 +37,9 @@ impl Entries {
     }
 
     /// Adds an entry, or replaces the one with the same keys.
-    pub(super) fn insert(&mut self, entry: Arc<ClientEntry>) {
+    pub(super) fn insert(&mut self, entry: &Arc<ClientEntry>) {
         for key in entry.keys().all() {
-            self.0.insert(key, Arc::clone(&entry));
+            self.0.insert(key, Arc::clone(entry));
         }
     }
 
@@ -63,7 +63,7 @@ impl Registry {
         // A client that was revoked in the meantime stays so.
         let Some(entry) = entries.remove(known) else { return };
         entry.set_keys(ClientKeys::of(client));
-        entries.insert(entry);
+        entries.insert(&entry);
     }
 
     /// Returns whether `key` is to replace its client's present key.
@@ -78,7 +78,7 @@ impl Registry {
         let entry = entries.remove(key)?;
         let former = entry.keys().current;
         entry.set_keys(ClientKeys { current: *key, next: None });
-        entries.insert(entry);
+        entries.insert(&entry);
         Some(former)
     }
 }
