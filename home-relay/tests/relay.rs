@@ -44,7 +44,7 @@ fn the_key_is_rotated_with_and_without_a_running_relay() {
     assert_eq!(text(&bench.ok(&["key"])), format!("{second}\n"));
     bench.ok(&["move", "--cancel"]);
     assert!(text(&bench.ok(&["move"])).starts_with("no endpoint is announced"));
-    bench.ok(&["cleanup"]);
+    bench.run_inside(&["cleanup"]);
     bench.assert_nothing_left();
 }
 

@@ -113,7 +113,6 @@ impl Manager {
                 }
                 // The dialer holds the sender.
                 Ok(()) = known.changed() => {
-                    known.mark_unchanged();
                     self.dialer.refresh(LOOKUP_TIMEOUT);
                     self.machine.set_families(Instant::now(), self.dialer.families());
                 }
