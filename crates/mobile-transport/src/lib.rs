@@ -24,8 +24,8 @@
 //!
 //! **Identity and settings**:
 //!
-//! - [`keys`] loads and saves the Ed25519 keys, [`key_rotation`] replaces them, and [`invitation`] is the text with which a new
-//!   client enrols.
+//! - [`keys`] loads and saves the Ed25519 keys, [`key_rotation`] replaces them, and [`invitation`]
+//!   is the text with which a new client enrols.
 //! - [`tunnel_options`] has the values of the `[tunnel]` section that both programs share.
 //!
 //! # How the parts fit
