@@ -56,11 +56,11 @@ fn a_relay_replaces_its_key_while_connections_live_and_names_who_does_not_know()
     assert_echo(&mut talks, "on the old path")?;
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
-    assert_echo(&mut talks, "on a path with the new key")?;
+    assert_echo(&mut talks, "on the standby path")?;
+    restart(&mut bed.agent)?;
     bed.agent.wait_status("the new key", |status| {
         status["relay"]["public_key"] == *next && status["relay"]["configured_key_replaced"] == true
     })?;
-    restart(&mut bed.agent)?;
     assert_echo(&mut talks, "with the old key in agent.toml")?;
     bed.agent.cli(&["check"])?.ok()?;
 
@@ -129,7 +129,7 @@ fn clients_follow_a_relay_that_moves_and_a_dead_endpoint_costs_a_moment() -> Out
     bed.lab.relay.feed(
         &["nft", "-f", "-"],
         &format!(
-            "table ip old {{ chain input {{ type filter hook input priority -300; ip daddr {} tcp dport {RELAY_PORT} drop; }} }}",
+            "table ip old {{ chain input {{ type filter hook input priority -300; ip daddr {} tcp dport {RELAY_PORT} drop\n }}\n}}\n",
             addr::RELAY4
         ),
     )?;
