@@ -133,8 +133,9 @@ fn clients_follow_a_relay_that_moves_and_a_dead_endpoint_costs_a_moment() -> Out
             addr::RELAY4
         ),
     )?;
-    bed.agent.wait_status("a path to the new endpoint", |status| status["relay"]["address"] == *new)?;
+    // An idle path would be found dead only at its next keepalive.
     assert_echo(&mut talks, "moved")?;
+    bed.agent.wait_status("a path to the new endpoint", |status| status["relay"]["address"] == *new)?;
     restart(&mut bed.agent)?;
     assert_echo(&mut talks, "moved, and restarted")?;
     let invitation = bed.relay.cli(&["invite", "tablet"])?.ok()?;
