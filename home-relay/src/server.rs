@@ -87,8 +87,7 @@ pub(crate) fn serve(path: &Path, config: Config) -> anyhow::Result<()> {
 
 async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::Result<()> {
     // Check everything that can fail without touching the kernel's network state first.
-    let key = PrivateKey::load(&config.identity.private_key_file)?;
-    let next = key_rotation::load_next(&config.identity.private_key_file)?.map(|key| key.public());
+    let (key, keys) = load_keys(&config)?;
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     // Subscribe before any kernel state is made: from here on SIGTERM is an orderly stop.
@@ -97,8 +96,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     let admin = bind_admin(&config)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    let clients = fit_leases(&store, pools).await?;
-    let metrics = Arc::new(Metrics::new()?);
+    let (clients, metrics) = (fit_leases(&store, pools).await?, Arc::new(Metrics::new()?));
     let _metrics_server = serve_metrics(&config, &metrics)?;
     let ruleset = forwards::rules(&config, &served_pools, &store.forwards()?, &clients);
     let inbound_datagrams = ruleset.accepts_inbound_datagrams();
@@ -120,7 +118,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     }
     let address = config.listen.address;
     let relay = Arc::new(Relay::new(
-        RelayKeys { current: key.public(), next },
+        keys,
         path.to_owned(),
         pools,
         AppliedState::new(config, home),
@@ -148,6 +146,15 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         );
     }
     result
+}
+
+/// Loads the relay's key pair, and the public keys by which clients know the relay.
+fn load_keys(config: &Config) -> anyhow::Result<(PrivateKey, RelayKeys)> {
+    let file = &config.identity.private_key_file;
+    let key = PrivateKey::load(file)?;
+    let next = key_rotation::load_next(file)?.map(|next| next.public());
+    let keys = RelayKeys { current: key.public(), next };
+    Ok((key, keys))
 }
 
 /// The signals that end the relay.

@@ -19,6 +19,7 @@ mod manager;
 mod suspend;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -91,6 +92,12 @@ impl Tunnel {
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
         let (publish, state) = watch::channel(Arc::new(manager.state()));
         (Self { driver, state, pushed_config, known, force }, manager.run(events, forces, publish))
+    }
+
+    /// Learns what the relay announces, and stores it in the directory `dir`. Does not end.
+    pub(crate) fn follow_announcements(&self, dir: PathBuf) -> impl Future<Output = anyhow::Error> + use<> {
+        let (known, pushed) = (Arc::clone(&self.known), self.pushed_config.clone());
+        known_relay::follow(known, pushed, self.driver.clone(), dir)
     }
 
     /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.

@@ -129,7 +129,6 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         "home-relay sessions",
         "home-relay forward list",
         "home-relay key",
-        "home-relay move",
         "home-relay reload",
         "home-relay check",
     ] {

@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use crate::{Outcome, assert_echo, echo_sessions};
 
-/// Returns what `home-relay key --json` or `move --json` prints.
-fn state(bed: &Testbed, verb: &str) -> anyhow::Result<Value> {
-    Ok(serde_json::from_str(&bed.relay.cli(&[verb, "--json"])?.ok()?)?)
+/// Returns what `home-relay key --json` prints.
+fn state(bed: &Testbed) -> anyhow::Result<Value> {
+    Ok(serde_json::from_str(&bed.relay.cli(&["key", "--json"])?.ok()?)?)
 }
 
 /// Waits until the relay knows that the client `name` knows what it announces.
 fn wait_known(bed: &Testbed, name: &str, what: &str) -> Outcome {
     until(&format!("{name} to confirm the {what}"), || {
-        let clients = state(bed, "key").map(|state| state["clients"].clone()).unwrap_or_default();
+        let clients = state(bed).map(|state| state["clients"].clone()).unwrap_or_default();
         clients.as_array().is_some_and(|all| all.iter().any(|it| it["name"] == name && it[what] == true))
     })
 }

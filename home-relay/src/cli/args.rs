@@ -141,9 +141,6 @@ pub(crate) struct Move {
     /// Withdraw the announced endpoint: clients return to that of their configuration.
     #[arg(long, conflicts_with = "endpoint")]
     pub(crate) cancel: bool,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// Persistent addresses that the operator chooses.

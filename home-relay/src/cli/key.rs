@@ -30,9 +30,10 @@ pub(crate) fn run(config: &Config, verb: Option<&KeyVerb>, json: bool) -> anyhow
 
 /// Announces an endpoint, withdraws it, or prints it and who knows it.
 pub(crate) fn run_move(config: &Config, options: Move) -> anyhow::Result<()> {
-    let Move { endpoint, cancel, json } = options;
+    let Move { endpoint, cancel } = options;
     if endpoint.is_none() && !cancel {
-        return print_endpoint(&identity(config)?, json);
+        print_endpoint(&identity(config)?);
+        return Ok(());
     }
     let state = match connect(config)? {
         Some(mut relay) => ask(&mut relay, &Request::Move { endpoint: endpoint.clone() })?,
@@ -51,7 +52,8 @@ pub(crate) fn run_move(config: &Config, options: Move) -> anyhow::Result<()> {
     eprintln!(
         "announced; keep the old endpoint until `home-relay move` shows that every client knows the new one"
     );
-    print_endpoint(&state, json)
+    print_endpoint(&state);
+    Ok(())
 }
 
 fn begin(config: &Config) -> anyhow::Result<()> {
@@ -176,10 +178,7 @@ fn print_key(state: &IdentityState, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_endpoint(state: &IdentityState, json: bool) -> anyhow::Result<()> {
-    if json {
-        return print_json(state);
-    }
+fn print_endpoint(state: &IdentityState) {
     match &state.endpoint {
         None => println!("no endpoint is announced: clients use that of their configuration"),
         Some(endpoint) => {
@@ -187,7 +186,6 @@ fn print_endpoint(state: &IdentityState, json: bool) -> anyhow::Result<()> {
             print_clients(state, "KNOWS THE ENDPOINT", |client| client.knows_endpoint);
         }
     }
-    Ok(())
 }
 
 fn print_clients(state: &IdentityState, heading: &str, knows: impl Fn(&InformedClient) -> bool) {

@@ -26,7 +26,7 @@ use crate::selection::cgroup_lock::CgroupLock;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::TunIo;
-use crate::tunnel::known_relay::{self, KnownRelay};
+use crate::tunnel::known_relay::KnownRelay;
 use crate::tunnel::machine::Preferences;
 use crate::uplinks::{self, UplinkSettings};
 use crate::{control, routing};
@@ -93,12 +93,7 @@ pub(super) async fn start(
     let device = TunIo::new(tun, Arc::clone(&delivery));
     let (tunnel, manage) = Tunnel::start(dialer, preferences, limits(&config), device, links);
     let pushed_config = tunnel.pushed_config.clone();
-    let follow_announcements = known_relay::follow(
-        Arc::clone(&tunnel.known),
-        pushed_config.clone(),
-        tunnel.driver.clone(),
-        config.state.dir.clone(),
-    );
+    let follow_announcements = tunnel.follow_announcements(config.state.dir.clone());
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = BypassList::new(&config.routing.bypass, route_bypass);
     let identity = Identity { own_key: key.public() };

@@ -149,7 +149,7 @@ impl KnownRelay {
 
 /// Learns what the relay announces, stores it in the directory `dir`, and then confirms it to the
 /// relay. Does not end.
-pub(crate) async fn follow(
+pub(super) async fn follow(
     known: Arc<watch::Sender<KnownRelay>>,
     mut pushed: watch::Receiver<Option<Arc<PushConfig>>>,
     driver: Handle,

@@ -5,22 +5,8 @@ use std::sync::{Arc, PoisonError};
 use mobile_proto::Announcement;
 
 use super::Registry;
-use super::client_entry::ClientEntry;
+use super::client_entry::{ClientEntry, Confirmation};
 use crate::store::Confirmed;
-
-/// The announcement that a client has confirmed last.
-#[derive(Debug, Default)]
-pub(super) struct Confirmation {
-    confirmed: Confirmed,
-    /// Whether it is not in the store yet.
-    is_unsaved: bool,
-}
-
-impl Confirmation {
-    pub(super) fn saved(confirmed: Confirmed) -> Self {
-        Self { confirmed, is_unsaved: false }
-    }
-}
 
 impl Registry {
     /// Announces a key and an endpoint to all clients, now and whenever they connect.

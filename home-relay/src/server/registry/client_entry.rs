@@ -3,17 +3,16 @@
 use std::sync::{self, Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use mobile_transport::keys::PublicKey;
 use tokio::sync::Mutex;
 use tracing::info;
 
-use super::announcement::Confirmation;
-use super::keys::ClientKeys;
 use crate::pool::Lease;
 use crate::server::log_rate_limiter::LogRateLimiter;
 use crate::server::queue::PacketQueue;
 use crate::server::session::ActiveSession;
 use crate::server::source_filter::OwnReach;
-use crate::store::Client;
+use crate::store::{Client, Confirmed};
 
 /// An authorised client: its addresses, its packet queue and its session.
 pub(super) struct ClientEntry {
@@ -68,6 +67,38 @@ impl ClientEntry {
             );
         }
         passed.is_some()
+    }
+}
+
+/// The keys that a client may prove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClientKeys {
+    pub(super) current: PublicKey,
+    /// The key that replaces `current` once it has opened a session.
+    pub(super) next: Option<PublicKey>,
+}
+
+impl ClientKeys {
+    pub(super) fn of(client: &Client) -> Self {
+        Self { current: client.public_key, next: client.next_key }
+    }
+
+    pub(super) fn all(self) -> impl Iterator<Item = PublicKey> {
+        [self.current].into_iter().chain(self.next)
+    }
+}
+
+/// The announcement that a client has confirmed last.
+#[derive(Debug, Default)]
+pub(super) struct Confirmation {
+    pub(super) confirmed: Confirmed,
+    /// Whether it is not in the store yet.
+    pub(super) is_unsaved: bool,
+}
+
+impl Confirmation {
+    pub(super) fn saved(confirmed: Confirmed) -> Self {
+        Self { confirmed, is_unsaved: false }
     }
 }
 

@@ -6,26 +6,8 @@ use std::sync::{Arc, PoisonError};
 use mobile_transport::keys::PublicKey;
 
 use super::Registry;
-use super::client_entry::ClientEntry;
+use super::client_entry::{ClientEntry, ClientKeys};
 use crate::store::Client;
-
-/// The keys that a client may prove.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ClientKeys {
-    current: PublicKey,
-    /// The key that replaces `current` once it has opened a session.
-    next: Option<PublicKey>,
-}
-
-impl ClientKeys {
-    pub(super) fn of(client: &Client) -> Self {
-        Self { current: client.public_key, next: client.next_key }
-    }
-
-    fn all(self) -> impl Iterator<Item = PublicKey> {
-        [self.current].into_iter().chain(self.next)
-    }
-}
 
 /// The entries of clients by each of their keys.
 #[derive(Default)]
