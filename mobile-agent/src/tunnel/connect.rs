@@ -302,8 +302,8 @@ struct AddressRace<'a> {
 impl<'a> AddressRace<'a> {
     /// Returns an attempt to connect to `address`, which starts [`ADDRESS_STAGGER`] after the
     /// previous one. An endpoint of a higher `rank` gives those before it a head start, in which
-    /// their names may be resolved. Returns `None` if the address was tried before, is of a family that the uplink
-    /// cannot use, or exceeds [`MAX_ADDRESSES`].
+    /// their names may be resolved. Returns `None` if the address was tried before, is of a family
+    /// that the uplink cannot use, or exceeds [`MAX_ADDRESSES`].
     fn start(
         &mut self,
         rank: usize,

@@ -51,8 +51,8 @@ impl KnownRelay {
         }
     }
 
-    /// Returns the relay of the configuration with what was stored in the directory `dir`. A damaged
-    /// file counts as missing.
+    /// Returns the relay of the configuration with what was stored in the directory `dir`. A
+    /// damaged file counts as missing.
     pub(crate) fn load(dir: &Path, relay: &RelayIdentity) -> Self {
         let path = dir.join(FILE);
         let fresh = Self::configured(relay);

@@ -1,7 +1,7 @@
-//! Reloads the configuration and the key files while sessions continue. If the file is invalid, or the kernel refuses
-//! the nftables rules, the reload fails and changes nothing. A setting that cannot change at run
-//! time keeps its value and is reported. The metric `homerelay_reloads_total` counts successful and
-//! failed reloads.
+//! Reloads the configuration and the key files while sessions continue. If the file is invalid, or
+//! the kernel refuses the nftables rules, the reload fails and changes nothing. A setting that
+//! cannot change at run time keeps its value and is reported. The metric `homerelay_reloads_total`
+//! counts successful and failed reloads.
 
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
