@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use mobile_proto::enroll::{TOKEN_LEN, Token};
 use mobile_transport::invitation::{Invitation, is_endpoint};
-use mobile_transport::keys::{KEY_LEN, PublicKey};
+use mobile_transport::keys::{KEY_LEN, PublicKey, RelayKeys};
 
 fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
     let text = mobile_fuzz::text(data);
@@ -20,7 +20,9 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
 });
 
 fn invitation(key: [u8; KEY_LEN], token: [u8; TOKEN_LEN], endpoint: &str) -> Invitation {
-    let (relay, token) = (PublicKey::from_bytes(key), Token::from_bytes(token));
+    // Half of the invitations name the relay's next key too.
+    let next = (token[0] % 2 == 0).then(|| PublicKey::from_bytes(key.map(|byte| !byte)));
+    let (relay, token) = (RelayKeys { current: PublicKey::from_bytes(key), next }, Token::from_bytes(token));
     Invitation { endpoint: endpoint.to_owned(), relay, token }
 }
 
@@ -30,6 +32,7 @@ fn seeds() -> Vec<Vec<u8>> {
         ["relay.example.org:443", "192.0.2.1:8443", "[2001:db8::1]:443", "2001:db8::1:443", "relay:0"]
     {
         seeds.push(invitation([7; KEY_LEN], [0xab; TOKEN_LEN], endpoint).to_string().into_bytes());
+        seeds.push(invitation([7; KEY_LEN], [0xac; TOKEN_LEN], endpoint).to_string().into_bytes());
         seeds.push([&[7; KEY_LEN][..], &[0xab; TOKEN_LEN], endpoint.as_bytes()].concat());
     }
     seeds

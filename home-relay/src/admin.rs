@@ -13,6 +13,7 @@ use mobile_transport::keys::PublicKey;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::announced::IdentityState;
 use crate::pool::Lease;
 use crate::status::RelayStatus;
 use crate::store::{self, Forward, ListedClient, NewClient, Protocol, Snapshot};
@@ -56,6 +57,15 @@ pub(crate) enum Request {
     Snapshot,
     /// Reloads the configuration file.
     Reload,
+    /// Returns the relay's keys and announced endpoint, and which clients know them.
+    Identity,
+    /// Reads the key files again.
+    RereadKeys,
+    /// Announces an endpoint to the clients, or withdraws it.
+    Move {
+        /// The endpoint as `host:port`; `None` withdraws it.
+        endpoint: Option<String>,
+    },
     /// Checks the home virtual device, its addresses, IP forwarding and the nftables rules, and
     /// restores what differs from the configuration.
     #[serde(rename = "look")]
@@ -109,6 +119,8 @@ pub(crate) enum AdminReply {
     /// differed.
     #[serde(rename = "looked")]
     Reconciled(Vec<String>),
+    /// The relay's keys and announced endpoint, and which clients know them.
+    Identity(IdentityState),
     /// The port forward that was added or deleted.
     Forward(Forward),
     /// The port forwards of every client.

@@ -13,6 +13,7 @@ mod clients;
 mod forward;
 pub(crate) mod init;
 mod invite;
+mod key;
 mod reload;
 mod status;
 mod table;
@@ -35,6 +36,8 @@ impl Cli {
             Verb::Clients(format) => clients::clients(&config()?, format.json),
             Verb::Sessions(format) => clients::sessions(&config()?, format.json),
             Verb::Forward(verb) => forward::run(&config()?, verb),
+            Verb::Key { verb, format } => key::run(&config()?, verb.as_ref(), format.json),
+            Verb::Move(options) => key::run_move(&config()?, options),
             Verb::Reload(format) => reload::run(&config()?, format.json),
             Verb::Check(format) => check::run(&self.config, format.json),
             Verb::Status(format) => status::run(&self.config, format.json),

@@ -10,6 +10,7 @@ use mobile_transport::invitation::TokenHash;
 use mobile_transport::keys::{KEY_LEN, PublicKey};
 
 use crate::admin::{AdminReply, Request};
+use crate::announced::{IdentityState, InformedClient};
 use crate::cli::init;
 use crate::config::{Config, ENV_PREFIX};
 use crate::pool::{Lease, Pools, TakenAddresses};
@@ -138,11 +139,21 @@ pub fn admin_message_seeds() -> Vec<Vec<u8>> {
         Request::Forwards,
         Request::Status,
         Request::Snapshot,
+        Request::Identity,
+        Request::RereadKeys,
+        Request::Move { endpoint: Some("relay.example.org:443".into()) },
+        Request::Move { endpoint: None },
     ];
     let replies = [
         AdminReply::Invited { relay: public_key, entry: entry.clone() },
         AdminReply::Clients(vec![entry]),
         AdminReply::Forwards(vec![forward]),
+        AdminReply::Identity(IdentityState {
+            public_key,
+            next_public_key: Some(public_key),
+            endpoint: Some("relay.example.org:443".into()),
+            clients: vec![InformedClient { name: name(), knows_key: true, knows_endpoint: false }],
+        }),
         AdminReply::Error("no".into()),
     ];
     requests.iter().map(json).chain(replies.iter().map(json)).collect()

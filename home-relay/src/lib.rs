@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod announced;
 mod backup;
 mod check;
 mod cli;

@@ -17,6 +17,8 @@ use anyhow::Context as _;
 use mobile_host::confine::Confinement;
 use mobile_host::metrics::{MetricsError, Server as MetricsServer};
 use mobile_host::{allocator, control, descriptors, notify};
+use mobile_transport::key_rotation;
+use mobile_transport::keys::{PrivateKey, RelayKeys};
 use mobile_transport::transport;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -89,13 +91,12 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     // Check everything that can fail without touching the kernel's network state first.
     let admin = bind_admin(&config)?;
     check::before_start(&config).await?;
-    let key = config.identity.load_key().context("[identity] private_key_file")?;
+    let (key, keys) = load_keys(&config)?;
     let pools = config.pools()?;
     let served_pools = network::servable(pools)?;
     let listener = transport::listen(config.listen.address)?;
     let store = Store::open(&config.state.dir)?;
-    let clients = fit_leases(&store, pools).await?;
-    let metrics = Arc::new(Metrics::new()?);
+    let (clients, metrics) = (fit_leases(&store, pools).await?, Arc::new(Metrics::new()?));
     let _metrics_server = serve_metrics(&config, &metrics)?;
     let ruleset = forwards::rules(&config, &served_pools, &store.forwards()?, &clients);
     let inbound_datagrams = ruleset.accepts_inbound_datagrams();
@@ -117,7 +118,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
     }
     let address = config.listen.address;
     let relay = Arc::new(Relay::new(
-        key.public(),
+        keys,
         path.to_owned(),
         pools,
         AppliedState::new(config, home),
@@ -125,6 +126,7 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         Arc::clone(&registry),
         Arc::clone(&metrics),
     ));
+    relay.announce().await?;
     let acceptor = Acceptor::new(&key, &relay, &metrics);
     let tasks = Tasks::start(&relay, acceptor, listener, admin, hangup);
     // Confine this thread before any client is accepted; the other threads were confined at their
@@ -144,6 +146,15 @@ async fn run(path: &Path, config: Config, confinement: &Confinement) -> anyhow::
         );
     }
     result
+}
+
+/// Loads the relay's key pair, and the public keys by which clients know the relay.
+fn load_keys(config: &Config) -> anyhow::Result<(PrivateKey, RelayKeys)> {
+    let file = &config.identity.private_key_file;
+    let key = config.identity.load_key().context("[identity] private_key_file")?;
+    let next = key_rotation::load_next(file)?.map(|next| next.public());
+    let keys = RelayKeys { current: key.public(), next };
+    Ok((key, keys))
 }
 
 /// The signals that end the relay.
@@ -227,6 +238,8 @@ impl Tasks {
         let accepting = tokio::spawn(acceptor.run(listener));
         let administering = tokio::spawn(admin_socket::run(admin, Arc::clone(relay)));
         tokio::spawn(reload_on(hangup, Arc::clone(relay)));
+        let recorder = Arc::clone(relay);
+        tokio::spawn(async move { recorder.record_confirmations().await });
         let janitor = Arc::clone(relay.registry());
         tokio::spawn(async move { janitor.run_janitor().await });
         feed_watchdog();

@@ -15,6 +15,7 @@ use redb::{Database, DatabaseError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub(crate) use self::announced::Confirmed;
 pub(crate) use self::forwards::{Forward, Protocol};
 use self::schema::FILE;
 pub(crate) use self::snapshot::Snapshot;
@@ -22,6 +23,7 @@ use crate::pool::{Lease, PoolError};
 use crate::reach::Reach;
 
 mod address_tables;
+mod announced;
 mod clients;
 mod forwards;
 mod invitations;
@@ -50,6 +52,25 @@ pub(crate) struct Client {
     /// The client's own reach; `None` follows `[clients] reach`.
     #[serde(default)]
     pub(crate) reach: Option<Reach>,
+    /// The key that replaces `public_key` once it has opened a session.
+    #[serde(default)]
+    pub(crate) next_key: Option<PublicKey>,
+    /// The announcement of the relay that the client has stored.
+    #[serde(default)]
+    pub(crate) confirmed: Confirmed,
+}
+
+impl Client {
+    /// Creates a client that has confirmed no announcement.
+    pub(crate) fn new(name: String, public_key: PublicKey, lease: Lease, created: u64) -> Self {
+        let confirmed = Confirmed::default();
+        Self { name, public_key, lease, created, reach: None, next_key: None, confirmed }
+    }
+
+    /// Returns whether the key is this client's, now or next.
+    pub(crate) fn has_key(&self, key: &PublicKey) -> bool {
+        self.public_key == *key || self.next_key == Some(*key)
+    }
 }
 
 /// A request to authorise a client.
@@ -135,7 +156,7 @@ pub(crate) struct ListedClient {
 
 impl From<Client> for ListedClient {
     fn from(client: Client) -> Self {
-        let Client { name, public_key, lease, created, reach } = client;
+        let Client { name, public_key, lease, created, reach, .. } = client;
         Self { name, public_key: Some(public_key), lease, created, expires: None, reach }
     }
 }
@@ -208,6 +229,9 @@ pub(crate) enum StoreError {
     /// No client has this name.
     #[error("there is no client named {0:?}; `home-relay clients` lists them")]
     Unknown(String),
+    /// The key to replace is no client's.
+    #[error("the key to replace is not a client's: it was revoked, or never enrolled")]
+    NotAClient,
     /// The invited name is already a client's.
     #[error("{0:?} is a client already: revoke it first, or choose another name")]
     AlreadyClient(String),

@@ -8,6 +8,47 @@ const KEY_A: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KEY_B: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
 #[test]
+fn the_key_is_rotated_with_and_without_a_running_relay() {
+    let bench = Bench::new();
+    let first = bench.init("10.9.8.0/24", "fd12:9:8::/64").trim().to_owned();
+    let first_line = |output| text(&output).lines().next().unwrap_or_default().to_owned();
+    assert_eq!(text(&bench.ok(&["key"])), format!("{first}\n"));
+    assert!(bench.fails(&["key", "rotate", "--finish"]).contains("begin one with `home-relay key rotate`"));
+    assert!(bench.fails(&["key", "rotate", "--cancel"]).contains("no rotation is under way"));
+    bench.ok(&["authorize", "laptop", KEY_A]);
+    let begun = text(&bench.ok(&["key", "rotate"]));
+    let second = begun.lines().nth(1).unwrap().strip_prefix("next: ").unwrap().to_owned();
+    assert!(begun.starts_with(&first) && begun.contains("laptop  no"), "{begun}");
+    assert_eq!(text(&bench.ok(&["key", "rotate"])), begun, "it is under way already");
+
+    let mut relay = bench.serve();
+    assert_eq!(text(&bench.ok(&["key"])), begun);
+    let refused = bench.fails(&["key", "rotate", "--finish"]);
+    assert!(refused.contains("do not know the next key") && refused.contains("laptop"), "{refused}");
+    let invitation = first_line(bench.ok(&["invite", "phone", "--endpoint", "relay.example.org:443"]));
+    assert!(invitation.starts_with("mobile-invite-2-"), "{invitation}");
+    assert_eq!(text(&bench.ok(&["key", "rotate", "--finish", "--force"])), format!("{second}\n"));
+    let state: serde_json::Value = serde_json::from_slice(&bench.ok(&["key", "--json"]).stdout).unwrap();
+    assert_eq!((&state["public_key"], &state["next_public_key"]), (&second.clone().into(), &().into()));
+    assert!(bench.path("relay.key.old").exists());
+
+    // An endpoint that invitations name from now on.
+    assert!(text(&bench.ok(&["move"])).starts_with("no endpoint is announced"));
+    let moved = text(&bench.ok(&["move", "[2001:db8::1]:8443"]));
+    assert!(moved.starts_with("[2001:db8::1]:8443\n") && moved.contains("laptop  no"), "{moved}");
+    assert!(first_line(bench.ok(&["invite", "tablet"])).starts_with("mobile-invite-1-"));
+    relay.terminate();
+    assert_eq!(text(&bench.ok(&["move"])), moved);
+    bench.ok(&["key", "rotate"]);
+    bench.ok(&["key", "rotate", "--cancel"]);
+    assert_eq!(text(&bench.ok(&["key"])), format!("{second}\n"));
+    bench.ok(&["move", "--cancel"]);
+    assert!(text(&bench.ok(&["move"])).starts_with("no endpoint is announced"));
+    bench.run_inside(&["cleanup"]);
+    bench.assert_nothing_left();
+}
+
+#[test]
 fn a_relay_survives_a_kill_and_cleanup_removes_everything() {
     let bench = Bench::new();
     bench.init("10.9.8.0/24", "fd12:9:8::/64");

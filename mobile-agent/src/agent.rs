@@ -70,9 +70,9 @@ pub(crate) struct Settings {
     pub(crate) identity: Identity,
 }
 
-/// The two ends of the tunnel, as they identify themselves to each other.
+/// The two ends of the tunnel, as the configuration and the key file name them.
 pub(crate) struct Identity {
-    /// The relay's endpoint and public key.
+    /// The relay's configured endpoint and public key.
     pub(crate) relay: RelayIdentity,
     /// The public key of this host.
     pub(crate) own_key: PublicKey,

@@ -13,8 +13,10 @@ mod check;
 mod cleanup;
 mod connect;
 mod enroll;
+mod enrolment;
 mod explain;
 mod fetch_assignment;
+mod key;
 mod keygen;
 mod near_verb;
 mod prepare_slice;
@@ -66,6 +68,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Check { json } => check::check(config, json),
         Verb::Explain { target, json } => explain::explain(config, &target, json),
         Verb::Keygen { out } => keygen::keygen(config, out),
+        Verb::Key { what: None } => key::key(config),
+        Verb::Key { what: Some(args::Key::Rotate) } => key::rotate(config),
         Verb::Enroll { invitation } => enroll::enroll(config, &invitation),
         Verb::Cleanup { unless_shutdown } => cleanup::cleanup(config, cli.log.as_deref(), unless_shutdown),
         Verb::PrepareSlice => prepare_slice::prepare_slice(config),
@@ -232,6 +236,8 @@ mod tests {
             &["check", "--json", "--config", "F"],
             &["explain", "example.org:22", "--config", "F"],
             &["keygen", "--config", "F"],
+            &["key", "--config", "F"],
+            &["key", "rotate", "--config", "F"],
             &["enroll", "-", "--config", "F"],
             &["cleanup", "--config", "F"],
             &["cleanup", "--unless-shutdown", "--config", "F"],

@@ -17,9 +17,7 @@ use serde::{Deserialize, Serialize};
 
 // The path is for the fuzz targets too, which include this file.
 #[path = "config/load.rs"]
-mod load;
-
-pub(crate) use self::load::default_paths;
+pub(crate) mod load;
 
 /// The configuration's path unless `--config` names another.
 pub(crate) const DEFAULT_PATH: &str = mobile_control::CONFIG;

@@ -158,11 +158,20 @@ pub(crate) struct Refusal {
 pub(crate) struct RelayStatus {
     /// The setting `[relay] endpoint`.
     pub(crate) endpoint: String,
+    /// The endpoint that the relay announced, which is tried before `endpoint`.
+    #[serde(default)]
+    pub(crate) announced_endpoint: Option<String>,
     /// The address of the relay that the active path is connected to; `None` while no path is
     /// active.
     pub(crate) address: Option<SocketAddr>,
     /// The public key that the relay must prove to have.
     pub(crate) public_key: String,
+    /// The public key that the relay announced, and may prove instead.
+    #[serde(default)]
+    pub(crate) next_public_key: Option<String>,
+    /// Whether `public_key` was announced and has replaced `[relay] public_key`.
+    #[serde(default)]
+    pub(crate) configured_key_replaced: bool,
 }
 
 /// A move of the tunnel from one path to another.

@@ -4,6 +4,7 @@
 //! - `manager` carries out these decisions and reports events back to the machine.
 //! - `connect` opens one TLS connection to the relay; `io` adapts the host virtual device for the
 //!   session driver.
+//! - `known_relay` keeps the key and endpoint that the relay announces.
 //! - `config_limiter` passes the configuration that the relay pushes on to `routing`.
 //! - `history` counts and logs handovers and failures for `status` and `metrics`.
 
@@ -12,11 +13,13 @@ mod config_limiter;
 pub(crate) mod connect;
 pub(crate) mod history;
 pub(crate) mod io;
+pub(crate) mod known_relay;
 pub(crate) mod machine;
 mod manager;
 mod suspend;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,12 +28,12 @@ use mobile_transport::driver::{self, Handle};
 use mobile_transport::keys::PrivateKey;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::RelayIdentity;
 use crate::uplinks::Uplinks;
 use crate::uplinks::policy::{Decision, Uplink};
 use connect::Dialer;
 use history::HandoverHistory;
 use io::TunIo;
+use known_relay::KnownRelay;
 use machine::{ActivePath, Preferences};
 use manager::Manager;
 
@@ -43,6 +46,8 @@ pub(crate) struct Tunnel {
     pub(crate) state: watch::Receiver<Arc<TunnelState>>,
     /// The latest configuration that the relay pushed, updated at a limited rate.
     pub(crate) pushed_config: watch::Receiver<Option<Arc<PushConfig>>>,
+    /// The relay's endpoints and keys.
+    pub(crate) known: Arc<watch::Sender<KnownRelay>>,
     commands: mpsc::UnboundedSender<TunnelCommand>,
 }
 
@@ -60,7 +65,7 @@ pub(crate) struct TunnelSettings {
     pub(crate) preferences: Preferences,
     /// The relay and the key of this host for new paths, and what happens to the present paths;
     /// `None` if neither has changed.
-    pub(crate) identity: Option<(RelayIdentity, PrivateKey, PresentPaths)>,
+    pub(crate) identity: Option<(KnownRelay, PrivateKey, PresentPaths)>,
 }
 
 /// What happens to the present paths when a key or the relay changes.
@@ -108,13 +113,20 @@ impl Tunnel {
         device: TunIo,
         uplinks: Uplinks,
     ) -> (Self, impl Future<Output = anyhow::Error>) {
+        let known = Arc::clone(dialer.known());
         let session = Session::client(SessionId(rand::random()), limits);
         let (driver, events) = driver::spawn(session, device);
         let (commands, received) = mpsc::unbounded_channel();
         let (publish_config, pushed_config) = watch::channel(None);
         let manager = Manager::new(preferences, dialer, driver.clone(), uplinks, publish_config);
         let (publish, state) = watch::channel(Arc::new(manager.state()));
-        (Self { driver, state, pushed_config, commands }, manager.run(events, received, publish))
+        (Self { driver, state, pushed_config, known, commands }, manager.run(events, received, publish))
+    }
+
+    /// Learns what the relay announces, and stores it in the directory `dir`. Does not end.
+    pub(crate) fn follow_announcements(&self, dir: PathBuf) -> impl Future<Output = anyhow::Error> + use<> {
+        let (known, pushed) = (Arc::clone(&self.known), self.pushed_config.clone());
+        known_relay::follow(known, pushed, self.driver.clone(), dir)
     }
 
     /// Forces the tunnel onto an uplink (`mobile use`); `None` restores automatic choice.

@@ -139,6 +139,7 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         "home-relay clients",
         "home-relay sessions",
         "home-relay forward list",
+        "home-relay key",
         "home-relay reload",
         "home-relay check",
         "home-relay status",

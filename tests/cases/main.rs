@@ -45,6 +45,7 @@ mod relay_reach;
 mod relay_recovery;
 mod reload;
 mod restart;
+mod rotation;
 mod router;
 mod routing;
 mod rules;

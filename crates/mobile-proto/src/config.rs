@@ -1,13 +1,14 @@
 //! The client's tunnel configuration, which the relay pushes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
-use crate::ProtocolError;
 use crate::frame::PayloadReader;
 use crate::varint;
+use crate::{Announcement, ProtocolError};
 
 /// The configuration that the relay sends in every WELCOME, and in CONFIG when it changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushConfig {
     /// The client's persistent IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
@@ -17,6 +18,8 @@ pub struct PushConfig {
     pub mtu: u16,
     /// Resolvers to use through the tunnel, in order of preference. At most eight are pushed.
     pub dns: Vec<IpAddr>,
+    /// The key and endpoint by which the relay will be reached, if it announces any.
+    pub relay: Option<Arc<Announcement>>,
 }
 
 const TAG_IPV4: u64 = 1;
@@ -48,6 +51,9 @@ impl PushConfig {
                 IpAddr::V6(address) => put_item(out, TAG_DNS, &address.octets()),
             }
         }
+        if let Some(announced) = &self.relay {
+            announced.encode(out);
+        }
     }
 
     /// Parses a configuration up to the end of the payload. Unknown tags are skipped; known ones
@@ -63,6 +69,7 @@ impl PushConfig {
     ) -> Result<(Self, Option<u8>), ProtocolError> {
         let mut compression = None;
         let (mut ipv4, mut ipv6, mut mtu, mut dns) = (None, None, None, Vec::new());
+        let mut relay = Announcement::default();
         while !reader.is_empty() {
             let (tag, value) = item(reader)?;
             match (tag, value.len()) {
@@ -75,7 +82,7 @@ impl PushConfig {
                 (TAG_IPV4 | TAG_IPV6 | TAG_MTU | TAG_DNS, _) => {
                     return Err(reader.malformed("a configuration item has the wrong length"));
                 }
-                _ => {}
+                _ => relay.take_item(reader, tag, value)?,
             }
         }
         dns.truncate(MAX_DNS);
@@ -83,7 +90,7 @@ impl PushConfig {
         if mtu < MIN_MTU {
             return Err(reader.malformed("the MTU is below 576"));
         }
-        Ok((Self { ipv4, ipv6, mtu, dns }, compression))
+        Ok((Self { ipv4, ipv6, mtu, dns, relay: relay.into_shared() }, compression))
     }
 }
 
@@ -123,12 +130,14 @@ mod tests {
             ipv6: Some("fd00:77::2".parse().unwrap()),
             mtu: 1400,
             dns: vec!["10.77.0.1".parse().unwrap(), "fd00:77::1".parse().unwrap()],
+            relay: Announcement { key: Some([9; 32]), endpoint: Some("relay.example.org:443".into()) }
+                .into_shared(),
         }
     }
 
     #[test]
     fn full_and_minimal_configurations_survive_a_round_trip() {
-        for config in [full(), PushConfig { ipv4: None, ipv6: None, mtu: 65_535, dns: Vec::new() }] {
+        for config in [full(), PushConfig { mtu: 65_535, ..PushConfig::default() }] {
             let mut wire = Vec::new();
             config.encode(&mut wire);
             assert_eq!(decode(&wire), Ok(config));

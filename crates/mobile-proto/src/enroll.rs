@@ -1,4 +1,5 @@
-//! Enrolment: a client's new key is authorised with the token of an invitation.
+//! Enrolment: a client's new key is authorised with the token of an invitation, or by the client's
+//! present key.
 //!
 //! Enrolment is one request and one reply. They are sent over a connection of their own with their
 //! own ALPN name, so that none of these messages can appear on a path.
@@ -20,6 +21,8 @@ const MAX_PAYLOAD: usize = 256;
 
 /// Message type, sent by the client: the token of an invitation.
 const ENROLL: u8 = 0x20;
+/// Message type, sent by the client: the key that is to replace the one it proved.
+const CHANGE_KEY: u8 = 0x23;
 /// Message type, sent by the relay: the key is enrolled as a client.
 const ENROLLED: u8 = 0x21;
 /// Message type, sent by the relay: the key is not enrolled, for the reason given.
@@ -51,6 +54,24 @@ impl fmt::Debug for Token {
     }
 }
 
+/// A client's request on an enrolment connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EnrolmentRequest {
+    /// Makes the proved key a client, by an invitation's token.
+    Enroll(Token),
+    /// Replaces the proved key, which is a client's, by another one.
+    ChangeKey(KeyChange),
+}
+
+/// The key that is to replace a client's present one, with the proof that the client holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyChange {
+    /// The new Ed25519 public key.
+    pub new_key: [u8; 32],
+    /// The signature by the new key, over data that only the two ends of this connection know.
+    pub signature: [u8; 64],
+}
+
 /// The relay's reply to an enrolment request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnrolmentReply {
@@ -78,6 +99,8 @@ pub enum EnrolmentRefusal {
     Failed,
     /// The relay could not parse the request.
     Malformed,
+    /// The proved key, which was to be replaced, is no client's.
+    NotAClient,
     /// A code that this version does not know.
     Other(u8),
 }
@@ -94,6 +117,7 @@ impl EnrolmentRefusal {
             Self::NoAddress => 5,
             Self::Failed => 6,
             Self::Malformed => 7,
+            Self::NotAClient => 8,
             Self::Other(code) => code,
         }
     }
@@ -109,6 +133,7 @@ impl EnrolmentRefusal {
             5 => Self::NoAddress,
             6 => Self::Failed,
             7 => Self::Malformed,
+            8 => Self::NotAClient,
             other => Self::Other(other),
         }
     }
@@ -124,6 +149,9 @@ impl fmt::Display for EnrolmentRefusal {
             Self::NoAddress => f.write_str("the relay's address pool is exhausted"),
             Self::Failed => f.write_str("the relay failed to enrol the key; its log has the cause"),
             Self::Malformed => f.write_str("the relay could not parse the request"),
+            Self::NotAClient => {
+                f.write_str("this host's key is not a client of the relay: it was revoked, or never enrolled")
+            }
             Self::Other(code) => write!(f, "refused with unknown code {code}"),
         }
     }
@@ -131,11 +159,16 @@ impl fmt::Display for EnrolmentRefusal {
 
 /// Returns the client's request as bytes, which are as secret as the token.
 #[must_use]
-pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
+pub fn encode_request(request: &EnrolmentRequest) -> Zeroizing<Vec<u8>> {
     // Large enough that the buffer is never reallocated, which would leave a copy of the token
     // behind.
-    let mut out = Zeroizing::new(Vec::with_capacity(TOKEN_LEN + 8));
-    frame::put(&mut out, ENROLL, token.as_bytes());
+    let mut out = Zeroizing::new(Vec::with_capacity(128));
+    match request {
+        EnrolmentRequest::Enroll(token) => frame::put(&mut out, ENROLL, token.as_bytes()),
+        EnrolmentRequest::ChangeKey(KeyChange { new_key, signature }) => {
+            frame::put(&mut out, CHANGE_KEY, &[&new_key[..], signature].concat());
+        }
+    }
     out
 }
 
@@ -145,10 +178,20 @@ pub fn encode_request(token: &Token) -> Zeroizing<Vec<u8>> {
 /// # Errors
 /// If the bytes cannot become a valid request, as soon as this is certain; 259 bytes are always
 /// enough.
-pub fn read_request(bytes: &[u8]) -> Result<Option<Token>, ProtocolError> {
-    let Some((ENROLL, payload)) = message(bytes, &[ENROLL])? else { return Ok(None) };
-    // Bytes after the token belong to a later version.
-    PayloadReader::new("ENROLL", payload).array().map(|token| Some(Token::from_bytes(token)))
+pub fn read_request(bytes: &[u8]) -> Result<Option<EnrolmentRequest>, ProtocolError> {
+    // Bytes after the known ones belong to a later version.
+    Ok(match message(bytes, &[ENROLL, CHANGE_KEY])? {
+        None => None,
+        Some((ENROLL, payload)) => {
+            let token = PayloadReader::new("ENROLL", payload).array()?;
+            Some(EnrolmentRequest::Enroll(Token::from_bytes(token)))
+        }
+        Some((_, payload)) => {
+            let mut reader = PayloadReader::new("CHANGE_KEY", payload);
+            let (new_key, signature) = (reader.array()?, reader.array()?);
+            Some(EnrolmentRequest::ChangeKey(KeyChange { new_key, signature }))
+        }
+    })
 }
 
 /// Returns the relay's reply as bytes.
@@ -203,11 +246,14 @@ mod tests {
 
     #[test]
     fn both_messages_are_read_from_any_pieces() {
-        let wire = encode_request(&secret());
-        for cut in 0..wire.len() {
-            assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
+        let change = KeyChange { new_key: [1; 32], signature: [2; 64] };
+        for request in [EnrolmentRequest::Enroll(secret()), EnrolmentRequest::ChangeKey(change)] {
+            let wire = encode_request(&request);
+            for cut in 0..wire.len() {
+                assert_eq!(read_request(&wire[..cut]), Ok(None), "{cut}");
+            }
+            assert_eq!(read_request(&wire), Ok(Some(request)));
         }
-        assert_eq!(read_request(&wire), Ok(Some(secret())));
         for reply in
             [EnrolmentReply::Enrolled("laptop".into()), EnrolmentReply::Refused(EnrolmentRefusal::Expired)]
         {
@@ -232,11 +278,12 @@ mod tests {
         assert!(read_request(&[frame::HELLO]).is_err(), "a path is opened elsewhere");
         assert!(read_request(&[ENROLL, 0x41, 0x01]).is_err(), "257 bytes");
         assert!(read_request(&[ENROLL, 3, 1, 2, 3]).is_err(), "a short token");
+        assert!(read_request(&[&[CHANGE_KEY, 32][..], &[1; 32]].concat()).is_err(), "no signature");
         assert!(read_reply(&[ENROLLED, 2, b'a', b'\n']).is_err(), "it would be printed");
         assert!(read_reply(&[REFUSED, 0]).is_err());
         let mut later = Vec::new();
         frame::put(&mut later, ENROLL, &[&secret().0[..], b"more"].concat());
-        assert_eq!(read_request(&later), Ok(Some(secret())));
+        assert_eq!(read_request(&later), Ok(Some(EnrolmentRequest::Enroll(secret()))));
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub(crate) const CLOSE: u8 = 0x14;
 /// Frame of a relay that gets no answers on the active path, sent on the other paths.
 pub(crate) const DOUBT: u8 = 0x15;
 
+/// Frame with which a client confirms the announcement of the relay that it has stored.
+pub(crate) const CONFIRM: u8 = 0x16;
+
 /// Returns the name of a frame type.
 pub(crate) fn name(kind: u8) -> &'static str {
     match kind {
@@ -63,6 +66,7 @@ pub(crate) fn name(kind: u8) -> &'static str {
         CONFIG => "CONFIG",
         CLOSE => "CLOSE",
         DOUBT => "DOUBT",
+        CONFIRM => "CONFIRM",
         _ => "unknown",
     }
 }
@@ -112,7 +116,9 @@ fn max_payload(kind: u8) -> Result<usize, ProtocolError> {
     match kind {
         DATA | DATA_CHECKSUM | DATA_SEGMENT | FIRST_IGNORABLE.. => Ok(MAX_DATA),
         COMPRESSED => Ok(MAX_COMPRESSED),
-        SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE | DOUBT => Ok(MAX_CONTROL),
+        SEQ | ACK | PING | PONG | HELLO | WELCOME | ACTIVATE | CONFIG | CLOSE | DOUBT | CONFIRM => {
+            Ok(MAX_CONTROL)
+        }
         unknown => Err(ProtocolError::UnknownFrame(unknown)),
     }
 }

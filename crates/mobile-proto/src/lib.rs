@@ -63,7 +63,8 @@
 //! - `compression`: zstd streams, and the choice of what to compress
 //! - [`packet`], `offload`, `coalesce`: inner packets, their segmentation and checksum offload, and
 //!   the coalescing of datagrams
-//! - [`enroll`]: the messages with which a new key redeems an invitation
+//! - `announcement`: the relay's key and endpoint of the future
+//! - [`enroll`]: the messages with which a new key redeems an invitation or replaces another
 //! - `limits`, `stats`: the bounds of a session, and its counters
 //! - `ids`, `close`, `error`: identifiers, the reasons for an end, and errors
 //!
@@ -89,7 +90,7 @@
 //! // The relay reads HELLO, creates the session and accepts the path.
 //! let (hello, _) = HelloReader::new().feed(&wire)?.expect("HELLO is complete");
 //! let ipv4 = Some([10, 77, 0, 2].into());
-//! let config = PushConfig { ipv4, ipv6: None, mtu: 1400, dns: Vec::new() };
+//! let config = PushConfig { ipv4, mtu: 1400, ..PushConfig::default() };
 //! let mut server = Session::server(hello.session, 1, Limits::default(), config);
 //! server.accept_path(now, &hello)?;
 //!
@@ -110,6 +111,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod announcement;
 mod buffer_pool;
 mod close;
 mod coalesce;
@@ -137,6 +139,7 @@ mod session;
 mod stats;
 mod varint;
 
+pub use announcement::{Announcement, is_endpoint};
 pub use close::CloseCode;
 pub use coalesce::{CoalescedSegment, SegmentCoalescer};
 pub use config::PushConfig;

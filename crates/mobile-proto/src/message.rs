@@ -1,9 +1,9 @@
-//! The control frames besides HELLO: WELCOME, ACTIVATE, CONFIG, CLOSE, DOUBT, PING, PONG, SEQ and
-//! ACK.
+//! The control frames besides HELLO: WELCOME, ACTIVATE, CONFIG, CONFIRM, CLOSE, DOUBT, PING, PONG,
+//! SEQ and ACK.
 
 use crate::compression::ZSTD;
 use crate::frame::{self, PayloadReader};
-use crate::{CloseCode, PathId, ProtocolError, PushConfig, config, varint};
+use crate::{Announcement, CloseCode, PathId, ProtocolError, PushConfig, config, varint};
 
 /// The relay's answer to HELLO.
 #[derive(Debug, PartialEq, Eq)]
@@ -129,6 +129,13 @@ pub(crate) fn decode_close(payload: &[u8]) -> Result<CloseCode, ProtocolError> {
     PayloadReader::new("CLOSE", payload).array().map(|[code]| CloseCode::from_wire(code))
 }
 
+/// Appends a CONFIRM frame.
+pub(crate) fn put_confirm(out: &mut Vec<u8>, stored: &Announcement) {
+    let mut payload = Vec::with_capacity(64);
+    stored.encode(&mut payload);
+    frame::put(out, frame::CONFIRM, &payload);
+}
+
 /// Appends a PING or PONG frame with its nonce.
 pub(crate) fn put_nonce(out: &mut Vec<u8>, kind: u8, nonce: u64) {
     frame::put(out, kind, &nonce.to_be_bytes());
@@ -169,7 +176,7 @@ mod tests {
 
     #[test]
     fn control_frames_survive_a_round_trip() {
-        let config = PushConfig { ipv4: Some([10, 0, 0, 2].into()), ipv6: None, mtu: 1280, dns: Vec::new() };
+        let config = PushConfig { ipv4: Some([10, 0, 0, 2].into()), mtu: 1280, ..PushConfig::default() };
         let mut wire = Vec::new();
         for compression in [false, true] {
             wire.clear();

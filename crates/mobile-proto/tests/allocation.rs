@@ -70,7 +70,7 @@ fn a_steady_flow_allocates_nothing() {
 
 fn steady_flow(limits: &Limits) {
     let mut now = Instant::now();
-    let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+    let config = PushConfig { mtu: 1400, ..PushConfig::default() };
     let mut client = Session::client(SessionId([1; 16]), limits.clone());
     let mut server = Session::server(SessionId([1; 16]), 7, limits.clone(), config);
     let mut wire = Vec::new();

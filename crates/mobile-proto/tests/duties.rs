@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Direction, Pair, all, closed, config, down, numbers, packet, up, with_offload};
 use mobile_proto::{
-    Budget, CloseCode, Enqueue, Event, InnerPacket, Limits, PacketBuf, PathId, PushConfig, Session,
-    SessionId, Unacknowledged,
+    Announcement, Budget, CloseCode, Enqueue, Event, InnerPacket, Limits, PacketBuf, PathId, PushConfig,
+    Session, SessionId, Unacknowledged,
 };
 
 const ONE: PathId = PathId(1);
@@ -188,6 +189,40 @@ fn a_changed_configuration_reaches_the_client_once_and_an_old_one_never() {
         pair.client_events.iter().filter(|event| matches!(event, Event::Config(_))).collect();
     assert_eq!(configs, [&Event::Config(changed(1300)), &Event::Config(changed(1280))]);
     assert_eq!(pair.client.config(), Some(&changed(1280)));
+}
+
+#[test]
+fn an_announcement_is_confirmed_once_it_is_stored_and_again_on_every_new_path() {
+    let announced = |key| Arc::new(Announcement { key: Some([key; 32]), endpoint: Some("new:443".into()) });
+    let confirmed = |pair: &mut Pair| {
+        let all = pair.server_events.drain(..).filter(|event| matches!(event, Event::Confirmed(_)));
+        all.collect::<Vec<_>>()
+    };
+    let mut pair = Pair::connected(Limits::default());
+    pair.client.confirm(announced(1));
+    pair.settle();
+    pair.server().set_config(PushConfig { relay: Some(announced(2)), ..config() });
+    pair.settle();
+    assert!(
+        pair.client_events.contains(&Event::Config(PushConfig { relay: Some(announced(2)), ..config() }))
+    );
+    assert_eq!(confirmed(&mut pair), [], "nothing is stored yet");
+    pair.client.confirm(announced(1));
+    pair.settle();
+    assert_eq!(confirmed(&mut pair), [], "an earlier announcement is stored");
+    // The confirmation is lost with its path.
+    pair.client.confirm(announced(2));
+    pair.cut(ONE);
+    pair.open(TWO);
+    pair.settle();
+    assert_eq!(confirmed(&mut pair), [Event::Confirmed(announced(2))]);
+    // A restarted relay may have forgotten it.
+    pair.config.relay = Some(announced(2));
+    pair.restart_server();
+    pair.cut(TWO);
+    pair.open(ONE);
+    pair.settle();
+    assert_eq!(confirmed(&mut pair), [Event::Confirmed(announced(2))]);
 }
 
 #[test]

@@ -11,11 +11,12 @@ mod task;
 mod tests;
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use mobile_proto::{
-    CloseCode, Event, Hello, InnerPacket, PacketHeaders, PathId, PathStats, PushConfig, Session, Stats,
-    Unacknowledged,
+    Announcement, CloseCode, Event, Hello, InnerPacket, PacketHeaders, PathId, PathStats, PushConfig,
+    Session, Stats, Unacknowledged,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -98,6 +99,7 @@ enum Command {
     Probe,
     Close(PathId, CloseCode),
     SetConfig(Box<PushConfig>),
+    Confirm(Arc<Announcement>),
     Snapshot(oneshot::Sender<SessionSnapshot>),
     TakeOver(oneshot::Sender<Unacknowledged>),
     Shutdown(CloseCode, oneshot::Sender<()>),
@@ -158,6 +160,11 @@ impl Handle {
     /// Pushes a new configuration to the client. For the relay's driver only.
     pub fn set_config(&self, config: PushConfig) {
         self.command(Command::SetConfig(Box::new(config)));
+    }
+
+    /// Confirms to the relay that its announcement is stored. For the client's driver only.
+    pub fn confirm(&self, stored: Arc<Announcement>) {
+        self.command(Command::Confirm(stored));
     }
 
     /// Returns the counters, paths and queue lengths of the session at this moment; `None` if the

@@ -14,24 +14,25 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
-use crate::keys::{KEY_LEN, KeyError, PublicKey};
+use crate::keys::{KEY_LEN, KeyError, PublicKey, RelayKeys};
+pub use mobile_proto::is_endpoint;
 
 /// The prefix of every invitation; another format would have another number.
 const PREFIX: &str = "mobile-invite-1-";
+/// The beginning of an invitation that also names the relay's next key, which earlier versions
+/// cannot read.
+const PREFIX_WITH_NEXT: &str = "mobile-invite-2-";
 /// The length in bytes of the checksum that detects an incompletely pasted invitation: the first
 /// bytes of the SHA-256 hash of the rest of the invitation.
 const CHECK_LEN: usize = 4;
-/// The maximum length of an endpoint `host:port` in bytes: a DNS name has at most 253 characters
-/// (RFC 1035), a port five.
-const MAX_ENDPOINT: usize = 253 + 1 + 5;
 
 /// The data that a laptop needs to become a client of the relay.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
     /// The relay's address as `host:port`.
     pub endpoint: String,
-    /// The relay's public key.
-    pub relay: PublicKey,
+    /// The relay's public key, and the one that is about to replace it.
+    pub relay: RelayKeys,
     /// The secret that permits one enrolment.
     pub token: Token,
 }
@@ -62,17 +63,6 @@ pub fn new_token() -> Result<Token, KeyError> {
     let mut bytes = Zeroizing::new([0; TOKEN_LEN]);
     SystemRandom::new().fill(&mut *bytes).map_err(|_| KeyError::NoRandomness)?;
     Ok(Token::from_bytes(*bytes))
-}
-
-/// Returns whether `text` is `host:port`, with an IPv6 address in brackets and a non-zero port.
-#[must_use]
-pub fn is_endpoint(text: &str) -> bool {
-    let port = text.rsplit_once(':').and_then(|(host, port)| {
-        let bare_ipv6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
-        let clean = !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '"' && c != '\\');
-        (clean && !bare_ipv6).then(|| port.parse::<u16>().ok()).flatten()
-    });
-    text.len() <= MAX_ENDPOINT && port.is_some_and(|port| port != 0)
 }
 
 impl TokenHash {
@@ -112,10 +102,13 @@ impl<'de> Deserialize<'de> for TokenHash {
 
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [&self.relay.as_bytes()[..], self.token.as_bytes(), self.endpoint.as_bytes()];
+        let RelayKeys { current, next } = &self.relay;
+        let (prefix, next) =
+            next.as_ref().map_or((PREFIX, &[][..]), |next| (PREFIX_WITH_NEXT, &next.as_bytes()[..]));
+        let parts = [&current.as_bytes()[..], next, self.token.as_bytes(), self.endpoint.as_bytes()];
         let bytes = Zeroizing::new(parts.concat());
         let whole = Zeroizing::new([&bytes[..], &check(&bytes)].concat());
-        write!(f, "{PREFIX}{}", *Zeroizing::new(URL_SAFE_NO_PAD.encode(&whole[..])))
+        write!(f, "{prefix}{}", *Zeroizing::new(URL_SAFE_NO_PAD.encode(&whole[..])))
     }
 }
 
@@ -130,20 +123,26 @@ impl FromStr for Invitation {
 
     fn from_str(text: &str) -> Result<Self, ParseInvitationError> {
         let damaged = ParseInvitationError::Damaged;
-        let encoded = text.trim().strip_prefix(PREFIX).ok_or(ParseInvitationError::Foreign)?;
+        let text = text.trim();
+        let (has_next, encoded) = match text.strip_prefix(PREFIX_WITH_NEXT) {
+            Some(encoded) => (true, encoded),
+            None => (false, text.strip_prefix(PREFIX).ok_or(ParseInvitationError::Foreign)?),
+        };
         let bytes = Zeroizing::new(URL_SAFE_NO_PAD.decode(encoded).map_err(|_| damaged.clone())?);
         let (bytes, found) = bytes.split_last_chunk::<CHECK_LEN>().ok_or(damaged.clone())?;
         if check(bytes) != *found {
             return Err(damaged);
         }
-        let (relay, bytes) = bytes.split_first_chunk::<KEY_LEN>().ok_or(damaged.clone())?;
+        let (current, mut bytes) = bytes.split_first_chunk::<KEY_LEN>().ok_or(damaged.clone())?;
+        let mut relay = RelayKeys::from(PublicKey::from_bytes(*current));
+        if has_next {
+            let (next, rest) = bytes.split_first_chunk::<KEY_LEN>().ok_or(damaged.clone())?;
+            relay.next = Some(PublicKey::from_bytes(*next));
+            bytes = rest;
+        }
         let (token, endpoint) = bytes.split_first_chunk::<TOKEN_LEN>().ok_or(damaged.clone())?;
         let endpoint = std::str::from_utf8(endpoint).ok().filter(|text| is_endpoint(text)).ok_or(damaged)?;
-        Ok(Self {
-            endpoint: endpoint.to_owned(),
-            relay: PublicKey::from_bytes(*relay),
-            token: Token::from_bytes(*token),
-        })
+        Ok(Self { endpoint: endpoint.to_owned(), relay, token: Token::from_bytes(*token) })
     }
 }
 
@@ -159,7 +158,7 @@ mod tests {
 
     fn invitation(endpoint: &str) -> Invitation {
         let token = Token::from_bytes([0xab; TOKEN_LEN]);
-        Invitation { endpoint: endpoint.into(), relay: PublicKey::from_bytes([7; KEY_LEN]), token }
+        Invitation { endpoint: endpoint.into(), relay: PublicKey::from_bytes([7; KEY_LEN]).into(), token }
     }
 
     #[test]
@@ -169,6 +168,17 @@ mod tests {
             assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_'), "{text}");
             assert_eq!(format!(" {text}\n").parse(), Ok(invitation(endpoint)));
         }
+    }
+
+    #[test]
+    fn an_invitation_may_name_the_next_key_too() {
+        let mut both = invitation("relay.example.org:443");
+        both.relay.next = Some(PublicKey::from_bytes([8; KEY_LEN]));
+        let text = both.to_string();
+        assert!(text.starts_with(PREFIX_WITH_NEXT), "{text}");
+        assert_eq!(text.parse(), Ok(both));
+        let one = text.replacen(PREFIX_WITH_NEXT, PREFIX, 1);
+        assert_eq!(one.parse::<Invitation>(), Err(ParseInvitationError::Damaged), "no endpoint begins so");
     }
 
     #[test]

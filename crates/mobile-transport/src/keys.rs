@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mobile_host::ownership;
 use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{Ed25519KeyPair, KeyPair};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -110,9 +110,8 @@ impl PrivateKey {
     }
 
     fn of(seed: Zeroizing<[u8; KEY_LEN]>) -> Self {
-        let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).expect("any 32 bytes are an Ed25519 seed");
         let mut public = [0; KEY_LEN];
-        public.copy_from_slice(pair.public_key().as_ref());
+        public.copy_from_slice(key_pair(&seed).public_key().as_ref());
         Self { seed, public: PublicKey(public) }
     }
 
@@ -167,6 +166,13 @@ impl PrivateKey {
     #[must_use]
     pub fn public(&self) -> PublicKey {
         self.public
+    }
+
+    /// Returns the signature of `message` by this key.
+    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        let mut signature = [0; 64];
+        signature.copy_from_slice(key_pair(&self.seed).sign(message).as_ref());
+        signature
     }
 
     /// Returns the private key in base64, as stored in its file.
@@ -224,6 +230,45 @@ impl PublicKey {
     pub(crate) fn from_spki(spki: &[u8]) -> Option<Self> {
         spki.strip_prefix(&SPKI_PREFIX)?.try_into().ok().map(Self)
     }
+
+    /// Returns whether `signature` is one of `message` by this key.
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).is_ok()
+    }
+}
+
+/// The keys by which a client recognises its relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayKeys {
+    /// The relay's present key.
+    pub current: PublicKey,
+    /// The key that replaces it, once the relay has announced one.
+    pub next: Option<PublicKey>,
+}
+
+impl RelayKeys {
+    /// Returns whether a relay with this key is the one.
+    #[must_use]
+    pub fn accept(&self, key: &PublicKey) -> bool {
+        self.current == *key || self.next == Some(*key)
+    }
+}
+
+impl From<PublicKey> for RelayKeys {
+    fn from(current: PublicKey) -> Self {
+        Self { current, next: None }
+    }
+}
+
+impl fmt::Display for RelayKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.current)?;
+        self.next.map_or(Ok(()), |next| write!(f, " or {next}"))
+    }
+}
+
+fn key_pair(seed: &[u8; KEY_LEN]) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(seed).expect("any 32 bytes are an Ed25519 seed")
 }
 
 impl fmt::Display for PublicKey {

@@ -24,8 +24,8 @@
 //!
 //! **Identity and settings**:
 //!
-//! - [`keys`] loads and saves the Ed25519 keys, and [`invitation`] is the text with which a new
-//!   client enrols.
+//! - [`keys`] loads and saves the Ed25519 keys, [`key_rotation`] replaces them, and [`invitation`]
+//!   is the text with which a new client enrols.
 //! - [`tunnel_options`] has the values of the `[tunnel]` section that both programs share.
 //!
 //! # How the parts fit
@@ -55,7 +55,7 @@
 //!
 //! let relay = PrivateKey::generate()?.public();
 //! let endpoint = "relay.example.org:443".to_owned();
-//! let invitation = Invitation { endpoint, relay, token: new_token()? };
+//! let invitation = Invitation { endpoint, relay: relay.into(), token: new_token()? };
 //!
 //! let line = invitation.to_string();
 //! assert!(line.starts_with("mobile-invite-1-"));
@@ -66,6 +66,7 @@
 pub mod coalescing;
 pub mod driver;
 pub mod invitation;
+pub mod key_rotation;
 pub mod keys;
 mod rate_control;
 mod socket;

@@ -4,6 +4,7 @@
 //! There are no session tickets, because each handover must prove possession of the key again, and
 //! no early data, because early data can be replayed.
 
+mod certificate;
 mod verify;
 
 use std::fmt;
@@ -18,10 +19,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
-use rustls::crypto::ring::sign::any_eddsa_type;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::ServerName;
+use rustls::server::NoServerSessionStorage;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, CommonState, ServerConfig, SupportedCipherSuite,
     version,
@@ -29,10 +28,10 @@ use rustls::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
-use zeroize::Zeroize as _;
 
-use crate::keys::{PrivateKey, PublicKey};
+use crate::keys::{PrivateKey, PublicKey, RelayKeys};
 use crate::socket::{AllowanceExceeded, ReadAheadSocket};
+use certificate::{RelayCertificate, identity};
 use verify::{ClientKeyVerifier, PinnedRelayVerifier, WrongRelayKey};
 
 /// The transport of a path: TLS over TCP, as client or server.
@@ -69,8 +68,8 @@ pub enum HandshakeFailure {
     Refused,
     /// The relay's key is not the configured one.
     WrongRelayKey {
-        /// The key in the configuration.
-        expected: PublicKey,
+        /// The keys that the client accepts.
+        expected: RelayKeys,
         /// The key that the relay offered.
         offered: PublicKey,
     },
@@ -123,19 +122,27 @@ impl HandshakeFailure {
 pub struct RelayConfig {
     paths: Arc<ServerConfig>,
     enrolments: Arc<ServerConfig>,
+    certificate: Arc<RelayCertificate>,
+}
+
+impl RelayConfig {
+    /// Replaces the relay's key in all later handshakes; clones of this configuration share it.
+    pub fn set_key(&self, key: &PrivateKey) {
+        self.certificate.set(key);
+    }
 }
 
 /// Creates the client's TLS configuration for paths, which proves possession of `key` and accepts
-/// only a relay with the key `relay`.
+/// only a relay with one of the keys `relay`.
 #[must_use]
-pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+pub fn client_config(key: &PrivateKey, relay: impl Into<RelayKeys>) -> Arc<ClientConfig> {
     let provider = provider();
     let identity = identity(key);
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(relay, &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(relay.into(), &provider)))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(identity)));
     config.alpn_protocols = vec![mobile_proto::ALPN.to_vec()];
     config.resumption = Resumption::disabled();
@@ -146,7 +153,7 @@ pub fn client_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
 
 /// Creates the TLS configuration of a client that wants the relay to enrol `key`.
 #[must_use]
-pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig> {
+pub fn enrolment_config(key: &PrivateKey, relay: impl Into<RelayKeys>) -> Arc<ClientConfig> {
     let mut config = Arc::unwrap_or_clone(client_config(key, relay));
     config.alpn_protocols = vec![ENROLL_ALPN.to_vec()];
     Arc::new(config)
@@ -158,20 +165,25 @@ pub fn enrolment_config(key: &PrivateKey, relay: PublicKey) -> Arc<ClientConfig>
 /// client proves to possess.
 #[must_use]
 pub fn server_config(key: &PrivateKey, authorise: Authorise) -> RelayConfig {
+    let certificate = Arc::new(RelayCertificate::new(key));
     RelayConfig {
-        paths: server_config_for(key, authorise, mobile_proto::ALPN),
-        enrolments: server_config_for(key, Arc::new(|_| true), ENROLL_ALPN),
+        paths: server_config_for(&certificate, authorise, mobile_proto::ALPN),
+        enrolments: server_config_for(&certificate, Arc::new(|_| true), ENROLL_ALPN),
+        certificate,
     }
 }
 
-fn server_config_for(key: &PrivateKey, authorise: Authorise, alpn: &[u8]) -> Arc<ServerConfig> {
+fn server_config_for(
+    certificate: &Arc<RelayCertificate>,
+    authorise: Authorise,
+    alpn: &[u8],
+) -> Arc<ServerConfig> {
     let provider = provider();
-    let identity = identity(key);
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13])
         .expect("ring has cipher suites for TLS 1.3")
         .with_client_cert_verifier(Arc::new(ClientKeyVerifier::new(authorise, &provider)))
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(identity)));
+        .with_cert_resolver(Arc::clone(certificate) as _);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -342,15 +354,6 @@ fn has_aes() -> bool {
         && std::arch::is_aarch64_feature_detected!("pmull");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     return false;
-}
-
-/// Returns the key pair in the form that rustls uses: a bare SubjectPublicKeyInfo takes the place
-/// of the certificate.
-fn identity(key: &PrivateKey) -> Arc<CertifiedKey> {
-    let mut private = PrivatePkcs8KeyDer::from(key.to_pkcs8());
-    let signer = any_eddsa_type(&private).expect("an Ed25519 seed in PKCS#8 is a key ring takes");
-    private.zeroize();
-    Arc::new(CertifiedKey::new(vec![CertificateDer::from(key.public().to_spki())], signer))
 }
 
 #[cfg(test)]

@@ -53,6 +53,16 @@ pub(crate) enum Verb {
     /// Forward ports of this host to clients.
     #[command(subcommand)]
     Forward(ForwardVerb),
+    /// Print the public key; during a rotation, also the next key and which clients know it.
+    Key {
+        #[command(subcommand)]
+        verb: Option<KeyVerb>,
+        #[command(flatten)]
+        format: OutputFormat,
+    },
+    /// Tell clients another endpoint of this relay, which they try first from then on; without
+    /// arguments, print it and which clients know it.
+    Move(Move),
     /// Make the running relay reload its configuration; print the changed keys, and on stderr those
     /// that need a restart.
     Reload(OutputFormat),
@@ -114,6 +124,38 @@ pub(crate) struct Authorize {
     pub(crate) from: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Make the relay's next key and announce it to clients, which then accept both keys. Repeat
+    /// with --finish when they know it.
+    Rotate(Rotate),
+}
+
+/// The options of `key rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct Rotate {
+    /// Make the next key the relay's key; refused while a client does not know it.
+    #[arg(long)]
+    pub(crate) finish: bool,
+    /// Finish although these clients are locked out by it.
+    #[arg(long, requires = "finish")]
+    pub(crate) force: bool,
+    /// Withdraw the next key.
+    #[arg(long, conflicts_with = "finish")]
+    pub(crate) cancel: bool,
+}
+
+/// The arguments of `move`.
+#[derive(Debug, Args)]
+pub(crate) struct Move {
+    /// The new endpoint: a name, an IPv4 address or an [IPv6 address], and a port.
+    #[arg(value_name = "HOST:PORT", value_parser = endpoint)]
+    pub(crate) endpoint: Option<String>,
+    /// Withdraw the announced endpoint: clients return to that of their configuration.
+    #[arg(long, conflicts_with = "endpoint")]
+    pub(crate) cancel: bool,
+}
+
 /// Persistent addresses that the operator chooses.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Addresses {
@@ -136,7 +178,8 @@ pub(crate) struct Invite {
     /// Let the invitation expire after this time, such as 30m, 24h or 7d.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub(crate) expires: Duration,
-    /// Put this relay endpoint into the invitation (default: `[listen] endpoint`, else `address`).
+    /// Put this relay endpoint into the invitation (default: that of `home-relay
+    /// move`, else `[listen] endpoint`, else `address`).
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     pub(crate) endpoint: Option<String>,
     #[command(flatten)]

@@ -3,9 +3,11 @@
 use anyhow::{Context as _, bail};
 use fast_qr::{ECL, QRBuilder};
 use mobile_transport::invitation::{Invitation, TokenHash, new_token};
+use mobile_transport::keys::RelayKeys;
 
 use super::args::Invite;
 use super::clients::{UNEXPECTED_REPLY, call, connect};
+use super::key;
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
 use crate::store::{self, Store};
@@ -14,7 +16,8 @@ use crate::store::{self, Store};
 /// generated here, and only its hash is sent to the relay and stored.
 pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
     let Invite { name, qr, expires, endpoint, addresses } = options;
-    let Some(endpoint) = endpoint.or_else(|| config.listen.endpoint()) else {
+    let identity = key::identity(config)?;
+    let Some(endpoint) = endpoint.or(identity.endpoint).or_else(|| config.listen.endpoint()) else {
         bail!(
             "the address for clients is unknown, because the relay listens on {}: give --endpoint HOST:PORT, \
              or set [listen] endpoint",
@@ -29,13 +32,13 @@ pub(crate) fn run(config: &Config, options: Invite) -> anyhow::Result<()> {
             call(&mut relay, &Request::Invite { name, token: hash, lifetime, wanted })?
         }
         None => {
-            let relay = config.identity.load_key().context("[identity] private_key_file")?.public();
             let (store, pools) = (Store::open(&config.state.dir)?, config.pools()?);
             let invited = store.invite(&name, hash, expires, wanted, &pools, store::now())?;
-            AdminReply::Invited { relay, entry: invited.into() }
+            AdminReply::Invited { relay: identity.public_key, entry: invited.into() }
         }
     };
     let AdminReply::Invited { relay, entry } = reply else { bail!(UNEXPECTED_REPLY) };
+    let relay = RelayKeys { current: relay, next: identity.next_public_key };
     let invitation = Invitation { endpoint, relay, token }.to_string();
     if qr {
         let code = QRBuilder::new(invitation.as_str()).ecl(ECL::L).build();

@@ -27,8 +27,9 @@ mobile_host::declare_metrics! {
         "Addresses, routes, settings and nftables rules that another program changed and the relay \
          restored; the nftables table counts as one.";
     ENROLMENTS: Counter "homerelay_enrolments_total" ["result"]
-        "Attempts to redeem an invitation, by result. `enrolled`: the key is a client; `unknown`: \
-         no invitation has the token; `expired`; `used`: another key redeemed the token; \
+        "Attempts to redeem an invitation or to replace a key, by result. `enrolled`: the key is a \
+         client; `key_changed`: a client replaces its key; `not_a_client`: the key to replace is no \
+         client's; `unknown`: no invitation has the token; `expired`; `used`: another key redeemed the token; \
          `key_taken`: the key is a client under another name; `no_address`: the pool is exhausted; \
          `failed`: the store failed; `malformed`: the request was invalid; `busy`: too many \
          concurrent attempts.";

@@ -143,6 +143,10 @@ impl HandshakeResult {
 pub(crate) enum EnrolmentResult {
     /// The key became a client's, now or by an earlier request with the same token.
     Enrolled,
+    /// A client's key is about to be replaced by another one.
+    KeyChanged,
+    /// The key to be replaced is no client's.
+    NotAClient,
     /// No invitation has the token.
     Unknown,
     /// The invitation has expired.
@@ -162,8 +166,10 @@ pub(crate) enum EnrolmentResult {
 }
 
 impl EnrolmentResult {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Enrolled,
+        Self::KeyChanged,
+        Self::NotAClient,
         Self::Unknown,
         Self::Expired,
         Self::Used,
@@ -177,6 +183,8 @@ impl EnrolmentResult {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Enrolled => "enrolled",
+            Self::KeyChanged => "key_changed",
+            Self::NotAClient => "not_a_client",
             Self::Unknown => "unknown",
             Self::Expired => "expired",
             Self::Used => "used",

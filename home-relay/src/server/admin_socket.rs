@@ -67,6 +67,8 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     }
                     Request::Revoke { name } => info!(uid, pid, name, "admin request: revoke"),
                     Request::Reload => info!(uid, pid, "admin request: reload"),
+                    Request::RereadKeys => info!(uid, pid, "admin request: reread keys"),
+                    Request::Move { endpoint } => info!(uid, pid, ?endpoint, "admin request: move"),
                     Request::Forward(forward) => info!(uid, pid, "admin request: forward add: {forward}"),
                     Request::Unforward { protocol, port } => {
                         info!(uid, pid, %protocol, port, "admin request: forward del");
@@ -75,6 +77,7 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     Request::Status
                     | Request::Clients
                     | Request::Sessions
+                    | Request::Identity
                     | Request::Forwards
                     | Request::Reconcile
                     | Request::Config => {
@@ -129,6 +132,11 @@ async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
         Request::Forward(forward) => return to_reply(relay.forward(forward).await, AdminReply::Forward),
         Request::Unforward { protocol, port } => {
             return to_reply(relay.unforward(protocol, port).await, AdminReply::Forward);
+        }
+        Request::Identity => return to_reply(relay.identity_state().await, AdminReply::Identity),
+        Request::RereadKeys => return to_reply(relay.reread_keys().await, AdminReply::Identity),
+        Request::Move { endpoint } => {
+            return to_reply(relay.move_to(endpoint).await, AdminReply::Identity);
         }
         Request::Forwards => return to_reply(relay.forwards().await, AdminReply::Forwards),
     };

@@ -1,11 +1,12 @@
-//! Serves the connections that redeem invitations.
+//! Serves the connections that redeem invitations or replace a client's key.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, EnrolmentRequest, KeyChange, Token};
 use mobile_transport::invitation::TokenHash;
+use mobile_transport::key_rotation;
 use mobile_transport::keys::PublicKey;
 use mobile_transport::tls::TlsStream;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -26,6 +27,10 @@ const REFUSAL_PAUSE: Duration = Duration::from_millis(500);
 /// The time for an enrolling client to read the reply and to close the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The reply to a request that cannot be parsed, or whose proof is wrong.
+const MALFORMED: (EnrolmentReply, EnrolmentResult) =
+    (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), EnrolmentResult::Malformed);
+
 /// Serves enrolment connections, on which the holders of unknown keys ask to become clients.
 pub(super) struct Enroller {
     relay: Arc<Relay>,
@@ -45,19 +50,20 @@ impl Enroller {
         }
     }
 
-    /// Serves one enrolment connection: receives the token and sends the reply. The caller limits
+    /// Serves one enrolment connection: receives the request and sends the reply. The caller limits
     /// the time.
     pub(super) async fn serve(&self, mut stream: TlsStream, key: PublicKey, peer: SocketAddr) {
         let Ok(_permit) = self.permits.try_acquire() else {
             self.metrics.enrolment(EnrolmentResult::Busy);
             return;
         };
-        let (reply, result) = match read_token(&mut stream).await {
-            Some(token) => self.redeem(&token, key, peer).await,
-            None => (EnrolmentReply::Refused(EnrolmentRefusal::Malformed), EnrolmentResult::Malformed),
+        let (reply, result) = match read_request(&mut stream).await {
+            Some(EnrolmentRequest::Enroll(token)) => self.redeem(&token, key, peer).await,
+            Some(EnrolmentRequest::ChangeKey(change)) => self.change_key(&stream, &change, key, peer).await,
+            None => MALFORMED,
         };
         self.metrics.enrolment(result);
-        if result != EnrolmentResult::Enrolled {
+        if !matches!(result, EnrolmentResult::Enrolled | EnrolmentResult::KeyChanged) {
             tokio::time::sleep(REFUSAL_PAUSE).await;
         }
         // A client that misses this reply asks again and gets the same one.
@@ -95,13 +101,46 @@ impl Enroller {
             }
             Err(error) => error,
         };
-        let (refusal, result) = match &error {
+        self.refuse("enrolment", &error, key, peer)
+    }
+
+    async fn change_key(
+        &self,
+        stream: &TlsStream,
+        change: &KeyChange,
+        key: PublicKey,
+        peer: SocketAddr,
+    ) -> (EnrolmentReply, EnrolmentResult) {
+        let Some(new) = key_rotation::verify(stream, &key, change).filter(|new| *new != key) else {
+            return MALFORMED;
+        };
+        let relay = Arc::clone(&self.relay);
+        let changed = tokio::spawn(async move { relay.change_key(key, new).await }).await;
+        match changed.unwrap_or_else(|error| Err(StoreError::Database(error.to_string()))) {
+            Ok(client) => {
+                info!(client = client.name, %key, %new, %peer, "client replaces its key: both are accepted for now");
+                (EnrolmentReply::Enrolled(client.name), EnrolmentResult::KeyChanged)
+            }
+            Err(error) => self.refuse("change of a client's key", &error, key, peer),
+        }
+    }
+
+    /// Logs a refusal, rate-limited, and returns it as a reply.
+    fn refuse(
+        &self,
+        request: &str,
+        error: &StoreError,
+        key: PublicKey,
+        peer: SocketAddr,
+    ) -> (EnrolmentReply, EnrolmentResult) {
+        let (refusal, result) = match error {
             StoreError::TokenUnknown => (EnrolmentRefusal::Unknown, EnrolmentResult::Unknown),
             StoreError::TokenExpired(_) | StoreError::TokenFromFuture(_) => {
                 (EnrolmentRefusal::Expired, EnrolmentResult::Expired)
             }
             StoreError::TokenUsed(_) => (EnrolmentRefusal::Used, EnrolmentResult::Used),
             StoreError::KeyTaken { .. } => (EnrolmentRefusal::KeyTaken, EnrolmentResult::KeyTaken),
+            StoreError::NotAClient => (EnrolmentRefusal::NotAClient, EnrolmentResult::NotAClient),
             StoreError::Pool(_) => (EnrolmentRefusal::NoAddress, EnrolmentResult::NoAddress),
             _ => (EnrolmentRefusal::Failed, EnrolmentResult::Failed),
         };
@@ -109,22 +148,22 @@ impl Enroller {
             .allow(Instant::now());
         match suppressed {
             Some(suppressed) if result == EnrolmentResult::Failed => {
-                warn!(%peer, %key, suppressed, "enrolment failed: {error}");
+                warn!(%peer, %key, suppressed, "{request} failed: {error}");
             }
-            Some(suppressed) => info!(%peer, %key, suppressed, "enrolment refused: {error}"),
+            Some(suppressed) => info!(%peer, %key, suppressed, "{request} refused: {error}"),
             None => {}
         }
         (EnrolmentReply::Refused(refusal), result)
     }
 }
 
-async fn read_token(stream: &mut TlsStream) -> Option<Token> {
+async fn read_request(stream: &mut TlsStream) -> Option<EnrolmentRequest> {
     let mut bytes = Vec::new();
     // A request that is too long is refused by its header, before the rest arrives.
     let mut buffer = [0; 512];
     loop {
         match enroll::read_request(&bytes) {
-            Ok(Some(token)) => return Some(token),
+            Ok(Some(request)) => return Some(request),
             Ok(None) => {}
             Err(_) => return None,
         }

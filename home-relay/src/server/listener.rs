@@ -31,6 +31,7 @@ tokio::task_local! {
 #[derive(Clone)]
 pub(crate) struct Acceptor {
     tls: RelayConfig,
+    relay: Arc<Relay>,
     registry: Arc<Registry>,
     enroller: Arc<Enroller>,
     metrics: Arc<Metrics>,
@@ -44,19 +45,22 @@ impl Acceptor {
     pub(crate) fn new(key: &PrivateKey, relay: &Arc<Relay>, metrics: &Arc<Metrics>) -> Self {
         let registry = relay.registry();
         let clients = Arc::clone(registry);
+        let tls = tls::server_config(
+            key,
+            Arc::new(move |key| {
+                let authorized = clients.is_authorized(key);
+                if !authorized {
+                    // TLS calls this closure in the task of the handshake, or outside of any
+                    // handshake.
+                    let _ = REFUSED.try_with(|refused| refused.set(true));
+                }
+                authorized
+            }),
+        );
+        relay.set_tls(tls.clone());
         Self {
-            tls: tls::server_config(
-                key,
-                Arc::new(move |key| {
-                    let authorized = clients.is_authorized(key);
-                    if !authorized {
-                        // TLS calls this closure in the task of the handshake, or outside of any
-                        // handshake.
-                        let _ = REFUSED.try_with(|refused| refused.set(true));
-                    }
-                    authorized
-                }),
-            ),
+            tls,
+            relay: Arc::clone(relay),
             registry: Arc::clone(registry),
             enroller: Arc::new(Enroller::new(relay, metrics)),
             metrics: Arc::clone(metrics),
@@ -151,7 +155,10 @@ impl Acceptor {
         self.record_proof(key, peer);
         // Outside the time limit: a cancellation half-way would leave a session without an owner.
         match self.registry.admit(&key, hello, leftover, stream, peer).await {
-            Ok(result) => result,
+            Ok(result) => {
+                self.relay.adopt_key(key).await;
+                result
+            }
             Err(_) => HandshakeResult::Unauthorized,
         }
     }

@@ -1,11 +1,11 @@
 //! The registry of authorised clients and their sessions; each client has at most one session.
 
+mod announcement;
 mod client_entry;
+mod keys;
 mod sessions;
 mod settings;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
@@ -14,10 +14,12 @@ use ipnet::IpNet;
 use mobile_proto::{CloseCode, Hello, Limits, Unacknowledged};
 use mobile_transport::driver::TlsStream;
 use mobile_transport::keys::PublicKey;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::info;
 
 use client_entry::ClientEntry;
+use keys::Entries;
 pub(crate) use settings::Settings;
 
 use super::demux::Demux;
@@ -37,7 +39,9 @@ pub(crate) struct Registry {
     limits: Arc<Limits>,
     /// The policy that the source filter checks every packet from a client against.
     shared_policy: Arc<SharedPolicy>,
-    entries: RwLock<HashMap<PublicKey, Arc<ClientEntry>>>,
+    entries: RwLock<Entries>,
+    /// Notified when a client has confirmed the announcement.
+    confirmations: Notify,
     demux: Arc<Demux>,
     device: Arc<dyn PacketDevice>,
     metrics: Arc<Metrics>,
@@ -65,17 +69,35 @@ impl Registry {
         }));
         let limits = Arc::new(settings.limits());
         let settings = RwLock::new(settings);
-        Self { pools, settings, limits, shared_policy, entries: RwLock::default(), demux, device, metrics }
+        Self {
+            pools,
+            settings,
+            limits,
+            shared_policy,
+            entries: RwLock::default(),
+            confirmations: Notify::new(),
+            demux,
+            device,
+            metrics,
+        }
     }
 
-    /// Applies new settings, to running sessions too.
-    pub(crate) async fn set_settings(&self, settings: Settings) {
+    /// Applies new settings, to running sessions too. The announcement stays.
+    pub(crate) async fn set_settings(&self, mut settings: Settings) {
         self.shared_policy.change(|policy| {
             policy.isolate = settings.isolate;
             policy.reach = settings.reach.clone();
             policy.resolvers.clone_from(&settings.push.dns);
         });
-        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
+        {
+            let mut former = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+            settings.push.relay = former.push.relay.take();
+            *former = settings.clone();
+        }
+        self.push_to_all(&settings).await;
+    }
+
+    async fn push_to_all(&self, settings: &Settings) {
         for entry in self.all_entries() {
             entry.queue.set_capacity(settings.queue_bytes);
             // A session that begins concurrently reads the new settings itself.
@@ -105,10 +127,12 @@ impl Registry {
     /// Adds a client and returns true; returns false if the client is already registered.
     pub(crate) fn add(&self, client: &Client) -> bool {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let Entry::Vacant(vacant) = entries.entry(client.public_key) else { return false };
-        self.metrics.clients.inc();
-        vacant.insert(self.new_entry(client));
-        true
+        let is_new = entries.get(&client.public_key).is_none();
+        if is_new {
+            self.metrics.clients.inc();
+            entries.insert(&self.new_entry(client));
+        }
+        is_new
     }
 
     /// Adds a client, or updates its addresses and reach.
@@ -127,7 +151,8 @@ impl Registry {
             Some(previous) => {
                 self.end_session(&previous, CloseCode::SessionGone).await;
                 let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-                entries.insert(client.public_key, self.new_entry(client));
+                entries.remove(&client.public_key);
+                entries.insert(&self.new_entry(client));
                 return previous.lease.without(client.lease);
             }
         }
@@ -295,6 +320,6 @@ impl Registry {
     }
 
     fn all_entries(&self) -> Vec<Arc<ClientEntry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).all().cloned().collect()
     }
 }

@@ -5,9 +5,10 @@
 //! in agreement: it holds the lock on the applied configuration from its first step to its last.
 
 use std::path::{Path, PathBuf};
-use std::sync::{self, Arc};
+use std::sync::{self, Arc, OnceLock, PoisonError, RwLock};
 
-use mobile_transport::keys::PublicKey;
+use mobile_transport::keys::{PublicKey, RelayKeys};
+use mobile_transport::tls::RelayConfig;
 use tokio::sync::Mutex;
 use tracing::warn;
 
@@ -24,12 +25,15 @@ pub(super) mod forwards;
 mod invitations;
 mod reconciler;
 mod reload;
+mod rotation;
 mod status;
 
 /// A running relay: the state that admin commands act on.
 pub(crate) struct Relay {
-    /// The public key by which clients know this relay.
-    public_key: PublicKey,
+    /// The keys by which clients know this relay.
+    keys: RwLock<RelayKeys>,
+    /// The TLS configuration of the acceptor, which proves the key.
+    tls: OnceLock<RelayConfig>,
     store: Arc<Store>,
     pools: Pools,
     /// The pools that this host can serve: without IPv6 on a host that has none.
@@ -65,7 +69,7 @@ impl AppliedState {
 impl Relay {
     /// Creates the relay of the configuration file `path`.
     pub(super) fn new(
-        public_key: PublicKey,
+        keys: RelayKeys,
         path: PathBuf,
         pools: Pools,
         applied: AppliedState,
@@ -76,7 +80,8 @@ impl Relay {
         let limits = applied.config.limits.clone();
         let file = applied.config.file.clone();
         Self {
-            public_key,
+            keys: RwLock::new(keys),
+            tls: OnceLock::new(),
             store: Arc::new(store),
             pools,
             served_pools: applied.network.pools(),
@@ -90,9 +95,9 @@ impl Relay {
         }
     }
 
-    /// Returns the public key by which clients know this relay.
+    /// Returns the public key that this relay proves.
     pub(super) fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).current
     }
 
     /// Returns the configuration file, by which the relay is known to other programs.

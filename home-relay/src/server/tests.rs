@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, Token};
+use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply, EnrolmentRequest, Token};
 use mobile_proto::{CloseCode, Event, InnerPacket, PacketHeaders, PathId, PushConfig, Session, SessionId};
 use mobile_transport::driver::DriverEvent;
 use mobile_transport::invitation::TokenHash;
@@ -35,6 +35,7 @@ mod addresses;
 mod client;
 mod enrolment;
 mod log_buffer;
+mod rotation;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -63,7 +64,7 @@ struct TestRelay {
 impl TestRelay {
     fn start(limits: &Limits) -> Self {
         let pools = Pools::new(Some("10.9.0.0/24".parse().unwrap()), None).unwrap();
-        let push = PushConfig { ipv4: None, ipv6: None, mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()] };
+        let push = PushConfig { mtu: 1500, dns: vec!["10.9.0.1".parse().unwrap()], ..PushConfig::default() };
         let (queue_bytes, session_idle) = (4096, limits.session_idle);
         let settings = Settings {
             push,
@@ -80,16 +81,17 @@ impl TestRelay {
             Registry::new(pools, settings, Arc::clone(&demux), Arc::new(sink), Arc::clone(&metrics));
         let registry = Arc::new(registry);
         let key = PrivateKey::generate().unwrap();
+        let state = tempfile::tempdir().unwrap();
+        key.save_new(&state.path().join("key")).unwrap();
         let listener = transport::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        let state = tempfile::tempdir().unwrap();
         let path = state.path().join("relay.toml");
         let text = "listen.address = \"127.0.0.1:0\"\nidentity.private_key_file = \"key\"\npool.ipv4 = \"10.9.0.0/24\"";
         std::fs::write(&path, text).unwrap();
         let config = Config { limits: limits.clone(), ..Config::load(&path).unwrap() };
         let home = HomeNetwork::detached(&config, pools);
         let relay = Relay::new(
-            key.public(),
+            key.public().into(),
             path,
             pools,
             AppliedState::new(config, home),
@@ -98,6 +100,8 @@ impl TestRelay {
             Arc::clone(&metrics),
         );
         let relay = Arc::new(relay);
+        let recorder = Arc::clone(&relay);
+        tokio::spawn(async move { recorder.record_confirmations().await });
         tokio::spawn(Acceptor::new(&key, &relay, &metrics).run(listener));
         Self { relay, registry, demux, metrics, device, address, key: key.public(), _state: state }
     }
@@ -105,13 +109,8 @@ impl TestRelay {
     /// Authorises a new key with the address 10.9.0.`host`.
     fn authorize(&self, host: u8) -> PrivateKey {
         let key = PrivateKey::generate().unwrap();
-        self.registry.add(&Client {
-            name: format!("client-{host}"),
-            public_key: key.public(),
-            lease: Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None },
-            created: 0,
-            reach: None,
-        });
+        let lease = Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None };
+        self.registry.add(&Client::new(format!("client-{host}"), key.public(), lease, 0));
         key
     }
 

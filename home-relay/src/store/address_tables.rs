@@ -59,7 +59,7 @@ impl<'t> AddressTables<'t> {
 
     /// Returns an error if the key belongs to a client of another name.
     pub(super) fn check_key(&self, name: &str, key: &PublicKey) -> Result<(), StoreError> {
-        match self.clients.iter().find(|client| client.public_key == *key && client.name != name) {
+        match self.clients.iter().find(|client| client.has_key(key) && client.name != name) {
             Some(known) => Err(StoreError::KeyTaken { name: known.name.clone() }),
             None => Ok(()),
         }

@@ -63,7 +63,6 @@ impl Store {
                     return Err(StoreError::NameTaken { name: name.clone(), key: known.public_key });
                 }
                 tables.check_key(name, public_key)?;
-                let created = known.as_ref().map_or(now, |known| known.created);
                 let lease = match &known {
                     Some(known) if *wanted == Lease::default() => known.lease,
                     Some(_) => tables.assign_lease(name, *wanted, pools, now, &mut taken)?,
@@ -73,7 +72,9 @@ impl Store {
                     }
                 };
                 let reach = reach.apply_to(known.as_ref().and_then(|known| known.reach.clone()));
-                let client = Client { name: name.clone(), public_key: *public_key, lease, created, reach };
+                let former = known.clone();
+                let former = former.unwrap_or_else(|| Client::new(name.clone(), *public_key, lease, now));
+                let client = Client { lease, reach, ..former };
                 if known.as_ref() != Some(&client) {
                     if let Some(known) = known {
                         tables.record_freed(public_key, known.lease.without(lease), now)?;

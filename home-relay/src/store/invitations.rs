@@ -149,8 +149,7 @@ impl Store {
             tables.check_key(&invited.name, key)?;
             let mut taken = tables.taken(now);
             let lease = tables.assign_lease(&invited.name, Lease::default(), pools, now, &mut taken)?;
-            let client =
-                Client { name: invited.name.clone(), public_key: *key, lease, created: now, reach: None };
+            let client = Client::new(invited.name.clone(), *key, lease, now);
             invited.used_by = Some(*key);
             tables.put_invitation(&invited)?;
             tables.put_client(&client)?;

@@ -19,8 +19,9 @@ use super::{StoreError, database};
 /// The name of the database file in the state directory.
 pub(super) const FILE: &str = "relay.redb";
 /// The version of the database format. Format 1 had only clients, and no version. Format 2 added
-/// invitations, format 3 added forwards, and format 4 added a table of freed addresses.
-pub(super) const VERSION: u64 = 4;
+/// invitations, format 3 added forwards, format 4 added a table of freed
+/// addresses, and format 5 added announcements.
+pub(super) const VERSION: u64 = 5;
 /// The definition of a table whose rows are JSON, so that a field can be added without a new
 /// format.
 pub(super) type Rows = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -33,6 +34,8 @@ pub(super) const FORWARDS: Rows = TableDefinition::new("forwards");
 /// The table of freed addresses, keyed by address, each with the time at which it became free and
 /// the last holder's public key.
 pub(super) const FREED: Rows = TableDefinition::new("freed");
+/// The table with one row: what the relay announces to its clients.
+pub(super) const ANNOUNCED: Rows = TableDefinition::new("announced");
 /// The table that holds the version of the database format, under the key [`FORMAT`].
 pub(super) const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// The key of the format version in the table [`META`].
@@ -107,7 +110,7 @@ pub(super) fn table_names() -> Result<Vec<String>, StoreError> {
 
 /// Creates the missing tables of the database.
 fn create_tables(transaction: &WriteTransaction) -> Result<(), StoreError> {
-    for table in [CLIENTS, INVITATIONS, FORWARDS, FREED] {
+    for table in [CLIENTS, INVITATIONS, FORWARDS, FREED, ANNOUNCED] {
         transaction.open_table(table).map_err(database)?;
     }
     Ok(())

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::processes::{Job, JobError, LoadedConfig};
 use crate::protocol::Reloaded;
 use crate::routing::RouteSettings;
+use crate::tunnel::known_relay::KnownRelay;
 use crate::tunnel::machine::Preferences;
 use crate::tunnel::{PresentPaths, TunnelSettings};
 
@@ -83,7 +84,7 @@ impl Agent {
         let present = if relay == former.identity.relay { PresentPaths::Keep } else { PresentPaths::Replace };
         let own_key = key.public();
         let is_new = is_new_key || present == PresentPaths::Replace;
-        let identity = is_new.then(|| (relay.clone(), key, present));
+        let identity = is_new.then(|| (KnownRelay::load(&config.state.dir, &relay), key, present));
         self.session.tunnel.configure(TunnelSettings { preferences, identity });
         self.settings.send_replace(Arc::new(Settings { config, identity: Identity { relay, own_key } }));
         Ok(reloaded)

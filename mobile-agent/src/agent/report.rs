@@ -10,7 +10,6 @@ use mobile_transport::driver::SessionSnapshot;
 use mobile_transport::tunnel_options::Compression;
 
 use super::Agent;
-use crate::config::RelayIdentity;
 use crate::protocol::NoSession;
 use crate::routing::assignment::Assignment;
 use crate::routing::claim::Refusal;
@@ -41,7 +40,7 @@ impl Agent {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             session,
             problem,
-            relay: relay(&settings.identity.relay, &state),
+            relay: self.relay(&state),
             public_key: settings.identity.own_key.to_string(),
             device: config.tunnel.device.clone(),
             addresses,
@@ -99,6 +98,18 @@ impl Agent {
         (session, problem.or_else(|| self.route.refused.problem(addresses)))
     }
 
+    fn relay(&self, state: &TunnelState) -> RelayStatus {
+        let known = self.session.tunnel.known.borrow();
+        RelayStatus {
+            endpoint: known.configured_endpoint().to_owned(),
+            announced_endpoint: known.announced_endpoint().map(str::to_owned),
+            address: state.active.as_ref().map(|(_, address)| *address),
+            public_key: known.keys().current.to_string(),
+            next_public_key: known.keys().next.map(|key| key.to_string()),
+            configured_key_replaced: known.has_new_key(),
+        }
+    }
+
     /// Returns the numbers of packets that were dropped or lost, by reason.
     fn drops(&self, stats: &Stats) -> BTreeMap<String, u64> {
         let delivery = &self.session.delivery;
@@ -117,14 +128,6 @@ impl Agent {
         ]
         .map(|(reason, count)| (reason.to_owned(), count))
         .into()
-    }
-}
-
-fn relay(relay: &RelayIdentity, state: &TunnelState) -> RelayStatus {
-    RelayStatus {
-        endpoint: relay.endpoint.clone(),
-        address: state.active.as_ref().map(|(_, address)| *address),
-        public_key: relay.public_key.to_string(),
     }
 }
 

@@ -24,6 +24,7 @@ use crate::footprint;
 use crate::routing::networks;
 use crate::selection::deadline;
 use crate::status::Status;
+use crate::tunnel::known_relay::KnownRelay;
 use crate::uplinks::links::RouteTargets;
 use crate::uplinks::policy::{Families, Uplink};
 
@@ -90,6 +91,12 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) 
         config.routing.on_failure = status.on_failure;
         relay = relay_of(status);
     }
+    let known = relay.as_mut().ok().map(|relay| {
+        let known = KnownRelay::load(&config.state.dir, relay);
+        // The endpoint that the agent tries first is the one to check.
+        relay.endpoint = known.endpoints().next().unwrap_or_default().to_owned();
+        known
+    });
     let resolved = match &relay {
         Ok(relay) => Some(reach::resolve(&relay.endpoint).await.map_err(|error| FactError::of(&error))),
         Err(_) => None,
@@ -109,8 +116,8 @@ pub(super) async fn gather(path: Option<&Path>, ask_agent: impl FnOnce(&Config) 
     };
     let links = network::links(&config, families, assigned, &relay_addresses).await;
     let key = key(&config.identity.private_key_file, root);
-    let reached = match (&links, &relay, load_key(&config.identity.private_key_file)) {
-        (Ok(links), Ok(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
+    let reached = match (&links, &known, load_key(&config.identity.private_key_file)) {
+        (Ok(links), Some(relay), Ok(key)) if matches!(resolved, Some(Ok(_))) => {
             let usable: Vec<&Uplink> = links.usable().collect();
             Some(reach::over_each(&usable, families, relay, &key).await)
         }

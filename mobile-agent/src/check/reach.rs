@@ -10,9 +10,9 @@ use mobile_transport::keys::PrivateKey;
 use mobile_transport::tls::{self, TlsStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::config::RelayIdentity;
 use crate::tunnel::cause::Failure;
 use crate::tunnel::connect::Dialer;
+use crate::tunnel::known_relay::KnownRelay;
 use crate::uplinks::policy::{Families, Uplink, reachable_families};
 
 /// The timeout of each step of a connection attempt: long enough for several round trips over a
@@ -57,10 +57,10 @@ pub(crate) async fn resolve(endpoint: &str) -> Result<Vec<SocketAddr>, ResolveEr
 pub(super) async fn over_each(
     uplinks: &[&Uplink],
     families: Families,
-    relay: &RelayIdentity,
+    relay: &KnownRelay,
     key: &PrivateKey,
 ) -> Vec<(String, Outcome)> {
-    let dialer = Arc::new(Dialer::new(relay, key));
+    let dialer = Arc::new(Dialer::new(relay.clone(), key));
     join_all(uplinks.iter().map(|uplink| {
         let dialer = Arc::clone(&dialer);
         async move { (uplink.name.clone(), over(dialer, uplink, families).await) }
@@ -89,6 +89,6 @@ async fn is_accepted(mut stream: TlsStream, dialer: &Dialer) -> Result<(), Failu
         Err(_) => Err(Failure::timeout("whether it accepts this host's key")),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
-        Ok(Err(error)) => Err(Failure::tls(&tls::classify(&error), dialer.own_key())),
+        Ok(Err(error)) => Err(Failure::tls(&tls::classify(&error), &dialer.own_key())),
     }
 }

@@ -4,15 +4,14 @@
 //! without a default are shown as `# Example: key = value`.
 
 use mobile_host::config::DefaultPaths;
-use mobile_transport::invitation::Invitation;
+use mobile_transport::keys::PublicKey;
 
 use crate::config::Config;
 
-/// Returns the configuration for the relay of an invitation, in a file with the default paths
-/// `paths`.
+/// Returns the configuration for the relay with this endpoint and key, in a file with the default
+/// paths `paths`.
 // Larger than the bound: the body is one TOML text.
-pub(super) fn text(invitation: &Invitation, paths: &DefaultPaths) -> String {
-    let Invitation { endpoint, relay, .. } = invitation;
+pub(super) fn text(endpoint: &str, relay: &PublicKey, paths: &DefaultPaths) -> String {
     let Config { tunnel, routing, bpf, .. } = Config::default();
     let key = paths.key.file_name().unwrap_or_default().display();
     format!(
@@ -117,11 +116,10 @@ mod tests {
     use std::path::Path;
 
     use mobile_host::config::Loaded;
-    use mobile_proto::enroll::Token;
-    use mobile_transport::keys::PublicKey;
 
     use super::*;
-    use crate::config::{DEFAULT_PATH, default_paths};
+    use crate::config::DEFAULT_PATH;
+    use crate::config::load::default_paths;
 
     fn load(text: &str) -> Config {
         let environment = std::iter::empty();
@@ -140,12 +138,11 @@ mod tests {
     #[test]
     fn every_commented_default_is_the_default_and_can_be_uncommented() {
         let relay = PublicKey::from_bytes([7; 32]);
-        let invitation =
-            Invitation { endpoint: "[2001:db8::1]:443".into(), relay, token: Token::from_bytes([1; 16]) };
-        let text = text(&invitation, &default_paths(Path::new(DEFAULT_PATH)));
+        let endpoint = "[2001:db8::1]:443";
+        let text = text(endpoint, &relay, &default_paths(Path::new(DEFAULT_PATH)));
         let written = load(&text);
         let mut expected = Config::default();
-        expected.relay.endpoint = Some(invitation.endpoint);
+        expected.relay.endpoint = Some(endpoint.to_owned());
         expected.relay.public_key = Some(relay);
         expected.identity.private_key_file = "agent.key".into();
         assert_eq!(written, expected);

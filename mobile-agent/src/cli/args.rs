@@ -120,6 +120,11 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "KEYFILE")]
         out: Option<PathBuf>,
     },
+    /// Print this host's public key, by which the relay knows it.
+    Key {
+        #[command(subcommand)]
+        what: Option<Key>,
+    },
     /// Enrol this host with a relay: redeem an invitation, generate the key, write the
     /// configuration and print the persistent addresses.
     Enroll {
@@ -147,6 +152,14 @@ pub(crate) enum Verb {
     AgentProcessHelper,
     #[command(external_subcommand)]
     Bare(Vec<OsString>),
+}
+
+/// Changes of this host's key.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Key {
+    /// Replace this host's key. The relay keeps its name, addresses and forwards, and accepts the
+    /// old key until the new one has opened a session.
+    Rotate,
 }
 
 /// Changes to the list of networks that mobile processes reach without the tunnel.

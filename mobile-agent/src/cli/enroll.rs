@@ -4,33 +4,26 @@
 //! it does not, neither is.
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use mobile_host::text::printable;
 use mobile_netlink::Netlink;
-use mobile_proto::enroll::{self, EnrolmentRefusal, EnrolmentReply};
+use mobile_proto::enroll::{EnrolmentRefusal, EnrolmentReply, EnrolmentRequest};
 use mobile_transport::invitation::Invitation;
-use mobile_transport::keys::PrivateKey;
-use mobile_transport::tls::{self, TlsStream};
-use mobile_transport::transport;
-use rustls::ClientConfig;
+use mobile_transport::keys::{PrivateKey, PublicKey};
+use mobile_transport::tls;
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{agent_toml, fetch_assignment};
-use crate::check::resolve;
-use crate::config::{Config, DEFAULT_PATH, default_paths, load_key};
+use super::{agent_toml, enrolment, fetch_assignment};
+use crate::config::load::default_paths;
+use crate::config::{Config, DEFAULT_PATH, load_key};
 use crate::routing::assignment::{Assignment, AssignmentCache};
 use crate::routing::claim::{HostNetworks, judge};
 use crate::routing::networks;
+use crate::tunnel::known_relay::KnownRelay;
 
-/// Timeout for each step of a connection to the relay, such as the TCP or the TLS handshake: enough
-/// to repeat a satellite's round trip three times, short enough for a person who waits.
-const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of attempts to redeem an invitation. If the relay accepted the key and its answer was
 /// lost, the next attempt gets the same answer.
 const ATTEMPTS: u32 = 3;
@@ -48,23 +41,36 @@ pub(super) fn enroll(config: Option<&Path>, invitation: &str) -> anyhow::Result<
     let staged = StagedFiles::prepare(path, &invitation)?;
     let key = staged.key.clone();
     super::runtime()?.block_on(async {
-        let name = redeem(&invitation, &key).await?;
-        staged.publish().context("the relay enrolled this host, but the key and the configuration could not be written")?;
+        let (name, relay_key) = redeem(&invitation, &key).await?;
+        // The relay may have changed its key since it made the invitation.
+        let is_other = relay_key != invitation.relay.current;
+        let changed = is_other.then(|| agent_toml::text(&invitation.endpoint, &relay_key, &default_paths(path)));
+        staged.publish(changed.as_deref()).context("the relay enrolled this host, but the key and the configuration could not be written")?;
         let name = printable(&name);
         note(&format!("enrolled as {name}; wrote {}", path.display()));
+        let config = Config::load(Some(path))?;
+        // Forget what another enrolment learnt.
+        let mut known = KnownRelay::configured(&config.relay_identity()?);
+        known.expect_key(invitation.relay.next);
+        if let Err(error) = known.store(&config.state.dir) {
+            note(&format!("{error:#}"));
+        }
         let dial = tls::client_config(&key, invitation.relay);
         let assigned = async {
-            let stream = connect(&invitation.endpoint, &dial).await?;
-            fetch_assignment::fetch_assignment(stream).await
+            let stream = enrolment::connect(&invitation.endpoint, &dial, THE_RELAY).await?;
+            fetch_assignment::fetch_assignment(stream, |announced| {
+                known.learn(announced);
+                known.store(&config.state.dir)
+            })
+            .await
         };
         let assigned = assigned.await.context(
             "this host is enrolled, but a test session with the relay failed: run `mobile check` to find the cause",
         )?;
         // With cached addresses, mobile processes have a source address from the agent's first
         // start on, and their connections wait while the relay is unreachable.
-        let config = Config::load(Some(path))?;
         warn_of_refusals(&config, &assigned).await;
-        if let Err(error) = AssignmentCache::new(&config.state.dir, &invitation.relay).store(&assigned) {
+        if let Err(error) = AssignmentCache::new(&config.state.dir, &relay_key).store(&assigned) {
             note(&format!("cannot cache the addresses ({error:#}): the agent gets them when it first reaches the relay"));
         }
         let addresses = assigned.addresses();
@@ -136,7 +142,7 @@ impl StagedFiles {
         };
         std::fs::create_dir_all(dir)
             .with_context(|| format!("cannot create the directory {}", dir.display()))?;
-        let text = agent_toml::text(invitation, &default_paths(config));
+        let text = agent_toml::text(&invitation.endpoint, &invitation.relay.current, &default_paths(config));
         // The agent will expect its key there, unless a variable of the environment says otherwise.
         let settings = Config::of_text(config, &text)?;
         settings.relay_identity()?;
@@ -159,11 +165,15 @@ impl StagedFiles {
         Ok(Self { key, key_file, config_file, config_path: config.to_owned() })
     }
 
-    /// Moves the key and then the configuration to their final paths. A crash in between leaves
-    /// only a key without a configuration, as `mobile keygen` does.
-    fn publish(self) -> anyhow::Result<()> {
-        let Self { key_file, config_file, config_path, .. } = self;
+    /// Moves the key and then the configuration to their final paths; `text` is the configuration's
+    /// content if it differs from the staged one. A crash in between leaves only a key without a
+    /// configuration, as `mobile keygen` does.
+    fn publish(self, text: Option<&str>) -> anyhow::Result<()> {
+        let Self { key_file, mut config_file, config_path, .. } = self;
         let dir = config_file.path().parent().unwrap_or(Path::new(".")).to_owned();
+        if let Some(text) = text {
+            config_file = stage(&dir, text)?;
+        }
         let written = key_file.as_ref().map(|(_, path)| path.clone());
         if let Some((file, path)) = key_file {
             file.persist_noclobber(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -192,8 +202,9 @@ fn stage(dir: &Path, text: &str) -> anyhow::Result<NamedTempFile> {
     write().with_context(|| format!("cannot write to {}: run this as root", dir.display()))
 }
 
-/// Redeems the invitation and returns the name that the relay gave this host.
-async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<String> {
+/// Redeems the invitation. Returns the name that the relay gave this host, and the key that the
+/// relay proved.
+async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<(String, PublicKey)> {
     let config = tls::enrolment_config(key, invitation.relay);
     let mut was_sent = false;
     let mut last = None;
@@ -201,7 +212,7 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
         if attempt > 0 {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        let mut stream = match connect(&invitation.endpoint, &config).await {
+        let mut stream = match enrolment::connect(&invitation.endpoint, &config, THE_RELAY).await {
             Ok(stream) => stream,
             Err(error) if was_sent => {
                 last = Some(error);
@@ -210,8 +221,10 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
             Err(error) => return Err(error.context(NOT_REACHED)),
         };
         was_sent = true;
-        match ask(&mut stream, invitation).await {
-            Ok(EnrolmentReply::Enrolled(name)) => return Ok(name),
+        let proved = tls::peer_key(stream.get_ref().1).unwrap_or(invitation.relay.current);
+        let request = EnrolmentRequest::Enroll(invitation.token.clone());
+        match enrolment::ask(&mut stream, &request).await {
+            Ok(EnrolmentReply::Enrolled(name)) => return Ok((name, proved)),
             Ok(EnrolmentReply::Refused(why)) => bail!("{why}; {}", next_step(why)),
             Err(error) => last = Some(error),
         }
@@ -223,6 +236,8 @@ async fn redeem(invitation: &Invitation, key: &PrivateKey) -> anyhow::Result<Str
     ))
 }
 
+/// The server that an invitation leads to, in an error.
+const THE_RELAY: &str = "the relay of the invitation";
 const NOT_REACHED: &str = "cannot reach the relay; nothing was written, and the invitation can still be used";
 
 fn next_step(why: EnrolmentRefusal) -> &'static str {
@@ -235,7 +250,9 @@ fn next_step(why: EnrolmentRefusal) -> &'static str {
             "ask the relay's owner for a new invitation (`home-relay invite NAME`); if this one is new, the relay's clock \
              is wrong, as its log says"
         }
-        EnrolmentRefusal::Unknown => "ask the relay's owner for a new invitation (`home-relay invite NAME`)",
+        EnrolmentRefusal::Unknown | EnrolmentRefusal::NotAClient => {
+            "ask the relay's owner for a new invitation (`home-relay invite NAME`)"
+        }
         EnrolmentRefusal::KeyTaken => {
             "write a configuration for this host's key, or move the key away to enrol with a new one"
         }
@@ -244,66 +261,6 @@ fn next_step(why: EnrolmentRefusal) -> &'static str {
             "ask the relay's owner for the relay's log; its version may differ from this host's"
         }
     }
-}
-
-async fn ask(stream: &mut TlsStream, invitation: &Invitation) -> anyhow::Result<EnrolmentReply> {
-    let exchange = async {
-        stream.write_all(&enroll::encode_request(&invitation.token)).await?;
-        stream.flush().await?;
-        let mut bytes = Vec::new();
-        let mut buffer = [0; 512];
-        loop {
-            if let Some(answer) = enroll::read_reply(&bytes)? {
-                // The relay waits for the end of this side's stream; if the relay has closed
-                // already, nothing is lost.
-                let _ = stream.shutdown().await;
-                return Ok(answer);
-            }
-            match stream.read(&mut buffer).await.map_err(|error| tls::classify(&error))? {
-                0 => {
-                    bail!("the relay closed the connection without an answer: it is busy or restarting")
-                }
-                read => bytes.extend_from_slice(&buffer[..read]),
-            }
-        }
-    };
-    match tokio::time::timeout(2 * STEP_TIMEOUT, exchange).await {
-        Ok(answer) => answer,
-        Err(_) => bail!("the relay did not answer within {:?}", 2 * STEP_TIMEOUT),
-    }
-}
-
-/// Connects with TCP and TLS by the ordinary route, to the first address that answers. A relay that
-/// shows another key than the invitation's ends the attempt.
-async fn connect(endpoint: &str, config: &Arc<ClientConfig>) -> anyhow::Result<TlsStream> {
-    let addresses: Vec<SocketAddr> =
-        resolve(endpoint).await.map_err(|error| anyhow::anyhow!("cannot resolve {endpoint}: {error}"))?;
-    let mut failure = anyhow::anyhow!("{endpoint} has no address");
-    for address in addresses {
-        let tcp = match transport::connect(address, None, STEP_TIMEOUT).await {
-            Ok(tcp) => tcp,
-            Err(error) => {
-                failure = error.into();
-                continue;
-            }
-        };
-        match tls::connect(config, tcp, STEP_TIMEOUT).await {
-            Ok(stream) => return Ok(stream),
-            Err(tls::HandshakeFailure::WrongRelayKey { expected, offered }) => bail!(
-                "the server at {address} is not the relay of the invitation: it has the key {offered}, not {expected}"
-            ),
-            Err(cause) => {
-                failure = match cause.violation() {
-                    Some(what) => anyhow::anyhow!(
-                        "another service answers at {address}, not a relay: check the port given to `home-relay \
-                         invite --endpoint` ({what})"
-                    ),
-                    None => anyhow::anyhow!("{address}: {cause}"),
-                };
-            }
-        }
-    }
-    Err(failure)
 }
 
 #[cfg(test)]
@@ -317,7 +274,11 @@ mod tests {
 
     fn invitation() -> Invitation {
         let relay = PublicKey::from_bytes([7; 32]);
-        Invitation { endpoint: "[2001:db8::1]:443".into(), relay, token: Token::from_bytes([1; 16]) }
+        Invitation {
+            endpoint: "[2001:db8::1]:443".into(),
+            relay: relay.into(),
+            token: Token::from_bytes([1; 16]),
+        }
     }
 
     fn names(dir: &Path) -> Vec<String> {
@@ -344,7 +305,7 @@ mod tests {
 
         let staged = StagedFiles::prepare(&config, &invitation()).unwrap();
         let key = staged.key.public();
-        staged.publish().unwrap();
+        staged.publish(None).unwrap();
         assert_eq!(names(&dir.path().join("deep")), ["agent.key", "agent.toml"]);
         for name in ["agent.key", "agent.toml"] {
             let mode = std::fs::metadata(config.with_file_name(name)).unwrap().permissions().mode();
@@ -353,7 +314,7 @@ mod tests {
         let loaded = Config::load(Some(&config)).unwrap();
         assert_eq!(load_key(&loaded.identity.private_key_file).unwrap().public(), key);
         let relay = loaded.relay_identity().unwrap();
-        assert_eq!((relay.endpoint, relay.public_key), (invitation().endpoint, invitation().relay));
+        assert_eq!((relay.endpoint, relay.public_key), (invitation().endpoint, invitation().relay.current));
     }
 
     #[test]
@@ -367,7 +328,7 @@ mod tests {
 
         // Another process creates the configuration first.
         std::fs::write(&config, "mine").unwrap();
-        assert!(staged.publish().is_err());
+        assert!(staged.publish(None).is_err());
         assert!(StagedFiles::prepare(&config, &invitation()).is_err());
         assert_eq!(std::fs::read_to_string(&config).unwrap(), "mine");
         assert_eq!(names(dir.path()), ["agent.key", "agent.toml"]);
@@ -379,7 +340,7 @@ mod tests {
         let config = dir.path().join("agent.toml");
         let staged = StagedFiles::prepare(&config, &invitation()).unwrap();
         std::fs::write(&config, "mine").unwrap();
-        assert!(staged.publish().is_err());
+        assert!(staged.publish(None).is_err());
         assert_eq!(names(dir.path()), ["agent.toml"]);
     }
 }

@@ -1,11 +1,15 @@
 //! A short session with the relay that fetches this client's assignment.
 
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::bail;
-use mobile_proto::{CloseCode, Event, InnerPacket, Limits, PacketHeaders, PathId, Session, SessionId};
+use mobile_proto::{
+    Announcement, CloseCode, Event, InnerPacket, Limits, PacketHeaders, PathId, PushConfig, Session,
+    SessionId,
+};
 use mobile_transport::driver::{self, DriverEvent, PacketIo};
 use mobile_transport::tls::TlsStream;
 
@@ -15,8 +19,11 @@ use crate::routing::assignment::Assignment;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens a session on `stream`, returns the assignment that the relay pushes, and closes the
-/// session.
-pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assignment> {
+/// session. If the relay announces a key or an endpoint, stores it and confirms that.
+pub(super) async fn fetch_assignment(
+    stream: TlsStream,
+    store: impl FnOnce(&Announcement) -> anyhow::Result<()>,
+) -> anyhow::Result<Assignment> {
     let session = Session::client(SessionId(rand::random()), Limits::default());
     let (handle, mut events) = driver::spawn(session, NoPackets);
     handle.open_path(PathId(1), stream);
@@ -36,6 +43,10 @@ pub(super) async fn fetch_assignment(stream: TlsStream) -> anyhow::Result<Assign
         }
     };
     let pushed = tokio::time::timeout(TIMEOUT, pushed).await;
+    if let Ok(Ok(PushConfig { relay: Some(announced), .. })) = &pushed {
+        store(announced)?;
+        handle.confirm(Arc::clone(announced));
+    }
     handle.shutdown(CloseCode::Normal).await;
     let Ok(pushed) = pushed else { bail!("the relay did not answer within {TIMEOUT:?}") };
     let assigned = Assignment::from(pushed?);

@@ -65,6 +65,7 @@ fn render(status: &Status) -> String {
         lines.push(("next step", problem.next_step.clone()));
     }
     lines.push(("relay", relay(status)));
+    lines.extend(announced(status).map(|announced| ("announced", announced)));
     lines.push(("persistent", addresses(status)));
     lines.extend(dns(status).map(|dns| ("dns", dns)));
     lines.push(("uplink", active_uplink(status)));
@@ -185,11 +186,27 @@ pub(super) fn session(status: &Status) -> String {
 
 /// Returns the relay's endpoint, and its address if the endpoint is a name.
 pub(super) fn relay(status: &Status) -> String {
-    let address = status.relay.address.map(|address| address.to_string());
-    match address.filter(|address| *address != status.relay.endpoint) {
-        Some(address) => format!("{} ({address})", status.relay.endpoint),
-        None => status.relay.endpoint.clone(),
+    let relay = &status.relay;
+    let endpoint = relay.announced_endpoint.as_ref().unwrap_or(&relay.endpoint);
+    let address = relay.address.map(|address| address.to_string());
+    match address.filter(|address| address != endpoint) {
+        Some(address) => format!("{endpoint} ({address})"),
+        None => endpoint.clone(),
     }
+}
+
+/// Returns where the relay's announcements differ from the configuration.
+fn announced(status: &Status) -> Option<String> {
+    let relay = &status.relay;
+    let endpoint = relay.announced_endpoint.as_ref().map(|announced| {
+        format!("the endpoint {announced} is tried before [relay] endpoint {}", relay.endpoint)
+    });
+    let next = relay.next_public_key.as_ref().map(|next| format!("the key {next} is accepted too"));
+    let replaced = relay
+        .configured_key_replaced
+        .then(|| format!("the key {} has replaced [relay] public_key", relay.public_key));
+    let all: Vec<String> = endpoint.into_iter().chain(next).chain(replaced).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// Returns the persistent addresses and the device that has them.

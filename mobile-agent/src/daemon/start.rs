@@ -30,6 +30,7 @@ use crate::selection::cgroup_lock::CgroupLock;
 use crate::tunnel::Tunnel;
 use crate::tunnel::connect::Dialer;
 use crate::tunnel::io::TunIo;
+use crate::tunnel::known_relay::KnownRelay;
 use crate::tunnel::machine::Preferences;
 use crate::uplinks::{self, UplinkSettings};
 use crate::{check, control, routing};
@@ -80,7 +81,7 @@ pub(super) async fn start(
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
     let network = NetworkThread::start(confinement)?;
     let netlink = network.enter(Netlink::new)?;
-    let dialer = Dialer::new(&relay, &key);
+    let dialer = Dialer::new(KnownRelay::load(&config.state.dir, &relay), &key);
     let (links, watch_links) =
         network.run(uplinks::watch(uplink_settings(&config, &preferences), dialer.addresses())).await?;
     let networks = routing::networks::watch(config.tunnel.device.clone(), dialer.addresses());
@@ -103,6 +104,7 @@ pub(super) async fn start(
     let device = TunIo::new(tun, Arc::clone(&delivery));
     let (tunnel, manage) = Tunnel::start(dialer, preferences, limits(&config), device, links);
     let pushed_config = tunnel.pushed_config.clone();
+    let follow_announcements = tunnel.follow_announcements(config.state.dir.clone());
     let (route_bypass, bypasses) = mpsc::channel(1);
     let bypass = BypassList::new(&config.routing.bypass, route_bypass);
     let (configure_route, route_settings) = watch::channel(RouteSettings::of(&config, &relay));
@@ -119,6 +121,7 @@ pub(super) async fn start(
     tasks.spawn(follow_helper(helper));
     tasks.spawn_on(watch_links, network.handle());
     tasks.spawn_on(watch_networks, network.handle());
+    tasks.spawn_on(follow_announcements, network.handle());
     tasks.spawn(manage);
     tasks.spawn_on(reconciler.run(pushed_config, bypasses, route_settings), network.handle());
     agent.spawn_tasks(&mut tasks);

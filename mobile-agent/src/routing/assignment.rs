@@ -79,7 +79,7 @@ impl Assignment {
 
 impl From<PushConfig> for Assignment {
     fn from(config: PushConfig) -> Self {
-        let PushConfig { ipv4, ipv6, mtu, dns } = config;
+        let PushConfig { ipv4, ipv6, mtu, dns, .. } = config;
         Self { ipv4, ipv6, mtu, dns }.bounded()
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use mobile_proto::CloseCode;
-use mobile_transport::keys::PublicKey;
+use mobile_transport::keys::{PublicKey, RelayKeys};
 use mobile_transport::tls;
 
 use crate::status::Problem;
@@ -170,7 +170,7 @@ impl Failure {
                 Fault::Identity,
                 "wrong_relay_key",
                 format!("the relay presented the key {offered}, but [relay] public_key is {expected}"),
-                "compare with the key that `home-relay init` printed: if the relay's key was changed, correct \
+                "compare with the key that `home-relay key` prints: if the relay's key was changed, correct \
                  [relay] public_key; if not, another host answers in the relay's place",
             ),
             tls::HandshakeFailure::Protocol(_) | tls::HandshakeFailure::Oversized => Self::new(
@@ -187,6 +187,21 @@ impl Failure {
                 Self::unreachable(&format!("the connection to the relay failed: {text}"))
             }
         }
+    }
+
+    /// Returns the failure for a relay that presented another key than the announced one, which has
+    /// taken the place of the configured one.
+    pub(crate) fn wrong_announced_key(expected: &RelayKeys, offered: &PublicKey) -> Self {
+        Self::new(
+            Fault::Identity,
+            "wrong_relay_key",
+            format!(
+                "the relay presented the key {offered}, but it had announced {expected} in place of [relay] \
+                 public_key"
+            ),
+            "compare with `home-relay key`: if the relay was set up anew, remove relay.json in [state] dir, correct \
+             [relay] public_key and restart the agent; if not, another host answers in the relay's place",
+        )
     }
 
     /// Returns the failure for a path that the relay closed.

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     fn config(mtu: u16) -> PushConfig {
-        PushConfig { ipv4: None, ipv6: None, mtu, dns: Vec::new() }
+        PushConfig { mtu, ..PushConfig::default() }
     }
 
     #[test]

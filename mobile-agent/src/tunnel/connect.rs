@@ -1,23 +1,21 @@
-//! Connects to the relay over one uplink: resolves its name, tries its addresses, and establishes
-//! TLS.
+//! Connects to the relay over one uplink: resolves the names of its endpoints, tries their
+//! addresses, and establishes TLS.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::FusedFuture;
+use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use mobile_transport::keys::{PrivateKey, PublicKey};
 use mobile_transport::tls::{self, TlsStream};
 use mobile_transport::transport::{self, TransportError};
 use tokio::sync::watch;
 
 use super::cause::{Failure, Fault};
-use crate::config::RelayIdentity;
+use super::known_relay::KnownRelay;
 use crate::uplinks::policy::Families;
 
 /// The delay between the starts of connection attempts to successive addresses of the relay. RFC
@@ -28,17 +26,16 @@ const ADDRESS_STAGGER: Duration = Duration::from_millis(150);
 /// The largest number of addresses of the relay to try, because a name may have any number.
 const MAX_ADDRESSES: usize = 6;
 
-/// The relay's endpoint and the keys to connect with.
+/// The relay's endpoints and the keys to connect with.
 pub(crate) struct Dialer {
-    endpoint: String,
-    /// The last resolved addresses of the relay. Each connection attempt resolves the name again
-    /// but does not wait for the answer.
-    addresses: Arc<watch::Sender<Arc<[SocketAddr]>>>,
-    literal: bool,
-    /// Whether another dialer has replaced this one, whose look-ups then no longer count.
-    replaced: AtomicBool,
-    tls: Arc<rustls::ClientConfig>,
-    own_key: PublicKey,
+    /// The relay's endpoints and keys, which it may announce anew.
+    known: Arc<watch::Sender<KnownRelay>>,
+    /// The last resolved addresses of each endpoint. Each connection attempt resolves the names
+    /// again but does not wait for the answer.
+    resolved: Mutex<HashMap<String, Vec<SocketAddr>>>,
+    /// The addresses of all endpoints.
+    addresses: watch::Sender<Arc<[SocketAddr]>>,
+    key: Mutex<PrivateKey>,
 }
 
 /// A TLS connection on which the relay has authenticated itself.
@@ -70,33 +67,39 @@ enum LookupError {
 
 impl Dialer {
     /// Creates a dialer without resolving the relay's name.
-    pub(crate) fn new(relay: &RelayIdentity, key: &PrivateKey) -> Self {
-        let addresses = Arc::new(watch::Sender::new(literal(relay).into_iter().collect()));
-        Self::with_addresses(relay, key, addresses)
+    pub(crate) fn new(relay: KnownRelay, key: &PrivateKey) -> Self {
+        let dialer = Self {
+            known: Arc::new(watch::Sender::new(relay)),
+            resolved: Mutex::default(),
+            addresses: watch::Sender::new(Arc::default()),
+            key: Mutex::new(key.clone()),
+        };
+        dialer.publish_addresses();
+        dialer
     }
 
-    /// Returns the dialer that replaces this one after a change of the relay or of a key. It
-    /// publishes the relay's addresses to the same receivers.
-    pub(crate) fn replace(&self, relay: &RelayIdentity, key: &PrivateKey) -> Self {
-        self.replaced.store(true, Ordering::Relaxed);
-        if relay.endpoint != self.endpoint {
-            self.addresses.send_replace(literal(relay).into_iter().collect());
-        }
-        Self::with_addresses(relay, key, Arc::clone(&self.addresses))
+    /// Returns what is known of the relay, for those who learn more of it.
+    pub(crate) fn known(&self) -> &Arc<watch::Sender<KnownRelay>> {
+        &self.known
     }
 
-    fn with_addresses(
-        relay: &RelayIdentity,
-        key: &PrivateKey,
-        addresses: Arc<watch::Sender<Arc<[SocketAddr]>>>,
-    ) -> Self {
-        Self {
-            endpoint: relay.endpoint.clone(),
-            addresses,
-            literal: literal(relay).is_some(),
-            replaced: AtomicBool::new(false),
-            tls: tls::client_config(key, relay.public_key),
-            own_key: key.public(),
+    /// Uses another key of this host for new connections.
+    pub(super) fn set_key(&self, key: PrivateKey) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+
+    /// Connects to another relay from now on, after a change of the configuration.
+    pub(super) fn set_relay(self: &Arc<Self>, relay: KnownRelay, timeout: Duration) {
+        self.known.send_replace(relay);
+        self.refresh(timeout);
+    }
+
+    /// Publishes and resolves the relay's endpoints after a change.
+    pub(super) fn refresh(self: &Arc<Self>, timeout: Duration) {
+        self.publish_addresses();
+        for (_, name) in self.names() {
+            // The look-up publishes its result, and the next attempt repeats a failed one.
+            tokio::spawn(Arc::clone(self).look_up(name, timeout));
         }
     }
 
@@ -107,14 +110,18 @@ impl Dialer {
     }
 
     /// Returns this host's public key.
-    pub(crate) fn own_key(&self) -> &PublicKey {
-        &self.own_key
+    pub(crate) fn own_key(&self) -> PublicKey {
+        self.key().public()
+    }
+
+    fn key(&self) -> PrivateKey {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the address families in which the relay has an address; both while no address is
     /// known.
     pub(crate) fn families(&self) -> Families {
-        let known = self.known_addresses();
+        let known = self.addresses.borrow();
         let any = known.is_empty();
         Families {
             ipv4: any || known.iter().any(SocketAddr::is_ipv4),
@@ -133,35 +140,38 @@ impl Dialer {
         families: Families,
         timeout: Duration,
     ) -> Result<RelayConnection, Failure> {
-        let known = self.known_addresses();
-        let lookup = (!self.literal).then(|| tokio::spawn(Arc::clone(&self).look_up(timeout)));
+        let mut lookups: FuturesUnordered<_> = self
+            .names()
+            .map(|(rank, name)| {
+                let lookup = tokio::spawn(Arc::clone(&self).look_up(name.clone(), timeout));
+                async move { (rank, name, lookup.await.unwrap_or_else(|error| Err(error.into()))) }
+            })
+            .collect();
         let mut race = AddressRace { dialer: &self, uplink: &uplink, families, timeout, tried: Vec::new() };
-        let mut runners: FuturesUnordered<_> = known.iter().filter_map(|it| race.start(*it)).collect();
-        let mut lookup = pin!(
-            async {
-                match lookup {
-                    Some(lookup) => lookup.await.unwrap_or_else(|error| Err(error.into())),
-                    None => Ok(Vec::new()),
-                }
-            }
-            .fuse()
+        let mut runners: FuturesUnordered<_> =
+            self.candidates().into_iter().filter_map(|(rank, address)| race.start(rank, address)).collect();
+        let mut failure = Failure::resolve(
+            self.known.borrow().configured_endpoint(),
+            &format!("it has no address in a family that {uplink} can use"),
         );
-        let mut failure =
-            Failure::resolve(&self.endpoint, &format!("it has no address in a family that {uplink} can use"));
         loop {
             // A slow resolver must not delay the next attempt, which uses the answer.
             if runners.is_empty() && !race.tried.is_empty() {
                 return Err(failure);
             }
             let finished = tokio::select! {
-                found = &mut lookup, if !lookup.is_terminated() => {
+                Some((rank, name, found)) = lookups.next() => {
                     match found {
-                        Ok(found) => runners.extend(found.into_iter().filter_map(|it| race.start(it))),
-                        // The addresses resolved earlier may still work.
-                        Err(error) if race.tried.is_empty() => {
-                            return Err(Failure::resolve(&self.endpoint, &error.to_string()));
+                        Ok(found) => {
+                            let found = found.into_iter().take(self.addresses_per_endpoint());
+                            runners.extend(found.filter_map(|address| race.start(rank, address)));
+                        }
+                        // The addresses resolved earlier, or another endpoint, may still work.
+                        Err(error) if race.tried.is_empty() && lookups.is_empty() => {
+                            return Err(Failure::resolve(&name, &error.to_string()));
                         }
                         Err(error) => tracing::debug!(
+                            name,
                             error = error.to_string(),
                             "cannot resolve the relay's name: using the addresses known so far"
                         ),
@@ -198,14 +208,38 @@ impl Dialer {
         })?;
         // The connected socket shows which address the kernel chose on the uplink.
         let local = tcp.local_addr().map_err(|error| Failure::unreachable(&error.to_string()))?;
-        let stream = tls::connect(&self.tls, tcp, timeout)
+        let keys = self.known.borrow().keys();
+        let stream = tls::connect(&tls::client_config(&self.key(), keys), tcp, timeout)
             .await
-            .map_err(|cause| Failure::handshake(address, &cause, &self.own_key))?;
+            .map_err(|cause| self.handshake_failure(address, &cause))?;
+        if let Some(proved) = tls::peer_key(stream.get_ref().1)
+            && self.known.send_if_modified(|known| known.prove(&proved))
+        {
+            tracing::info!(
+                public_key = %proved,
+                "the relay proved the key that it had announced: [relay] public_key is out of date"
+            );
+        }
         Ok(RelayConnection { stream, local, remote: address })
     }
 
-    async fn look_up(self: Arc<Self>, timeout: Duration) -> Result<Vec<SocketAddr>, LookupError> {
-        let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&self.endpoint))
+    fn handshake_failure(&self, address: SocketAddr, cause: &tls::HandshakeFailure) -> Failure {
+        match cause {
+            tls::HandshakeFailure::WrongRelayKey { expected, offered }
+                if self.known.borrow().has_new_key() =>
+            {
+                Failure::wrong_announced_key(expected, offered)
+            }
+            cause => Failure::handshake(address, cause, &self.own_key()),
+        }
+    }
+
+    async fn look_up(
+        self: Arc<Self>,
+        name: String,
+        timeout: Duration,
+    ) -> Result<Vec<SocketAddr>, LookupError> {
+        let found: Vec<SocketAddr> = tokio::time::timeout(timeout, tokio::net::lookup_host(&name))
             .await
             .map_err(|_| LookupError::Timeout)?
             .map_err(LookupError::Failed)?
@@ -213,32 +247,60 @@ impl Dialer {
         if found.is_empty() {
             return Err(LookupError::NoAddress);
         }
-        self.publish(&found);
+        self.publish(name, found.clone());
         Ok(found)
     }
 
-    /// Publishes the resolved addresses unless they are known already.
-    fn publish(&self, found: &[SocketAddr]) {
-        if self.replaced.load(Ordering::Relaxed) {
-            return;
-        }
+    /// Publishes the resolved addresses of an endpoint.
+    fn publish(&self, name: String, found: Vec<SocketAddr>) {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).insert(name, found);
+        self.publish_addresses();
+    }
+
+    /// Publishes the addresses of all endpoints unless they are known already.
+    fn publish_addresses(&self) {
+        let all: Vec<SocketAddr> = self.candidates().into_iter().map(|(_, address)| address).collect();
         self.addresses.send_if_modified(|known| {
-            let is_new = **known != *found;
+            let is_new = **known != *all;
             if is_new {
-                *known = found.into();
+                *known = all.into();
             }
             is_new
         });
     }
 
-    fn known_addresses(&self) -> Arc<[SocketAddr]> {
-        Arc::clone(&self.addresses.borrow())
+    /// Returns the known addresses of each endpoint with the rank of the endpoint: 0 is tried
+    /// first. Forgets those of other endpoints.
+    fn candidates(&self) -> Vec<(usize, SocketAddr)> {
+        let most = self.addresses_per_endpoint();
+        let known = self.known.borrow();
+        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        resolved.retain(|name, _| known.endpoints().any(|endpoint| endpoint == name));
+        let mut candidates = Vec::new();
+        for (rank, endpoint) in known.endpoints().enumerate() {
+            let literal = endpoint.parse().ok();
+            let addresses = resolved.get(endpoint).map(Vec::as_slice).unwrap_or_default();
+            for address in literal.iter().chain(addresses).take(most) {
+                if !candidates.iter().any(|(_, other)| other == address) {
+                    candidates.push((rank, *address));
+                }
+            }
+        }
+        candidates
     }
-}
 
-/// Returns the address of the relay if its endpoint is an address and not a name.
-fn literal(relay: &RelayIdentity) -> Option<SocketAddr> {
-    relay.endpoint.parse().ok()
+    /// Returns the endpoints that are names, with their ranks.
+    fn names(&self) -> impl Iterator<Item = (usize, String)> + use<> {
+        let known = self.known.borrow();
+        let names = known.endpoints().map(str::to_owned).enumerate();
+        let names: Vec<_> = names.filter(|(_, name)| name.parse::<SocketAddr>().is_err()).collect();
+        names.into_iter()
+    }
+
+    /// Returns how many addresses of an endpoint are tried, so that each endpoint has its share.
+    fn addresses_per_endpoint(&self) -> usize {
+        MAX_ADDRESSES / self.known.borrow().endpoints().count().max(1)
+    }
 }
 
 /// The staggered attempts to connect to the addresses of the relay over one uplink.
@@ -252,10 +314,12 @@ struct AddressRace<'a> {
 
 impl<'a> AddressRace<'a> {
     /// Returns an attempt to connect to `address`, which starts [`ADDRESS_STAGGER`] after the
-    /// previous one. Returns `None` if the address was tried before, is of a family that the uplink
-    /// cannot use, or exceeds [`MAX_ADDRESSES`].
+    /// previous one. An endpoint of a higher `rank` gives those before it a head start, in which
+    /// their names may be resolved. Returns `None` if the address was tried before, is of a family
+    /// that the uplink cannot use, or exceeds [`MAX_ADDRESSES`].
     fn start(
         &mut self,
+        rank: usize,
         address: SocketAddr,
     ) -> Option<impl Future<Output = Result<RelayConnection, Failure>> + use<'a>> {
         let Families { ipv4, ipv6 } = self.families;
@@ -263,7 +327,7 @@ impl<'a> AddressRace<'a> {
         if !served || self.tried.contains(&address) || self.tried.len() == MAX_ADDRESSES {
             return None;
         }
-        let turn = u32::try_from(self.tried.len()).unwrap_or(u32::MAX);
+        let turn = u32::try_from(self.tried.len().max(rank)).unwrap_or(u32::MAX);
         self.tried.push(address);
         let (dialer, uplink, timeout) = (self.dialer, self.uplink, self.timeout);
         Some(async move {
@@ -280,41 +344,55 @@ pub(crate) fn local_ip(address: SocketAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use mobile_proto::Announcement;
 
-    #[test]
-    fn addresses_that_are_known_are_not_published_again() {
-        let relay =
-            RelayIdentity { endpoint: "192.0.2.1:443".into(), public_key: PublicKey::from_bytes([7; 32]) };
-        let dialer = Dialer::new(&relay, &PrivateKey::generate().unwrap());
-        let mut published = dialer.addresses();
-        let [one, two] = ["192.0.2.1:443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap());
-        dialer.publish(&[one]);
-        assert!(!published.has_changed().unwrap());
-        dialer.publish(&[one, two]);
-        assert_eq!(**published.borrow_and_update(), [one, two]);
-        dialer.publish(&[one, two]);
-        assert!(!published.has_changed().unwrap());
+    use super::*;
+    use crate::config::RelayIdentity;
+
+    fn dialer(endpoint: &str) -> Dialer {
+        let public_key = PublicKey::from_bytes([7; 32]);
+        let relay = RelayIdentity { endpoint: endpoint.into(), public_key };
+        Dialer::new(KnownRelay::configured(&relay), &PrivateKey::generate().unwrap())
+    }
+
+    fn name() -> String {
+        "relay.example.org:443".into()
+    }
+
+    fn announce(dialer: &Dialer, endpoint: &str) {
+        let announced = Announcement { key: None, endpoint: Some(endpoint.into()) };
+        dialer.known.send_if_modified(|known| known.learn(&announced));
+        dialer.publish_addresses();
     }
 
     #[test]
-    fn a_replaced_dialer_publishes_no_address_of_the_former_endpoint() {
-        let named = |endpoint: &str| RelayIdentity {
-            endpoint: endpoint.into(),
-            public_key: PublicKey::from_bytes([7; 32]),
-        };
-        let key = PrivateKey::generate().unwrap();
-        let former = Dialer::new(&named("old.example.org:443"), &key);
-        let mut published = former.addresses();
-        let [old, new] = ["192.0.2.1:443", "192.0.2.2:443"].map(|text| text.parse().unwrap());
-        former.publish(&[old]);
-        let same = former.replace(&named("old.example.org:443"), &key);
-        assert_eq!(**published.borrow_and_update(), [old], "the endpoint is the same");
-        let dialer = same.replace(&named("192.0.2.2:443"), &key);
-        former.publish(&[old]);
-        same.publish(&[old]);
-        assert_eq!(**published.borrow_and_update(), [new]);
-        dialer.publish(&[new, old]);
-        assert_eq!(**published.borrow_and_update(), [new, old]);
+    fn an_announced_endpoint_comes_first_and_each_has_its_share_of_the_addresses() {
+        let dialer = dialer("192.0.2.9:443");
+        announce(&dialer, &name());
+        let many: Vec<SocketAddr> = (1..20).map(|host| ([198, 51, 100, host], 443).into()).collect();
+        dialer.publish(name(), many.clone());
+        let configured = "192.0.2.9:443".parse().unwrap();
+        let expected = [(0, many[0]), (0, many[1]), (0, many[2]), (1, configured)];
+        assert_eq!(dialer.candidates(), expected);
+        announce(&dialer, "[2001:db8::1]:443");
+        assert_eq!(dialer.candidates(), [(0, "[2001:db8::1]:443".parse().unwrap()), (1, configured)]);
+        assert_eq!(dialer.families(), Families { ipv4: true, ipv6: true });
+        announce(&dialer, "");
+        assert_eq!(**dialer.addresses().borrow(), [configured]);
+    }
+
+    #[test]
+    fn addresses_that_are_known_are_not_published_again() {
+        let dialer = dialer("relay.example.org:443");
+        let mut published = dialer.addresses();
+        let [one, two] = ["192.0.2.1:443", "[2001:db8::1]:443"].map(|text| text.parse().unwrap());
+        dialer.publish(name(), vec![one]);
+        assert_eq!(**published.borrow_and_update(), [one]);
+        dialer.publish(name(), vec![one]);
+        assert!(!published.has_changed().unwrap());
+        dialer.publish(name(), vec![one, two]);
+        assert_eq!(**published.borrow_and_update(), [one, two]);
+        dialer.publish(name(), vec![one, two]);
+        assert!(!published.has_changed().unwrap());
     }
 }

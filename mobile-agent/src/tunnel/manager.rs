@@ -19,12 +19,15 @@ use super::connect::{self, Dialer, RelayConnection};
 use super::history::HandoverHistory;
 use super::machine::{Action, LostPath, Machine, PathRole, Preferences};
 use super::suspend::SuspendWatch;
-use super::{TunnelCommand, TunnelSettings, TunnelState};
+use super::{PresentPaths, TunnelCommand, TunnelSettings, TunnelState};
 use crate::publish::publish_if_changed;
 use crate::uplinks::Uplinks;
 
 /// How long an outage lasts before it is logged. An ordinary handover takes less.
 const OUTAGE_LOG_DELAY: Duration = Duration::from_secs(3);
+
+/// How long the look-up of a newly announced name may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest number of session events to dequeue at once. While that many are queued, the driver
 /// does not read from any path.
@@ -81,6 +84,7 @@ impl Manager {
         mut commands: mpsc::UnboundedReceiver<TunnelCommand>,
         publish: watch::Sender<Arc<TunnelState>>,
     ) -> anyhow::Error {
+        let mut known = self.dialer.known().subscribe();
         self.update_uplinks();
         let mut batch = Vec::new();
         loop {
@@ -109,6 +113,11 @@ impl Manager {
                     if let Ok((path, result)) = result {
                         self.connected(path, result);
                     }
+                }
+                // The dialer holds the sender.
+                Ok(()) = known.changed() => {
+                    self.dialer.refresh(LOOKUP_TIMEOUT);
+                    self.machine.set_families(Instant::now(), self.dialer.families());
                 }
                 Some(command) = commands.recv() => self.run_command(command),
                 slept = self.suspend.resumed() => {
@@ -154,7 +163,10 @@ impl Manager {
                 self.uplinks.set_prefer(preferences.prefer.clone());
                 self.machine.set_preferences(now, preferences);
                 if let Some((relay, key, present)) = identity {
-                    self.dialer = Arc::new(self.dialer.replace(&relay, &key));
+                    self.dialer.set_key(key);
+                    if present == PresentPaths::Replace {
+                        self.dialer.set_relay(relay, LOOKUP_TIMEOUT);
+                    }
                     self.machine.set_families(now, self.dialer.families());
                     self.machine.dial_anew(now, present);
                 }
@@ -210,15 +222,16 @@ impl Manager {
                 }
             }
             DriverEvent::Session(Event::PathClosed { path, code }) => {
-                let failure = Failure::closed(code, self.dialer.own_key());
+                let failure = Failure::closed(code, &self.dialer.own_key());
                 self.path_lost(path, HandoverCause::RelayClosed, failure);
             }
             DriverEvent::PathError { path, cause } => {
                 tracing::debug!(%path, error = %cause, "path failed");
-                let failure = Failure::tls(&cause, self.dialer.own_key());
+                let failure = Failure::tls(&cause, &self.dialer.own_key());
                 self.path_lost(path, HandoverCause::TransportFailed, failure);
             }
-            DriverEvent::Stopped => {}
+            // A relay's session reports `Confirmed`.
+            DriverEvent::Session(Event::Confirmed(_)) | DriverEvent::Stopped => {}
         }
     }
 

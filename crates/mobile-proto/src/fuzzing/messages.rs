@@ -2,11 +2,12 @@
 //! it is parsed again.
 
 use crate::config;
-use crate::enroll::{self, EnrolmentRefusal, EnrolmentReply, TOKEN_LEN, Token};
+use crate::enroll::{self, EnrolmentRefusal, EnrolmentReply, EnrolmentRequest, KeyChange, TOKEN_LEN, Token};
 use crate::frame::{self, Decoded};
 use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::{
-    CloseCode, Hello, HelloReader, MAX_PACKET, Offload, Packet, PathId, ProtocolError, PushConfig, SessionId,
+    Announcement, CloseCode, Hello, HelloReader, MAX_PACKET, Offload, Packet, PathId, ProtocolError,
+    PushConfig, SessionId,
 };
 
 /// Maximum length of a frame's header in bytes: its type and the longest varint.
@@ -128,7 +129,7 @@ fn negotiation(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-/// Parses the payload of a frame with a number, a nonce, a code or nothing, encodes it and parses
+/// Parses the payload of any other control frame, encodes it and parses
 /// it again.
 fn signal(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
     let mut wire = Vec::new();
@@ -150,6 +151,11 @@ fn signal(kind: u8, payload: &[u8]) -> Result<(), ProtocolError> {
             assert!(!code.to_string().is_empty());
         }
         frame::DOUBT => message::decode_empty("DOUBT", payload)?,
+        frame::CONFIRM => {
+            let read = Announcement::decode_confirmation(payload)?;
+            message::put_confirm(&mut wire, &read);
+            assert_eq!(Announcement::decode_confirmation(reread(kind, &wire)), Ok(read));
+        }
         _ => {}
     }
     Ok(())
@@ -175,8 +181,8 @@ fn read_hello(payload: &[u8]) -> Result<(Hello, Vec<u8>), ProtocolError> {
 pub fn enrolment(bytes: &[u8]) {
     by_prefix(bytes, enroll::read_request);
     by_prefix(bytes, enroll::read_reply);
-    if let Ok(Some(token)) = enroll::read_request(bytes) {
-        assert_eq!(enroll::read_request(&enroll::encode_request(&token)), Ok(Some(token)));
+    if let Ok(Some(request)) = enroll::read_request(bytes) {
+        assert_eq!(enroll::read_request(&enroll::encode_request(&request)), Ok(Some(request)));
     }
     if let Ok(Some(answer)) = enroll::read_reply(bytes) {
         if let EnrolmentReply::Enrolled(name) = &answer {
@@ -221,6 +227,7 @@ pub fn frame_seeds() -> Vec<Vec<u8>> {
         seeds.push(one(|out| message::put_close(out, code)));
     }
     seeds.push(one(|out| frame::put(out, frame::DOUBT, &[])));
+    seeds.push(one(|out| message::put_confirm(out, &announcement())));
     seeds.push(one(|out| frame::put(out, frame::FIRST_IGNORABLE, &[9; 70])));
     let all = seeds.concat();
     seeds.push(all);
@@ -251,22 +258,25 @@ pub fn hello_seeds() -> Vec<Vec<u8>> {
 /// Returns seeds: both enrolment messages, with every refusal.
 #[must_use]
 pub fn enrolment_seeds() -> Vec<Vec<u8>> {
-    let mut seeds = vec![enroll::encode_request(&Token::from_bytes([0xab; TOKEN_LEN])).to_vec()];
+    let token = EnrolmentRequest::Enroll(Token::from_bytes([0xab; TOKEN_LEN]));
+    let change = EnrolmentRequest::ChangeKey(KeyChange { new_key: [3; 32], signature: [4; 64] });
+    let mut seeds = vec![enroll::encode_request(&token).to_vec(), enroll::encode_request(&change).to_vec()];
     seeds.push(enroll::encode_reply(&EnrolmentReply::Enrolled("laptop".into())));
     seeds.extend(
-        (0..9).map(|code| enroll::encode_reply(&EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code)))),
+        (0..10).map(|code| enroll::encode_reply(&EnrolmentReply::Refused(EnrolmentRefusal::from_wire(code)))),
     );
     seeds
 }
 
 /// Returns HELLO, WELCOME, ACTIVATE and CONFIG, with all optional parts and with none.
 fn control_frames() -> Vec<Vec<u8>> {
-    let least = PushConfig { ipv4: None, ipv6: None, mtu: 1280, dns: Vec::new() };
+    let least = PushConfig { mtu: 1280, ..PushConfig::default() };
     let full = PushConfig {
         ipv4: Some([10, 77, 0, 2].into()),
         ipv6: Some([0xfd00, 0x77, 0, 0, 0, 0, 0, 2].into()),
         mtu: 1500,
         dns: vec![[10, 77, 0, 1].into(), [0xfd00, 0x77, 0, 0, 0, 0, 0, 1].into()],
+        relay: announcement().into_shared(),
     };
     let mut frames = Vec::new();
     for compression in [false, true] {
@@ -291,6 +301,11 @@ fn control_frames() -> Vec<Vec<u8>> {
         frames.push(one(|out| Activate { epoch: 7, switch: 4, rx_next: 70_000, keep }.put(out)));
     }
     frames
+}
+
+/// Returns an announcement with both parts.
+fn announcement() -> Announcement {
+    Announcement { key: Some([5; 32]), endpoint: Some("relay.example.org:443".into()) }
 }
 
 fn one(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {

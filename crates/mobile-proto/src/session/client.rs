@@ -1,14 +1,15 @@
 //! The client's part of a session: it opens paths, chooses the active one, and handles the relay's
 //! answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::input::FrameOutcome;
 use super::side::Side;
 use super::{Event, Session};
-use crate::message::{Activate, VersionedConfig, Welcome};
+use crate::message::{self, Activate, VersionedConfig, Welcome};
 use crate::path::{ClientPath, Path, PathState};
-use crate::{CloseCode, Hello, PathId, ProtocolError};
+use crate::{Announcement, CloseCode, Hello, PathId, ProtocolError};
 
 /// Minimum time between two DOUBT frames (the relay gets no answers) on which a client acts. Each
 /// makes the client send at most [ten PINGs](crate::health::MAX_PINGS).
@@ -65,6 +66,28 @@ impl Session {
         }
     }
 
+    /// Client: confirms to the relay that its announcement is stored, on every path and again on
+    /// every new one: the confirmation may be lost with its path. An announcement other than the
+    /// relay's latest is not confirmed.
+    pub fn confirm(&mut self, stored: Arc<Announcement>) {
+        let Side::Client(client) = &mut self.side else { return };
+        client.stored = Some(stored);
+        for index in 0..self.paths.len() {
+            if self.paths[index].is_ready() {
+                self.put_confirm(index);
+            }
+        }
+    }
+
+    /// Queues CONFIRM on a path if the relay's latest announcement is stored.
+    fn put_confirm(&mut self, index: usize) {
+        let Side::Client(client) = &self.side else { return };
+        let announced = client.config.as_ref().and_then(|known| known.config.relay.as_ref());
+        if let Some(stored) = client.stored.as_ref().filter(|stored| announced == Some(stored)) {
+            message::put_confirm(&mut self.paths[index].control, stored);
+        }
+    }
+
     /// Queues ACTIVATE on a path and moves transmission to it.
     fn send_activate(&mut self, now: Instant, index: usize, keep: &[PathId]) {
         self.switch += 1;
@@ -104,6 +127,7 @@ impl Session {
         path.on_welcome(now, self.epoch, welcome.compression && self.limits.compression);
         let id = path.id;
         self.apply_config(welcome.config, !resumed);
+        self.put_confirm(index);
         self.events.push(Event::PathReady { path: id, resumed });
         self.on_progress(now, index);
         // An ACTIVATE that was written later may have crossed this WELCOME; a PONG will answer it.

@@ -6,9 +6,10 @@
 //! of paths.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{CloseCode, PathId, PushConfig};
+use crate::{Announcement, CloseCode, PathId, PushConfig};
 
 /// A change in a session of which the caller has to know, or on which it has to act.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Event {
     },
     /// Client: the relay's configuration is new or has changed.
     Config(PushConfig),
+    /// Relay: the client has stored this announcement of the relay.
+    Confirmed(Arc<Announcement>),
     /// Both sides: transmission moved to this path.
     PathActivated {
         /// The path that is active.
@@ -76,6 +79,7 @@ impl Events {
     pub(super) fn push(&mut self, mut event: Event) {
         match &mut event {
             Event::Config(_) => self.forget(|waiting| matches!(waiting, Event::Config(_))),
+            Event::Confirmed(_) => self.forget(|waiting| matches!(waiting, Event::Confirmed(_))),
             Event::PathActivated { previous, dropped, .. } => {
                 // Merge two switches into one, from the path that the caller knows as active.
                 if let Some(Event::PathActivated { previous: first, dropped: before, .. }) =
@@ -139,7 +143,7 @@ mod tests {
     const TWO: PathId = PathId(2);
 
     fn config(mtu: u16) -> Event {
-        Event::Config(PushConfig { ipv4: None, ipv6: None, mtu, dns: Vec::new() })
+        Event::Config(PushConfig { mtu, ..PushConfig::default() })
     }
 
     fn queued(pushed: impl IntoIterator<Item = Event>) -> Vec<Event> {
@@ -151,6 +155,9 @@ mod tests {
     #[test]
     fn only_the_latest_report_of_a_state_is_queued() {
         assert_eq!(queued((0..1000).map(|number| config(1300 + number % 2))), [config(1301)]);
+        let confirmed =
+            |key| Event::Confirmed(Arc::new(Announcement { key: Some([key; 32]), endpoint: None }));
+        assert_eq!(queued((0..100).map(confirmed)), [confirmed(99)]);
         let probing = || Event::PathProbing { path: ONE };
         assert_eq!(
             queued([

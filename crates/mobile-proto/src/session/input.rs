@@ -165,6 +165,7 @@ impl Session {
                 self.confirm_if(index, |client| client.confirming_nonce.is_some_and(|by| nonce >= by));
             }
             (frame::ACTIVATE, Side::Relay(_)) => return self.handle_activate(now, index, payload),
+            (frame::CONFIRM, Side::Relay(_)) => self.handle_confirm(payload)?,
             (frame::DOUBT, Side::Client(_)) => {
                 message::decode_empty("DOUBT", payload)?;
                 self.handle_doubt(now);

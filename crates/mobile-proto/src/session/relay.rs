@@ -3,12 +3,12 @@
 
 use std::time::Instant;
 
-use super::Session;
 use super::input::FrameOutcome;
 use super::side::Side;
+use super::{Event, Session};
 use crate::message::{Activate, VersionedConfig, Welcome};
 use crate::path::{Path, RelayPath};
-use crate::{CloseCode, Hello, PathId, ProtocolError, PushConfig};
+use crate::{Announcement, CloseCode, Hello, PathId, ProtocolError, PushConfig};
 
 impl Session {
     /// Relay: accepts the path that sent `hello` and queues WELCOME on it.
@@ -50,6 +50,14 @@ impl Session {
             let paths = self.paths.iter_mut().filter_map(|path| path.side.relay_mut());
             paths.for_each(|path| path.config_due = true);
         }
+    }
+
+    /// Handles CONFIRM, with which the client says which announcement it has stored.
+    pub(super) fn handle_confirm(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
+        if let Some(confirmed) = Announcement::decode_confirmation(payload)?.into_shared() {
+            self.events.push(Event::Confirmed(confirmed));
+        }
+        Ok(())
     }
 
     /// Handles ACTIVATE, with which the client makes a path active.

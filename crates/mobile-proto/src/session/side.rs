@@ -1,9 +1,10 @@
 //! The state of a session that only one of the two roles has.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::PushConfig;
 use crate::message::VersionedConfig;
+use crate::{Announcement, PushConfig};
 
 /// The role of a session, with the state that only this role has.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Client {
     /// When the session last acted on DOUBT, the relay's report that it gets no answers on the
     /// active path.
     pub(super) last_doubt: Option<Instant>,
+    /// The relay's announcement that the owner of the session has stored.
+    pub(super) stored: Option<Arc<Announcement>>,
 }
 
 /// The state that only a relay's session has.

@@ -50,6 +50,7 @@ pub(crate) fn config() -> PushConfig {
         ipv6: Some("fd00:77::2".parse().expect("an address")),
         mtu: 1400,
         dns: vec![[10, 77, 0, 1].into()],
+        relay: None,
     }
 }
 

@@ -154,7 +154,7 @@ impl Pair {
     }
 
     fn with(limits: Limits) -> Self {
-        let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+        let config = PushConfig { mtu: 1400, ..PushConfig::default() };
         Self {
             client: Endpoint::new(Session::client(SESSION, limits.clone())),
             relay: Endpoint::new(Session::server(SESSION, 1, limits, config)),

@@ -1,8 +1,12 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use mobile_proto::enroll::KeyChange;
+use rustls::pki_types::CertificateDer;
+use rustls::sign::CertifiedKey;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::key_rotation;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -124,11 +128,45 @@ async fn a_wrong_relay_key_is_reported_with_the_expected_one() {
     let cause = client.unwrap_err();
     assert_eq!(
         cause,
-        HandshakeFailure::WrongRelayKey { expected: key(9).public(), offered: key(1).public() }
+        HandshakeFailure::WrongRelayKey { expected: key(9).public().into(), offered: key(1).public() }
     );
     let text = cause.to_string();
     assert!(text.contains(&key(9).public().to_string()) && text.contains(&key(1).public().to_string()));
     assert!(matches!(server, Err(HandshakeFailure::Protocol(_))), "{server:?}");
+}
+
+#[tokio::test]
+async fn a_relay_changes_its_key_while_it_serves_and_a_client_that_knows_accepts_both() {
+    let server = server_config(&key(1), Arc::new(|_| true));
+    let informed =
+        || client_config(&key(2), RelayKeys { current: key(1).public(), next: Some(key(3).public()) });
+    for now in [1, 3] {
+        server.set_key(&key(now));
+        let (client, _) = handshake(informed(), server.clone()).await;
+        assert_eq!(peer_key(client.unwrap().get_ref().1), Some(key(now).public()));
+    }
+    let (client, _) = handshake(client_config(&key(2), key(1).public()), server.clone()).await;
+    assert!(matches!(client, Err(HandshakeFailure::WrongRelayKey { .. })), "{client:?}");
+    server.set_key(&key(4));
+    let (client, _) = handshake(informed(), server).await;
+    assert!(client.unwrap_err().to_string().contains(&format!("{} or {}", key(1).public(), key(3).public())));
+}
+
+#[tokio::test]
+async fn a_new_key_is_proved_for_one_connection_and_one_old_key() {
+    let server = server_config(&key(1), Arc::new(|_| false));
+    let connected = async || {
+        let (client, accepted) = handshake(enrolment_config(&key(2), key(1).public()), server.clone()).await;
+        (client.unwrap(), accepted.unwrap())
+    };
+    let (client, (accepted, old)) = connected().await;
+    let change = key_rotation::prove(&client, &old, &key(5)).unwrap();
+    assert_eq!(key_rotation::verify(&accepted, &old, &change), Some(key(5).public()));
+    assert_eq!(key_rotation::verify(&accepted, &key(6).public(), &change), None, "another old key");
+    let other = KeyChange { new_key: *key(6).public().as_bytes(), ..change };
+    assert_eq!(key_rotation::verify(&accepted, &old, &other), None, "another new key");
+    let (_, (later, _)) = connected().await;
+    assert_eq!(key_rotation::verify(&later, &old, &change), None, "another connection");
 }
 
 #[tokio::test]
@@ -146,7 +184,10 @@ async fn a_client_without_a_key_or_the_protocol_is_refused() {
         .with_protocol_versions(&[&version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(key(1).public(), &provider)))
+        .with_custom_certificate_verifier(Arc::new(PinnedRelayVerifier::new(
+            key(1).public().into(),
+            &provider,
+        )))
         .with_no_client_auth();
     let (_, refused) = handshake(Arc::new(anonymous), server).await;
     assert!(matches!(refused, Err(HandshakeFailure::Protocol(_))), "{refused:?}");

@@ -13,7 +13,7 @@ use rustls::{
 };
 
 use super::Authorise;
-use crate::keys::PublicKey;
+use crate::keys::{PublicKey, RelayKeys};
 
 /// Verifies the signatures of a TLS 1.3 handshake by which a peer proves that it holds its raw
 /// public key.
@@ -47,19 +47,19 @@ impl RawKeySignatures {
 #[derive(Debug, thiserror::Error)]
 #[error("the relay offered the key {offered} instead of {expected}")]
 pub(super) struct WrongRelayKey {
-    pub(super) expected: PublicKey,
+    pub(super) expected: RelayKeys,
     pub(super) offered: PublicKey,
 }
 
-/// A certificate verifier of a client, which accepts a relay with the expected key, and no other.
+/// A certificate verifier of a client, which accepts a relay with an expected key, and no other.
 #[derive(Debug)]
 pub(super) struct PinnedRelayVerifier {
-    expected: PublicKey,
+    expected: RelayKeys,
     signatures: RawKeySignatures,
 }
 
 impl PinnedRelayVerifier {
-    pub(super) fn new(expected: PublicKey, provider: &CryptoProvider) -> Self {
+    pub(super) fn new(expected: RelayKeys, provider: &CryptoProvider) -> Self {
         Self { expected, signatures: RawKeySignatures::new(provider) }
     }
 }
@@ -74,7 +74,7 @@ impl ServerCertVerifier for PinnedRelayVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let offered = PublicKey::from_spki(end_entity).ok_or(CertificateError::BadEncoding)?;
-        if offered == self.expected {
+        if self.expected.accept(&offered) {
             return Ok(ServerCertVerified::assertion());
         }
         let wrong = WrongRelayKey { expected: self.expected, offered };

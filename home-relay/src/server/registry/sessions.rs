@@ -90,6 +90,7 @@ impl Registry {
                         }
                         active.forget_path(path).await;
                     }
+                    DriverEvent::Session(Event::Confirmed(announced)) => self.confirmed(&entry, &announced),
                     DriverEvent::Session(event) => debug!(client, %session, ?event, "session event"),
                     // The driver sends nothing more, so the channel ends too.
                     DriverEvent::Stopped => {}

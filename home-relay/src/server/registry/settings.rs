@@ -33,10 +33,9 @@ impl Settings {
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             push: PushConfig {
-                ipv4: None,
-                ipv6: None,
                 mtu: config.tunnel.mtu,
                 dns: config.dns.servers.clone(),
+                ..PushConfig::default()
             },
             queue_bytes: config.limits.queue_bytes,
             compression: config.tunnel.compression.is_on(),

@@ -1,7 +1,7 @@
-//! Reloads the configuration while sessions continue. If the file is invalid, or the kernel refuses
-//! the nftables rules, the reload fails and changes nothing. A setting that cannot change at run
-//! time keeps its value and is reported. The metric `homerelay_reloads_total` counts successful and
-//! failed reloads.
+//! Reloads the configuration and the key files while sessions continue. If the file is invalid, or
+//! the kernel refuses the nftables rules, the reload fails and changes nothing. A setting that
+//! cannot change at run time keeps its value and is reported. The metric `homerelay_reloads_total`
+//! counts successful and failed reloads.
 
 use std::sync::PoisonError;
 
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use mobile_host::config::changed_keys;
 use tracing::{info, warn};
 
-use super::{AppliedState, Relay};
+use super::{AppliedState, Relay, rotation};
 use crate::admin::Reloaded;
 use crate::check;
 use crate::config::Config;
@@ -46,6 +46,7 @@ impl Relay {
         let mut applied = self.applied.lock().await;
         let wanted = Config::load(&self.path)?;
         check::before_reload(&wanted, &applied.config.tunnel.device).await?;
+        let keys = rotation::load_keys(&applied.config.identity)?;
         let (next, reloaded) = plan(&applied.config, &wanted)?;
         // Steps that can fail come first and are undone when a later step fails. A reload may be a
         // repair, so everything is applied again, changed or not.
@@ -60,6 +61,9 @@ impl Relay {
         self.limiter.lock().unwrap_or_else(PoisonError::into_inner).set_limits(next.limits.clone());
         self.registry.set_settings(Settings::of(&next)).await;
         applied.reloaded = Some(store::now());
+        if let Err(error) = self.apply_keys(keys).await {
+            warn!("cannot announce the relay's next key: {error:#}");
+        }
         let former = std::mem::replace(&mut applied.config, next);
         let next = &applied.config;
         // The new configuration is in force by here: failing to end old connections is no failure

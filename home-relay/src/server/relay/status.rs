@@ -11,7 +11,7 @@ impl Relay {
             let applied = self.applied.lock().await;
             (applied.config.clone(), applied.reloaded)
         };
-        let public_key = self.public_key;
+        let public_key = self.public_key();
         let setup = self.with_store(move |store| {
             let mut setup = Setup::of(&config, Some(public_key));
             setup.add_store(store, store::now())?;

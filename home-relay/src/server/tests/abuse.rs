@@ -319,7 +319,7 @@ async fn guesses_at_tokens_do_not_fill_the_log() {
     let (log, _guard) = log();
     let relay = TestRelay::start(&Limits::default());
     let stranger = PrivateKey::generate().unwrap();
-    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
+    let guess = enroll::encode_request(&EnrolmentRequest::Enroll(Token::from_bytes([8; 16])));
     let attempt = || enrolment(&relay, &stranger, &guess);
     let answers = tokio::join!(attempt(), attempt(), attempt());
     let refused = Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown));

@@ -9,7 +9,7 @@ async fn changed_addresses_end_the_session_and_the_next_session_has_them() {
     let mut client = TestClient::new(1);
     client.move_to(&relay, &key, 1).await;
     let lease = Lease { ipv4: Some([10, 9, 0, 7].into()), ipv6: None };
-    let moved = Client { name: "client-2".into(), public_key: key.public(), lease, created: 0, reach: None };
+    let moved = Client::new("client-2".into(), key.public(), lease, 0);
     relay.registry.add_or_move(&moved).await;
     assert!(relay.registry.sessions().await.is_empty() && relay.registry.is_authorized(&key.public()));
     let mut again = TestClient::new(1);
@@ -35,7 +35,7 @@ async fn clients_that_swap_addresses_both_receive_what_is_sent_to_them() {
         let lease = Lease { ipv4: Some([10, 9, 0, host].into()), ipv6: None };
         let public_key = keys[number].public();
         let name = format!("client-{}", number + 2);
-        relay.registry.add_or_move(&Client { name, public_key, lease, created: 0, reach: None }).await;
+        relay.registry.add_or_move(&Client::new(name, public_key, lease, 0)).await;
         clients[number] = TestClient::new(3 + u8::try_from(number).unwrap());
         clients[number].move_to(&relay, &keys[number], 1).await;
     }

@@ -27,7 +27,7 @@ async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
     let hash = TokenHash::of(&token);
     relay.relay.invite("laptop".into(), hash, PATIENCE, Lease::default()).await.unwrap();
     let (laptop, thief) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
-    let request = enroll::encode_request(&token);
+    let request = enroll::encode_request(&EnrolmentRequest::Enroll(token));
     for _ in 0..2 {
         let answer = enrolment(&relay, &laptop, &request).await;
         assert_eq!(answer, Some(EnrolmentReply::Enrolled("laptop".into())), "also when its answer was lost");
@@ -36,7 +36,7 @@ async fn a_key_enrols_by_a_token_and_may_connect_at_once() {
         enrolment(&relay, &thief, &request).await,
         Some(EnrolmentReply::Refused(EnrolmentRefusal::Used))
     );
-    let guess = enroll::encode_request(&Token::from_bytes([8; 16]));
+    let guess = enroll::encode_request(&EnrolmentRequest::Enroll(Token::from_bytes([8; 16])));
     assert_eq!(
         enrolment(&relay, &thief, &guess).await,
         Some(EnrolmentReply::Refused(EnrolmentRefusal::Unknown))

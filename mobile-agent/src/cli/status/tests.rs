@@ -24,8 +24,11 @@ pub(in super::super) fn sample() -> Status {
         problem: None,
         relay: RelayStatus {
             endpoint: "relay.example:443".into(),
+            announced_endpoint: None,
             address: Some("192.0.2.1:443".parse().unwrap()),
             public_key: "K".into(),
+            next_public_key: None,
+            configured_key_replaced: false,
         },
         public_key: "P".into(),
         device: "mobile0".into(),

@@ -28,7 +28,7 @@ struct Ends {
 
 impl Ends {
     fn new(limits: &Limits) -> Self {
-        let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+        let config = PushConfig { mtu: 1400, ..PushConfig::default() };
         let mut ends = Self {
             now: Instant::now(),
             client: Session::client(SessionId([1; 16]), limits.clone()),

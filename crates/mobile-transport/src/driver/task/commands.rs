@@ -32,6 +32,7 @@ impl<I: PacketIo> Driver<I> {
                 Some(Command::Probe) => self.session.probe(now),
                 Some(Command::Close(path, code)) => self.close(now, path, code),
                 Some(Command::SetConfig(config)) => self.session.set_config(*config),
+                Some(Command::Confirm(stored)) => self.session.confirm(stored),
                 Some(Command::Snapshot(reply)) => {
                     // The caller may have stopped waiting.
                     let _ = reply.send(self.snapshot(now));

@@ -25,7 +25,7 @@ fn a_session_that_takes_over_displaces_nothing_of_what_was_in_flight() {
     }
     let former = std::mem::replace(&mut ends.client, Session::client(SessionId([2; 16]), limits.clone()));
     assert_eq!(former.active_path(), Some(ends.path));
-    let config = PushConfig { ipv4: None, ipv6: None, mtu: 1400, dns: Vec::new() };
+    let config = PushConfig { mtu: 1400, ..PushConfig::default() };
     let successor = Session::server(SessionId([2; 16]), 8, limits.clone(), config);
     let left = std::mem::replace(&mut ends.server, successor).into_unacknowledged();
     assert_eq!(left.len(), sent.len());
