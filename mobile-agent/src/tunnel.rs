@@ -56,7 +56,7 @@ enum TunnelCommand {
     /// Force the tunnel onto an uplink, or restore automatic choice (`mobile use`).
     Force(Option<String>),
     /// Use other settings from now on.
-    Configure(TunnelSettings),
+    Configure(Box<TunnelSettings>),
 }
 
 /// The settings of the tunnel that a reload can change.
@@ -138,7 +138,7 @@ impl Tunnel {
     /// Uses other settings from now on, after a reload of the configuration.
     pub(crate) fn configure(&self, settings: TunnelSettings) {
         // The receiver is gone only while the agent stops.
-        let _ = self.commands.send(TunnelCommand::Configure(settings));
+        let _ = self.commands.send(TunnelCommand::Configure(Box::new(settings)));
     }
 }
 

@@ -276,6 +276,7 @@ impl Drop for Defaults {
     }
 }
 
+// Larger than the bound: one linear story of two agents that start and end in turns.
 #[test]
 fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other() -> Outcome {
     let mut bed = Testbed::installed(&LabOptions::default())?;

@@ -54,6 +54,12 @@ impl Config {
             );
         }
         check_hosts(&self.metrics.hosts)?;
+        self.check_limits()
+    }
+}
+
+impl Config {
+    fn check_limits(&self) -> anyhow::Result<()> {
         let limits = &self.limits;
         for (key, value) in [
             ("half_open", limits.half_open),
@@ -86,9 +92,7 @@ impl Config {
         }
         Ok(())
     }
-}
 
-impl Config {
     fn check_pools(&self) -> anyhow::Result<()> {
         for (key, ipv4, ipv6) in [("ipv4", self.pool.ipv4, None), ("ipv6", None, self.pool.ipv6)] {
             if ipv4.is_some() || ipv6.is_some() {

@@ -74,8 +74,7 @@ pub(super) async fn start(
     let registration = Claims::of(&config, path, own_key).register()?;
     let listener = listen(&config)?;
     check::before_start(&config).await?;
-    let relay = config.relay_identity()?;
-    let key = key?;
+    let (relay, key) = (config.relay_identity()?, key?);
     let preferences = Preferences::of(&config.uplink)?;
     let serve_metrics = |listen| MetricsServer::start(listen, &config.metrics.hosts);
     let metrics = config.metrics.listen.map(serve_metrics).transpose()?;
@@ -100,8 +99,7 @@ pub(super) async fn start(
         tracing::warn!(%error, "cannot read the log of the eBPF programs: their messages are not shown");
     }
 
-    let uplink_reads = Arc::clone(&links.reads);
-    let device = TunIo::new(tun, Arc::clone(&delivery));
+    let (uplink_reads, device) = (Arc::clone(&links.reads), TunIo::new(tun, Arc::clone(&delivery)));
     let (tunnel, manage) = Tunnel::start(dialer, preferences, limits(&config), device, links);
     let pushed_config = tunnel.pushed_config.clone();
     let follow_announcements = tunnel.follow_announcements(config.state.dir.clone());

@@ -159,7 +159,8 @@ impl Manager {
         let now = Instant::now();
         match command {
             TunnelCommand::Force(uplink) => self.machine.force(now, uplink),
-            TunnelCommand::Configure(TunnelSettings { preferences, identity }) => {
+            TunnelCommand::Configure(settings) => {
+                let TunnelSettings { preferences, identity } = *settings;
                 self.uplinks.set_prefer(preferences.prefer.clone());
                 self.machine.set_preferences(now, preferences);
                 if let Some((relay, key, present)) = identity {
