@@ -57,6 +57,7 @@ pub(super) fn plan(current: &Config, wanted: &Config, is_new_key: bool) -> anyho
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::path::Path;
 
     use super::*;
 
@@ -82,10 +83,7 @@ mod tests {
     ];
 
     fn config(text: &str) -> Config {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.toml");
-        std::fs::write(&path, text).unwrap();
-        Config::load(Some(&path)).unwrap()
+        Config::of_text(Path::new("/nowhere/agent.toml"), text).unwrap()
     }
 
     #[test]
@@ -112,7 +110,7 @@ mod tests {
         let wanted = config(&format!(
             "{key}[relay]\nendpoint = \"r:1\"\n[tunnel]\nmtu = 1400\nqueue = \"fifo\"\n\
              addresses = [\"203.0.113.0/24\"]\n[uplink]\nprefer = [\"wl*\"]\n\
-             [routing]\nbypass = [\"10.1.2.3/8\"]\non_failure = \"open\"\nmark = 0x4e000000\n\
+             [routing]\nbypass = [\"10.0.0.0/8\"]\non_failure = \"open\"\nmark = 0x4e000000\n\
              [control]\ngroup = \"wheel\"\nsocket = \"/s\"\n[metrics]\nlisten = \"127.0.0.1:1\"\n"
         ));
         let Plan { config: next, reloaded } = plan(&current, &wanted, true).unwrap();
@@ -148,6 +146,8 @@ mod tests {
              [metrics]\nlisten = \"[::1]:9\"\nhosts = [\"h\"]\n[routing]\non_failure = \"open\"\n",
         );
         let text = serde_json::to_string(&wanted).unwrap();
-        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), wanted);
+        let received = serde_json::from_str::<Config>(&text).unwrap();
+        // A plan keeps the path of the agent's file.
+        assert_eq!(Config { file: wanted.file.clone(), ..received }, wanted);
     }
 }

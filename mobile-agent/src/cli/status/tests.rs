@@ -91,7 +91,7 @@ fn a_session_without_an_address_says_so() {
     };
     let status = Status { addresses: Vec::new(), refused: vec![refusal], ..sample() };
     let text = render(&status);
-    assert!(text.contains("connected for 7.0 s, without a persistent address"), "{text}");
+    assert!(text.contains("connected for 2 min, without a persistent address"), "{text}");
     assert!(text.contains("persistent none (this host refuses the addresses"), "{text}");
 }
 
