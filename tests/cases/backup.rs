@@ -162,7 +162,7 @@ fn the_commands_of_operating_work_to_the_letter() -> Outcome {
     }
     relay.run("home-relay init --ipv4 100.64.0.0/20 && systemctl start home-relay")?;
     relay
-        .run("sed -i 's/^# endpoint/endpoint/' /etc/home-relay/relay.toml && systemctl restart home-relay")?;
+        .run("sed -i 's/^# Example: endpoint/endpoint/' /etc/home-relay/relay.toml && systemctl restart home-relay")?;
     let key = |letter: &str| format!("{}=", letter.repeat(43));
     for GuideStep { machine, commands } in guide::steps("use/operating.md")? {
         let script = format!("cd /lab\n{}", commands.replace("KEY", &key("A")));

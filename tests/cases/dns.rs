@@ -188,7 +188,7 @@ fn stubs_on_loopback_and_bypassed_resolvers_are_asked_themselves() -> Outcome {
     const STUB6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x53, 0, 0, 0, 0, 1);
     let mut scene = DnsTestbed::installed(&RELAYS)?;
     let visited = scene.visited_addresses();
-    let nets: Vec<String> = vec![format!("{}/24", visited[0]), format!("{}/128", visited[1])];
+    let nets: Vec<String> = vec![format!("{}/32", visited[0]), format!("{}/128", visited[1])];
     scene.bed.agent.configure("routing", "bypass", nets)?;
     scene.bed.start()?;
     let _stub = Resolver::start(&scene.bed.lab.host, STUB4, STUB6)?;

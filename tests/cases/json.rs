@@ -156,5 +156,6 @@ fn what_json_prints_is_what_is_documented() -> Outcome {
         printed.compare(verb, &documented[verb])?;
     }
     bed.expect_warning("need a restart");
+    bed.expect_warning("drops forwarded packets");
     bed.finish()
 }

@@ -303,7 +303,7 @@ fn the_first_datagram_of_a_process_that_nobody_told_the_agent_of_takes_the_tunne
 fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> Outcome {
     let mut bed = Testbed::installed(&mobile_tests::LabOptions::default())?;
     let neighbour = bed.lab.eth().gateway4().to_string();
-    bed.agent.configure("routing", "bypass", vec![format!("{neighbour}/24")])?;
+    bed.agent.configure("routing", "bypass", vec![format!("{neighbour}/32")])?;
     bed.start()?;
     for bound in [&["-I", bed.lab.eth().device()][..], &[]] {
         let argv = [&["ping", "-n", "-c1", "-W5"], bound, &[neighbour.as_str()]].concat();
@@ -312,7 +312,7 @@ fn a_bypassed_neighbour_is_reached_by_a_mobile_socket_bound_to_the_device() -> O
     // The same with a running agent.
     let argv = ["ping", "-n", "-c1", "-W1", "-I", bed.lab.eth().device(), &neighbour];
     for (change, reached) in [("del", false), ("add", true), ("del", false)] {
-        bed.agent.cli(&["bypass", change, &format!("{neighbour}/24")])?.ok()?;
+        bed.agent.cli(&["bypass", change, &format!("{neighbour}/32")])?.ok()?;
         let ping = finish_within(&mut bed.agent.run(&argv), None, PATIENCE)?;
         assert_eq!(ping.status.success(), reached, "{change}: {ping:?}");
     }

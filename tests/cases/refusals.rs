@@ -225,8 +225,18 @@ fn a_refused_value_in_a_config_is_named_with_its_key_and_what_to_write() -> Outc
 fn a_missing_key_is_named_with_the_next_step_of_the_program_that_needs_it() -> Outcome {
     let bed = installed_without_delay()?;
     for (key, mut command, right, wrong) in [
-        (bed.lab.dir().join("agent.key"), bed.agent.command(&["agent"]), "`mobile keygen", "home-relay init"),
-        (bed.lab.dir().join("relay.key"), bed.relay.command(&["serve"]), "`home-relay init`", "keygen"),
+        (
+            bed.agent.config().with_file_name("agent.key"),
+            bed.agent.command(&["agent"]),
+            "`mobile keygen",
+            "home-relay init",
+        ),
+        (
+            bed.relay.config().with_file_name("relay.key"),
+            bed.relay.command(&["serve"]),
+            "`home-relay init`",
+            "keygen",
+        ),
     ] {
         std::fs::remove_file(&key)?;
         let said = refused(&mut command)?;

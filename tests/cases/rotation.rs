@@ -179,6 +179,8 @@ fn a_client_replaces_its_key_and_keeps_its_name_addresses_forwards_and_connectio
     bed.lab.eth().remove_route()?;
     bed.agent.wait_active(UplinkName::Wlan)?;
     assert_echo(&mut talks, "after a handover")?;
+    // The next path is opened with the new key, and the relay then drops the old one.
+    bed.lab.eth().set_routes()?;
     let after = || bed.relay.client("laptop");
     until("the new key to be the client's", || after().is_ok_and(|client| client["public_key"] == *new))?;
     assert_eq!([&after()?["ipv4"], &after()?["ipv6"]], [&before["ipv4"], &before["ipv6"]]);

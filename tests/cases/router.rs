@@ -123,6 +123,7 @@ fn the_hosts_own_firewall_is_left_as_it_was() -> Outcome {
     assert_eq!(bed.lab.relay.run(&["nft", "list", "ruleset"])?, all, "after cleanup");
     bed.lab.relay.run(&["nft", "flush", "ruleset"])?;
     bed.expect_warning("relay");
+    bed.expect_warning("drops forwarded packets");
     bed.finish()
 }
 

@@ -142,7 +142,10 @@ fn the_agent_refuses_to_start_with_what_its_check_fails_for() -> Outcome {
     }
     std::fs::write(bed.agent.config(), &good)?;
     bed.lab.host.run(&["ip", "route", "flush", "table", "7777"])?;
+    bed.relay.stop()?;
+    bed.relay.cli(&["cleanup"])?.ok()?;
     bed.assert_clean()?;
+    bed.relay.start()?;
     drop(taken);
     bed.agent.start()?;
     bed.agent.wait_connected()?;

@@ -22,7 +22,12 @@ fn a_command_that_starts_without_a_session_says_so_at_once_and_again_when_there_
     assert!(done.stderr.starts_with("mobile: no session: "), "{done:?}");
 
     let ran = bed.lab.dir().join("ran").display().to_string();
-    let done = bed.agent.cli(&["run", "--require-session", "--", "touch", &ran])?;
+    let require = || {
+        let mut command = bed.lab.host.command(bed.agent.binary());
+        command.arg("--config").arg(bed.agent.config());
+        finish_within(command.args(["run", "--require-session", "--", "touch", &ran]), None, PATIENCE)
+    };
+    let done = require()?;
     assert_eq!(done.code(), 125, "{done:?}");
     assert!(done.stderr.contains("no session: "), "{done:?}");
     assert!(!std::fs::exists(&ran)?);
@@ -35,7 +40,7 @@ fn a_command_that_starts_without_a_session_says_so_at_once_and_again_when_there_
     assert!(!processes.to_string().contains("mobile run"), "{processes}");
     std::fs::write(&end, "")?;
     assert_eq!(terminal.wait()?.code(), Some(7));
-    let done = bed.agent.cli(&["run", "--require-session", "--", "touch", &ran])?;
+    let done = require()?;
     assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
     assert!(std::fs::exists(&ran)?);
     bed.expect_warning("relay");

@@ -126,7 +126,9 @@ pub enum NetlinkError {
         what: String,
     },
     /// The process lacks the permission for the action.
-    #[error("not allowed to {0}: run as root, or with CAP_NET_ADMIN")]
+    #[error(
+        "not allowed to {0}: this takes CAP_NET_ADMIN, which root has unless a container or a service's unit takes it away"
+    )]
     NotAllowed(String),
     /// No network device has the given name.
     #[error("network device `{0}` does not exist")]
