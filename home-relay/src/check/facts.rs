@@ -186,7 +186,10 @@ fn key(identity: &Identity, root: bool) -> Result<Option<PublicKey>, Failure> {
     match identity.load_key() {
         Ok(key) => Ok(Some(key.public())),
         Err(KeyError::Io { source, .. }) if !root && source.kind() == ErrorKind::PermissionDenied => Ok(None),
-        Err(error) => Err(Failure::Other(format!("{:#}", anyhow::Error::new(error)))),
+        Err(error) => {
+            let error = anyhow::Error::new(error).context("[identity] private_key_file");
+            Err(Failure::Other(format!("{error:#}")))
+        }
     }
 }
 

@@ -198,7 +198,8 @@ fn key(path: &Path, root: bool) -> Result<Option<PublicKey>, FactError> {
 }
 
 fn key_error(error: Option<mobile_transport::keys::KeyError>) -> FactError {
-    error.map(|error| mobile_host::error_chain(&error.into())).unwrap_or_default().into()
+    let error = error.map(|error| mobile_host::error_chain(&error.into())).unwrap_or_default();
+    format!("[identity] private_key_file: {error}").into()
 }
 
 #[cfg(test)]
