@@ -22,7 +22,8 @@ const REMOVED: [Setting; 5] =
     [Setting::Cgroup, Setting::Device, Setting::Table, Setting::RelayTable, Setting::PinDir];
 
 /// Removes the kernel objects that each configuration in `names` names, then `record`, the file
-/// that lists these names; `path` is the configuration file, or the default one if `None`. Continues after an error and reports every error.
+/// that lists these names; `path` is the configuration file, or the default one if `None`.
+/// Continues after an error and reports every error.
 ///
 /// A running agent has dropped the capabilities to move other users' processes, so its `helper`
 /// moves them.

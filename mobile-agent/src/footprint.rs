@@ -81,20 +81,20 @@ pub(crate) fn is_unreadable(config: Option<&Path>) -> bool {
 
 /// Returns the configuration for a verb that asks the running agent and needs little else.
 ///
-/// An ordinary user may not read the file that `mobile enroll` wrote. The names that the agent has
-/// recorded, which every user may read, then stand in for the file, and if there are none, the
-/// defaults stand in for the default file.
+/// An ordinary user may not read the file that `mobile enroll` wrote, and somebody may be editing
+/// it. The names that the agent has recorded, which every user may read, then stand in for the
+/// file, and if there are none, the defaults stand in for a default file that may not be read.
 pub(crate) fn for_client(path: Option<&Path>) -> anyhow::Result<Config> {
     let error = match Config::load(path) {
         Ok(config) => return Ok(config),
         Err(error) => error,
     };
-    if !is_unreadable(path) {
+    let recorded = state_file(path).and_then(|file| file.read::<Footprint>()).unwrap_or_default().pop();
+    if !is_unreadable(path) && recorded.is_none() {
         return Err(error);
     }
     let file = path.unwrap_or(Path::new(config::DEFAULT_PATH));
     let environment = Config::try_without_file(file)?;
-    let recorded = state_file(path).and_then(|file| file.read::<Footprint>()).unwrap_or_default().pop();
     let names_socket = std::env::var_os(mobile_control::SOCKET_VARIABLE).is_some();
     match recorded {
         Some(recorded) => {

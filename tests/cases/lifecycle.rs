@@ -300,9 +300,7 @@ fn agents_in_two_network_namespaces_with_default_names_do_not_notice_each_other(
         talk.next_line()?;
         assert_eq!(talk.request("before")?, "before");
     }
-    let pids = |agent: &Agent| -> anyhow::Result<usize> {
-        Ok(agent.status()?["mobile_processes"].as_u64().context("no number")?.try_into()?)
-    };
+    let pids = |agent: &Agent| agent.status()?["mobile_processes"].as_u64().context("no number");
     assert_eq!((pids(&bed.agent)?, pids(&other)?), (1, 1));
 
     // The other agent ends and removes everything of its own.

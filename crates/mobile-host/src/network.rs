@@ -10,7 +10,7 @@ pub enum NetworkError {
     /// The text is an address that may stand for a network or for itself.
     #[error("{given:?} has no prefix length: write {}", meant(.network, .alone.as_ref()))]
     NoPrefix {
-        /// The text.
+        /// The refused text, as given.
         given: String,
         /// The network that was probably meant.
         network: IpNet,
@@ -20,7 +20,7 @@ pub enum NetworkError {
     /// The address has bits after the prefix.
     #[error("{given:?} has address bits beyond the prefix: write {}", meant(.network, .alone.as_ref()))]
     HostBits {
-        /// The text.
+        /// The refused text, as given.
         given: String,
         /// The network without these bits.
         network: IpNet,
@@ -30,7 +30,7 @@ pub enum NetworkError {
     /// The text has a netmask in place of the prefix length.
     #[error("{given:?} has a netmask: write \"{network}\"")]
     Netmask {
-        /// The text.
+        /// The refused text, as given.
         given: String,
         /// The same network in CIDR notation.
         network: IpNet,
@@ -38,7 +38,7 @@ pub enum NetworkError {
     /// The prefix length is too large for the address family, or no number.
     #[error("{given:?} has an invalid prefix length: write a number from 0 to {max} after the slash")]
     BadPrefix {
-        /// The text.
+        /// The refused text, as given.
         given: String,
         /// The largest prefix length of the address family.
         max: u8,
@@ -46,7 +46,7 @@ pub enum NetworkError {
     /// The network is of the other address family.
     #[error("{given:?} is not an {family} network: write for example \"{example}\"")]
     OtherFamily {
-        /// The text.
+        /// The refused text, as given.
         given: String,
         /// The family that is accepted.
         family: &'static str,
@@ -56,7 +56,7 @@ pub enum NetworkError {
     /// The text has no IP address before the slash.
     #[error("{given:?} is not a network: write for example \"192.168.1.0/24\"")]
     NotANetwork {
-        /// The text.
+        /// The refused text, as given.
         given: String,
     },
 }

@@ -17,8 +17,8 @@ use crate::footprint::{self, Footprint, Removed};
 /// other relay's; running it again is harmless.
 ///
 /// Turns IP forwarding off again, with the sysctls set for it, if the relay turned it on: the relay
-/// then dropped transit packets, so no other host can rely on forwarding by this one. With `transit = "accept"` others may rely
-/// on it, and forwarding stays on.
+/// then dropped transit packets, so no other host can rely on forwarding by this one. With
+/// `transit = "accept"` others may rely on it, and forwarding stays on.
 ///
 /// With `unless_shutdown`, removes nothing while the machine shuts down.
 pub(crate) fn run(path: &Path, unless_shutdown: bool) -> anyhow::Result<()> {

@@ -88,6 +88,9 @@ fn present(names: &[Config]) -> Vec<String> {
             present.push(format!("cgroup {}", cgroup.dir().display()));
         }
     }
+    // Two records of one agent may differ in other names only.
+    present.sort_unstable();
+    present.dedup();
     present
 }
 

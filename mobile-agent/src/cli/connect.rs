@@ -28,8 +28,8 @@ pub(super) fn check_owner(agent: &mut Client, socket: &Path, config: &Path) -> a
     }
 }
 
-/// Connects to the agent of `config`, loaded from `path`; returns `None` if no agent runs. An agent of another
-/// configuration is an error.
+/// Connects to the agent of `config`, loaded from `path`; returns `None` if no agent runs. An agent
+/// of another configuration is an error.
 pub(super) fn connect_to_own(path: Option<&Path>, config: &Config) -> anyhow::Result<Option<Client>> {
     match footprint::connect(path, &config.control.socket) {
         Ok(mut agent) => {

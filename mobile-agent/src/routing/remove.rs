@@ -21,9 +21,9 @@ pub(crate) enum HostDevice {
 }
 
 /// Removes the host virtual device (unless it is kept), the ingress filter, the rules and the
-/// routes of `tables`, in this order. As long as the rules exist, packets with the mark or a persistent source
-/// address thus match the `unreachable` route of the agent's table and do not use the ordinary
-/// route.
+/// routes of `tables`, in this order. As long as the rules exist, packets with the mark or a
+/// persistent source address thus match the `unreachable` route of the agent's table and do not use
+/// the ordinary route.
 pub(crate) async fn remove(
     config: &Config,
     netlink: &Netlink,

@@ -17,11 +17,11 @@ pub struct InstalledPaths {
 /// The paths of the files that belong to one configuration file, unless it sets others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DefaultPaths {
-    /// The private key.
+    /// The file of the private key.
     pub key: PathBuf,
     /// The socket for commands.
     pub socket: PathBuf,
-    /// The state directory.
+    /// The directory of the program's state.
     pub state: PathBuf,
 }
 

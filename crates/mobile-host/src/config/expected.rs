@@ -11,9 +11,9 @@ pub(super) enum Expected {
     Form(&'static str),
     /// An IPv4 or IPv6 network.
     Network,
-    /// An IPv4 network.
+    /// An IPv4 network in CIDR notation.
     Ipv4Network,
-    /// An IPv6 network.
+    /// An IPv6 network in CIDR notation.
     Ipv6Network,
     /// Values of a type that describes its errors itself.
     Other,
