@@ -21,7 +21,7 @@ fuzz_target!(init: mobile_fuzz::seeds(seeds), |data: &[u8]| {
 
 fn invitation(key: [u8; KEY_LEN], token: [u8; TOKEN_LEN], endpoint: &str) -> Invitation {
     // Half of the invitations name the relay's next key too.
-    let next = (token[0] % 2 == 0).then(|| PublicKey::from_bytes(key.map(|byte| !byte)));
+    let next = (token[0].is_multiple_of(2)).then(|| PublicKey::from_bytes(key.map(|byte| !byte)));
     let (relay, token) = (RelayKeys { current: PublicKey::from_bytes(key), next }, Token::from_bytes(token));
     Invitation { endpoint: endpoint.to_owned(), relay, token }
 }

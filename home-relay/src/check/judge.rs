@@ -39,7 +39,7 @@ pub(super) fn judge(facts: &Facts) -> Vec<Finding> {
 pub(super) fn configured(configured: &ConfiguredFacts) -> Vec<Finding> {
     let mut findings = vec![match &configured.key {
         Ok(Some(public)) => Finding::ok("key", format!("{public}, readable by its owner only")),
-        Ok(None) => Finding::ok("key", "not checked: this user may not read it"),
+        Ok(None) => Finding::skipped("key", "this user may not read it", "run `home-relay check` as root"),
         Err(error) => {
             let next_step = "restore the key or its permissions: the relay does not start without it";
             Finding::fail("key", error.to_string(), next_step)

@@ -137,7 +137,7 @@ pub(crate) fn restore(path: &Path, options: &Restore) -> anyhow::Result<()> {
         eprintln!("all files are already as in the backup");
     }
     eprintln!("the backup has {}", backup.store.counts(store::now())?);
-    eprintln!("public key (as before):");
+    eprintln!("public key of the backup, which clients must know:");
     println!("{}", backup.public_key);
     eprintln!("{}", next_step(path, &config));
     Ok(())
