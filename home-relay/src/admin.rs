@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::announced::IdentityState;
+use crate::config::Config;
 use crate::pool::Lease;
 use crate::status::RelayStatus;
 use crate::store::{self, Forward, ListedClient, NewClient, Protocol, Snapshot};
@@ -72,6 +73,8 @@ pub(crate) enum Request {
     Reconcile,
     /// Returns the path of the relay's configuration file.
     Config,
+    /// Returns the configuration in force, which may differ from the file.
+    AppliedConfig,
     /// Forwards a port of this host to a client.
     Forward(Forward),
     /// Deletes a port forward.
@@ -127,6 +130,8 @@ pub(crate) enum AdminReply {
     Forwards(Vec<Forward>),
     /// The path of the configuration file, without symbolic links.
     Config(PathBuf),
+    /// The configuration in force.
+    AppliedConfig(Box<Config>),
     /// The request failed; the text gives the reason.
     Error(String),
 }

@@ -15,6 +15,7 @@ pub(crate) mod init;
 mod invite;
 mod key;
 mod reload;
+mod running;
 mod status;
 mod table;
 
@@ -27,17 +28,18 @@ impl Cli {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         mobile_host::log::init(self.log.as_deref(), "HOME_RELAY_LOG")?;
         let config = || config::Config::load(&self.config);
+        let of_running = || running::config(&self.config);
         match self.verb {
             Verb::Init(options) => init::run(&self.config, &options),
             Verb::Serve => crate::server::serve(&self.config, config()?),
-            Verb::Authorize(who) => authorize::run(&config()?, who),
-            Verb::Invite(options) => invite::run(&config()?, options),
-            Verb::Revoke { name } => clients::revoke(&config()?, name),
-            Verb::Clients(format) => clients::clients(&config()?, format.json),
-            Verb::Sessions(format) => clients::sessions(&config()?, format.json),
-            Verb::Forward(verb) => forward::run(&config()?, verb),
-            Verb::Key { verb, format } => key::run(&config()?, verb.as_ref(), format.json),
-            Verb::Move(options) => key::run_move(&config()?, options),
+            Verb::Authorize(who) => authorize::run(&of_running()?, who),
+            Verb::Invite(options) => invite::run(&of_running()?, options),
+            Verb::Revoke { name } => clients::revoke(&of_running()?, name),
+            Verb::Clients(format) => clients::clients(&of_running()?, format.json),
+            Verb::Sessions(format) => clients::sessions(&of_running()?, format.json),
+            Verb::Forward(verb) => forward::run(&of_running()?, verb),
+            Verb::Key { verb, format } => key::run(&of_running()?, verb.as_ref(), format.json),
+            Verb::Move(options) => key::run_move(&of_running()?, options),
             Verb::Reload(format) => reload::run(&config()?, format.json),
             Verb::Check(format) => check::run(&self.config, format.json),
             Verb::Status(format) => status::run(&self.config, format.json),

@@ -138,6 +138,7 @@ pub fn admin_message_seeds() -> Vec<Vec<u8>> {
         Request::Unforward { protocol: Protocol::Udp, port: 53 },
         Request::Forwards,
         Request::Status,
+        Request::AppliedConfig,
         Request::Snapshot,
         Request::Identity,
         Request::RereadKeys,

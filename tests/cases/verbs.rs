@@ -169,3 +169,24 @@ fn status_counts_a_session_from_its_start_and_shows_the_resolvers() -> Outcome {
     assert!(text.contains(&format!("dns        {}\n", addr::SERVER4)), "{text}");
     bed.finish()
 }
+
+#[test]
+fn commands_to_running_programs_work_while_somebody_edits_their_configuration() -> Outcome {
+    let bed = Testbed::new()?;
+    for config in [bed.agent.config(), bed.relay.config()] {
+        let text = std::fs::read_to_string(config)?;
+        std::fs::write(config, text + "garbage\n")?;
+    }
+    bed.agent.cli(&["status"])?.ok()?;
+    bed.agent.cli(&["ps"])?.ok()?;
+    finish_within(&mut bed.agent.run(&["true"]), None, PATIENCE)?.ok()?;
+    let clients = bed.relay.cli(&["clients"])?;
+    assert!(clients.stderr.contains("using the configuration of the running relay"), "{clients:?}");
+    assert!(clients.ok()?.contains("laptop"));
+    bed.relay.cli(&["revoke", "laptop"])?.ok()?;
+    let mut bed = bed;
+    bed.expect_warning("relay");
+    bed.expect_warning("path");
+    bed.expect_warning("session");
+    bed.finish()
+}

@@ -16,14 +16,14 @@ pub struct LogRateLimiter {
 }
 
 impl Default for LogRateLimiter {
-    /// Creates a limiter that allows one message in each [`PERIOD`].
+    /// Creates a limiter that allows one message in each period of 10 s.
     fn default() -> Self {
         Self::new(1)
     }
 }
 
 impl LogRateLimiter {
-    /// Creates a limiter that allows `limit` messages in each [`PERIOD`].
+    /// Creates a limiter that allows `limit` messages in each period of 10 s.
     #[must_use]
     pub fn new(limit: u32) -> Self {
         Self { limit, allowed: 0, period_start: None, suppressed: 0 }

@@ -9,9 +9,9 @@ use mobile_host::control::Client as ControlClient;
 use serde::Serialize;
 
 use super::clients::{UNEXPECTED_REPLY, call, connect, format_duration, not_running};
+use super::running::connect_recorded;
 use crate::admin::{AdminReply, Request};
 use crate::config::Config;
-use crate::footprint::{self, Footprint};
 use crate::status::{Activity, PoolUsage, Process, RelayStatus, Setup, Traffic};
 use crate::store::{self, Store};
 
@@ -64,12 +64,6 @@ pub(crate) fn run(path: &Path, json: bool) -> anyhow::Result<()> {
 fn ask(mut relay: ControlClient) -> anyhow::Result<RelayStatus> {
     let AdminReply::Status(status) = call(&mut relay, &Request::Status)? else { bail!(UNEXPECTED_REPLY) };
     Ok(*status)
-}
-
-/// Connects to a relay that recorded that it uses this configuration file.
-fn connect_recorded(path: &Path) -> Option<ControlClient> {
-    let recorded: Vec<Footprint> = footprint::state_file(path).ok()?.read().ok()?;
-    recorded.iter().find_map(|footprint| ControlClient::connect(&footprint.socket).ok())
 }
 
 /// Returns what the files say. What this user may not read stays unknown.

@@ -80,7 +80,8 @@ async fn serve(mut connection: Connection, relay: &Relay) -> Result<(), ControlE
                     | Request::Identity
                     | Request::Forwards
                     | Request::Reconcile
-                    | Request::Config => {
+                    | Request::Config
+                    | Request::AppliedConfig => {
                         debug!(uid, pid, ?request, "admin request");
                     }
                 }
@@ -129,6 +130,7 @@ async fn handle_request(request: Request, relay: &Relay) -> AdminReply {
             return to_reply(relay.reconcile_all().await.map_err(anyhow::Error::new), AdminReply::Reconciled);
         }
         Request::Config => return AdminReply::Config(relay.file().to_owned()),
+        Request::AppliedConfig => return AdminReply::AppliedConfig(Box::new(relay.applied_config().await)),
         Request::Forward(forward) => return to_reply(relay.forward(forward).await, AdminReply::Forward),
         Request::Unforward { protocol, port } => {
             return to_reply(relay.unforward(protocol, port).await, AdminReply::Forward);

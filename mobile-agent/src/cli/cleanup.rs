@@ -3,6 +3,7 @@
 //!
 //! Files stay: the configuration, the key and the addresses cached in `[state] dir`.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -89,8 +90,8 @@ fn present(names: &[Config]) -> Vec<String> {
         }
     }
     // Two records of one agent may differ in other names only.
-    present.sort_unstable();
-    present.dedup();
+    let mut named = BTreeSet::new();
+    present.retain(|object| named.insert(object.clone()));
     present
 }
 

@@ -3,7 +3,7 @@
 //! The key and the configuration are put in place together once the relay has accepted the key; if
 //! it does not, neither is.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -100,14 +100,19 @@ fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Reads the first line of stdin, which holds the invitation.
 fn read_stdin() -> anyhow::Result<String> {
-    let mut text = String::new();
-    std::io::stdin()
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        note("paste the invitation, then press Enter:");
+    }
+    let mut line = String::new();
+    stdin
         .lock()
         .take(MAX_INVITATION_BYTES)
-        .read_to_string(&mut text)
+        .read_line(&mut line)
         .context("cannot read the invitation from stdin")?;
-    Ok(text)
+    Ok(line)
 }
 
 /// The private key and the configuration in synced temporary files beside their final paths. If the

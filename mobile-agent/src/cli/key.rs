@@ -102,7 +102,10 @@ fn next_step(why: EnrolmentRefusal) -> &'static str {
 /// Makes the running agent use the key file again, and returns what happens.
 fn tell_agent(path: Option<&Path>, config: &Config) -> &'static str {
     match connect_to_own(path, config).map(|agent| agent.map(|mut agent| agent.call(&Request::Reload))) {
-        Ok(Some(Ok(Reply::Reloaded(_)))) => "the agent uses the new key for its next connection",
+        Ok(Some(Ok(Reply::Reloaded(_)))) => {
+            "the agent uses the new key for its next connection to the relay; to replace the old one at once, \
+             restart the agent (connections wait meanwhile)"
+        }
         Ok(Some(_)) | Err(_) => "restart the agent, which still uses the old key: systemctl restart mobile",
         Ok(None) => "no agent is running: it uses the new key when it starts",
     }

@@ -1,10 +1,16 @@
 //! Reports the state of a running relay, and the content of its store.
 
 use super::Relay;
+use crate::config::Config;
 use crate::status::{Activity, Process, RelayStatus, Setup, Traffic};
 use crate::store::{self, Snapshot, Store, StoreError};
 
 impl Relay {
+    /// Returns the configuration in force.
+    pub(in crate::server) async fn applied_config(&self) -> Config {
+        self.applied.lock().await.config.clone()
+    }
+
     /// Returns the state of this relay.
     pub(in crate::server) async fn status(&self) -> Result<RelayStatus, StoreError> {
         let (config, reloaded) = {
