@@ -18,7 +18,7 @@ pub(crate) struct IdentityState {
     pub(crate) clients: Vec<InformedClient>,
 }
 
-/// What a client has confirmed to know.
+/// A client, with the parts of the announcement that the client has confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InformedClient {
     /// The client's name.

@@ -36,7 +36,7 @@ pub(crate) enum Removed<'a> {
     Device(&'a str),
     /// The nftables table of this name.
     Table(&'a str),
-    /// The former value of this sysctl, which was set for IP forwarding; the present value follows.
+    /// A sysctl that was set for IP forwarding, and its value before and after the removal.
     Setting(&'a str, [&'static str; 2]),
 }
 

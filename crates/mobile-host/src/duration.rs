@@ -13,7 +13,7 @@ use serde::ser::Serializer;
 /// The name by which the deserializer of [`config`](crate::config) recognises a duration.
 pub(crate) const TYPE_NAME: &str = "mobile_host::duration";
 
-/// What a duration looks like, to complete "write …".
+/// The description of a valid duration, which completes an error's "write …".
 pub(crate) const FORM: &str = "a number with a unit, such as \"30s\", \"24h\" or \"14d\"";
 
 /// The error for a text that is not a duration.

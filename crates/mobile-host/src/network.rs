@@ -32,7 +32,7 @@ pub enum NetworkError {
     Netmask {
         /// The refused text, as given.
         given: String,
-        /// The same network in CIDR notation.
+        /// The network that the given text means, in CIDR notation.
         network: IpNet,
     },
     /// The prefix length is too large for the address family, or no number.

@@ -31,7 +31,7 @@ pub struct Registry {
 pub struct Running<T> {
     /// The process ID of the daemon, in the daemon's PID namespace.
     pub pid: u32,
-    /// What the daemon uses.
+    /// The kernel objects and paths that the daemon uses.
     pub uses: T,
 }
 

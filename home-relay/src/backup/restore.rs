@@ -28,12 +28,12 @@ pub(crate) struct Destination {
     state: PathBuf,
 }
 
-/// What a restore did.
+/// The files that a restore wrote and moved.
 #[derive(Debug)]
 pub(crate) struct Restored {
     /// The files that were written.
     pub(crate) written: Vec<PathBuf>,
-    /// The former and the new path of each file that was there before.
+    /// Each file that was moved out of the way, as its path before and after.
     pub(crate) replaced: Vec<(PathBuf, PathBuf)>,
 }
 

@@ -66,7 +66,7 @@ pub(super) enum Failure {
     /// The running relay does not understand the request.
     #[error("the running relay is another version: restart it after an upgrade")]
     OtherVersion,
-    /// This process has no permission to find out or to do what the relay must; the text says why.
+    /// The check lacks a permission that it, or the relay, needs; the text names the permission.
     #[error("{0}")]
     NotAllowed(String),
     /// Another failure, with the text of its error.
